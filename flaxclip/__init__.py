@@ -1,0 +1,1 @@
+"""Pretrain CLIP with JAX and Flax, and measure it."""

@@ -1,0 +1,1 @@
+"""Corpora, transforms, tokenizers, and the (seed, step) -> batch pipeline."""

@@ -1,0 +1,41 @@
+"""What every kind of corpus looks like to the loader: random access to image–caption pairs."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+class Pair(NamedTuple):
+    """One image with its caption, as stored: the image encoded, or already as pixels."""
+
+    image: bytes | UInt8[np.ndarray, "height width 3"]
+    caption: str
+
+
+class UnreadableRecordError(Exception):
+    """A record exists but yields no pair; the message says what is wrong with it.
+
+    The loader replaces such a record, counts it and logs its name: one broken picture among
+    billions must not stop a run.
+    """
+
+
+class Source(Protocol):
+    """Random access by position. Must be picklable: worker processes hold a copy."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def __getitem__(self, index: int) -> Pair:
+        """The record at `index`, for 0 <= index < len.
+
+        Raises:
+            UnreadableRecordError: the record is there but cannot be used.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person would look for to find this record, e.g. `00003.tar/000030017`."""
+        ...

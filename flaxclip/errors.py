@@ -1,0 +1,24 @@
+"""The one error that users are meant to meet: something they gave cannot be used."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """What the user gave (a path, a file, a field, a flag) cannot be used as it is.
+
+    The message's first line says what was found and where; the lines after it say what was
+    expected and what to do. Command lines print it without a traceback and exit with 2.
+    """
+
+
+@contextmanager
+def exit_on_input_error(program: str) -> Iterator[None]:
+    """Turn an `InputError` into a message on standard error and exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        first, *rest = str(error).splitlines()
+        print("\n".join([f"{program}: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
+        sys.exit(2)

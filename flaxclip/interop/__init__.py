@@ -1,0 +1,1 @@
+"""Names and files of other systems, in and out of our parameter tree."""

@@ -1,0 +1,1 @@
+"""Encoders: image tower, text tower, and CLIP, which holds both."""
