@@ -1,9 +1,9 @@
-"""What every kind of corpus looks like to the loader: random access to image–caption pairs."""
+"""What every kind of corpus looks like to the loader, and what the loader makes of it."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Int32, UInt8
 
 
 class Pair(NamedTuple):
@@ -11,6 +11,13 @@ class Pair(NamedTuple):
 
     image: bytes | UInt8[np.ndarray, "height width 3"]
     caption: str
+
+
+class Batch(NamedTuple):
+    """Row i of both is a pair; a NumPy batch on the host, a `jax.Array` one on the mesh."""
+
+    images: UInt8[Array, "batch height width 3"]
+    tokens: Int32[Array, "batch length"]
 
 
 class UnreadableRecordError(Exception):
@@ -21,6 +28,7 @@ class UnreadableRecordError(Exception):
     """
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access by position. Must be picklable: worker processes hold a copy."""
 

@@ -1,0 +1,285 @@
+r"""Several thousand real image–caption pairs from two Debian packages, as webdataset shards.
+
+    apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg
+    for package in *.deb; do dpkg-deb -x "$package" unpacked; done
+    python -m flaxclip.experiments.make_clipart_shards \
+        --stamps unpacked/usr/share/tuxpaint/stamps \
+        --clip-art-png unpacked/usr/share/openclipart/png \
+        --clip-art-svg unpacked/usr/share/openclipart/svg --out clipart
+
+writes `clipart/train-{00000..}.tar` and `clipart/heldout-00000.tar` in the layout of img2dataset.
+
+Tux Paint's stamps are photo cut-outs and drawings, each with an English sentence. Open Clip Art's
+pictures have a title and keywords in their SVG twins, noisy as the web's: a title that several
+pictures share names a collection, not a picture, so the file's name stands in for it. A pair is
+held out by the hash of its picture, and only if no other picture looks the same and no other
+caption reads the same: held-out retrieval cannot be solved by memory. The packages' own
+`copyright` files state the pictures' licences.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+import re
+import tarfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import PIL.Image
+import tyro
+
+from flaxclip.errors import InputError, exit_on_input_error
+
+MIN_SIDE = 32
+MAX_PER_CAPTION = 4  # "star" has 1,375 pictures; more of the same only skews the data
+SAME_TITLE = 3  # pictures; a title of more is a collection's
+LOOKS_THE_SAME = 6.0  # mean absolute difference of 8 x 8 RGB thumbnails, of 255
+PAIRS_PER_SHARD = 1000
+
+# Keywords that describe the collection, its history or its tools, not the picture.
+VAGUE = """
+    theme icons special unsorted magick work lemon_theme_icon mapsym map_symbol mimetypes mime-types
+    mimeicon appicon signs_and_symbols united_nations_member clip_art clipart geometry national
+    contour filesystem shapes all other misc image svg inkscape
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A pair before it is split: what is written, and what tells it from others."""
+
+    source: str
+    caption: str
+    jpeg: bytes
+    size: tuple[int, int]
+    digest: str
+    """SHA-256 of the pixels: equal pictures in differing files are equal."""
+    thumbnail: np.ndarray
+    """[192] float32: 8 x 8 RGB."""
+
+    @property
+    def caption_key(self) -> str:
+        return " ".join(re.findall(r"[^\W\d_]+", self.caption.lower()))
+
+
+def main(
+    stamps: pathlib.Path,
+    clip_art_png: pathlib.Path,
+    clip_art_svg: pathlib.Path,
+    out: pathlib.Path,
+    side: int = 256,
+    heldout_share: float = 0.1,
+) -> None:
+    """Write the shards.
+
+    Args:
+        stamps: unpacked usr/share/tuxpaint/stamps of tuxpaint-stamps-default.
+        clip_art_png: unpacked usr/share/openclipart/png of openclipart-png.
+        clip_art_svg: unpacked usr/share/openclipart/svg of openclipart-svg.
+        out: folder for the shards; must not hold any.
+        side: longest side of the pictures, in pixels.
+        heldout_share: share of the pictures that may be held out.
+    """
+    for folder, suffix in ((stamps, "txt"), (clip_art_png, "png"), (clip_art_svg, "svg")):
+        if not any(folder.rglob(f"*.{suffix}")):
+            raise InputError(f"no .{suffix} below {folder}\nunpack the packages as --help shows")
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.glob("*.tar")):
+        raise InputError(f"{out} holds tar files already\nname an empty folder")
+
+    dropped = collections.Counter()
+    captioned = [
+        *_stamps(stamps, dropped),
+        *_clip_art(clip_art_png, clip_art_svg, dropped),
+    ]
+    pictures = _drop_repetitions(
+        [picture for item in captioned if (picture := _load(*item, side, dropped))], dropped
+    )
+    heldout = _heldout(pictures, heldout_share)
+    train = [picture for picture in pictures if picture.digest not in heldout]
+    held = [picture for picture in pictures if picture.digest in heldout]
+    print(f"{len(captioned) + dropped.total():,} pictures found")
+    for reason, count in dropped.most_common():
+        print(f"  {count:6,} dropped: {reason}")
+    for name, split in (("train", train), ("heldout", held)):
+        _write(out, name, split)
+
+
+def _stamps(root: pathlib.Path, dropped: collections.Counter) -> Iterator[tuple]:
+    """Each stamp's picture, where it lies, and the first line of its text."""
+    for text in sorted(root.rglob("*.txt")):
+        picture = text.with_suffix(".png")
+        if not picture.exists():
+            dropped["stamp: drawn in SVG only"] += 1
+            continue
+        sentence = text.read_text("utf-8").split("\n", 1)[0].strip()
+        if not sentence:
+            dropped["stamp: no English sentence"] += 1
+            continue
+        yield picture, f"stamps/{picture.relative_to(root)}", sentence
+
+
+def _clip_art(
+    png: pathlib.Path, svg: pathlib.Path, dropped: collections.Counter
+) -> Iterator[tuple]:
+    pictures = sorted(png.rglob("*.png"))
+    described = {}
+    for picture in pictures:
+        twin = svg / picture.relative_to(png).with_suffix(".svg")
+        described[picture] = _describe(twin) if twin.exists() else ("", "", [])
+    titles = collections.Counter(title for title, _, _ in described.values())
+    descriptions = collections.Counter(description for _, description, _ in described.values())
+    for picture, (title, description, keywords) in described.items():
+        if titles[title] > SAME_TITLE or title.startswith(("Clipart by", "Part of")):
+            title = _words(picture.stem) or _words(title)
+        if descriptions[description] > SAME_TITLE or not _is_prose(description):
+            description = ""
+        caption = _clip_art_caption(_words(title), description, keywords)
+        if not caption:
+            dropped["clip art: no words"] += 1
+            continue
+        yield picture, f"openclipart/{picture.relative_to(png)}", caption
+
+
+def _describe(svg: pathlib.Path) -> tuple[str, str, list[str]]:
+    """Title, description and keywords from the RDF in an SVG file."""
+    work = next((e for e in ET.parse(svg).iter() if e.tag.endswith("}Work")), ET.Element("none"))
+    fields = {child.tag.rpartition("}")[2]: child for child in work}
+
+    def text(element: ET.Element | None) -> str:
+        return " ".join((element.text or "").split()) if element is not None else ""
+
+    keywords = [text(e) for e in fields.get("subject", ()) for e in e.iter() if e.tag[-3:] == "}li"]
+    return text(fields.get("title")), text(fields.get("description")), keywords
+
+
+def _words(name: str) -> str:
+    """`aiga_customs_02` -> `aiga customs`: words of two letters or more; no numbers."""
+    return " ".join(re.findall(r"[^\W\d_]['’\w]*[^\W\d_]", re.sub(r"[_\d]+", " ", name)))
+
+
+def _is_prose(text: str) -> bool:
+    return 3 <= len(text.split()) <= 25 and not re.search(r"@|https?:|HASH|Collection", text)
+
+
+def _clip_art_caption(title: str, description: str, keywords: Sequence[str]) -> str:
+    known = f"{title} {description}".lower()
+    helpful = []
+    for keyword in keywords:
+        words = _words(keyword).lower()
+        if (
+            not words
+            or keyword.lower() in VAGUE.split()
+            or keyword.lower().startswith(("hash", "0x"))
+        ):
+            continue
+        if words not in known and words not in helpful:
+            helpful.append(words)
+    if description and title.lower() in description.lower():
+        title = ""
+    parts = [title, description.rstrip(". "), ", ".join(helpful[:4])]
+    return ". ".join(part for part in parts if part)
+
+
+def _load(
+    path: pathlib.Path, source: str, caption: str, side: int, dropped: collections.Counter
+) -> Picture | None:
+    """The picture on white, its longest side at most `side`, as JPEG."""
+    kind = source.partition("/")[0]
+    try:
+        image = PIL.Image.open(path).convert("RGBA")
+    except OSError:
+        dropped[f"{kind}: broken picture"] += 1
+        return None
+    except PIL.Image.DecompressionBombError:
+        dropped[f"{kind}: more pixels than Pillow allows"] += 1
+        return None
+    if min(image.size) < MIN_SIDE:
+        dropped[f"{kind}: a side below {MIN_SIDE} px"] += 1
+        return None
+    white = PIL.Image.new("RGBA", image.size, "white")
+    image = PIL.Image.alpha_composite(white, image).convert("RGB")
+    image.thumbnail((side, side), PIL.Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    if pixels.std() < 2:
+        dropped[f"{kind}: blank on white"] += 1
+        return None
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    digest = hashlib.sha256(repr(image.size).encode() + pixels.tobytes()).hexdigest()
+    thumbnail = np.asarray(image.resize((8, 8), PIL.Image.Resampling.BOX), np.float32).ravel()
+    return Picture(source, caption, file.getvalue(), image.size, digest, thumbnail)
+
+
+def _drop_repetitions(pictures: Sequence[Picture], dropped: collections.Counter) -> list[Picture]:
+    """In the order of their digests, which mixes the sources."""
+    kept, digests, captions = [], set(), collections.Counter()
+    for picture in sorted(pictures, key=lambda picture: (picture.digest, picture.source)):
+        kind = picture.source.partition("/")[0]
+        if picture.digest in digests:
+            dropped[f"{kind}: the same picture twice"] += 1
+        elif captions[picture.caption_key] == MAX_PER_CAPTION:
+            dropped[f"{kind}: more than {MAX_PER_CAPTION} pictures of one caption"] += 1
+        else:
+            digests.add(picture.digest)
+            captions[picture.caption_key] += 1
+            kept.append(picture)
+    return kept
+
+
+def _heldout(pictures: Sequence[Picture], share: float) -> set[str]:
+    """Digests of the pictures to hold out."""
+    captions = collections.Counter(picture.caption_key for picture in pictures)
+    thumbnails = np.stack([picture.thumbnail for picture in pictures])
+    heldout = set()
+    for number, picture in enumerate(pictures):
+        if int(picture.digest[:8], 16) >= share * 2**32 or captions[picture.caption_key] > 1:
+            continue
+        differences = np.abs(thumbnails - thumbnails[number]).mean(axis=1)
+        differences[number] = np.inf
+        if differences.min() >= LOOKS_THE_SAME:
+            heldout.add(picture.digest)
+    return heldout
+
+
+def _write(out: pathlib.Path, name: str, pictures: Sequence[Picture]) -> None:
+    total = 0
+    for shard, start in enumerate(range(0, len(pictures), PAIRS_PER_SHARD)):
+        path = out / f"{name}-{shard:05d}.tar"
+        with tarfile.open(path, "w") as tar:
+            for number, picture in enumerate(pictures[start : start + PAIRS_PER_SHARD]):
+                key = f"{shard:05d}{number:04d}"
+                width, height = picture.size
+                fields = {
+                    "key": key,
+                    "caption": picture.caption,
+                    "source": picture.source,
+                    "width": width,
+                    "height": height,
+                }
+                for suffix, data in (
+                    ("jpg", picture.jpeg),
+                    ("txt", picture.caption.encode()),
+                    ("json", json.dumps(fields).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{key}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        total += path.stat().st_size
+    kinds = collections.Counter(picture.source.partition("/")[0] for picture in pictures)
+    words = [len(picture.caption.split()) for picture in pictures]
+    distinct = len({picture.caption_key for picture in pictures})
+    print(
+        f"{name}: {len(pictures):,} pairs ({kinds['stamps']:,} stamps, {kinds['openclipart']:,} "
+        f"clip art) in {shard + 1} shards, {total / 1e6:.1f} MB; captions of "
+        f"{np.median(words):.0f} words (median), {distinct:,} distinct"
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_input_error("make_clipart_shards"):
+        tyro.cli(main, description=__doc__)

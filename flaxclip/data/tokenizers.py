@@ -1,0 +1,168 @@
+"""Captions to token ids, with the ids that published models were trained on.
+
+Every tokenizer is a `Tokenizer`, and a config names it by its key in `TOKENIZERS`.
+"""
+
+import gzip
+import html
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import ftfy
+import numpy as np
+import regex
+import tokenizers
+from jaxtyping import Bool, Int32
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from flaxclip.errors import InputError
+
+_CLIP_MERGES = Path(__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
+_CLIP_VOCAB_SIZE = 49_408
+_START, _END = "<start_of_text>", "<end_of_text>"
+
+# The third-party `regex`, not the engine's own splitter: open_clip splits with it, and the two
+# disagree about some 17,000 of Unicode's newer letters.
+_CLIP_WORDS = regex.compile(
+    rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+",
+    regex.IGNORECASE,
+)
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Texts to rows of ids, all of one length. Must be picklable: worker processes hold a copy."""
+
+    context_length: int
+    vocab_size: int
+
+    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "batch length"]:
+        """One row of `context_length` ids for each text; `encode` without its second result."""
+        ...
+
+    def encode(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, " batch"]]:
+        """The rows of ids, and for each text whether it was too long and lost its end.
+
+        Raises:
+            InputError: `texts` is a single string, or holds something that is no string.
+        """
+        ...
+
+
+class CLIPTokenizer:
+    """OpenAI's byte-pair encoding of lower-cased text (Radford et al. 2021, section 2.4).
+
+    A row is the start marker (49406), the text's ids, the end marker (49407), then zeros. A text
+    that is too long is cut so that the end marker stays last: the text tower pools there.
+
+    Ids equal those of open_clip's `SimpleTokenizer`, oddities included: the literal texts
+    `<start_of_text>` and `<end_of_text>` become the markers themselves, unless punctuation
+    touches them from the left, while `<|endoftext|>` is spelt out like any other text. Lone
+    surrogates become U+FFFD.
+    """
+
+    vocab_size: int = _CLIP_VOCAB_SIZE
+
+    def __init__(self, context_length: int = 77):
+        """Build from the merges that come with the package.
+
+        Raises:
+            InputError: `context_length` leaves no room for text between the two markers.
+        """
+        if context_length < 3:
+            raise InputError(
+                f"context length {context_length} is too short\n"
+                "expected at least 3: start marker, one token of text, end marker"
+            )
+        self.context_length = context_length
+        self._engine = _clip_engine()
+        self._start, self._end = map(self._engine.token_to_id, (_START, _END))
+
+    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "batch length"]:
+        """One row of `context_length` ids for each text; raises as `encode` does."""
+        return self.encode(texts)[0]
+
+    def encode(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, " batch"]]:
+        """The rows of ids, and for each text whether it was too long and lost its end.
+
+        Raises:
+            InputError: `texts` is a single string, or holds something that is no string.
+        """
+        _check_texts(texts)
+        tokens = np.zeros((len(texts), self.context_length), np.int32)
+        truncated = np.zeros(len(texts), bool)
+        for row, text in enumerate(texts):
+            words = _CLIP_WORDS.findall(_clean(text))
+            # One by one, because the engine's batches start threads, which do not survive a fork.
+            ids = [self._start, *self._engine.encode(words, is_pretokenized=True).ids]
+            truncated[row] = len(ids) >= self.context_length
+            ids = [*ids[: self.context_length - 1], self._end]
+            tokens[row, : len(ids)] = ids
+        return tokens, truncated
+
+
+# The next kinds, a SentencePiece model or a tokenizer.json, get a class above and a line here.
+TOKENIZERS: dict[str, Callable[[int], Tokenizer]] = {
+    "clip": CLIPTokenizer,
+}
+
+
+def load_tokenizer(name: str, context_length: int) -> Tokenizer:
+    """The tokenizer of that name, making rows of `context_length` ids.
+
+    Raises:
+        InputError: no tokenizer has that name, or it cannot make rows that short.
+    """
+    if name not in TOKENIZERS:
+        raise InputError(f"unknown tokenizer {name!r}\nexpected one of: {', '.join(TOKENIZERS)}")
+    return TOKENIZERS[name](context_length)
+
+
+def _clip_engine() -> tokenizers.Tokenizer:
+    """Byte-pair encoder of single words, with ids in open_clip's order."""
+    # A stable order of the 256 byte letters: sorted, they are what GPT-2's table enumerates.
+    letters = sorted(ByteLevel.alphabet())
+    merge_count = _CLIP_VOCAB_SIZE - 2 * len(letters) - 2
+    with gzip.open(_CLIP_MERGES, "rt", encoding="utf-8") as lines:
+        # The first line is a comment; the file goes on after the merges that CLIP uses.
+        merges = [tuple(line.split()) for line in islice(lines, 1, 1 + merge_count)]
+    names = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *(left + right for left, right in merges),
+        _START,
+        _END,
+    ]
+    vocab = {name: index for index, name in enumerate(names)}
+    engine = tokenizers.Tokenizer(BPE(vocab, merges, end_of_word_suffix="</w>"))
+    engine.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    engine.add_special_tokens([_START, _END])
+    return engine
+
+
+def _clean(text: str) -> str:
+    """Mend mojibake, resolve HTML entities (twice: `&amp;lt;`), squeeze whitespace, lower-case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    """Raise InputError unless `texts` is a sequence of strings, and not itself a string."""
+    if isinstance(texts, str):
+        raise InputError(
+            f"got one string, {texts[:40]!r}, where a list of strings is expected\n"
+            "put it into a list: [text]"
+        )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(
+                f"text {index} of {len(texts)} is of type {type(text).__name__}, not a string\n"
+                f"found {text!r:.40}; expected every text to be a str, '' if there is none"
+            )

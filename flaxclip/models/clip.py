@@ -1,0 +1,96 @@
+"""CLIP: two towers, one embedding space, and the temperature that scales their similarities."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, UInt8
+
+from flaxclip.models.text_transformer import TextConfig, TextTransformer
+from flaxclip.models.vision_transformer import VisionConfig, VisionTransformer
+
+# openai/CLIP, `clip/clip.py`: statistics of its training pictures, in units of 0..1.
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+"""Radford et al. 2021, section 2.5; after Wu et al. 2018."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Everything that decides what an image and a caption turn into, preprocessing included."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    embed_dim: int = 512
+    """Dimensions of the shared embedding space."""
+    tokenizer: Literal["clip"] = "clip"
+    image_mean: tuple[float, float, float] = OPENAI_MEAN
+    image_std: tuple[float, float, float] = OPENAI_STD
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations. Parameters, norms, embeddings and the loss are float32 always."""
+    unroll: int = 1
+    """Transformer blocks that one iteration of the scan holds: compile time against speed."""
+
+
+class CLIP(nn.Module):
+    """`apply({"params": params}, x, method=...)` with `encode_image` or `encode_text`."""
+
+    config: CLIPConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        self.vision = VisionTransformer(c.vision, c.embed_dim, dtype, c.unroll)
+        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll)
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(INITIAL_LOGIT_SCALE), ()
+        )
+
+    def encode_image(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Unit vectors of pictures that are still bytes: they travel to the device four times
+        smaller than floats, and are normalised there.
+        """
+        mean, std = jnp.array(self.config.image_mean), jnp.array(self.config.image_std)
+        pixels = (images.astype(jnp.float32) / 255 - mean) / std
+        return l2_normalise(self.vision(pixels))
+
+    def encode_text(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
+        """Unit vectors of captions."""
+        return l2_normalise(self.text(tokens))
+
+    def __call__(
+        self, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b l"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"], Float[Array, ""]]:
+        """Both embeddings and the log of the logit scale."""
+        return self.encode_image(images), self.encode_text(tokens), self.logit_scale
+
+
+def l2_normalise(z: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Scale to unit length, in float32."""
+    z = z.astype(jnp.float32)
+    return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def example_inputs(config: CLIPConfig, batch_size: int = 1) -> tuple[Array, Array]:
+    """Shapes and types of a batch, as `jax.ShapeDtypeStruct`."""
+    side = config.vision.image_size
+    images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+    tokens = jax.ShapeDtypeStruct((batch_size, config.text.context_length), jnp.int32)
+    return images, tokens
+
+
+def init_params(key: Array, config: CLIPConfig) -> dict[str, Any]:
+    """Fresh parameters in float32, as a plain nested dict of arrays."""
+    inputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example_inputs(config))
+    return nn.unbox(CLIP(config).init(key, *inputs)["params"])
+
+
+def logical_axes(config: CLIPConfig) -> dict[str, Any]:
+    """The tree of `init_params` with a `PartitionSpec` of logical axis names at each leaf."""
+    boxed = jax.eval_shape(CLIP(config).init, jax.random.key(0), *example_inputs(config))
+    return nn.get_partition_spec(boxed["params"])

@@ -1,0 +1,106 @@
+"""The device mesh, and the one table that says which array axis lies along which mesh axis."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flaxclip.errors import InputError
+
+BATCH_AXES = ("data", "fsdp")
+"""Mesh axes that the examples of a batch are divided over."""
+
+LOGICAL_AXIS_RULES: dict[str, str | None] = {
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": None,
+    "heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis. `data` of -1 takes all that the others leave."""
+
+    data: int = -1
+    """Copies of the model, each on its own part of the batch."""
+    fsdp: int = 1
+    """Devices that parameters and optimizer state are divided over; divides the batch too."""
+    tensor: int = 1
+    """Devices that attention heads and MLP channels are divided over."""
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of `devices` (all of them by default) with axes data, fsdp and tensor.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    rest = config.fsdp * config.tensor
+    data = len(devices) // rest if config.data == -1 else config.data
+    if data * rest != len(devices) or data < 1:
+        raise InputError(
+            f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
+            f"does not fit {len(devices)} devices\n"
+            f"the three must multiply to {len(devices)}; data=-1 takes what the others leave"
+        )
+    # Axes are Auto: the partitioner propagates shardings from the few that we pin. With
+    # make_mesh's default, Explicit, Linen's matrix products of sharded parameters raise.
+    return jax.make_mesh(
+        (data, config.fsdp, config.tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
+    )
+
+
+def check_batch_divides(batch_size: int, mesh: Mesh) -> None:
+    """Raise `InputError` unless every device of the mesh's batch axes gets as many examples."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % shards:
+        lower = batch_size // shards * shards
+        raise InputError(
+            f"batch size {batch_size} is not divisible by the {shards} devices "
+            f"it is divided over (mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})\n"
+            f"choose {lower or shards} or {lower + shards}, or another mesh"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis divided over the batch axes, the others whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree of logical `PartitionSpec`s, by `LOGICAL_AXIS_RULES`.
+
+    An axis that its mesh axis does not divide stays whole: 1664 channels over 512 devices cannot
+    be divided evenly, and an uneven division would cost more than it saves.
+
+    Raises:
+        ValueError: two axes of one array map to the same mesh axis.
+        KeyError: a logical axis has no rule.
+    """
+
+    def to_sharding(spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes = [None if name is None else LOGICAL_AXIS_RULES[name] for name in spec]
+        used = [axis for axis in axes if axis is not None]
+        if len(used) != len(set(used)):
+            raise ValueError(f"logical axes {spec} collide on mesh axes {axes}")
+        sizes = shape.shape[: len(axes)]
+        return NamedSharding(
+            mesh,
+            PartitionSpec(
+                *(
+                    axis if axis is not None and size % mesh.shape[axis] == 0 else None
+                    for axis, size in zip(axes, sizes, strict=True)
+                )
+            ),
+        )
+
+    return jax.tree.map(
+        to_sharding, logical_specs, shapes, is_leaf=lambda node: isinstance(node, PartitionSpec)
+    )

@@ -1,0 +1,148 @@
+"""Pixels equal to torchvision's and open_clip's, on photographs and on every kind of file.
+
+pip install open_clip_torch torchvision scikit-image scikit-learn
+python -m pytest tests/parity/test_transforms_live.py
+"""
+
+import importlib.util
+import io
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from flaxclip.data.transforms import ImageTransform, preprocess, random_resized_crop, sample_crop
+
+torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
+torchvision = pytest.importorskip("torchvision", reason="torchvision is a peer, not a requirement")
+open_clip_transform = pytest.importorskip("open_clip.transform", reason="open_clip is a peer")
+
+
+def _photographs() -> list[pathlib.Path]:
+    """Pictures in the wheels of three packages, found without importing these."""
+    paths = []
+    folders = {
+        "skimage": "data",
+        "sklearn": "datasets/images",
+        "matplotlib": "mpl-data/sample_data",
+    }
+    for package, folder in folders.items():
+        spec = importlib.util.find_spec(package)
+        for root in spec.submodule_search_locations if spec else ():
+            for suffix in ("png", "jpg", "gif"):
+                paths += pathlib.Path(root, folder).glob(f"*.{suffix}")
+    return sorted(paths)
+
+
+def _open_clip(file: io.BytesIO, size: int, mode: str, interpolation: str) -> np.ndarray:
+    transform = open_clip_transform.image_transform(
+        size, is_train=False, resize_mode=mode, interpolation=interpolation
+    )
+    image = PIL.Image.open(file)
+    for step in transform.transforms[:-2]:  # without MaybeToTensor and Normalize
+        image = step(image)
+    return np.asarray(image)
+
+
+def _saved(image: PIL.Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _kinds_of_file() -> dict[str, bytes]:
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, (75, 101, 4), dtype=np.uint8)
+    noise[:20, :30, 3] = 0
+    rgba = PIL.Image.fromarray(noise).resize((203, 151), PIL.Image.Resampling.BICUBIC)
+    rgb = rgba.convert("RGB")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by a quarter
+    return {
+        "RGBA": _saved(rgba, "PNG"),
+        "RGBA WebP": _saved(rgba, "WEBP", lossless=True, exact=True),
+        "LA": _saved(rgba.convert("LA"), "PNG"),
+        "palette": _saved(rgb.quantize(64), "PNG"),
+        "palette, one transparent": _saved(rgb.quantize(64), "PNG", transparency=3),
+        "palette, alphas": _saved(rgb.quantize(64), "PNG", transparency=bytes(range(64))),
+        "grey, one transparent": _saved(rgb.convert("L"), "PNG", transparency=7),
+        "1 bit": _saved(rgb.convert("1"), "PNG"),
+        "CMYK": _saved(rgb.convert("CMYK"), "JPEG"),
+        "CMYK TIFF": _saved(rgb.convert("CMYK"), "TIFF"),
+        "YCbCr TIFF": _saved(rgb.convert("YCbCr"), "TIFF"),
+        "EXIF": _saved(rgb, "JPEG", exif=exif),
+        "animated GIF": _saved(rgb, "GIF", save_all=True, append_images=[rgb.rotate(90)] * 2),
+        "animated WebP": _saved(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(90)] * 2),
+        "BMP": _saved(rgb, "BMP"),
+        "PPM": _saved(rgb, "PPM"),
+    }
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mode, interpolation):
+    paths = _photographs()
+    if len(paths) < 30:
+        pytest.skip(f"only {len(paths)} pictures: scikit-image and scikit-learn are not installed")
+    for path in paths:
+        for size in (64, 224, 337):
+            ours = preprocess(path.read_bytes(), ImageTransform(size, mode, interpolation))
+            theirs = _open_clip(io.BytesIO(path.read_bytes()), size, mode, interpolation)
+            np.testing.assert_array_equal(ours, theirs, err_msg=f"{path.name} at {size}")
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # open_clip's side
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("kind", _kinds_of_file())
+def test_every_kind_of_file_comes_out_equal_to_open_clips(kind, mode):
+    file = _kinds_of_file()[kind]
+    for size in (64, 151, 224):  # 151: already the shortest side
+        ours = preprocess(file, ImageTransform(size, mode))
+        np.testing.assert_array_equal(ours, _open_clip(io.BytesIO(file), size, mode, "bicubic"))
+
+
+def test_odd_sizes_round_as_torchvision_does():
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        height, width = rng.integers(1, 90, 2)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        size = int(rng.integers(8, 40))
+        file = io.BytesIO(_saved(PIL.Image.fromarray(pixels), "PNG"))
+        theirs = _open_clip(file, size, "shortest", "bicubic")
+        np.testing.assert_array_equal(preprocess(pixels, ImageTransform(size)), theirs)
+
+
+def test_training_crops_are_equal_to_torchvisions_at_the_same_place():
+    functional = torchvision.transforms.functional
+    for number, path in enumerate(_photographs()):
+        ours = random_resized_crop(path.read_bytes(), 224, np.random.default_rng(number))
+        image = PIL.Image.open(path).convert("RGB")
+        place = sample_crop(
+            image.height, image.width, np.random.default_rng(number), (0.9, 1.0), (3 / 4, 4 / 3)
+        )
+        bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+        theirs = np.asarray(functional.resized_crop(image, *place, [224, 224], bicubic))
+        np.testing.assert_array_equal(ours, theirs, err_msg=path.name)
+
+
+@pytest.mark.parametrize("height_width", [(480, 640), (300, 300), (200, 900), (1000, 300), (5, 7)])
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.08, 1.0)])
+def test_training_crops_are_distributed_as_torchvisions(height_width, scale):
+    """Two-sample Kolmogorov-Smirnov distance below its value at p = 1e-4, for 4,000 against 4,000.
+
+    No test of scipy's is used, so that the peers' environment need not have it.
+    """
+    draws, ratio = 4000, (3 / 4, 4 / 3)
+    rng = np.random.default_rng(3)
+    torch.manual_seed(3)
+    image = torch.zeros(3, *height_width)
+    get_params = torchvision.transforms.RandomResizedCrop.get_params
+    ours = np.array([sample_crop(*height_width, rng, scale, ratio) for _ in range(draws)])
+    theirs = np.array([get_params(image, scale, ratio) for _ in range(draws)])
+    critical = np.sqrt(-np.log(1e-4 / 2) / 2) * np.sqrt(2 / draws)
+    for column in range(4):
+        grid = np.unique(np.concatenate([ours[:, column], theirs[:, column]]))
+        ours_cdf = np.searchsorted(np.sort(ours[:, column]), grid, "right") / draws
+        theirs_cdf = np.searchsorted(np.sort(theirs[:, column]), grid, "right") / draws
+        assert np.abs(ours_cdf - theirs_cdf).max() < critical

@@ -1,0 +1,62 @@
+"""Write tests/golden/transforms.npz: tiny pictures and what torchvision and open_clip make of them.
+
+    pip install open_clip_torch torchvision && python tests/parity/transforms_reference.py
+
+Needs nothing of flaxclip, so that the expected pixels cannot come from the code under test.
+"""
+
+import io
+import pathlib
+
+import numpy as np
+import open_clip.transform
+import PIL.Image
+import torchvision.transforms.functional
+
+SIZE = 16
+CROPS = {"wide": (1, 3, 20, 29), "tall": (0, 2, 45, 17)}  # top, left, height, width
+
+
+def main():
+    rng = np.random.default_rng(0)
+    wide = PIL.Image.fromarray(_blobs(rng, 23, 37, 3))
+    pictures = {
+        "wide": wide,
+        "tall": PIL.Image.fromarray(_blobs(rng, 47, 21, 3)),
+        "small": PIL.Image.fromarray(_blobs(rng, 7, 11, 3)),
+        "transparent": PIL.Image.fromarray(_blobs(rng, 25, 18, 4)),
+        "grey": wide.convert("L"),
+        "palette": wide.quantize(32),
+    }
+    arrays = {}
+    for name, picture in pictures.items():
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        arrays[f"{name}/file"] = np.frombuffer(file.getvalue(), np.uint8)
+        for mode in ("shortest", "squash"):
+            steps = open_clip.transform.image_transform(SIZE, is_train=False, resize_mode=mode)
+            picture = PIL.Image.open(file)
+            for step in steps.transforms[:-2]:  # without MaybeToTensor and Normalize
+                picture = step(picture)
+            arrays[f"{name}/{mode}"] = np.asarray(picture)
+    resized_crop = torchvision.transforms.functional.resized_crop
+    bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+    for name, box in CROPS.items():
+        crop = resized_crop(pictures[name], *box, [SIZE, SIZE], bicubic)
+        arrays[f"{name}/crop_box"] = np.asarray(box)
+        arrays[f"{name}/crop"] = np.asarray(crop)
+    path = pathlib.Path(__file__).parents[1] / "golden" / "transforms.npz"
+    np.savez_compressed(path, **arrays)
+    print(path, path.stat().st_size, "bytes")
+
+
+def _blobs(rng, height, width, channels):
+    """Smooth ramps with noise and hard edges: resampling with a wrong phase or filter shows."""
+    y, x = np.mgrid[:height, :width]
+    ramps = np.stack([x * 255 / width, y * 255 / height, (x * y) % 256, (x + y) % 2 * 255], -1)
+    noisy = ramps[..., :channels] + rng.normal(0, 40, (height, width, channels))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+import io
+import pathlib
+import resource
+import struct
+import sys
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from flaxclip.data.source import UnreadableRecordError
+from flaxclip.data.transforms import (
+    ImageTransform,
+    decode_image,
+    preprocess,
+    random_resized_crop,
+    sample_crop,
+)
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "transforms.npz"
+SIZE = 16  # as in tests/parity/transforms_reference.py
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+def _file(image: PIL.Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("name", ["wide", "tall", "small", "transparent", "grey", "palette"])
+def test_evaluation_transform_is_pixel_exact_to_open_clips(golden, name, mode):
+    out = preprocess(golden[f"{name}/file"].tobytes(), ImageTransform(SIZE, mode))
+    np.testing.assert_array_equal(out, golden[f"{name}/{mode}"])
+
+
+@pytest.mark.parametrize("name", ["wide", "tall"])
+def test_training_crop_is_pixel_exact_to_torchvisions_at_the_same_place(golden, monkeypatch, name):
+    place = tuple(golden[f"{name}/crop_box"].tolist())
+    monkeypatch.setattr("flaxclip.data.transforms.sample_crop", lambda *_: place)
+    out = random_resized_crop(golden[f"{name}/file"].tobytes(), SIZE, np.random.default_rng(0))
+    np.testing.assert_array_equal(out, golden[f"{name}/crop"])
+
+
+def test_bytes_pixels_and_pillow_images_give_the_same():
+    pixels, transform = _noise(31, 47), ImageTransform(SIZE)
+    image = PIL.Image.fromarray(pixels)
+    expected = preprocess(_file(image), transform)
+    np.testing.assert_array_equal(preprocess(pixels, transform), expected)
+    np.testing.assert_array_equal(preprocess(image, transform), expected)
+
+
+def test_pixels_of_the_target_size_pass_through_uncopied():
+    pixels = _noise(SIZE, SIZE)
+    assert preprocess(pixels, ImageTransform(SIZE)) is pixels
+    assert preprocess(pixels, ImageTransform(SIZE, "squash")) is pixels
+
+
+def test_training_crops_depend_on_the_generator_alone():
+    pixels = _noise(40, 45)  # much wider, and the centred part is all that fits
+    first, again, other = (
+        random_resized_crop(pixels, SIZE, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (30, 400), (400, 30), (1, 1), (5, 7)])
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.08, 1.0)])
+def test_training_crops_lie_inside_the_picture_and_have_the_asked_shape(height, width, scale):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        top, left, crop_height, crop_width = sample_crop(height, width, rng, scale, (3 / 4, 4 / 3))
+        assert 0 <= top <= top + crop_height <= height
+        assert 0 <= left <= left + crop_width <= width
+        if min(height, width) > 20:  # smaller ones round to coarser ratios
+            assert 0.7 < crop_width / crop_height < 1.4
+
+
+def test_a_whole_square_is_cropped_to_itself():
+    pixels = _noise(SIZE, SIZE)
+    rng = np.random.default_rng(0)
+    out = random_resized_crop(pixels, SIZE, rng, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    np.testing.assert_array_equal(out, pixels)
+
+
+def test_16_bit_greyscale_keeps_its_high_byte():
+    values = np.linspace(0, 65535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
+    out = preprocess(_file(PIL.Image.fromarray(values)), ImageTransform(SIZE))
+    np.testing.assert_array_equal(out, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1))
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    frames = [PIL.Image.new("RGB", (SIZE, SIZE), colour) for colour in ("red", "blue", "lime")]
+    file = _file(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert preprocess(file, ImageTransform(SIZE))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_orientation_is_ignored():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    image = PIL.Image.fromarray(_noise(20, 40))
+    turned = preprocess(_file(image, "JPEG", exif=exif), ImageTransform(SIZE))
+    np.testing.assert_array_equal(turned, preprocess(_file(image, "JPEG"), ImageTransform(SIZE)))
+
+
+def test_cmyk_and_transparency_yield_rgb_without_a_warning(recwarn):
+    image = PIL.Image.fromarray(_noise(20, 40))
+    palette = image.quantize(16)
+    for file in (
+        _file(image.convert("CMYK"), "JPEG"),
+        _file(palette, transparency=bytes(range(16))),
+        _file(palette, transparency=1),
+        _file(PIL.Image.fromarray(_noise(20, 40, 4))),
+        _file(image.convert("LA")),
+        _file(image.convert("1")),
+    ):
+        assert preprocess(file, ImageTransform(SIZE)).shape == (SIZE, SIZE, 3)
+        crop = random_resized_crop(file, SIZE, np.random.default_rng(0))
+        assert crop.shape == (SIZE, SIZE, 3)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (b"", "empty image file"),
+        (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE html><"),
+        (_file(PIL.Image.fromarray(_noise(50, 50)), "JPEG")[:900], "broken image: OSError"),
+        (_file(PIL.Image.fromarray(_noise(50, 50)))[:-600], "broken image"),
+        (_file(PIL.Image.fromarray(_noise(50, 50)), "WEBP")[:-600], "broken image"),
+        (_file(PIL.Image.new("F", (9, 9)), "TIFF"), "conversion to RGB from pixel mode F"),
+        (_file(PIL.Image.new("LAB", (9, 9)), "TIFF"), "conversion to RGB from pixel mode LAB"),
+    ],
+    ids=["empty", "HTML", "cut JPEG", "cut PNG", "cut WebP", "float TIFF", "LAB TIFF"],
+)
+def test_broken_files_are_unreadable_with_a_reason(file, reason):
+    with pytest.raises(UnreadableRecordError, match=reason):
+        decode_image(file)
+
+
+def _png_of_zeros(height: int, width: int) -> bytes:
+    """Written row by row: Pillow would hold the picture, and hide the peak that is looked for."""
+    rows = zlib.compressobj(1)
+    pixels = b"".join(rows.compress(bytes(1 + width)) for _ in range(height)) + rows.flush()
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", pixels),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_refused_before_they_take_memory():
+    """100 megapixels in PNG, and a hair that `shortest` would blow up to 15 gigapixels."""
+    bomb = _png_of_zeros(10_000, 10_000)
+    assert len(bomb) < 2**20
+    hair = _file(PIL.Image.new("RGB", (1, 300_000)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableRecordError, match="10000 × 10000 pixels, more than the limit"):
+        decode_image(bomb)
+    with pytest.raises(UnreadableRecordError, match="224 × 67200000 pixels"):
+        preprocess(hair, ImageTransform(224))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 32 * 1024 * (1024 if sys.platform == "darwin" else 1)  # 32 MiB; KiB on Linux
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger", "ignore:Truncated File Read")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_damaged_files_never_raise_anything_but_unreadable(kind):
+    good = _file(PIL.Image.fromarray(_noise(24, 31)), kind)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(good)
+        for position in rng.integers(0, len(good), rng.integers(1, 6)):
+            damaged[position] = rng.integers(256)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(damaged)) :]
+        try:
+            out = preprocess(bytes(damaged), ImageTransform(SIZE))
+        except UnreadableRecordError:
+            continue
+        assert out.shape == (SIZE, SIZE, 3)

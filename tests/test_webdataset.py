@@ -1,0 +1,466 @@
+import gzip
+import io
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import pickle
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from flaxclip.data import tar_index
+from flaxclip.data.source import UnreadableRecordError
+from flaxclip.data.tar_scan import COUNTS
+from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "flaxclip" / "tar_index"
+
+
+def _picture(number: int, kind: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    colour = (number * 37 % 256, number * 91 % 256, 60)
+    PIL.Image.new("RGB", (8, 6), colour).save(file, kind)
+    return file.getvalue()
+
+
+def _tar(path: pathlib.Path, members: list[tuple[str, bytes]], **options) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def _members(start: int, stop: int) -> list[tuple[str, bytes]]:
+    """As img2dataset writes them: picture, metadata, caption."""
+    return [
+        member
+        for number in range(start, stop)
+        for member in (
+            (f"{number:09d}.jpg", _picture(number)),
+            (f"{number:09d}.json", json.dumps({"caption": f"json {number}"}).encode()),
+            (f"{number:09d}.txt", f"caption {number}".encode()),
+        )
+    ]
+
+
+@pytest.fixture
+def shards(tmp_path) -> pathlib.Path:
+    """Three shards of four records."""
+    for shard in range(3):
+        _tar(tmp_path / f"shards/{shard:05d}.tar", _members(4 * shard, 4 * shard + 4))
+    return tmp_path / "shards"
+
+
+def _as_list(source: WebDatasetSource) -> list[tuple[str, bytes, str]]:
+    return [(source.name(index), *source[index]) for index in range(len(source))]
+
+
+def test_records_are_read_as_stored_in_the_order_of_shards_and_members(shards):
+    source = WebDatasetSource(str(shards / "{00000..00002}.tar"))
+    assert _as_list(source) == [
+        (f"{n // 4:05d}.tar/{n:09d}", _picture(n), f"caption {n}") for n in range(12)
+    ]
+
+
+def test_brace_pattern_glob_and_list_in_any_order_give_the_same_source(shards, monkeypatch):
+    monkeypatch.chdir(shards)
+    expected = _as_list(WebDatasetSource(str(shards / "{00000..00002}.tar")))
+    for pattern in (
+        "*.tar",
+        "0000{2,0,1}.tar",
+        [str(shards / f"{n:05d}.tar") for n in (2, 1, 0)],
+        ["00001.tar", "0000[02].tar"],
+    ):
+        assert _as_list(WebDatasetSource(pattern)) == expected
+
+
+def test_names_hold_the_folder_where_shards_are_in_several(tmp_path):
+    for corpus in "ab":
+        _tar(tmp_path / corpus / "00000.tar", _members(0, 1))
+    source = WebDatasetSource(str(tmp_path / "*" / "*.tar"))
+    assert [source.name(0), source.name(1)] == [
+        "a/00000.tar/000000000",
+        "b/00000.tar/000000000",
+    ]
+
+
+def test_every_image_extension_and_both_kinds_of_caption(tmp_path):
+    kinds = {"jpg": "JPEG", "jpeg": "JPEG", "PNG": "PNG", "webp": "WEBP"}
+    members = []
+    for number, (extension, kind) in enumerate(kinds.items()):
+        members += [(f"{number}.{extension}", _picture(number, kind))]
+        members += [(f"{number}.json", json.dumps({"caption": f"json {number} é"}).encode())]
+    members += [("both.jpg", _picture(9)), ("both.txt", "té".encode()), ("both.json", b"broken")]
+    source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
+    assert [source[n].caption for n in range(4)] == [f"json {n} é" for n in range(4)]
+    assert [source[n].image for n in range(4)] == [
+        _picture(n, kind) for n, kind in enumerate(kinds.values())
+    ]
+    assert source[4].caption == "té"  # .txt wins, whatever the .json holds
+
+
+def test_members_of_a_record_need_not_be_neighbours(tmp_path):
+    members = sorted(_members(0, 5), key=lambda member: member[0].split(".")[1])
+    source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
+    assert [source[n].caption for n in range(5)] == [f"caption {n}" for n in range(5)]
+
+
+def test_keys_end_at_the_first_dot_of_the_base_name_as_in_webdataset(tmp_path):
+    long = "folder.with.dots/" + "x" * 150
+    members = [
+        (f"{long}.jpg", _picture(0)),
+        (f"{long}.txt", b"long"),
+        ("ключ.jpg", _picture(1)),
+        ("ключ.txt", b"not ASCII"),
+        ("a.v2.jpg", _picture(2)),  # extension v2.jpg: no picture
+        ("a.txt", b"lonely"),
+        ("._mac.jpg", _picture(3)),  # macOS' resource forks have no key
+        ("._mac.txt", b"hidden"),
+    ]
+    for tar_format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        path = _tar(tmp_path / f"{tar_format}.tar", members, format=tar_format)
+        source = WebDatasetSource(str(path))
+        assert [source.name(n) for n in range(len(source))] == [
+            f"{tar_format}.tar/{long}",
+            f"{tar_format}.tar/ключ",
+        ]
+        assert source[0] == (_picture(0), "long")
+        assert source[1] == (_picture(1), "not ASCII")
+        assert source.shards["captions_without_image"].tolist() == [1]
+
+
+def test_what_is_no_pair_is_counted_for_each_shard_and_logged(tmp_path, caplog):
+    _tar(tmp_path / "0.tar", _members(0, 3))
+    odd = [
+        ("alone.jpg", _picture(0)),
+        ("mute.txt", b"no picture"),
+        ("deaf.json", b"{}"),
+        ("two.jpg", _picture(1)),
+        ("two.png", _picture(2, "PNG")),
+        ("two.txt", b"two pictures"),
+        ("again.jpg", _picture(3)),
+        ("again.txt", b"first"),
+        ("again.jpg", _picture(4)),
+        ("again.txt", b"second"),
+        ("label.cls", b"7"),
+    ]
+    _tar(tmp_path / "1.tar", odd)
+    with caplog.at_level(logging.INFO, "flaxclip"):
+        source = WebDatasetSource(str(tmp_path / "*.tar"))
+    assert {name: source.shards[name].tolist() for name in COUNTS} == {
+        "pairs": [3, 3],
+        "images_without_caption": [0, 1],
+        "captions_without_image": [0, 2],
+        "extra_images": [0, 1],
+        "repeated_keys": [0, 1],
+    }
+    assert [source[n] for n in (3, 4, 5)] == [
+        (_picture(1), "two pictures"),
+        (_picture(3), "first"),
+        (_picture(4), "second"),
+    ]
+    assert caplog.messages[-1] == (
+        "6 pairs in 2 shards; 1 images without caption, 2 captions without image, "
+        "1 extra images, 1 repeated keys (most in 1.tar)"
+    )
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "reason"),
+    [
+        ("0.txt", b"caf\xe9", "not UTF-8"),
+        ("0.txt", b"", "empty caption"),
+        ("0.txt", b" \n\t", "empty caption"),
+        ("0.json", b'{"caption": "cut', "broken JSON"),
+        ("0.json", b"\xff\xfe", "not UTF-8"),
+        ("0.json", b"[" * 200_000, "broken JSON"),
+        ("0.json", b'{"caption": ""}', "empty caption"),
+        ("0.json", b'{"caption": null}', 'no text under the key "caption"'),
+        ("0.json", b'{"text": "a cat"}', 'no text under the key "caption"'),
+        ("0.json", b'["a cat"]', 'no text under the key "caption"'),
+        ("0.json", b'{"caption": "\\ud83d"}', "surrogate"),
+    ],
+)
+def test_a_bad_caption_makes_its_record_unreadable_and_no_other(tmp_path, member, data, reason):
+    members = [("0.jpg", _picture(0)), (member, data), ("1.jpg", _picture(1)), ("1.txt", b"fine")]
+    source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
+    assert len(source) == 2
+    with pytest.raises(UnreadableRecordError, match=reason):
+        source[0]
+    assert source[1].caption == "fine"
+    assert source.name(0) == "a.tar/0"
+
+
+def test_positions_outside_the_source_are_index_errors(shards):
+    source = WebDatasetSource(str(shards / "*.tar"))
+    assert source[np.int64(11)].caption == "caption 11"
+    for index in (-1, 12):
+        with pytest.raises(IndexError, match=f"record {index} of 12"):
+            source[index]
+
+
+def _cut(size: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[:size]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut(512 + 100), "byte 612, after 0 members: in 0.png, which ends at 1,024"),
+        (_cut(2048 + 100), "byte 2,048, after 2 members: no end-of-archive mark"),
+        (_cut(4096), "byte 4,096, after 4 members: no end-of-archive mark"),
+        (lambda data: data[:2048] + b"\x07" * 512 + data[2560:], "after 2 members: a bad header"),
+        (lambda _: b"<!DOCTYPE html>" * 100, "not a tar: a.tar\n.*starts with b'<!DOCTYPE"),
+        (lambda _: b"", "not a tar: a.tar\nempty file; fetch"),
+        (gzip.compress, "not a tar: a.tar\n.*compressed by gzip. Random access needs plain tars"),
+        (lambda data: data + data, "data after the end of the archive in a.tar"),
+    ],
+    ids=["data", "end", "middle", "bad header", "HTML", "empty", "gzip", "concatenated"],
+)
+def test_a_broken_tar_is_refused_with_the_place(tmp_path, monkeypatch, damage, message):
+    monkeypatch.chdir(tmp_path)
+    small = [("0.png", _picture(0, "PNG")), ("0.txt", b"0"), ("1.png", b"1"), ("1.txt", b"1")]
+    path = _tar(tmp_path / "a.tar", small)  # a header and one block each
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=message):
+        WebDatasetSource("a.tar")
+
+
+def test_every_cut_of_a_tar_is_refused(tmp_path):
+    path = _tar(tmp_path / "a.tar", _members(0, 2))
+    whole = path.read_bytes()
+    needed = len(whole.rstrip(b"\0")) // 512 * 512 + 1024  # members, and one block that ends them
+    for size in range(0, needed, 128):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"truncated or damaged tar|not a tar"):
+            WebDatasetSource(str(path))
+
+
+def test_a_tar_without_pairs_is_refused_with_what_it_holds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _tar(tmp_path / "a.tar", [("README.md", b"hello"), ("0.jpg", _picture(0)), ("1.txt", b"x")])
+    with pytest.raises(InputError) as refused:
+        WebDatasetSource("a.tar")
+    assert str(refused.value).splitlines() == [
+        "no image–caption pairs in a.tar",
+        "3 members, none of .jpg .jpeg .png .webp with a .txt or .json of the same name",
+        "first member: README.md. Expected the layout that img2dataset writes with "
+        "--output_format webdataset",
+    ]
+
+
+def test_all_broken_shards_are_named_at_once(shards):
+    (shards / "00000.tar").write_bytes(b"x" * 600)
+    _tar(shards / "00002.tar", [("README.md", b"hello")])
+    with pytest.raises(InputError) as refused:
+        WebDatasetSource(str(shards / "*.tar"))
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "2 of 3 shards cannot be used"
+    assert lines[1].startswith("not a tar: ")
+    assert lines[2].startswith("no image–caption pairs in ")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{00000..00004}.tar", "2 of 5 shards do not exist\nfirst: .*00003.tar\ncheck the pattern"),
+        ("*.tgz", r"no shard matches .*\*.tgz"),
+        ("", r"is a folder\nexpected tar files: '.*\*\.tar'"),
+        (["00000.tar", "0000{0,1}.tar"], "shard given twice: .*00000.tar"),
+        ("{00000..00002.tar", "bad brace pattern"),
+        ([], "no shards given"),
+    ],
+)
+def test_a_pattern_that_cannot_be_meant_is_refused(shards, pattern, message):
+    where = str(shards) + "/"
+    patterns = where + pattern if isinstance(pattern, str) else [where + p for p in pattern]
+    with pytest.raises(InputError, match=message):
+        WebDatasetSource(patterns)
+
+
+def test_remote_shards_are_refused():
+    with pytest.raises(InputError, match=r"local or mounted files, not gs://bucket/\{0\.\.9\}"):
+        WebDatasetSource("gs://bucket/{0..9}.tar")
+
+
+def test_permission_denied_is_told(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        os.chmod(folder, 0o755)
+        path = _tar(pathlib.Path(folder) / "a.tar", _members(0, 1))
+        path.chmod(0)
+        is_root = os.geteuid() == 0
+        if is_root:  # to whom nothing is denied
+            cache = pathlib.Path(folder) / "cache"
+            cache.mkdir()
+            cache.chmod(0o777)
+            monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+            os.seteuid(65534)
+        try:
+            with pytest.raises(InputError, match=r"cannot read shard .*a.tar: Permission denied"):
+                WebDatasetSource(str(path))
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+
+def test_a_second_opening_reads_no_tar(shards, monkeypatch):
+    pattern = str(shards / "*.tar")
+    first = WebDatasetSource(pattern)
+    monkeypatch.setattr(tar_index, "scan_shard", lambda path: pytest.fail(f"scanned {path}"))
+    assert _as_list(WebDatasetSource(pattern)) == _as_list(first)
+
+
+def test_a_changed_shard_is_indexed_anew(shards):
+    pattern = str(shards / "*.tar")
+    before = WebDatasetSource(pattern)
+    assert before[5].caption == "caption 5"
+    _tar(shards / "00001.tar", _members(100, 102))
+    after = WebDatasetSource(pattern)
+    assert len(after) == 10
+    assert after[5] == (_picture(101), "caption 101")
+    with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
+        before[5]
+    assert before[11].caption == "caption 11"
+
+
+def test_a_changed_time_alone_is_a_change(shards):
+    source = WebDatasetSource(str(shards / "*.tar"))
+    os.utime(shards / "00000.tar", ns=(1, 1))
+    with pytest.raises(UnreadableRecordError, match=r"00000.tar has changed"):
+        source[0]
+
+
+def test_a_deleted_shard_makes_its_records_unreadable_and_no_other(shards):
+    source = WebDatasetSource(str(shards / "*.tar"))
+    (shards / "00001.tar").unlink()
+    with pytest.raises(UnreadableRecordError, match=r"00001.tar: No such file"):
+        source[4]
+    assert source.name(4) == "00001.tar/000000004"
+    assert source[0].caption == "caption 0"
+
+
+def test_a_damaged_index_is_built_again(shards, cache):
+    pattern = str(shards / "*.tar")
+    expected = _as_list(WebDatasetSource(pattern))
+    (folder,) = cache.iterdir()
+    for name in ("records", "keys", "shards"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+        assert _as_list(WebDatasetSource(pattern)) == expected
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_a_cache_that_cannot_be_written_is_told(shards, monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME to a folder that can be written"):
+        WebDatasetSource(str(shards / "*.tar"))
+
+
+def _open_and_list(pattern: str) -> list[tuple[str, bytes, str]]:
+    return _as_list(WebDatasetSource(pattern))
+
+
+def test_processes_that_build_at_once_agree_and_leave_one_index(shards, cache):
+    pattern = str(shards / "*.tar")
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        listed = pool.map(_open_and_list, [pattern] * 6, chunksize=1)
+    assert listed == [_open_and_list(pattern)] * 6
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_many_shards_are_indexed_in_parallel_with_the_same_result(tmp_path, cache, monkeypatch):
+    for shard in range(tar_index._PARALLEL_FROM):
+        _tar(tmp_path / f"{shard}.tar", _members(10 * shard, 10 * shard + 2 + shard))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    parallel = WebDatasetSource(str(tmp_path / "*.tar"))
+    expected = _as_list(parallel)
+    written = {path.name: path.read_bytes() for path in parallel._folder.iterdir()}
+    shutil.rmtree(cache)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    sequential = WebDatasetSource(str(tmp_path / "*.tar"))
+    assert {path.name: path.read_bytes() for path in sequential._folder.iterdir()} == written
+    assert _as_list(sequential) == expected
+
+
+def _captions(source: WebDatasetSource) -> list[str]:
+    return [source[index].caption for index in range(len(source))]
+
+
+def test_a_copy_in_another_process_reads_the_same_and_travels_light(shards, tmp_path):
+    source = WebDatasetSource(str(shards / "*.tar"))
+    source[0]  # files are open when it is sent
+    assert len(pickle.dumps(source)) < 1000
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_captions, (source,)) == _captions(source)
+    assert _as_list(pickle.loads(pickle.dumps(source))) == _as_list(source)
+
+
+def test_an_index_takes_fewer_than_100_bytes_a_record(tmp_path):
+    source = WebDatasetSource(str(_tar(tmp_path / "a.tar", _members(0, 200))))
+    assert sum(array.nbytes for array in source._index) < 100 * len(source)
+
+
+def test_threads_share_a_bounded_number_of_open_shards(tmp_path):
+    numbers = range(300)
+    for shard in numbers:
+        _tar(tmp_path / f"{shard:03d}.tar", _members(shard, shard + 1))
+    source = WebDatasetSource(str(tmp_path / "*.tar"))
+    order = np.random.default_rng(0).permutation(np.repeat(numbers, 10)).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        captions = list(pool.map(lambda index: source[index].caption, order))
+    assert captions == [f"caption {index}" for index in order]
+    if os.path.isdir("/proc/self/fd"):
+        targets = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        assert (
+            sum(target.startswith(str(tmp_path)) and ".tar" in target for target in targets) <= 128
+        )
+
+
+def test_damaged_tars_never_raise_anything_but_input_and_record_errors(tmp_path):
+    path = _tar(tmp_path / "a.tar", _members(0, 3))
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar.getmembers()]
+    rng = np.random.default_rng(0)
+    opened = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            field = rng.choice([0, 100, 124, 148, 156, 257])  # name, mode, size, sum, type, magic
+            position = rng.choice(headers) + field
+            damaged[position : position + 8] = rng.integers(0, 256, 8, dtype=np.uint8).tobytes()
+            if rng.random() < 0.7:  # with a sum that fits, so that the damage is believed
+                start = position // 512 * 512
+                damaged[start + 148 : start + 156] = b" " * 8
+                total = sum(damaged[start : start + 512])
+                damaged[start + 148 : start + 156] = b"%06o\0 " % total
+        path.write_bytes(damaged)
+        try:
+            source = WebDatasetSource(str(path))
+        except InputError:
+            continue
+        opened += 1
+        for index in range(len(source)):
+            source.name(index)
+            try:
+                assert source[index].caption.strip()
+            except UnreadableRecordError:
+                continue
+    assert opened > 20
