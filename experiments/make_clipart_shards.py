@@ -25,6 +25,7 @@ import json
 import pathlib
 import re
 import tarfile
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 
@@ -37,7 +38,7 @@ from flaxclip.errors import InputError, exit_on_input_error
 MIN_SIDE = 32
 MAX_PER_CAPTION = 4  # "star" has 1,375 pictures; more of the same only skews the data
 SAME_TITLE = 3  # pictures; a title of more is a collection's
-LOOKS_THE_SAME = 6.0  # mean absolute difference of 8 x 8 RGB thumbnails, of 255
+LOOKS_THE_SAME = 8.0  # mean absolute difference of 8 x 8 RGB thumbnails, of 255
 PAIRS_PER_SHARD = 1000
 
 # Keywords that describe the collection, its history or its tools, not the picture.
@@ -91,18 +92,19 @@ def main(
     if any(out.glob("*.tar")):
         raise InputError(f"{out} holds tar files already\nname an empty folder")
 
+    warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
     dropped = collections.Counter()
     captioned = [
         *_stamps(stamps, dropped),
         *_clip_art(clip_art_png, clip_art_svg, dropped),
     ]
-    pictures = _drop_repetitions(
-        [picture for item in captioned if (picture := _load(*item, side, dropped))], dropped
-    )
+    found = len(captioned) + dropped.total()
+    loaded = [_load(*item, side, dropped) for item in captioned]
+    pictures = _drop_repetitions([picture for picture in loaded if picture], dropped)
     heldout = _heldout(pictures, heldout_share)
     train = [picture for picture in pictures if picture.digest not in heldout]
     held = [picture for picture in pictures if picture.digest in heldout]
-    print(f"{len(captioned) + dropped.total():,} pictures found")
+    print(f"{found:,} pictures found")
     for reason, count in dropped.most_common():
         print(f"  {count:6,} dropped: {reason}")
     for name, split in (("train", train), ("heldout", held)):
@@ -114,11 +116,11 @@ def _stamps(root: pathlib.Path, dropped: collections.Counter) -> Iterator[tuple]
     for text in sorted(root.rglob("*.txt")):
         picture = text.with_suffix(".png")
         if not picture.exists():
-            dropped["stamp: drawn in SVG only"] += 1
+            dropped["stamps: drawn in SVG only"] += 1
             continue
         sentence = text.read_text("utf-8").split("\n", 1)[0].strip()
         if not sentence:
-            dropped["stamp: no English sentence"] += 1
+            dropped["stamps: no English sentence"] += 1
             continue
         yield picture, f"stamps/{picture.relative_to(root)}", sentence
 
@@ -140,7 +142,7 @@ def _clip_art(
             description = ""
         caption = _clip_art_caption(_words(title), description, keywords)
         if not caption:
-            dropped["clip art: no words"] += 1
+            dropped["openclipart: no words"] += 1
             continue
         yield picture, f"openclipart/{picture.relative_to(png)}", caption
 
@@ -179,7 +181,7 @@ def _clip_art_caption(title: str, description: str, keywords: Sequence[str]) -> 
             continue
         if words not in known and words not in helpful:
             helpful.append(words)
-    if description and title.lower() in description.lower():
+    if title.lower() in _words(description).lower():
         title = ""
     parts = [title, description.rstrip(". "), ", ".join(helpful[:4])]
     return ". ".join(part for part in parts if part)
@@ -188,16 +190,17 @@ def _clip_art_caption(title: str, description: str, keywords: Sequence[str]) -> 
 def _load(
     path: pathlib.Path, source: str, caption: str, side: int, dropped: collections.Counter
 ) -> Picture | None:
-    """The picture on white, its longest side at most `side`, as JPEG."""
+    """The opaque part of a picture on white, its longest side at most `side`, as JPEG."""
     kind = source.partition("/")[0]
     try:
         image = PIL.Image.open(path).convert("RGBA")
     except OSError:
         dropped[f"{kind}: broken picture"] += 1
         return None
-    except PIL.Image.DecompressionBombError:
-        dropped[f"{kind}: more pixels than Pillow allows"] += 1
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+        dropped[f"{kind}: more than {PIL.Image.MAX_IMAGE_PIXELS:,} pixels"] += 1
         return None
+    image = image.crop(image.getbbox())  # without transparent margins, often most of the canvas
     if min(image.size) < MIN_SIDE:
         dropped[f"{kind}: a side below {MIN_SIDE} px"] += 1
         return None

@@ -18,6 +18,7 @@ import logging
 import operator
 import os
 from collections.abc import Iterator, Sequence
+from typing import SupportsIndex
 
 import braceexpand
 import numpy as np
@@ -58,14 +59,14 @@ class WebDatasetSource:
     def __len__(self) -> int:
         return len(self._index.records)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: SupportsIndex) -> Pair:
         record = self._index.records[_checked(index, len(self))]
         image = self._read(record, "image")
         if record["txt_offset"]:
             return Pair(image, _checked_caption(_utf8(self._read(record, "txt"))))
         return Pair(image, _checked_caption(_json_caption(self._read(record, "json"))))
 
-    def name(self, index: int) -> str:
+    def name(self, index: SupportsIndex) -> str:
         """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
         index = _checked(index, len(self))
         ends = self._index.records["key_end"]
@@ -141,7 +142,7 @@ def _open_shard(path: str, size: int, mtime_ns: int) -> _OpenShard:
     return _OpenShard(path)
 
 
-def _checked(index: int, length: int) -> int:
+def _checked(index: SupportsIndex, length: int) -> int:
     index = operator.index(index)
     if not 0 <= index < length:
         raise IndexError(f"record {index} of {length:,}")

@@ -31,9 +31,7 @@ class Rule(NamedTuple):
 _BLOCK_RULES = (
     Rule("ln_1/scale", "layer_norm1.weight", "w -> layer w"),
     Rule("ln_1/bias", "layer_norm1.bias", "w -> layer w"),
-    Rule(
-        "attention/qkv/kernel", "self_attn.{qkv}_proj.weight", "(head k) w -> layer w qkv head k"
-    ),
+    Rule("attention/qkv/kernel", "self_attn.{qkv}_proj.weight", "(head k) w -> layer w qkv head k"),
     Rule("attention/qkv/bias", "self_attn.{qkv}_proj.bias", "(head k) -> layer qkv head k"),
     Rule("attention/out/kernel", "self_attn.out_proj.weight", "w (head k) -> layer head k w"),
     Rule("attention/out/bias", "self_attn.out_proj.bias", "w -> layer w"),
@@ -90,8 +88,7 @@ _TEXT_RULES = (
 
 _OTHER_RULES = (Rule("logit_scale", "logit_scale", "->"),)
 
-# Before transformers 4.31 these constants were saved with the weights; OpenAI's files on the hub
-# still have them.
+# Constants that older versions of transformers saved with the weights.
 _POSITION_IDS = (
     "vision_model.embeddings.position_ids",
     "text_model.embeddings.position_ids",
@@ -137,7 +134,6 @@ class _Binding(NamedTuple):
         return f"({' '.join(self._stack_axes())}) {theirs}", ours
 
     def _used_sizes(self) -> dict[str, int]:
-        # Single axes have their length in the shape, which has been checked.
         return {axis: self.sizes[axis] for axis in set(re.findall(r"\w+", self.rule.axes))}
 
     def _shape(self, axes: str) -> tuple[int, ...]:
@@ -202,7 +198,7 @@ def params_from_huggingface(
                     f"tensor {name} is of type {tensor.dtype}\n"
                     "expected floating-point weights; quantised files cannot be read"
                 )
-            parts.append(tensor.astype(np.float32))
+            parts.append(tensor.astype(np.float32, copy=False))
         params[binding.rule.ours] = binding.to_ours(parts)
     return unflatten_dict(params, sep="/")
 
@@ -220,7 +216,8 @@ def params_to_huggingface(params: Mapping[str, Any], config: CLIPConfig) -> dict
     for binding in bindings:
         array = np.asarray(flat[binding.rule.ours], np.float32)
         _check_shape("parameter", binding.rule.ours, array.shape, binding.our_shape())
-        tensors.update(zip(binding.names(), binding.to_theirs(array), strict=True))
+        for name, tensor in zip(binding.names(), binding.to_theirs(array), strict=True):
+            tensors[name] = np.asarray(tensor, order="C")  # as writers of files need it
     return tensors
 
 

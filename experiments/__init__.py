@@ -1,0 +1,1 @@
+"""Runs worth naming. Installed as `flaxclip.experiments`, so that `NAME` alone finds them."""

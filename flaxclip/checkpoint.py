@@ -1,0 +1,92 @@
+"""Saved states of a run, through Orbax: the only bridge from training to everything else.
+
+WORKDIR/config.json          the run's whole configuration
+WORKDIR/checkpoints/STEP/    `params` and `training`, each readable without the other
+"""
+
+from typing import Any
+
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from flaxclip.errors import InputError
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+class CheckpointWriter:
+    """Saves states in the background, each whole or not at all, and keeps the latest few."""
+
+    def __init__(self, workdir: epath.PathLike, keep: int):
+        self._manager = ocp.training.Checkpointer(
+            _absolute(workdir) / CHECKPOINTS,
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None where there is none."""
+        latest = self._manager.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, params: Any, training: Any) -> None:
+        """Start saving; returns as soon as the arrays may be overwritten."""
+        self._manager.save_checkpointables_async(
+            step, {"params": params, "training": training}, force=True
+        )
+
+    def restore(self, step: int, params: Any, training: Any) -> tuple[Any, Any]:
+        """The saved `params` and `training`, laid out like the abstract trees that are given."""
+        saved = self._manager.load_checkpointables(step, {"params": params, "training": training})
+        return saved["params"], saved["training"]
+
+    def close(self) -> None:
+        """Wait for the save that is under way."""
+        self._manager.close()
+
+
+def saved_steps(workdir: epath.PathLike) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    folder = _absolute(workdir) / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    # A save under way has a temporary name and becomes a bare number by one rename at its end.
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+
+
+def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
+    """Workdir and step that `path` names: WORKDIR (its latest) or WORKDIR/checkpoints/STEP.
+
+    Raises:
+        InputError: there is no run, or none that has saved anything yet, or not that step.
+    """
+    path = _absolute(path)
+    is_step = path.parent.name == CHECKPOINTS and path.name.isdecimal()
+    workdir = path.parent.parent if is_step else path
+    if not (workdir / CONFIG_FILE).is_file():
+        raise InputError(
+            f"no checkpoint at {path}\n"
+            f"expected the workdir of a training run (a folder with {CONFIG_FILE}), "
+            f"or one of its steps, WORKDIR/{CHECKPOINTS}/STEP"
+        )
+    steps = saved_steps(workdir)
+    step = int(path.name) if is_step else max(steps, default=None)
+    if step is None:
+        raise InputError(f"the run in {workdir} has saved no checkpoint yet\nlet it train on")
+    if step not in steps:
+        raise InputError(
+            f"the run in {workdir} has no checkpoint of step {step}\n"
+            f"it has: {', '.join(map(str, steps)) or 'none'}"
+        )
+    return workdir, step
+
+
+def load_params(workdir: epath.PathLike, step: int, abstract: Any) -> Any:
+    """The parameters of a step alone, laid out like the abstract tree `abstract`."""
+    folder = _absolute(workdir) / CHECKPOINTS / str(step)
+    return ocp.load_checkpointables(folder, {"params": abstract})["params"]
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    # Orbax refuses relative paths; `resolve` leaves gs:// and the like alone.
+    return epath.Path(path).expanduser().resolve()

@@ -1,0 +1,96 @@
+"""A training run's whole configuration: the parts' own configs, composed."""
+
+import dataclasses
+import importlib.resources
+import runpy
+from pathlib import Path
+
+from flaxclip.data.loader import DataConfig
+from flaxclip.errors import InputError
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.optim import OptimConfig
+from flaxclip.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What `python -m flaxclip.train` runs, and what `config.json` in the workdir records."""
+
+    workdir: str
+    """Where checkpoints, metrics and this configuration go. The same workdir again resumes."""
+    steps: int
+    """Updates in the whole run."""
+    batch_size: int
+    """Pairs a step over all devices; each is told apart from all others."""
+    seed: int = 0
+    """Decides the first parameters and the order of the data."""
+    model: CLIPConfig = CLIPConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    log_every: int = 50
+    """Steps between two reports."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 3
+    """Latest checkpoints that are kept; older ones are deleted."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
+
+
+# A resumed run may differ in these alone: they change neither the parameters nor their order.
+RESUMABLE_FIELDS = ("workdir", "mesh", "data.workers", "data.heldout", "log_every",
+                    "checkpoint_every", "keep_checkpoints")  # fmt: skip
+
+
+def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+    """`field: theirs -> ours` for each field that decides what a run computes, and differs."""
+
+    def flatten(value: object, prefix: str = "") -> dict[str, object]:
+        if not dataclasses.is_dataclass(value):
+            return {prefix: value}
+        leaves: dict[str, object] = {}
+        for field in dataclasses.fields(value):
+            name = f"{prefix}.{field.name}" if prefix else field.name
+            if name not in RESUMABLE_FIELDS:
+                leaves |= flatten(getattr(value, field.name), name)
+        return leaves
+
+    old, new = flatten(theirs), flatten(ours)
+    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
+
+
+def load_experiment(name: str) -> TrainConfig:
+    """The configuration of an experiment: a Python file with `get_config() -> TrainConfig`.
+
+    Args:
+        name: path of the file, or the bare name of one that comes with flaxclip.
+
+    Raises:
+        InputError: no such file, or it has no `get_config`, or that returns something else.
+    """
+    path = Path(name)
+    shipped = Path(str(importlib.resources.files("flaxclip.experiments")))
+    if path.suffix != ".py":
+        path = shipped / f"{name}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in shipped.glob("[!_]*.py")))
+        raise InputError(
+            f"no experiment at {name}\ngive the path of a Python file, or one of: {known}"
+        )
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if get_config is None:
+        raise InputError(
+            f"{path} is no experiment: it defines no get_config\n"
+            "expected a function get_config() that returns a flaxclip.config.TrainConfig"
+        )
+    config = get_config()
+    if not isinstance(config, TrainConfig):
+        raise InputError(
+            f"get_config() of {path} returned a {type(config).__name__}\n"
+            "expected a flaxclip.config.TrainConfig"
+        )
+    return config

@@ -1,0 +1,95 @@
+"""What a run reports of itself: metric files, throughput, model FLOPs utilisation."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+import jax
+from etils import epath
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+# Dense bfloat16 peak of one chip, FLOP/s. TPUs: cloud.google.com/tpu/docs, "System architecture".
+# GPUs: NVIDIA's data sheets of the SXM parts, without sparsity.
+PEAK_FLOPS: dict[str, float] = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class Throughput:
+    """Rates between two reports of a training loop."""
+
+    def __init__(self, step: int, batch_size: int, step_flops: int, devices: Sequence[jax.Device]):
+        self._step = step
+        self._batch_size = batch_size
+        self._step_flops = step_flops
+        peak = PEAK_FLOPS.get(devices[0].device_kind)
+        self._peak = None if peak is None else peak * len(devices)
+        self._start = time.perf_counter()
+        self._waited = 0.0
+
+    def waited_for_data(self, seconds: float) -> None:
+        """The loop stood still that long because no batch was ready."""
+        self._waited += seconds
+
+    def lap(self, step: int) -> dict[str, float | None]:
+        """Rates since the last lap, at the end of which `step` updates were done.
+
+        `mfu` is model FLOPs utilisation (Chowdhery et al. 2022, appendix B): FLOPs of the
+        mathematics, recomputation not counted, over the chips' peak; None where that is unknown.
+        """
+        now = time.perf_counter()
+        seconds, steps = now - self._start, step - self._step
+        flops_per_second = steps * self._step_flops / seconds
+        rates = {
+            "images_per_second": steps * self._batch_size / seconds,
+            "step_seconds": seconds / steps,
+            "tflops_per_second": flops_per_second / 1e12,
+            "mfu": None if self._peak is None else flops_per_second / self._peak,
+            "data_wait": self._waited / seconds,
+        }
+        self._start, self._step, self._waited = now, step, 0.0
+        return rates
+
+
+class MetricWriter:
+    """Appends scalars to `metrics.jsonl`, and writes them for TensorBoard, on process 0 alone."""
+
+    def __init__(self, workdir: epath.PathLike):
+        self._jsonl: TextIO | None = None
+        if jax.process_index() == 0:
+            folder = epath.Path(workdir)
+            self._jsonl = (folder / METRICS_FILE).open("a")
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
+        """One line; a scalar that is None (not known) is null there and left out of TensorBoard."""
+        if self._jsonl is None:
+            return
+        # JSON has no NaN: a diverged loss is written as its name, and stays readable by any tool.
+        line = {name: _finite(value) for name, value in scalars.items()}
+        self._jsonl.write(json.dumps({"step": step, "time": time.time(), **line}) + "\n")
+        self._jsonl.flush()
+        for name, value in scalars.items():
+            if value is not None:
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        if self._jsonl is not None:
+            self._jsonl.close()
+            self._tensorboard.close()
+
+
+def _finite(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)

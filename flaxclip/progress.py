@@ -1,0 +1,74 @@
+"""A run on the terminal: a live bar where there is one, a line a report where there is none."""
+
+import sys
+from collections.abc import Mapping
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class ProgressReport:
+    """Context manager around the training loop; silent on all processes but the first."""
+
+    def __init__(self, start_step: int, steps: int):
+        self._steps = steps
+        self._speaks = jax.process_index() == 0
+        console = Console()
+        # A log file or a notebook's cell is no place for a bar that redraws itself.
+        self._bar = Progress(
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (self._speaks and console.is_terminal),
+        )
+        self._task = self._bar.add_task("compiling", total=steps, completed=start_step)
+
+    def __enter__(self) -> "ProgressReport":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """`step` updates have been dispatched."""
+        self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, scalars: Mapping[str, float | None], seconds_left: float) -> None:
+        """One line of `scalars`, as the training loop names them."""
+        mfu = scalars["mfu"]
+        text = (
+            f"loss {scalars['loss']:.3f}  "
+            f"acc i→t {scalars['image_to_text_accuracy']:.1%} "
+            f"t→i {scalars['text_to_image_accuracy']:.1%}  "
+            f"{scalars['images_per_second']:,.0f} img/s  "
+            f"mfu {'unknown' if mfu is None else f'{mfu:.1%}'}  "
+            f"data wait {scalars['data_wait']:.1%}"
+        )
+        self._bar.update(self._task, description=text)
+        if self._bar.disable:
+            width = len(str(self._steps))
+            self.say(f"step {step:{width}}/{self._steps}  {text}  eta {_duration(seconds_left)}")
+
+    def say(self, text: str) -> None:
+        """A line of its own; above the bar where there is one."""
+        if self._speaks:
+            # Text, not str: brackets in a file's name are not markup.
+            self._bar.console.print(Text(text), soft_wrap=True)
+            sys.stdout.flush()
+
+    def warn(self, text: str) -> None:
+        """Like `say`, but on every process: what went wrong on a host must not get lost."""
+        host = f"[host {jax.process_index()}] " if jax.process_count() > 1 else ""
+        self._bar.console.print(Text(host + text), soft_wrap=True)
+        sys.stdout.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
