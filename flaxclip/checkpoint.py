@@ -4,12 +4,15 @@ WORKDIR/config.json          the run's whole configuration
 WORKDIR/checkpoints/STEP/    `params` and `training`, each readable without the other
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from flaxclip.config_json import field_from_json
 from flaxclip.errors import InputError
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -79,6 +82,16 @@ def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
             f"it has: {', '.join(map(str, steps)) or 'none'}"
         )
     return workdir, step
+
+
+def load_config(workdir: epath.PathLike, field: str, kind: type[T]) -> T:
+    """One part of the run's configuration, such as `model`.
+
+    Raises:
+        InputError: the file or the part is damaged.
+    """
+    path = _absolute(workdir) / CONFIG_FILE
+    return field_from_json(kind, path.read_text(), path, field)
 
 
 def load_params(workdir: epath.PathLike, step: int, abstract: Any) -> Any:

@@ -1,5 +1,6 @@
 """Frozen dataclasses <-> JSON, with errors that name the field."""
 
+import json
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -21,13 +22,27 @@ def from_json(kind: type[T], text: str | bytes, path: PurePath | str) -> T:
     Raises:
         InputError: not JSON, or a field that is unknown, missing or of another type.
     """
-    # Unknown fields are refused: a file of a newer version must not lose a setting in silence.
-    adapter = pydantic.TypeAdapter(kind, config=None)
     try:
-        return adapter.validate_json(text, extra="forbid")
+        # Unknown fields are refused: a file of a newer version must not lose a setting in silence.
+        return pydantic.TypeAdapter(kind).validate_json(text, extra="forbid")
     except pydantic.ValidationError as error:
         fields = [
             f"{'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}"
             for item in error.errors()
         ]
         raise InputError("\n".join([f"{path} is not a usable configuration", *fields])) from None
+
+
+def field_from_json(kind: type[T], text: str | bytes, path: PurePath | str, field: str) -> T:
+    """One field of the file, for readers that know only the type of that one.
+
+    Raises:
+        InputError: not JSON, or the field is missing or not of that type.
+    """
+    try:
+        value = json.loads(text)[field]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a usable configuration\nno field {field!r} found: {error!r}"
+        ) from None
+    return from_json(kind, json.dumps(value), f"{path}, field {field}")

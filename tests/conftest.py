@@ -1,12 +1,21 @@
 """Eight virtual devices, no silent rank promotion, and shapes of public signatures checked."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Runs that compile the same step, here and in subprocesses, compile it once a session.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flaxclip-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  (the hook finds it by name)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("flaxclip", "beartype.beartype")
+install_import_hook("flaxclip", "tests.typecheck.check")

@@ -433,6 +433,15 @@ def test_threads_share_a_bounded_number_of_open_shards(tmp_path):
         )
 
 
+def test_a_header_that_claims_gigabytes_is_refused_unread(tmp_path):
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**40
+    path = _tar(tmp_path / "a.tar", _members(0, 1))
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
+    with pytest.raises(InputError, match=r"header of 1,099,511,627,776 bytes"):
+        WebDatasetSource(str(path))
+
+
 def test_damaged_tars_never_raise_anything_but_input_and_record_errors(tmp_path):
     path = _tar(tmp_path / "a.tar", _members(0, 3))
     whole = path.read_bytes()

@@ -126,13 +126,16 @@ def load_batches(
             host_batches.map(to_mesh), prefetch_buffer_size=2
         )
     )
-    while True:
-        start = time.perf_counter()
-        try:
-            loaded = next(device_batches)
-        except StopIteration:
-            return
-        yield loaded._replace(wait_seconds=time.perf_counter() - start)
+    try:
+        while True:
+            start = time.perf_counter()
+            loaded = next(device_batches, None)
+            if loaded is None:
+                return
+            yield loaded._replace(wait_seconds=time.perf_counter() - start)
+    finally:
+        # Ends the worker processes and frees the shared memory of batches that nobody took.
+        device_batches.close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _outlines() -> dict[str, list[tuple[Float[np.ndarray, "points 2"], int]]]:
     )
     a, b = 0.32, 0.95
     polygons = {
-        "circle": arc(0, full) * 0.9,
+        "circle": arc(0.0, full) * 0.9,
         "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.78,
         "triangle": np.array([(0, -1), (0.95, 0.75), (-0.95, 0.75)]),
         "diamond": np.array([(0, -1), (0.62, 0), (0, 1), (-0.62, 0)]),
@@ -285,5 +285,5 @@ def _outlines() -> dict[str, list[tuple[Float[np.ndarray, "points 2"], int]]]:
         ),
     }
     outlines = {name: [(points, 255)] for name, points in polygons.items()}
-    outlines["ring"] = [(arc(0, full) * 0.95, 255), (arc(0, full) * 0.5, 0)]
+    outlines["ring"] = [(arc(0.0, full) * 0.95, 255), (arc(0.0, full) * 0.5, 0)]
     return outlines

@@ -55,7 +55,10 @@ class CLIP(nn.Module):
         """Unit vectors of pictures that are still bytes: they travel to the device four times
         smaller than floats, and are normalised there.
         """
-        mean, std = jnp.array(self.config.image_mean), jnp.array(self.config.image_std)
+        mean, std = (
+            jnp.array(statistic).reshape(1, 1, 1, 3)
+            for statistic in (self.config.image_mean, self.config.image_std)
+        )
         pixels = (images.astype(jnp.float32) / 255 - mean) / std
         return l2_normalise(self.vision(pixels))
 
@@ -76,8 +79,10 @@ def l2_normalise(z: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
     return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
 
-def example_inputs(config: CLIPConfig, batch_size: int = 1) -> tuple[Array, Array]:
-    """Shapes and types of a batch, as `jax.ShapeDtypeStruct`."""
+def example_inputs(
+    config: CLIPConfig, batch_size: int = 1
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes and types of a batch's images and tokens."""
     side = config.vision.image_size
     images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
     tokens = jax.ShapeDtypeStruct((batch_size, config.text.context_length), jnp.int32)

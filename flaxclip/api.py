@@ -1,0 +1,107 @@
+"""A trained CLIP in a notebook: pictures and words in, embeddings and names out."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+from etils import epath
+from jaxtyping import Array, Float, Int, UInt8
+
+from flaxclip.checkpoint import load_config, load_params, resolve_checkpoint
+from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.transforms import ImageTransform, preprocess
+from flaxclip.models.clip import CLIP, CLIPConfig, init_params
+from flaxclip.models.variants import VARIANTS
+
+Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def encode_image(
+    params: dict[str, Any], images: UInt8[Array, "b h w 3"], config: CLIPConfig
+) -> Float[Array, "b d"]:
+    """Unit image embeddings, a pure function of `params` and pixels."""
+    return CLIP(config).apply({"params": params}, images, method="encode_image")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def encode_text(
+    params: dict[str, Any], tokens: Int[Array, "b l"], config: CLIPConfig
+) -> Float[Array, "b d"]:
+    """Unit text embeddings, a pure function of `params` and token ids."""
+    return CLIP(config).apply({"params": params}, tokens, method="encode_text")
+
+
+class CLIPModel:
+    """Parameters with everything that belongs to them: architecture, transform, tokenizer."""
+
+    def __init__(self, config: CLIPConfig, params: dict[str, Any]):
+        self.config = config
+        self.params = params
+        self.transform = ImageTransform(config.vision.image_size)
+        self.tokenizer = load_tokenizer(config.tokenizer, config.text.context_length)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosine similarities that the model was trained with."""
+        return float(jnp.exp(self.params["logit_scale"]))
+
+    def preprocess(self, images: Pictures) -> UInt8[np.ndarray, "b h w 3"]:
+        """Pictures of any sizes, resized and cropped as the model was measured.
+
+        Raises:
+            UnreadableRecordError: a picture is broken.
+        """
+        return np.stack([preprocess(image, self.transform) for image in images])
+
+    def tokenize(self, texts: Sequence[str]) -> Int[np.ndarray, "b l"]:
+        """Token ids; a text beyond the context length loses its end."""
+        return self.tokenizer(texts)
+
+    def encode_image(self, images: UInt8[np.ndarray, "b h w 3"] | Pictures) -> Float[Array, "b d"]:
+        """Unit embeddings of pictures, preprocessed or not."""
+        side = self.transform.size
+        if not (isinstance(images, np.ndarray) and images.shape[1:] == (side, side, 3)):
+            images = self.preprocess(images)
+        return encode_image(self.params, images, self.config)
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Array, "b d"]:
+        """Unit embeddings of texts."""
+        return encode_text(self.params, self.tokenize(texts), self.config)
+
+    def classify(
+        self, images: Pictures, class_names: Sequence[str], template: str = "a photo of a {}"
+    ) -> Float[np.ndarray, "b classes"]:
+        """Probabilities of each class for each picture, from the classes' names alone.
+
+        Radford et al. 2021, section 3.1: softmax over scaled similarities with each class's prompt.
+        """
+        zimg = self.encode_image(images)
+        ztxt = self.encode_text([template.format(name) for name in class_names])
+        logits = self.logit_scale * jnp.matmul(zimg, ztxt.T, precision=jax.lax.Precision.HIGHEST)
+        return np.asarray(jax.nn.softmax(logits, axis=-1))
+
+
+def load(path: epath.PathLike) -> CLIPModel:
+    """The model in a training run's workdir, or in one of its steps, WORKDIR/checkpoints/STEP.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    workdir, step = resolve_checkpoint(path)
+    config = load_config(workdir, "model", CLIPConfig)
+    shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+    return CLIPModel(config, load_params(workdir, step, abstract))
+
+
+def available_models() -> list[str]:
+    """Names of the architectures that can be trained, as `--model` takes them."""
+    return list(VARIANTS)

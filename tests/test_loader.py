@@ -1,0 +1,149 @@
+import io
+import itertools
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxclip.data.loader import DataConfig, ExampleLoader, HostRows, load_batches, record_order
+from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.errors import InputError
+from flaxclip.models.variants import VARIANTS
+from flaxclip.sharding import MeshConfig, make_mesh
+
+TINY = VARIANTS["ViT-tiny"]
+
+
+def write_shard(path, pairs):
+    """A tar as img2dataset writes it."""
+    with tarfile.open(path, "w") as tar:
+        for key, (image, caption) in pairs.items():
+            for suffix, data in ((".jpg", image), (".txt", caption.encode())):
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def jpeg(shade, side=48):
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (shade, 255 - shade, 128)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def take(source, *, config=None, start=0, stop=3, seed=0, batch_size=16):
+    mesh = make_mesh(MeshConfig())
+    return list(
+        load_batches(
+            config or DataConfig(crop_scale=None, workers=0),
+            TINY,
+            source,
+            mesh,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=start,
+            stop_step=stop,
+        )
+    )
+
+
+def host(loaded):
+    return jax.device_get(loaded.batch)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return ScenesSource("train", 32)
+
+
+def test_a_batch_is_a_function_of_seed_and_step(scenes):
+    run = take(scenes, stop=4)
+    resumed = take(scenes, start=2, stop=4)
+    for straight, again in zip(run[2:], resumed, strict=True):
+        assert np.array_equal(host(straight).images, host(again).images)
+        assert np.array_equal(host(straight).tokens, host(again).tokens)
+    other = take(scenes, stop=1, seed=1)
+    assert not np.array_equal(host(run[0]).images, host(other[0]).images)
+
+
+def test_worker_processes_change_nothing(scenes):
+    alone = take(scenes, stop=4)
+    workers = take(scenes, config=DataConfig(crop_scale=None, workers=2), stop=4)
+    for one, two in zip(alone, workers, strict=True):
+        assert np.array_equal(host(one).images, host(two).images)
+        assert np.array_equal(host(one).tokens, host(two).tokens)
+
+
+def test_batches_lie_divided_over_the_mesh(scenes):
+    images = take(scenes, stop=1)[0].batch.images
+    assert len(images.sharding.device_set) == 8
+    assert {shard.data.shape[0] for shard in images.addressable_shards} == {2}
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_together_load_the_same_global_batches(hosts):
+    rows = [HostRows(8, 3, index, hosts) for index in range(hosts)]
+    for step in range(3):
+        size = 8 // hosts
+        positions = [host[step * size + row] for host in rows for row in range(size)]
+        assert positions == list(range(step * 8, step * 8 + 8))
+
+
+def test_every_epoch_is_another_permutation():
+    order = record_order(50, seed=3)
+    first, second = ([order[i] for i in range(n * 50, n * 50 + 50)] for n in range(2))
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second != sorted(second)
+
+
+def example_loader(source, crop_scale=(0.5, 1.0), seed=0):
+    tokenizer = load_tokenizer("clip", 20)
+    return ExampleLoader(source, record_order(len(source), seed), tokenizer, 32, crop_scale, seed)
+
+
+def test_a_record_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_path):
+    picture = Image.effect_noise((64, 64), 90).convert("RGB")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_shard(tmp_path / "0.tar", {"a": (buffer.getvalue(), "noise")})
+    load = example_loader(WebDatasetSource(str(tmp_path / "0.tar")))
+    assert np.array_equal(load(0).image, load(0).image)
+    assert not np.array_equal(load(0).image, load(1).image)
+
+
+def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named(tmp_path):
+    pairs = {f"{i:03}": (jpeg(i), f"shade {i}") for i in range(40)}
+    pairs["007"] = (b"not a picture", "broken")
+    pairs["011"] = (jpeg(11)[:200], "cut off")
+    write_shard(tmp_path / "0.tar", pairs)
+    source = WebDatasetSource(str(tmp_path / "0.tar"))
+    config = DataConfig(path=(str(tmp_path / "0.tar"),), workers=1)
+    batches = take(source, config=config, stop=5)  # 80 examples: two epochs
+    replaced = list(itertools.chain.from_iterable(loaded.replaced for loaded in batches))
+    assert sorted(name.split(":")[0] for name in replaced) == ["0.tar/007"] * 2 + ["0.tar/011"] * 2
+
+    load = example_loader(source, crop_scale=None)
+    broken = next(position for position in range(40) if load.order[position] == 7)
+    again = next(position for position in range(40, 80) if load.order[position] == 7)
+    assert np.array_equal(load(broken).tokens, load(again).tokens)
+    assert "not a" in load(broken).replaced[0]
+
+
+def test_a_corpus_that_is_broken_at_large_stops_the_run(tmp_path):
+    write_shard(tmp_path / "0.tar", {f"{i}": (b"x", "caption") for i in range(20)})
+    load = example_loader(WebDatasetSource(str(tmp_path / "0.tar")))
+    with pytest.raises(InputError, match="16 records in a row are unreadable"):
+        load(0)
+
+
+def test_captions_that_lose_their_end_are_counted(tmp_path):
+    long = " ".join(["word"] * 40)
+    write_shard(
+        tmp_path / "0.tar",
+        {f"{i}": (jpeg(i), long if i % 4 == 0 else "short") for i in range(16)},
+    )
+    source = WebDatasetSource(str(tmp_path / "0.tar"))
+    assert take(source, stop=1)[0].truncated == 4

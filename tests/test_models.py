@@ -1,0 +1,264 @@
+"""The encoders: sizes, initialisation, and numbers equal to `transformers`' CLIPModel."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from flaxclip.errors import InputError
+from flaxclip.interop.huggingface import huggingface_shapes, params_from_huggingface
+from flaxclip.models.clip import CLIP, CLIPConfig, example_inputs, init_params
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.variants import VARIANTS
+from flaxclip.models.vision_transformer import VisionConfig
+from tests.parity.clip_cases import TINY, random_tensors
+
+REFERENCE = Path(__file__).parent / "golden" / "clip_reference.npz"
+
+
+def tiny_config(activation: str = "quick_gelu", **changes) -> CLIPConfig:
+    return CLIPConfig(
+        vision=VisionConfig(**TINY["vision"], activation=activation),
+        text=TextConfig(**TINY["text"], activation=activation),
+        embed_dim=TINY["embed_dim"],
+        **changes,
+    )
+
+
+CONFIG = tiny_config()
+END = CONFIG.text.vocab_size - 1
+
+
+@pytest.fixture(scope="module")
+def params():
+    weights = params_from_huggingface(random_tensors(huggingface_shapes(CONFIG)), CONFIG)
+    return jax.tree.map(jnp.asarray, weights)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(REFERENCE) as arrays:
+        return {name: jnp.asarray(x) for name, x in arrays.items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply(config, method, params, inputs):
+    return CLIP(config).apply({"params": params}, inputs, method=method)
+
+
+def encode_image(params, images, config=CONFIG):
+    return apply(config, "encode_image", params, jnp.asarray(images))
+
+
+def encode_text(params, tokens, config=CONFIG):
+    return apply(config, "encode_text", params, jnp.asarray(tokens))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # As OpenAI's models are counted, `sum(p.numel() for p in model.parameters())`.
+        ("ViT-B-32", 151_277_313),
+        ("ViT-B-16", 149_620_737),
+        ("ViT-L-14", 427_616_513),
+        ("ViT-L-14-336", 427_944_193),
+    ],
+)
+def test_variants_have_the_published_number_of_parameters(name, count):
+    shapes = jax.eval_shape(lambda key: init_params(key, VARIANTS[name]), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_maps_its_inputs_to_embeddings_in_float32(name):
+    config = VARIANTS[name]
+    zimg, ztxt, logit_scale = jax.eval_shape(
+        lambda key, inputs: CLIP(config).init_with_output(key, *inputs)[0],
+        jax.random.key(0),
+        example_inputs(config, batch_size=3),
+    )
+    assert zimg.shape == ztxt.shape == (3, config.embed_dim)
+    assert logit_scale.shape == ()
+    assert {zimg.dtype, ztxt.dtype, logit_scale.dtype} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("tower", [VisionConfig, TextConfig])
+def test_heads_that_do_not_divide_the_width_are_refused(tower):
+    with pytest.raises(InputError, match="width 100 is not divisible by its 3 heads"):
+        tower(width=100, heads=3)
+
+
+def test_patches_that_do_not_divide_the_image_are_refused():
+    with pytest.raises(InputError, match="image_size 224 is not divisible by patch_size 15"):
+        VisionConfig(patch_size=15)
+
+
+# Initialisation
+
+INIT_CONFIG = CLIPConfig(
+    vision=VisionConfig(image_size=64, patch_size=8, width=256, layers=3, heads=4),
+    text=TextConfig(context_length=40, vocab_size=500, width=192, layers=5, heads=3),
+    embed_dim=96,
+)
+# openai/CLIP, `clip/model.py`. V, T: widths of the towers. `nn.Linear` and `nn.Conv2d` are born
+# uniform within +-fan_in^-1/2, `nn.MultiheadAttention` with Xavier-uniform projections (a joint
+# [3 w, w] matrix) and zero biases; `initialize_parameters` then overwrites the text tower's
+# matrices, not the biases, and nothing of the image tower's blocks.
+V, T, TEXT_LAYERS = 256, 192, 5
+NORMAL = {
+    "vision/class_embedding": V**-0.5,
+    "vision/position_embedding": V**-0.5,
+    "vision/projection/kernel": V**-0.5,
+    "text/token_embedding": 0.02,
+    "text/position_embedding": 0.01,
+    "text/projection/kernel": T**-0.5,
+    "text/transformer/blocks/attention/qkv/kernel": T**-0.5,
+    "text/transformer/blocks/attention/out/kernel": T**-0.5 * (2 * TEXT_LAYERS) ** -0.5,
+    "text/transformer/blocks/mlp/fc1/kernel": (2 * T) ** -0.5,
+    "text/transformer/blocks/mlp/fc2/kernel": T**-0.5 * (2 * TEXT_LAYERS) ** -0.5,
+}
+UNIFORM = {
+    "vision/patch_embedding/kernel": (3 * 8 * 8) ** -0.5,
+    "vision/transformer/blocks/attention/qkv/kernel": (6 / (V + 3 * V)) ** 0.5,
+    "vision/transformer/blocks/attention/out/kernel": V**-0.5,
+    "vision/transformer/blocks/mlp/fc1/kernel": V**-0.5,
+    "vision/transformer/blocks/mlp/fc1/bias": V**-0.5,
+    "vision/transformer/blocks/mlp/fc2/kernel": (4 * V) ** -0.5,
+    "vision/transformer/blocks/mlp/fc2/bias": (4 * V) ** -0.5,
+    "text/transformer/blocks/mlp/fc1/bias": T**-0.5,
+    "text/transformer/blocks/mlp/fc2/bias": (4 * T) ** -0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def fresh_params():
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), INIT_CONFIG)
+    return {name: np.asarray(x) for name, x in flatten_dict(params, sep="/").items()}
+
+
+@pytest.mark.parametrize("name", NORMAL)
+def test_normal_parameters_have_openais_deviation(fresh_params, name):
+    x = fresh_params[name]
+    # Five standard errors of an estimate from as many numbers.
+    np.testing.assert_allclose(x.std(), NORMAL[name], rtol=5 / (2 * x.size) ** 0.5)
+    assert abs(x.mean()) < 5 * NORMAL[name] / x.size**0.5
+    assert abs(x).max() > 2 * NORMAL[name]  # a uniform distribution ends at sqrt(3) deviations
+
+
+@pytest.mark.parametrize("name", UNIFORM)
+def test_uniform_parameters_have_torchs_bounds(fresh_params, name):
+    x, bound = fresh_params[name], UNIFORM[name]
+    assert 0.99 * bound < abs(x).max() <= bound
+    np.testing.assert_allclose(x.std(), bound / 3**0.5, rtol=5 / (2 * x.size) ** 0.5)
+    assert abs(x.mean()) < 5 * bound / x.size**0.5
+
+
+def test_norms_and_biases_are_born_trivial_and_the_scale_as_one_over_007(fresh_params):
+    rest = set(fresh_params) - set(NORMAL) - set(UNIFORM)
+    for name in rest - {"logit_scale"}:
+        assert name.endswith(("/scale", "/bias"))
+        np.testing.assert_array_equal(fresh_params[name], float(name.endswith("/scale")))
+    np.testing.assert_allclose(np.exp(fresh_params["logit_scale"]), 1 / 0.07, rtol=1e-6)
+
+
+def test_layers_are_born_different_and_all_parameters_in_float32(fresh_params):
+    for name in (*NORMAL, *UNIFORM):
+        if "/blocks/" in name:
+            assert len(np.unique(fresh_params[name].reshape(len(fresh_params[name]), -1)[:, 0])) > 2
+    assert {x.dtype for x in fresh_params.values()} == {np.dtype("float32")}
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_embeddings_and_logits_equal_those_stored_from_transformers(params, reference, activation):
+    config = tiny_config(activation)
+    zimg = encode_image(params, reference["images"], config)
+    ztxt = encode_text(params, reference["tokens"], config)
+    np.testing.assert_allclose(zimg, reference[f"{activation}/zimg"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ztxt, reference[f"{activation}/ztxt"], rtol=0, atol=1e-5)
+    expected = reference[f"{activation}/logits_per_image"]
+    logits = jnp.exp(params["logit_scale"]) * zimg @ ztxt.T
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+def test_embeddings_have_unit_length(params, reference):
+    for z in (encode_image(params, reference["images"]), encode_text(params, reference["tokens"])):
+        np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, rtol=0, atol=1e-6)
+
+
+def test_text_tower_is_causal(params):
+    """Row i ends at position i: its embedding depends on positions 0..i and on no later one."""
+    length = CONFIG.text.context_length
+    tokens = np.random.default_rng(0).integers(1, END - 1, (length, length))
+    np.fill_diagonal(tokens, END)
+
+    def of_positions(positions):
+        text = params["text"] | {"position_embedding": positions}
+        return encode_text(params | {"text": text}, tokens)
+
+    jacobian = jax.jit(jax.jacobian(of_positions))(params["text"]["position_embedding"])
+    size = np.linalg.norm(jacobian, axis=(1, 3))  # [end position, position]
+    assert size.shape == (length, length)
+    np.testing.assert_array_equal(np.triu(size, 1), 0)
+    assert size[np.tril_indices(length)].min() > 1e-3
+
+
+def test_image_tower_sees_every_patch(params, reference):
+    def of_positions(positions):
+        vision = params["vision"] | {"position_embedding": positions}
+        return encode_image(params | {"vision": vision}, reference["images"])
+
+    jacobian = jax.jit(jax.jacobian(of_positions))(params["vision"]["position_embedding"])
+    assert np.linalg.norm(jacobian, axis=(1, 3)).min() > 1e-3
+
+
+def test_what_follows_the_end_of_text_changes_nothing(params, reference):
+    tokens = np.array(reference["tokens"])
+    for row in tokens:
+        after = np.argmax(row) + 1
+        row[after:] = np.random.default_rng(0).integers(1, END, len(row) - after)
+    assert (tokens != reference["tokens"]).any(axis=1).sum() >= 4
+    np.testing.assert_array_equal(
+        encode_text(params, tokens), encode_text(params, reference["tokens"])
+    )
+
+
+def test_a_shorter_context_gives_the_same_embeddings(params, reference):
+    fits = reference["tokens"][reference["tokens"].argmax(axis=1) < 8]
+    assert len(fits) >= 3
+    np.testing.assert_allclose(
+        encode_text(params, fits[:, :8]), encode_text(params, fits), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("unroll", [2, 12])  # with a rest in the image tower, and all of both
+def test_unrolling_the_layers_changes_nothing(params, reference, unroll):
+    unrolled = dataclasses.replace(CONFIG, unroll=unroll)
+    for encode, inputs in ((encode_image, "images"), (encode_text, "tokens")):
+        np.testing.assert_allclose(
+            encode(params, reference[inputs], unrolled),
+            encode(params, reference[inputs], CONFIG),
+            rtol=0,
+            atol=1e-6,
+        )
+
+
+def test_bfloat16_is_close_to_float32_and_its_embeddings_are_float32(params, reference):
+    low = dataclasses.replace(CONFIG, dtype="bfloat16")
+    for encode, inputs in ((encode_image, "images"), (encode_text, "tokens")):
+        exact, rounded = (encode(params, reference[inputs], c) for c in (CONFIG, low))
+        assert rounded.dtype == jnp.float32
+        cosine = (exact * rounded).sum(axis=-1)
+        assert (abs(exact - rounded).max(axis=-1) > 1e-4).all(), "computed in float32"
+        # bfloat16 rounds to 2^-9; after a few layers, an angle of some hundredths.
+        assert cosine.min() > 1 - 0.03**2 / 2

@@ -1,0 +1,87 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from flaxclip.data.loader import load_batches
+from flaxclip.data.scenes import ScenesSource
+from flaxclip.errors import InputError
+from flaxclip.optim import make_optimizer
+from flaxclip.sharding import MeshConfig, check_batch_divides, make_mesh, mesh_shardings
+from flaxclip.train_state import init_train_state
+from flaxclip.train_step import make_train_step
+from tests.tiny_run import tiny_config
+
+STEPS = 20
+
+
+def run(mesh_config, devices):
+    """Losses and final parameters of twenty steps in float32."""
+    config = tiny_config("unused", steps=STEPS + 1)
+    mesh = make_mesh(mesh_config, jax.devices()[:devices])
+    tx = make_optimizer(config.optim, config.steps)
+    source = ScenesSource("train", config.model.vision.image_size)
+    losses = []
+    with jax.set_mesh(mesh):
+        state = init_train_state(jax.random.key(0), config.model, tx, mesh)
+        step = make_train_step(config.model, tx, mesh, state)
+        for loaded in load_batches(
+            config.data, config.model, source, mesh,
+            batch_size=config.batch_size, seed=0, start_step=0, stop_step=STEPS,
+        ):  # fmt: skip
+            state, metrics = step(state, loaded.batch)
+            losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(MeshConfig(), 1)
+
+
+@pytest.mark.parametrize(
+    "mesh_config", [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str
+)
+def test_eight_devices_equal_one(one_device, mesh_config):
+    losses, params = run(mesh_config, 8)
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+    for name, ours, theirs in zip(*flatten(params), flatten(one_device[1])[1], strict=True):
+        if name.endswith("qkv/bias"):
+            # Softmax does not see what is added to all keys, so the true gradient of their bias is
+            # zero, and what Adam scales up to a step is rounding.
+            ours, theirs = np.delete(ours, 1, axis=1), np.delete(theirs, 1, axis=1)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def flatten(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return names, [leaf for _, leaf in leaves]
+
+
+def test_fsdp_divides_parameters_and_moments():
+    config = tiny_config("unused")
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    tx = make_optimizer(config.optim, config.steps)
+    state = init_train_state(jax.random.key(0), config.model, tx, mesh)
+    kernel = state.params["text"]["transformer"]["blocks"]["mlp"]["fc1"]["kernel"]
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
+    assert len(moments) >= 2
+    for array in (kernel, *moments):
+        assert array.sharding.shard_shape(array.shape)[1] == array.shape[1] // 8
+
+
+def test_a_mesh_that_does_not_fit_is_refused_with_the_numbers():
+    with pytest.raises(InputError, match="does not fit 8 devices"):
+        make_mesh(MeshConfig(data=3))
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
+    with pytest.raises(InputError, match="choose 8 or 16"):
+        check_batch_divides(12, make_mesh(MeshConfig()))
+
+
+def test_axes_that_collide_raise():
+    shape = jax.ShapeDtypeStruct((8, 8), np.float32)
+    with pytest.raises(ValueError, match="collide"):
+        mesh_shardings(PartitionSpec("heads", "mlp"), shape, make_mesh(MeshConfig()))

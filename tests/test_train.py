@@ -1,0 +1,165 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from flaxclip.checkpoint import load_params, saved_steps
+from flaxclip.models.clip import init_params
+from flaxclip.train import train
+from tests.test_loader import jpeg, write_shard
+from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
+
+
+def params_of(workdir, step):
+    shapes = jax.eval_shape(lambda key: init_params(key, TINY_MODEL), jax.random.key(0))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+    return jax.device_get(load_params(workdir, step, abstract))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    train(tiny_config(workdir))
+    return workdir
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
+    finished_run, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "stopped"
+    writer = "flaxclip.train.CheckpointWriter"
+    with monkeypatch.context() as patch:
+        import flaxclip.checkpoint
+
+        class StopsAfterFirstSave(flaxclip.checkpoint.CheckpointWriter):
+            def save(self, step, params, training):
+                super().save(step, params, training)
+                self.close()
+                raise Killed
+
+        patch.setattr(writer, StopsAfterFirstSave)
+        with pytest.raises(Killed):
+            train(tiny_config(workdir))
+    assert saved_steps(workdir) == [4]
+    train(tiny_config(workdir))
+    assert saved_steps(workdir) == [4, 8]
+    jax.tree.map(np.testing.assert_array_equal, params_of(workdir, 8), params_of(finished_run, 8))
+
+
+def test_metrics_are_written_for_every_report(finished_run):
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 2, 4, 6, 8]
+    # Fresh towers guess: about the log of 16 candidates.
+    assert lines[0]["loss"] == pytest.approx(np.log(16), rel=0.3)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["replaced_records"] == 0
+    assert list((finished_run / "tensorboard").glob("events.*"))
+
+
+def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
+    write_shard(
+        tmp_path / "0.tar", {f"{i}": (jpeg(i * 16, 16), f"a picture of shade {i}") for i in range(16)}
+    )
+    config = tiny_config(tmp_path / "run", steps=120, log_every=40, checkpoint_every=120)
+    data = type(config.data)(path=(str(tmp_path / "0.tar"),), crop_scale=None, workers=0)
+    optim = type(config.optim)(peak_lr=5e-3, warmup_steps=10, weight_decay=0.0)
+    train(type(config)(**vars(config) | {"data": data, "optim": optim}))
+    last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()][-1]
+    assert last["image_to_text_accuracy"] == last["text_to_image_accuracy"] == 1.0
+
+
+def run_cli(*args, cwd, **environment):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    # One device, as on a laptop.
+    env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": "", "COLUMNS": "100"} | environment
+    return subprocess.run(
+        [sys.executable, "-m", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experiment") / "tiny.py"
+    path.write_text(EXPERIMENT)
+    return str(path)
+
+
+def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tmp_path):
+    command = ("flaxclip.train", experiment, "--workdir", "run", "--data.workers", "1")
+    first = run_cli(*command, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"step 8/8  loss \d\.\d+  acc i→t .*img/s  mfu unknown  data wait", first.stdout)
+    assert "python -m flaxclip.benchmark run" in first.stdout
+    assert "\x1b" not in first.stdout
+    again = run_cli(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "step 8 of 8: this run is finished" in again.stdout
+    assert "loss" not in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--batch-size", "0"), "batch_size is 0"),
+        (("--stepz", "5"), "--steps"),
+        (("--model", "ViT-B-23"), "did you mean ViT-B-32"),
+        (("--data.path", "missing.tar"), "missing.tar"),
+        (("--data.path", "none-*.tar"), "none-*.tar"),
+        (("--data.path", "no-pairs.tar"), "no image–text pairs in"),
+        (("--data.path", "cut.tar"), "cut.tar"),
+        (("--workdir", "file/run"), "cannot write into workdir file/run"),
+        (("--workdir", "other"), "seed: 0 -> 5"),
+        (("--mesh.data", "3"), "does not fit 1 devices"),
+        (("--optim.warmup-steps", "8"), "warmup_steps 8 is not below the run's 8 steps"),
+        (("--model.vision.heads", "5"), "vision width 32 is not divisible by its 5 heads"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_a_message_and_exit_code_2(experiment, finished_run, tmp_path, flags, message):
+    write_shard(tmp_path / "no-pairs.tar", {})
+    write_shard(tmp_path / "whole.tar", {f"{i}": (jpeg(i), "caption") for i in range(3)})
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:1500])
+    (tmp_path / "file").touch()
+    (tmp_path / "other").symlink_to(finished_run)
+    if flags == ("--workdir", "other"):
+        flags = (*flags, "--seed", "5")
+    result = run_cli("flaxclip.train", experiment, "--workdir", "run", *flags, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_eight_devices_refuse_a_batch_that_does_not_divide(experiment, tmp_path):
+    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = run_cli(
+        "flaxclip.train", experiment, "--workdir", "run", "--batch-size", "12", cwd=tmp_path, **eight
+    )
+    assert result.returncode == 2
+    assert "choose 8 or 16" in result.stderr
+
+
+def test_help_names_every_group_of_flags(tmp_path):
+    result = run_cli("flaxclip.train", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for flag in ("--workdir", "--model.vision.width", "--optim.peak-lr", "--mesh.fsdp", "--data.path"):
+        assert flag in result.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, flaxclip; print(sorted({'jax', 'flax', 'orbax', 'grain'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

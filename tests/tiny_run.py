@@ -1,0 +1,38 @@
+"""A training run small enough to be run many times: what the tests of whole runs share."""
+
+import dataclasses
+
+from flaxclip.config import TrainConfig
+from flaxclip.data.loader import DataConfig
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.optim import OptimConfig
+
+TINY_MODEL = CLIPConfig(
+    vision=VisionConfig(image_size=16, patch_size=8, width=32, layers=2, heads=2),
+    text=TextConfig(context_length=20, width=32, layers=2, heads=2),
+    embed_dim=16,
+)
+
+
+def tiny_config(workdir, **changes) -> TrainConfig:
+    config = TrainConfig(
+        workdir=str(workdir),
+        model=TINY_MODEL,
+        batch_size=16,
+        steps=8,
+        data=DataConfig(crop_scale=None, workers=0),
+        optim=OptimConfig(peak_lr=1e-3, warmup_steps=2),
+        log_every=2,
+        checkpoint_every=4,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+EXPERIMENT = """
+from tests.tiny_run import tiny_config
+
+def get_config():
+    return tiny_config("unset")
+"""
