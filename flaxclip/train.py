@@ -201,7 +201,7 @@ def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -
 class Command:
     """Pretrain CLIP. The same command again resumes where the run stopped."""
 
-    experiment: Annotated[str, tyro.conf.Positional]
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
     """Python file with get_config(), or the name of one that comes with flaxclip. Its values are
     the defaults of all flags below."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")]
@@ -219,10 +219,8 @@ def parse(args: Sequence[str]) -> TrainConfig:
         InputError: no such experiment or model.
         SystemExit: flags that do not exist or do not parse, with code 2; `--help`, with 0.
     """
-    args = list(args)
-    if not args or args[0].startswith("-"):
-        args = ["quickstart", *args]
-    config = load_experiment(args[0])
+    experiment = args[0] if args and not args[0].startswith("-") else "quickstart"
+    config = load_experiment(experiment)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--model")
     name = peek.parse_known_args(args)[0].model
@@ -231,7 +229,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     command = tyro.cli(
         Command,
         args=args,
-        default=Command(args[0], None, config),
+        default=Command(experiment, None, config),
         prog="python -m flaxclip.train",
         config=(tyro.conf.FlagConversionOff,),
     )

@@ -36,7 +36,7 @@ PICTURES = 12
 class Command:
     """Measure a checkpoint, zero-shot."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Workdir of a training run (its latest step), or WORKDIR/checkpoints/STEP."""
     tasks: tuple[str, ...] = ()
     """Names of tasks, or retrieval:SHARDS for image–caption pairs. None: those of the data that
@@ -49,7 +49,7 @@ class Command:
 
 def main() -> None:
     """The command line."""
-    command = tyro.cli(Command, prog="python -m flaxclip.benchmark", description=__doc__)
+    command = tyro.cli(Command, prog="python -m flaxclip.benchmark")
     with exit_on_input_error("flaxclip.benchmark"):
         run(command)
 

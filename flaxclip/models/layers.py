@@ -77,16 +77,19 @@ class BlockInit:
     fc2_bias: Initializer
 
     @classmethod
-    def scaled_normal(cls, width: int, layers: int) -> "BlockInit":
-        """OpenAI's text tower (`CLIP.initialize_parameters`): residuals shrink with depth."""
+    def scaled_normal(cls, width: int, mlp_width: int, layers: int) -> "BlockInit":
+        """OpenAI's text tower (`CLIP.initialize_parameters`): residuals shrink with depth.
+
+        That function leaves the biases of `nn.Linear` as they are born: U(+-fan_in^-1/2).
+        """
         residual_std = width**-0.5 * (2 * layers) ** -0.5
         return cls(
             qkv_kernel=nn.initializers.normal(width**-0.5),
             out_kernel=nn.initializers.normal(residual_std),
             fc1_kernel=nn.initializers.normal((2 * width) ** -0.5),
-            fc1_bias=nn.initializers.zeros,
+            fc1_bias=_uniform(width**-0.5),
             fc2_kernel=nn.initializers.normal(residual_std),
-            fc2_bias=nn.initializers.zeros,
+            fc2_bias=_uniform(mlp_width**-0.5),
         )
 
     @classmethod

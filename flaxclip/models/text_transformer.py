@@ -68,7 +68,7 @@ class TextTransformer(nn.Module):
             c.mlp_width,
             c.activation,
             causal=True,
-            block_init=BlockInit.scaled_normal(c.width, c.layers),
+            block_init=BlockInit.scaled_normal(c.width, c.mlp_width, c.layers),
             dtype=self.dtype,
             unroll=self.unroll,
             name="transformer",

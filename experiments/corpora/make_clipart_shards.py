@@ -2,7 +2,7 @@ r"""Several thousand real image–caption pairs from two Debian packages, as web
 
     apt-get download tuxpaint-stamps-default openclipart-png openclipart-svg
     for package in *.deb; do dpkg-deb -x "$package" unpacked; done
-    python -m flaxclip.experiments.make_clipart_shards \
+    python experiments/corpora/make_clipart_shards.py \
         --stamps unpacked/usr/share/tuxpaint/stamps \
         --clip-art-png unpacked/usr/share/openclipart/png \
         --clip-art-svg unpacked/usr/share/openclipart/svg --out clipart

@@ -1,0 +1,198 @@
+"""Which parameters decay, what the learning rate is at a step, and AdamW in plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from flaxclip.errors import InputError
+from flaxclip.models.clip import init_params
+from flaxclip.models.variants import VARIANTS
+from flaxclip.optim import (
+    MAX_LOGIT_SCALE,
+    OptimConfig,
+    clamp_logit_scale,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+)
+
+BLOCK = {
+    "ln_1/scale": False,
+    "ln_1/bias": False,
+    "attention/qkv/kernel": True,
+    "attention/qkv/bias": False,  # stacked: [layers, 3, heads, channels]
+    "attention/out/kernel": True,
+    "attention/out/bias": False,
+    "ln_2/scale": False,
+    "ln_2/bias": False,
+    "mlp/fc1/kernel": True,
+    "mlp/fc1/bias": False,
+    "mlp/fc2/kernel": True,
+    "mlp/fc2/bias": False,
+}
+DECAYS = {
+    "logit_scale": False,
+    "vision/class_embedding": False,  # open_clip decays nothing of fewer than two dimensions
+    "vision/patch_embedding/kernel": True,
+    "vision/position_embedding": True,
+    "vision/ln_pre/scale": False,
+    "vision/ln_pre/bias": False,
+    **{f"vision/transformer/blocks/{name}": decays for name, decays in BLOCK.items()},
+    "vision/ln_post/scale": False,
+    "vision/ln_post/bias": False,
+    "vision/projection/kernel": True,
+    "text/token_embedding": True,
+    "text/position_embedding": True,
+    **{f"text/transformer/blocks/{name}": decays for name, decays in BLOCK.items()},
+    "text/ln_final/scale": False,
+    "text/ln_final/bias": False,
+    "text/projection/kernel": True,
+}
+
+
+# Weight decay
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_of_every_variant_decays_or_not_as_listed(variant):
+    config = VARIANTS[variant]
+    shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+    assert flatten_dict(decay_mask(shapes), sep="/") == DECAYS
+
+
+def test_a_parameter_of_unknown_name_raises():
+    with pytest.raises(
+        ValueError, match=r"parameter text/adapter/gain matches none of DECAY_RULES"
+    ):
+        decay_mask({"text": {"adapter": {"gain": jnp.ones((2, 3))}}})
+
+
+# Learning rate
+
+
+def test_the_rate_rises_linearly_to_the_peak_and_falls_as_a_cosine_to_zero():
+    schedule = make_schedule(OptimConfig(peak_lr=2e-3, warmup_steps=10), steps=110)
+    rates = [float(schedule(step)) for step in (0, 1, 5, 10, 35, 60, 85, 110)]
+    half = np.cos(np.pi / 4)
+    expected = [0, 2e-4, 1e-3, 2e-3, 1e-3 * (1 + half), 1e-3, 1e-3 * (1 - half), 0]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_without_warm_up_the_first_step_has_the_peak_rate():
+    schedule = make_schedule(OptimConfig(peak_lr=2e-3, warmup_steps=0), steps=10)
+    np.testing.assert_allclose(schedule(0), 2e-3, rtol=1e-6)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(InputError, match="warmup_steps 10 is not below the run's 10 steps"):
+        make_schedule(OptimConfig(warmup_steps=10), steps=10)
+
+
+@pytest.mark.parametrize(
+    "field", [{"peak_lr": -1e-3}, {"weight_decay": -0.1}, {"max_grad_norm": 0.0}]
+)
+def test_values_that_make_no_sense_are_refused(field):
+    with pytest.raises(InputError, match=f"optim.{next(iter(field))} is"):
+        OptimConfig(**field)
+
+
+# Updates
+
+STEPS = 5
+
+
+@pytest.fixture
+def params():
+    random = np.random.default_rng(0)
+    return {
+        "text": {
+            "projection": {"kernel": random.normal(size=(4, 3)).astype(np.float32)},
+            "ln_final": {"bias": random.normal(size=4).astype(np.float32)},
+        },
+        "logit_scale": np.float32(2.0),
+    }
+
+
+def random_gradients(params, size=0.1):
+    random = np.random.default_rng(1)
+
+    def draw(x):
+        return (size * random.normal(size=x.shape)).astype(np.float32)
+
+    return [jax.tree.map(draw, params) for _ in range(STEPS)]
+
+
+def train(params, gradients, config):
+    params = jax.tree.map(jnp.asarray, params)
+    tx = make_optimizer(config, steps=10)
+    opt_state = tx.init(params)
+    for grads in gradients:
+        updates, opt_state = jax.jit(tx.update)(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def numpy_adamw(params, gradients, config):
+    """Loshchilov & Hutter 2019, algorithm 2, with PyTorch's decay, in float64."""
+    decays = {"text/projection/kernel"}
+    schedule = make_schedule(config, steps=10)
+    flat = {n: np.asarray(x, np.float64) for n, x in flatten_dict(params, sep="/").items()}
+    m = dict.fromkeys(flat, 0.0)
+    v = dict.fromkeys(flat, 0.0)
+    for step, grads in enumerate(gradients):
+        lr = float(schedule(step))
+        for name, g in flatten_dict(grads, sep="/").items():
+            g = np.asarray(g, np.float64)
+            m[name] = config.b1 * m[name] + (1 - config.b1) * g
+            v[name] = config.b2 * v[name] + (1 - config.b2) * g**2
+            m_hat = m[name] / (1 - config.b1 ** (step + 1))
+            v_hat = v[name] / (1 - config.b2 ** (step + 1))
+            decay = config.weight_decay * flat[name] * (name in decays)
+            flat[name] = flat[name] - lr * (m_hat / (np.sqrt(v_hat) + config.eps) + decay)
+    return flat
+
+
+def test_updates_are_those_of_adamw(params):
+    config = OptimConfig(peak_lr=0.1, warmup_steps=2, weight_decay=0.5, eps=1e-2)
+    gradients = random_gradients(params)
+    actual = flatten_dict(train(params, gradients, config), sep="/")
+    for name, expected in numpy_adamw(params, gradients, config).items():
+        np.testing.assert_allclose(actual[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_gradients_are_scaled_to_the_maximal_norm_and_small_ones_left(params):
+    config = OptimConfig(peak_lr=0.1, warmup_steps=0, eps=1.0, max_grad_norm=0.5)
+    for size, clipped in ((10.0, True), (0.01, False)):
+        gradients = random_gradients(params, size)
+        norms = [
+            np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in jax.tree.leaves(grads)))
+            for grads in gradients
+        ]
+        assert all((norm > 0.5) == clipped for norm in norms)
+        scaled = [
+            jax.tree.map(lambda x, norm=norm: x * min(1, 0.5 / norm), grads)
+            for grads, norm in zip(gradients, norms, strict=True)
+        ]
+        actual = flatten_dict(train(params, gradients, config), sep="/")
+        for name, expected in numpy_adamw(params, scaled, config).items():
+            np.testing.assert_allclose(actual[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(9.0, np.log(100)), (4.6, 4.6), (0.5, 0.5), (-0.5, 0.0)]
+)
+def test_the_logit_scale_is_kept_between_1_and_100_and_nothing_else_is(before, after):
+    other = {"kernel": jnp.array([-9.0, 9.0])}
+    clamped = clamp_logit_scale({"logit_scale": jnp.float32(before), "text": other})
+    np.testing.assert_allclose(clamped["logit_scale"], after, rtol=1e-6)
+    assert clamped["text"] is other
+
+
+def test_a_scale_at_its_bound_can_come_down_again(params):
+    params["logit_scale"] = np.float32(MAX_LOGIT_SCALE)
+    config = OptimConfig(peak_lr=0.1, warmup_steps=0)
+    gradients = [jax.tree.map(np.zeros_like, params) | {"logit_scale": np.float32(0.3)}]
+    assert clamp_logit_scale(train(params, gradients, config))["logit_scale"] < MAX_LOGIT_SCALE

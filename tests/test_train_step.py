@@ -1,0 +1,59 @@
+"""One compiled update on eight devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.optim import MAX_LOGIT_SCALE, OptimConfig, make_optimizer
+from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
+from flaxclip.train_state import init_train_state
+from flaxclip.train_step import Batch, make_train_step
+from tests.collectives import collectives
+from tests.parity.clip_cases import TINY, random_inputs
+
+CONFIG = CLIPConfig(
+    vision=VisionConfig(**TINY["vision"]),
+    text=TextConfig(**TINY["text"]),
+    embed_dim=TINY["embed_dim"],
+)
+BATCH_SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The mesh, a state, a batch and the compiled step for them."""
+    mesh = make_mesh(MeshConfig())
+    tx = make_optimizer(OptimConfig(peak_lr=1e-3, warmup_steps=0), steps=10)
+    with jax.set_mesh(mesh):
+        state = init_train_state(jax.random.key(0), CONFIG, tx, mesh)
+        inputs = map(jnp.asarray, random_inputs(TINY, BATCH_SIZE))
+        batch = jax.device_put(Batch(*inputs), batch_sharding(mesh))
+        step = make_train_step(CONFIG, tx, mesh, state).lower(state, batch).compile()
+    return mesh, state, batch, step
+
+
+def test_embeddings_are_gathered_once_and_their_gradients_reduced_once(compiled):
+    *_, step = compiled
+    whole, part = (BATCH_SIZE, CONFIG.embed_dim), (BATCH_SIZE // 8, CONFIG.embed_dim)
+    travelling = sorted(x for x in collectives(step.as_text()) if x[1] in (whole, part))
+    assert travelling in (
+        [("all-gather", whole), ("all-reduce", whole)],
+        [("all-gather", whole), ("reduce-scatter", part)],
+    )
+
+
+def test_a_logit_scale_above_100_is_clamped_after_the_update(compiled):
+    mesh, state, batch, step = compiled
+    too_large = jax.device_put(jnp.float32(9.0), state.params["logit_scale"].sharding)
+    # Copied: the step donates what it is given.
+    state = jax.tree.map(jnp.copy, state)
+    state = state._replace(params=state.params | {"logit_scale": too_large})
+    with jax.set_mesh(mesh):
+        state, metrics = step(state, batch)
+    assert state.params["logit_scale"] == np.float32(MAX_LOGIT_SCALE)
+    np.testing.assert_allclose(metrics["logit_scale"], 100, rtol=1e-6)
+    assert state.step == 1
