@@ -4,8 +4,6 @@ python -m flaxclip.train
 python -m flaxclip.benchmark runs/quickstart
 """
 
-import dataclasses
-
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.variants import VARIANTS

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
 from etils import epath
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from flaxclip.checkpoint import CONFIG_FILE, CheckpointWriter
@@ -92,16 +94,17 @@ def run_steps(
     meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
     learning_rate = make_schedule(config.optim, config.steps)
     writer = MetricWriter(config.workdir)
-    truncated = replaced = 0
+    truncated = replaced = 0  # on this host
 
     def report(step: int, metrics: Metrics) -> None:
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         rates = meter.lap(step)
-        scalars = {
-            **{name: float(value) for name, value in jax.device_get(metrics).items()},
+        on_hosts = process_allgather(np.array([[truncated, replaced]]), tiled=True)
+        scalars |= {
             "learning_rate": float(learning_rate(step - 1)),
             **rates,
-            "truncated_captions": truncated,
-            "replaced_records": replaced,
+            "truncated_captions": int(on_hosts[:, 0].sum()),
+            "replaced_records": int(on_hosts[:, 1].sum()),
         }
         writer.write(step, scalars)
         seconds_left = (config.steps - step) * config.batch_size / rates["images_per_second"]
@@ -162,7 +165,10 @@ def claim_workdir(config: TrainConfig) -> None:
                 )
         elif jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(to_json(config))
+            # By a rename, so that other hosts see no file or all of it.
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(to_json(config))
+            unfinished.replace(path)
     except OSError as error:
         raise InputError(
             f"cannot write into workdir {config.workdir}: {error.strerror or error}\n"
@@ -248,10 +254,21 @@ def variant(name: str) -> CLIPConfig:
     return VARIANTS[name]
 
 
+def join_hosts() -> None:
+    """Connect to the other hosts of the job, where a cluster says that there are some."""
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
+        if "coordinator_address should be defined" not in str(error):
+            raise
+
+
 def main() -> None:
     """The command line."""
     with exit_on_input_error("flaxclip.train"):
         config = parse(sys.argv[1:])
+        join_hosts()
         train(config)
     if jax.process_index() == 0:
         print(f"done. To measure it:\n  python -m flaxclip.benchmark {config.workdir}")
