@@ -82,7 +82,8 @@ def draw_similarities(
     count = len(images)
     figure = Figure(figsize=(3.2 + 0.62 * count, 1.2 + 0.62 * count), layout="constrained")
     axes = figure.subplots(2, 1, height_ratios=(1, count))
-    axes[0].imshow(np.concatenate(images, axis=1))
+    # "auto" fills the width of the matrix below: each picture stands over its own column.
+    axes[0].imshow(np.concatenate(images, axis=1), aspect="auto")
     axes[0].set_axis_off()
     values = similarities.T
     axes[1].imshow(values, cmap="viridis", aspect="auto")
@@ -106,19 +107,20 @@ def draw_predictions(
 ) -> None:
     """A grid of pictures with their three best guesses; the right one is green and ticked."""
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.5 * rows), layout="constrained")
+    figure = Figure(figsize=(1.9 * columns, 2.7 * rows))
     axes = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(0.01, 0.34 / rows, 0.99, 1 - 0.12 / rows, wspace=0.05, hspace=0.55)
     for place in axes.flat:
         place.set_axis_off()
     for place, image, truth, guess in zip(axes.flat, images, truths, guesses, strict=False):
         place.imshow(image)
-        place.set_title(_short(truth), size=9, weight="bold")
+        place.set_title(_short(truth, 26), size=9, weight="bold")
         for line, name in enumerate(guess):
             right = name == truth
             mark = "✓ " if right else ""
             colour = "tab:green" if right else "dimgrey"
             place.text(
-                0.5, -0.06 - 0.12 * line, f"{mark}{_short(name)}",
+                0.5, -0.06 - 0.12 * line, f"{mark}{_short(name, 26)}",
                 transform=place.transAxes, ha="center", va="top", size=8, color=colour,
             )  # fmt: skip
     figure.savefig(path, dpi=110)

@@ -40,7 +40,7 @@ SHAPES = (
     "cross", "ring", "crescent", "arrow", "semicircle", "bolt",
 )  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted", "checkered")
-SIZES = {"small": 0.26, "medium": 0.36, "large": 0.46}
+SIZES = {"small": 0.32, "medium": 0.39, "large": 0.46}
 """Name to radius, in units of the picture's side."""
 POSITIONS = {
     (-1, -1): "top left", (0, -1): "top", (1, -1): "top right",
@@ -182,7 +182,7 @@ def _tint(rng: np.random.Generator, colour: str) -> Float[np.ndarray, " 3"]:
 
 def _contrast(ink: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
     """Towards black for light inks, towards white for dark ones: a texture keeps its colour."""
-    return (-ink if ink.mean() > 90 else 255 - ink) * 0.3
+    return (-ink if ink.mean() > 90 else 255 - ink) * 0.25
 
 
 def _pattern(rng: np.random.Generator, texture: str, side: int) -> Float[np.ndarray, "h w"]:
@@ -207,11 +207,11 @@ def _mask(
     rng: np.random.Generator, scene: Scene, side: int, outline: float = 0.0
 ) -> Float[np.ndarray, "h w"]:
     """Coverage of each pixel, 0..1. `outline`: width of the drawn line over the radius; 0 fills."""
-    radius = SIZES[scene.size] * rng.uniform(0.9, 1.08)
+    radius = SIZES[scene.size] * rng.uniform(0.95, 1.05)
     # A shape keeps inside the picture, so a large one moves less.
     room = max(0.5 - radius, 0.0)
     centre = 0.5 + np.array(scene.position) * room * rng.uniform(0.7, 1.0, 2)
-    angle = rng.uniform(-0.2, 0.2)
+    angle = rng.uniform(-0.15, 0.15)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     fine = side * _SUPERSAMPLING
     image = Image.new("L", (fine, fine))
