@@ -1,7 +1,10 @@
-"""A tiny CLIP on the built-in scenes: a few minutes on two CPU cores.
+"""A tiny CLIP on the built-in scenes: some three minutes on two CPU cores.
 
-python -m flaxclip.train
-python -m flaxclip.benchmark runs/quickstart
+    python -m flaxclip.train
+    python -m flaxclip.benchmark runs/quickstart
+
+Small batches and many steps: telling shapes apart takes updates more than examples. Expect more
+than 90% on `scenes-unseen`.
 """
 
 from flaxclip.config import TrainConfig
@@ -14,9 +17,10 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/quickstart",
         model=VARIANTS["ViT-tiny"],
-        batch_size=256,
-        steps=600,
+        batch_size=128,
+        steps=1700,
         data=DataConfig(crop_scale=None),
-        optim=OptimConfig(peak_lr=2e-3, warmup_steps=60, weight_decay=0.1, max_grad_norm=1.0),
-        checkpoint_every=200,
+        optim=OptimConfig(peak_lr=3e-3, warmup_steps=150, weight_decay=0.1),
+        log_every=100,
+        checkpoint_every=500,
     )

@@ -8,6 +8,7 @@ The same command again resumes where the run stopped.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import difflib
 import sys
@@ -254,6 +255,23 @@ def variant(name: str) -> CLIPConfig:
     return VARIANTS[name]
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, for the next step.
+
+    On the CPU a step's buffers come from malloc. Given back to the kernel after each step, their
+    pages would be zeroed anew for the next: a quarter of the time of a small model's step.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            for parameter, value in (
+                (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
+                (-4, 0),  # M_MMAP_MAX: no mappings of their own for large blocks
+                (-8, 1),  # M_ARENA_MAX: one heap, since those of threads cannot grow large
+            ):
+                mallopt(parameter, value)
+
+
 def join_hosts() -> None:
     """Connect to the other hosts of the job, where a cluster says that there are some."""
     try:
@@ -266,6 +284,7 @@ def join_hosts() -> None:
 
 def main() -> None:
     """The command line."""
+    keep_freed_memory()
     with exit_on_input_error("flaxclip.train"):
         config = parse(sys.argv[1:])
         join_hosts()

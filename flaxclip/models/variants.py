@@ -7,9 +7,10 @@ from flaxclip.models.vision_transformer import VisionConfig
 VARIANTS: dict[str, CLIPConfig] = {
     # For tests and the built-in data: few, large patches and a short context are what make it fast.
     "ViT-tiny": CLIPConfig(
-        vision=VisionConfig(image_size=32, patch_size=8, width=192, layers=4, heads=3),
-        text=TextConfig(context_length=20, width=128, layers=2, heads=2),
-        embed_dim=128,
+        vision=VisionConfig(image_size=32, patch_size=8, width=128, layers=4, heads=4),
+        text=TextConfig(context_length=20, width=64, layers=2, heads=2),
+        embed_dim=64,
+        unroll=4,
     ),
     # Radford et al. 2021, table 20.
     "ViT-B-32": CLIPConfig(),
