@@ -132,7 +132,7 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
         (("--model", "ViT-B-23"), "did you mean ViT-B-32"),
         (("--data.path", "missing.tar"), "missing.tar"),
         (("--data.path", "none-*.tar"), "none-*.tar"),
-        (("--data.path", "no-pairs.tar"), "no image–text pairs in"),
+        (("--data.path", "no-pairs.tar"), "no image–caption pairs in"),
         (("--data.path", "cut.tar"), "cut.tar"),
         (("--workdir", "file/run"), "cannot write into workdir file/run"),
         (("--workdir", "other"), "seed: 0 -> 5"),
