@@ -7,31 +7,26 @@
 The same command again resumes where the run stopped.
 """
 
-import argparse
 import ctypes
 import dataclasses
-import difflib
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from etils import epath
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from flaxclip.checkpoint import CONFIG_FILE, CheckpointWriter
-from flaxclip.config import TrainConfig, differing_fields, load_experiment
+from flaxclip.command_line import RunCommand, parse
+from flaxclip.config import TrainConfig, differing_fields
 from flaxclip.config_json import from_json, to_json
 from flaxclip.data.loader import load_batches, open_source
 from flaxclip.data.source import Source
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.metrics import MetricWriter, Throughput
-from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.cost import model_cost
-from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import make_optimizer, make_schedule
 from flaxclip.progress import ProgressReport
 from flaxclip.sharding import check_batch_divides, make_mesh
@@ -138,8 +133,8 @@ def _without_variables(state: TrainState) -> dict[str, Any]:
 
 
 def step_flops(config: TrainConfig) -> int:
-    """Model FLOPs of one update: the backward pass takes twice those of the forward pass."""
-    return 3 * config.batch_size * model_cost(config.model).forward_flops
+    """Model FLOPs of one update."""
+    return config.batch_size * model_cost(config.model).training_flops
 
 
 def claim_workdir(config: TrainConfig) -> None:
@@ -201,56 +196,9 @@ def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -
         print(f"{name:8} {text}", flush=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(RunCommand):
     """Pretrain CLIP. The same command again resumes where the run stopped."""
-
-    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
-    """Python file with get_config(), or the name of one that comes with flaxclip. Its values are
-    the defaults of all flags below."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")]
-    """Architecture to start from, in place of the experiment's."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-
-
-def parse(args: Sequence[str]) -> TrainConfig:
-    """The configuration that a command line asks for.
-
-    Flags default to the values of the experiment, so that is looked at first; likewise `--model`,
-    whose architecture is what the flags `--model.…` change.
-
-    Raises:
-        InputError: no such experiment or model.
-        SystemExit: flags that do not exist or do not parse, with code 2; `--help`, with 0.
-    """
-    experiment = args[0] if args and not args[0].startswith("-") else "quickstart"
-    config = load_experiment(experiment)
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--model")
-    name = peek.parse_known_args(args)[0].model
-    if name is not None:
-        config = dataclasses.replace(config, model=variant(name))
-    command = tyro.cli(
-        Command,
-        args=args,
-        default=Command(experiment, None, config),
-        prog="python -m flaxclip.train",
-        # A model's image tower is of the kind that the default has: --model chooses the kind.
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-    )
-    return command.config
-
-
-def variant(name: str) -> CLIPConfig:
-    """The architecture of that name; raises InputError with those that there are."""
-    if name not in VARIANTS:
-        close = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
-        raise InputError(
-            f"unknown model {name!r}"
-            + (f"; did you mean {close[0]}?" if close else "")
-            + f"\nknown: {', '.join(VARIANTS)}"
-        )
-    return VARIANTS[name]
 
 
 def keep_freed_memory() -> None:
@@ -284,7 +232,7 @@ def main() -> None:
     """The command line."""
     keep_freed_memory()
     with exit_on_input_error("flaxclip.train"):
-        config = parse(sys.argv[1:])
+        config = parse(Command, sys.argv[1:], "flaxclip.train").config
         join_hosts()
         train(config)
     if jax.process_index() == 0:

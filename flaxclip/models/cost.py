@@ -17,6 +17,11 @@ class Cost(NamedTuple):
     forward_flops: int
     """Of one image–caption pair through both towers, the loss left out."""
 
+    @property
+    def training_flops(self) -> int:
+        """Of a pair in an update: the backward pass takes twice those of the forward pass."""
+        return 3 * self.forward_flops
+
 
 @functools.cache
 def model_cost(config: CLIPConfig) -> Cost:

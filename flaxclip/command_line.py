@@ -1,0 +1,73 @@
+"""From a command line to the configuration of a run."""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
+
+import tyro
+
+from flaxclip.config import TrainConfig, load_experiment
+from flaxclip.errors import InputError
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.variants import VARIANTS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunCommand:
+    """Flags that choose a run; a command adds its own by subclassing it."""
+
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
+    """Python file with get_config(), or the name of one that comes with flaxclip. Its values are
+    the defaults of all flags below."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Architecture to start from, in place of the experiment's."""
+    # A model's image tower is of the kind that the default has: --model chooses the kind.
+    config: Annotated[
+        TrainConfig,
+        tyro.conf.arg(name=""),
+        tyro.conf.FlagConversionOff,
+        tyro.conf.AvoidSubcommands,
+    ]
+
+
+Command = TypeVar("Command", bound=RunCommand)
+
+
+def parse(command: type[Command], args: Sequence[str], program: str) -> Command:
+    """The command that `args` ask for.
+
+    Flags default to the values of the experiment, so that is looked at first; likewise `--model`,
+    whose architecture is what the flags `--model.…` change.
+
+    Raises:
+        InputError: no such experiment or model.
+        SystemExit: flags that do not exist or do not parse, with code 2; `--help`, with 0.
+    """
+    experiment = args[0] if args and not args[0].startswith("-") else "quickstart"
+    config = load_experiment(experiment)
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--model")
+    name = peek.parse_known_args(args)[0].model
+    if name is not None:
+        config = dataclasses.replace(config, model=variant(name))
+    return tyro.cli(
+        command,
+        args=args,
+        default=command(experiment=experiment, config=config),
+        prog=f"python -m {program}",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def variant(name: str) -> CLIPConfig:
+    """The architecture of that name; raises InputError with those that there are."""
+    if name not in VARIANTS:
+        close = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
+        raise InputError(
+            f"unknown model {name!r}"
+            + (f"; did you mean {close[0]}?" if close else "")
+            + f"\nknown: {', '.join(VARIANTS)}"
+        )
+    return VARIANTS[name]
