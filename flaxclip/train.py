@@ -30,6 +30,7 @@ from flaxclip.models.cost import model_cost
 from flaxclip.optim import make_optimizer, make_schedule
 from flaxclip.progress import ProgressReport
 from flaxclip.sharding import check_batch_divides, make_mesh
+from flaxclip.startup import StartupClock, keep_compiled_programs
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 from flaxclip.train_step import Metrics, make_train_step
 
@@ -40,6 +41,7 @@ def train(config: TrainConfig) -> None:
     Raises:
         InputError: something in `config` cannot be used here; nothing has been written then.
     """
+    clock = StartupClock()
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh)
     source = open_source(config.data, config.model.vision.image_size)
@@ -48,6 +50,7 @@ def train(config: TrainConfig) -> None:
     checkpoints = CheckpointWriter(config.workdir, config.keep_checkpoints)
     start_step = checkpoints.latest_step() or 0
     announce(config, mesh, source, start_step)
+    clock.finished("data and checkpoints")
 
     with jax.set_mesh(mesh):
         if start_step == 0:
@@ -59,7 +62,8 @@ def train(config: TrainConfig) -> None:
             state = TrainState(**({"batch_stats": {}} | saved | training))
         else:
             return
-        run_steps(config, mesh, source, state, start_step, checkpoints)
+        clock.finished("state")
+        run_steps(config, mesh, source, state, start_step, checkpoints, clock)
     checkpoints.close()
 
 
@@ -70,6 +74,7 @@ def run_steps(
     state: TrainState,
     start_step: int,
     checkpoints: CheckpointWriter,
+    clock: StartupClock,
 ) -> None:
     """The loop, in an order that keeps the devices busy.
 
@@ -110,7 +115,15 @@ def run_steps(
     pending = None
     with ProgressReport(start_step, config.steps) as progress:
         for step, loaded in enumerate(batches, start_step + 1):
+            is_first = step == start_step + 1
+            if is_first:
+                clock.finished("first batch")
             state, metrics = train_step(state, loaded.batch)
+            if is_first:
+                clock.finished("compilation")
+                jax.block_until_ready(metrics)
+                clock.finished("step")
+                progress.say(clock.summary())
             progress.advance(step)
             if pending is not None:
                 report(*pending)
@@ -120,7 +133,7 @@ def run_steps(
             replaced += len(loaded.replaced)
             for record in loaded.replaced:
                 progress.warn(f"step {step}: unreadable record, replaced by another: {record}")
-            if step % config.log_every == 0 or step in (start_step + 1, config.steps):
+            if step % config.log_every == 0 or is_first or step == config.steps:
                 pending = step, metrics
             if step % config.checkpoint_every == 0 or step == config.steps:
                 checkpoints.save(step, state.variables, _without_variables(state))
@@ -231,6 +244,7 @@ def join_hosts() -> None:
 def main() -> None:
     """The command line."""
     keep_freed_memory()
+    keep_compiled_programs()
     with exit_on_input_error("flaxclip.train"):
         config = parse(Command, sys.argv[1:], "flaxclip.train").config
         join_hosts()

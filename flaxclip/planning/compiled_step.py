@@ -92,7 +92,7 @@ def compile_step(config: TrainConfig, topology: Topology) -> CompiledStep | Refu
         try:
             compiled = traced.lower(lowering_platforms=(platform,)).compile()
         except jax.errors.JaxRuntimeError as error:
-            refusal = _refusal(error)
+            refusal = parse_refusal(str(error))
             if refusal is None:
                 raise
             return refusal
@@ -135,12 +135,13 @@ def _traffic(program: Program, devices: list[jax.Device]) -> tuple[Traffic, ...]
     return tuple(sorted(rows, key=lambda row: -row.received_bytes))
 
 
-def _refusal(error: jax.errors.JaxRuntimeError) -> Refusal | None:
+def parse_refusal(message: str) -> Refusal | None:
+    """The two amounts in the compiler's message; None if it complains of something else."""
     # "… total memory required for HLO temporaries (100.28G) exceeds available HBM (15.75G)", or
     # "Used 17.50G of 15.75G hbm".
     amount = r"([\d.]+)([KMGT]?)"
-    found = re.search(rf"\({amount}\) exceeds available HBM \({amount}\)", str(error)) or re.search(
-        rf"Used {amount} of {amount} hbm", str(error)
+    found = re.search(rf"\({amount}\) exceeds available HBM \({amount}\)", message) or re.search(
+        rf"Used {amount} of {amount} hbm", message
     )
     if found is None:
         return None
