@@ -12,6 +12,7 @@ Flags are those of `flaxclip.train`, and a few of its own.
 import dataclasses
 import sys
 
+import jax
 from rich.console import Console
 
 from flaxclip.command_line import RunCommand, parse
@@ -45,9 +46,11 @@ class Command(RunCommand):
 def main() -> None:
     """The command line."""
     with exit_on_input_error("flaxclip.plan"):
+        # Whatever this machine has, it only compiles and counts.
+        jax.config.update("jax_platforms", "cpu")
         command = parse(Command, sys.argv[1:], "flaxclip.plan")
         if command.list:
-            Console().print(variants_table())
+            make_console().print(variants_table())
         else:
             run(command)
 
@@ -59,7 +62,7 @@ def run(command: Command) -> None:
         InputError: an unknown topology, a mesh or a batch that does not divide, or a step that
             does not fit.
     """
-    console, progress = Console(), Console(stderr=True)
+    console, progress = make_console(), Console(stderr=True)
     topology = open_topology(command.topology)
     config = command.config
     if command.search:
@@ -84,6 +87,11 @@ def run(command: Command) -> None:
         print(plan_json(plan))
     else:
         print_plan(plan, topology, console)
+
+
+def make_console() -> Console:
+    """Standard output; a file or a pipe is as wide as the tables are."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flaxclip.models.clip import OPENAI_MEAN
 from flaxclip.models.cost import model_cost
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.planning.compiled_step import Refusal
 from flaxclip.planning.roofline import network_seconds, roofline
 from flaxclip.planning.run_plan import RunPlan
+from flaxclip.planning.search import Trial, pairs_per_second
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import make_mesh
 
@@ -196,24 +198,24 @@ def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
 
 def variants_table() -> Table:
     """Every named architecture, what it costs and what it wants to be fed."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True)
-    for column in ("M params", "GFLOPs/pair", "px", "patch", "context"):
-        table.add_column(column, justify="right")
-    for column in ("activation", "resize", "mean, std", "tokenizer"):
+    for column in ("M params", "GFLOPs/pair", "px/patch", "context"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("activation", "preprocessing", "tokenizer"):
         table.add_column(column, no_wrap=True)
     for name, config in VARIANTS.items():
         cost, vision = model_cost(config), config.vision
+        patch = "" if isinstance(vision, ResNetConfig) else f"/{vision.patch_size}"
+        statistics = "OpenAI's mean" if config.image_mean == OPENAI_MEAN else "mean 0.5"
         table.add_row(
             name,
             f"{cost.parameters / 1e6:,.2f}",
             f"{cost.forward_flops / 1e9:,.2f}",
-            str(vision.image_size),
-            "" if isinstance(vision, ResNetConfig) else str(vision.patch_size),
+            f"{vision.image_size}{patch}",
             str(config.text.context_length),
             config.text.activation,
-            config.resize,
-            "0.5, 0.5" if config.image_mean == (0.5, 0.5, 0.5) else "OpenAI's",
+            f"{config.resize}, {statistics}",
             config.tokenizer,
         )
     return table

@@ -37,8 +37,7 @@ class Topology:
 def open_topology(name: str, slices: int = 1) -> Topology:
     """The devices of `name`, as `v5e:16x16`, or `cpu:8` for virtual devices of this machine.
 
-    It must be called before anything else asks JAX for devices: the host is made a CPU machine,
-    whatever it has, since the accelerator is only compiled for.
+    Call it with JAX on the CPU (`jax_platforms`): the accelerator is only compiled for.
 
     Args:
         name: kind of chip and shape of the slice.
@@ -47,7 +46,6 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     Raises:
         InputError: a name that nobody knows, or no TPU compiler is installed.
     """
-    jax.config.update("jax_platforms", "cpu")
     kind, _, shape = name.partition(":")
     if kind == "cpu":
         return _virtual_devices(name, shape)
