@@ -32,6 +32,16 @@ class MeshConfig:
     """Devices that attention heads and MLP channels are divided over."""
 
 
+def join_hosts() -> None:
+    """Connect to the other hosts of the job, where a cluster says that there are some."""
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
+        if "coordinator_address should be defined" not in str(error):
+            raise
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of `devices` (all of them by default) with axes data, fsdp and tensor.
 

@@ -34,7 +34,7 @@ from flaxclip.models.cost import model_cost
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import make_optimizer, make_schedule
 from flaxclip.progress import ProgressReport
-from flaxclip.sharding import check_batch_divides, make_mesh
+from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 from flaxclip.train_step import Metrics, make_train_step
 
@@ -268,16 +268,6 @@ def keep_freed_memory() -> None:
                 (-8, 1),  # M_ARENA_MAX: one heap, since those of threads cannot grow large
             ):
                 mallopt(parameter, value)
-
-
-def join_hosts() -> None:
-    """Connect to the other hosts of the job, where a cluster says that there are some."""
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
-        if "coordinator_address should be defined" not in str(error):
-            raise
 
 
 def main() -> None:
