@@ -109,9 +109,7 @@ def print_table(records: Sequence[Mapping[str, Any]]) -> None:
     """One row a score, with its 95% interval and what a blind guess would reach beside it."""
     table = Table("task", "score", "value", "95% interval", "chance", box=SIMPLE_HEAD)
     for record in records:
-        table.add_row(
-            f"{record['task']}, {record['kind']}, {record['examples']:,} examples", style="bold"
-        )
+        table.add_row(record["task"], f"{record['kind']}, n = {record['examples']:,}", style="bold")
         for name, score in record["scores"].items():
             interval = f"{score['low']:.1%} – {score['high']:.1%}"
             table.add_row("", name, f"{score['value']:.1%}", interval, f"{score['chance']:.1%}")

@@ -98,7 +98,7 @@ def _find(name: str) -> list[Task]:
     prefix, colon, path = name.partition(":")
     if colon and prefix in OWN_DATA:
         reader, kind, metric = OWN_DATA[prefix]
-        short = prefix if prefix == "retrieval" else f"{prefix}-{Path(path).name or path}"
+        short = prefix if prefix == "retrieval" else Path(path).stem.removeprefix("wds_")
         return [Task(short, name, kind, metric, (DataSource(reader, path),))]
     tasks, suites = all_tasks(), all_suites()
     if name in suites:
