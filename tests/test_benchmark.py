@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -156,7 +157,8 @@ def test_what_was_measured_is_not_measured_again(finished_run, measured):  # noq
 
 def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):  # noqa: F811
     arguments = [sys.executable, "-m", "flaxclip.benchmark", str(finished_run), "--out", "results"]
-    process = subprocess.Popen([*arguments, "--cache", "cache"], cwd=tmp_path)
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""}
+    process = subprocess.Popen([*arguments, "--cache", "cache"], cwd=tmp_path, env=environment)
     first = tmp_path / "results" / "scenes-seen.json"
     while not first.exists():
         assert process.poll() is None

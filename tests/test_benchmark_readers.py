@@ -231,7 +231,7 @@ def test_suites_name_tasks_whose_words_fit():
     assert cifar["openai"].class_names[:2] == ("airplane", "automobile")
     assert len(cifar["clip_benchmark"].templates) == 18
     differ = tasks["resisc45"].prompts
-    assert len(differ["openai"].templates), len(differ["clip_benchmark"].templates) == (18, 4)
+    assert [len(differ[name].templates) for name in ("openai", "clip_benchmark")] == [18, 4]
 
 
 def test_words_are_put_into_the_order_of_the_labels(tmp_path):

@@ -93,7 +93,8 @@ class Embedder:
         Returns:
             `examples`, and `mean` and `max` of 1 - cosine similarity.
         """
-        batch = next(image_batches(pictures, self.model.transform, self.batch_size, 0, count))
+        stop = min(count, len(pictures))
+        batch = next(image_batches(pictures, self.model.transform, self.batch_size, 0, stop))
         images = jax.device_put(batch.images, self._sharding)
         exact = dataclasses.replace(self.model.config, dtype="float32")
         pair = [encode_image(self._variables, images, c) for c in (self.model.config, exact)]

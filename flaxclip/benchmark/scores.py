@@ -94,13 +94,18 @@ def mean_average_precision(
     """
     order = np.argsort(-similarities, axis=0, kind="stable")
     sorted_present = np.take_along_axis(present, order, axis=0)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(present) + 1))])
 
     def statistic(weights: np.ndarray) -> float:
-        drawn = weights[order].astype(np.float64)
+        drawn = weights[order]
         right = drawn * sorted_present
-        precision = np.cumsum(right, axis=0) / np.maximum(np.cumsum(drawn, axis=0), 1)
-        found = right.sum(axis=0)
-        return float(((precision * right).sum(axis=0) / np.maximum(found, 1)).mean())
+        places, hits = np.cumsum(drawn, axis=0), np.cumsum(right, axis=0)
+        # w copies of a picture behind n others, t of them right, have precisions (t+i) / (n+i) for
+        # i of 1..w: together w - (n - t) (H(n + w) - H(n)), with harmonic numbers H.
+        wrong = (places - drawn) - (hits - right)
+        together = drawn - wrong * (harmonic[places] - harmonic[places - drawn])
+        found = hits[-1]
+        return float(((together * sorted_present).sum(axis=0) / np.maximum(found, 1)).mean())
 
     return statistic
 

@@ -1,5 +1,6 @@
 """Sets that tensorflow-datasets has prepared as ArrayRecord, read without TensorFlow."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,13 @@ def _voc_presence(example: dict[str, Any]) -> np.ndarray:
     return np.isin(np.arange(20), example["labels"])
 
 
-_DERIVED: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]] = {
-    "kitti_distance": ({"objects": {"location": True, "type": True}}, _kitti_distance),
-    "clevr_distance": ({"objects": {"pixel_coords": True}}, _clevr_distance),
-    "clevr_count": ({"objects": {"pixel_coords": True}}, _clevr_count),
-    "voc_presence": ({"labels": True}, _voc_presence),
+_DERIVED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "kitti_distance": ("objects", _kitti_distance),
+    "clevr_distance": ("objects", _clevr_distance),
+    "clevr_count": ("objects", _clevr_count),
+    "voc_presence": ("labels", _voc_presence),
 }
-"""Labels that are computed: what they are computed from, and how."""
+"""Labels that are computed: from which feature, and how."""
 
 
 class TfdsPictures:
@@ -76,19 +77,22 @@ def read_tfds(
     del image_size
     # Slow to import, and needed by few.
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import load
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-    own = Path(source.name)
-    found = own if own.is_dir() else None
+    builder = None
+    if Path(source.name).is_dir():
+        builder = tfds.builder_from_directory(source.name)
     for folder in (data_dir, tfds.core.constants.DATA_DIR):
-        found = found or load.find_builder_dir(source.name, data_dir=str(folder))
-    if found is None:
+        # Not `tfds.builder`, which asks the network about a set that it does not find.
+        with contextlib.suppress(tfds.core.DatasetNotFoundError):
+            builder = builder or builder_from_files(source.name, data_dir=str(folder))
+    if builder is None:
         raise MissingDataError(
             f"no {source.name} in {data_dir}: {task.title}, from tensorflow-datasets\n"
             f"  pip install tensorflow tensorflow-datasets && tfds build {source.name} "
             f"--file_format=array_record --data_dir={data_dir}"
         )
-    builder = tfds.builder_from_directory(found)
+    found = builder.data_dir
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise InputError(
             f"{found} is prepared as {builder.info.file_format.value}, which needs TensorFlow\n"
@@ -96,24 +100,19 @@ def read_tfds(
         )
     features = builder.info.features
     needed, derive = _DERIVED.get(
-        source.label, ({source.label: True}, lambda example: example[source.label])
+        source.label, (source.label, lambda example: example[source.label])
     )
-    for feature in (source.image, *needed):
+    for feature in (source.image, needed):
         if feature not in features:
             raise InputError(f"{found} has no feature {feature!r}\nit has: {', '.join(features)}")
     try:
-        partial = tfds.decode.PartialDecoding(needed)
-        labels = [derive(example) for example in builder.as_data_source(split, decoders=partial)]
-        rows = builder.as_data_source(
-            split,
-            decoders=tfds.decode.PartialDecoding(
-                {source.image: True}, decoders={source.image: tfds.decode.SkipDecoding()}
-            ),
-        )
+        # Pictures stay encoded: `rows` is for them, and the labels do not need them.
+        rows = builder.as_data_source(split, decoders={source.image: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
         raise InputError(
             f"{found} has no split {split!r}: {error}\nit has: {', '.join(builder.info.splits)}"
         ) from None
+    labels = [derive(row) for row in rows]
     names = getattr(dict(features).get(source.label), "names", None)
     identity = f"tfds {found} {split} {source.image}"
     return Labelled(
