@@ -11,11 +11,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from flaxclip.errors import InputError
-from flaxclip.interop.huggingface import huggingface_shapes, params_from_huggingface
 from flaxclip.models.clip import CLIP, CLIPConfig, init_params
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
 from tests.parity.clip_cases import TINY, random_tensors
+from tests.peer_params import huggingface_shapes, params_from_huggingface
 
 REFERENCE = Path(__file__).parent / "golden" / "clip_reference.npz"
 

@@ -93,8 +93,8 @@ def load_batches(
     examples = ExampleLoader(
         source=source,
         order=record_order(len(source), seed),
-        tokenizer=load_tokenizer(model.tokenizer, model.text.context_length),
-        image_size=model.vision.image_size,
+        tokenizer=load_tokenizer(model.tokenizer, model.text.context_length, model.tokenizer_file),
+        transform=ImageTransform(model.vision.image_size, model.resize, model.interpolation),
         crop_scale=config.crop_scale,
         seed=seed,
     )
@@ -183,7 +183,7 @@ class ExampleLoader:
     source: Source
     order: grain.MapDataset[int]
     tokenizer: Tokenizer
-    image_size: int
+    transform: ImageTransform
     crop_scale: tuple[float, float] | None
     seed: int
 
@@ -212,10 +212,10 @@ class ExampleLoader:
     def _load(self, record: int, epoch: int, replaced: tuple[str, ...]) -> Example:
         image, caption = self.source[record]
         if self.crop_scale is None:
-            pixels = preprocess(image, ImageTransform(self.image_size))
+            pixels = preprocess(image, self.transform)
         else:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=record))
-            pixels = random_resized_crop(image, self.image_size, rng, self.crop_scale)
+            pixels = random_resized_crop(image, self.transform.size, rng, self.crop_scale)
         tokens, truncated = self.tokenizer.encode([caption])
         return Example(pixels, tokens[0], bool(truncated[0]), replaced)
 

@@ -38,9 +38,13 @@ class CLIPConfig:
     ever; the model has no such parameter."""
     tokenizer: Literal["clip", "siglip", "siglip2"] = "clip"
     """CLIP's BPE, or the SentencePiece vocabulary of SigLIP (C4, 32,000) or SigLIP 2 (Gemma)."""
+    tokenizer_file: str | None = None
+    """Vocabulary of SigLIP's tokenizers: a SentencePiece model or a tokenizer.json. CLIP's BPE
+    needs none."""
     resize: Literal["shortest", "squash"] = "shortest"
     """How a picture is made square: its shorter side resized and the middle cut out, or both sides
     resized."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     image_mean: tuple[float, float, float] = OPENAI_MEAN
     image_std: tuple[float, float, float] = OPENAI_STD
     dtype: Literal["float32", "bfloat16"] = "float32"
