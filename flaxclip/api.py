@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from flaxclip.checkpoint import load_config, load_variables, resolve_checkpoint
 from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
-from flaxclip.interop.foreign import is_foreign, open_foreign
+from flaxclip.interop.foreign import find_foreign
 from flaxclip.interop.name_table import unflatten
-from flaxclip.interop.remote import fetch
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables
 from flaxclip.models.variants import VARIANTS
 
@@ -124,15 +123,13 @@ def load(path: epath.PathLike, model: str | None = None, tokenizer: str | None =
         InputError: there is no such model, it is damaged or of no architecture that we have, or it
             cannot tell how it was trained.
     """
-    local = fetch(str(path)) if "://" in str(path) else Path(path).expanduser()
-    if local is not None and (is_foreign(local) or model is not None):
-        foreign = open_foreign(local, model)
-        config = foreign.config
-        # One by one: a peer's file and our arrays never both lie in memory as a whole.
-        flat = {name: jnp.array(value) for name, value in foreign.variables()}
-        variables = unflatten(flat)
-    else:
+    foreign = find_foreign(str(path), model)
+    if foreign is None:
         config, variables = _load_ours(path)
+    else:
+        # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
+        flat = {name: jnp.array(value) for name, value in foreign.variables()}
+        config, variables = foreign.config, unflatten(flat)
     if tokenizer is not None:
         config = dataclasses.replace(config, tokenizer_file=tokenizer)
     return CLIPModel(config, variables)

@@ -217,7 +217,7 @@ def _check_view(name: str, view: TensorView, storage: Storage, stored_bytes: int
             f"tensor {name} lies in {storage.size:,} numbers of {storage.dtype}, "
             f"but {stored_bytes:,} bytes are stored"
         )
-    if len(view.shape) != len(view.strides) or view.end > storage.size:
+    if view.end > storage.size:
         raise InputError(f"tensor {name} reaches beyond the {storage.size:,} numbers stored for it")
     if math.prod(view.shape) > storage.size:
         raise InputError(

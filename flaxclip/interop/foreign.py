@@ -7,78 +7,41 @@ from typing import NoReturn
 from flaxclip.errors import InputError
 from flaxclip.interop import big_vision, huggingface_config, open_clip_config, openai
 from flaxclip.interop.archives import StoredTensor, open_archive
+from flaxclip.interop.files import fetch, find_weights, is_foreign, tokenizer_file
 from flaxclip.interop.huggingface import huggingface_table
 from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.source import ForeignModel
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.variants import VARIANTS
 
-# open_clip's names before those of transformers: a repository may hold the same model in both.
-WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_model.safetensors.index.json",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-)
-"""The names that open_clip and transformers give to weights in a directory."""
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".index.json")
-
-# SentencePiece models first: where both are there, they are what a tokenizer.json was made from.
-_TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
-
-COMPANIONS = (
-    "open_clip_config.json",
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    *_TOKENIZER_FILES,
-)
-"""Files that say how to use the weights beside them."""
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether `path` looks like a peer's weights, rather than like a run of ours."""
-    if path.is_dir():
-        return any((path / name).is_file() for name in WEIGHTS)
-    return path.name.endswith(WEIGHTS_SUFFIXES)
-
-
-def open_foreign(path: Path, model: str | None = None) -> ForeignModel:
+def find_foreign(path: str, model: str | None = None) -> ForeignModel | None:
     """The model in a file of weights, or in a directory that open_clip or transformers wrote.
 
     Args:
-        path: the file or directory. A file's configuration may lie beside it.
+        path: the file, the directory, or the URL of one. A file's configuration may lie beside it.
         model: name of its architecture in `available_models()`, for a file that cannot tell.
 
+    Returns:
+        None, if `path` does not look like weights of a peer, rather than like a run of ours.
+
     Raises:
-        InputError: no such model, or the file cannot tell all about it and `model` is not given.
+        InputError: it does, but is damaged or of no architecture that we have, or cannot tell all
+            about its model while `model` is not given.
     """
+    local = fetch(path) if "://" in path else Path(path).expanduser()
+    if local is None or not is_foreign(local):
+        if model is not None:
+            raise InputError(f"{path}: no weights of another library, for which model= is")
+        return None
     if model is not None and model not in VARIANTS:
         raise InputError(f"unknown model {model!r}\nknown: {', '.join(VARIANTS)}")
-    folder, weights = _find_weights(path)
+    folder, weights = find_weights(local)
     tensors = open_archive(weights)
     foreign = _recognise(folder, weights, tensors, model)
-    tokenizer = _tokenizer_file(folder) if foreign.config.tokenizer != "clip" else None
+    tokenizer = tokenizer_file(folder) if foreign.config.tokenizer != "clip" else None
     config = dataclasses.replace(foreign.config, tokenizer_file=tokenizer)
     return dataclasses.replace(foreign, config=config)
-
-
-def _find_weights(path: Path) -> tuple[Path, Path]:
-    """The directory, and the file in it that holds the weights or lists those that do."""
-    if path.is_file():
-        return path.parent, path
-    if not path.is_dir():
-        raise InputError(f"no file or directory {path}")
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return path, path / name
-    raise InputError(f"{path} holds no weights\nexpected one of: {', '.join(WEIGHTS)}")
 
 
 def _recognise(
@@ -133,9 +96,3 @@ def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
 def _fits(config: CLIPConfig, shapes: dict[str, tuple[int, ...]]) -> bool:
     expected = open_clip_table(config, shapes).their_shapes()
     return all(shapes.get(name) == shape for name, shape in expected.items())
-
-
-def _tokenizer_file(folder: Path) -> str | None:
-    """The vocabulary beside the weights, None where there is none."""
-    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    return str(found[0]) if found else None

@@ -113,10 +113,8 @@ class NameTable:
         """Name and shape of every tensor of theirs."""
         return {name: b.their_shape() for b in self.bindings for name in b.their_names()}
 
-    def to_ours(self, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-        """Path and numbers of our variables, float32, one after the other; layers are stacked.
-
-        Names, shapes and types are checked before the first is read; every tensor is read once.
+    def check(self, tensors: Tensors) -> None:
+        """That `tensors` are those of this model, all of them and no others; reads no numbers.
 
         Raises:
             InputError: a tensor is missing, unknown, of another shape than the model's, or does
@@ -137,6 +135,13 @@ class NameTable:
                     f"tensor {name} is of type {tensor.dtype}\n"
                     "expected floating-point weights; quantised files cannot be read"
                 )
+
+    def to_ours(self, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+        """Path and numbers of our variables, float32, one after the other; layers are stacked.
+
+        Raises as `check` does, before the first is read; every tensor is read once.
+        """
+        self.check(tensors)
         return self._read(tensors)
 
     def _read(self, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:

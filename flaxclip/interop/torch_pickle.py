@@ -218,6 +218,8 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
         storage, offset, shape, strides = arguments[:4]
         _expect(storage, Storage)
         _check_counts((offset, *_expect(shape, tuple), *_expect(strides, tuple)))
+        if len(shape) != len(strides):
+            raise ValueError(f"{len(shape)} axes with {len(strides)} strides")
         return TensorView(storage, offset, shape, strides)
     raise ValueError(f"a call of {name} with {len(arguments)} arguments")
 

@@ -1,7 +1,8 @@
-"""Weights that lie elsewhere, copied to a cache: gs://, s3://, hf:// and all that fsspec reads.
+"""The files that a peer's model is made of: weights, and what lies beside them; here or elsewhere.
 
-Copies are kept in `$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/weights`, one folder for each state
-of the remote file or directory: what has changed there is copied anew.
+What lies elsewhere, at gs://, s3://, hf:// and whatever else fsspec reads, is copied to a cache:
+`$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/weights`, one folder for each state of the remote file
+or directory. What has changed there is copied anew.
 """
 
 import hashlib
@@ -14,10 +15,62 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from flaxclip.errors import InputError
-from flaxclip.interop.foreign import COMPANIONS, WEIGHTS, WEIGHTS_SUFFIXES
+
+# open_clip's names before those of transformers: a repository may hold the same model in both.
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_model.safetensors.index.json",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+"""The names that open_clip and transformers give to weights in a directory."""
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".index.json")
+
+# SentencePiece models first: where both are there, they are what a tokenizer.json was made from.
+_TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
+
+COMPANIONS = (
+    "open_clip_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    *_TOKENIZER_FILES,
+)
+"""Files that say how to use the weights beside them."""
 
 # The package that reads the protocols that people use; fsspec names others itself.
 _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether `path` looks like a peer's weights, rather than like a run of ours."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in WEIGHTS)
+    return path.name.endswith(WEIGHTS_SUFFIXES)
+
+
+def find_weights(path: Path) -> tuple[Path, Path]:
+    """The directory, and the file in it that holds the weights or lists those that do."""
+    if path.is_file():
+        return path.parent, path
+    if not path.is_dir():
+        raise InputError(f"no file or directory {path}")
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path, path / name
+    raise InputError(f"{path} holds no weights\nexpected one of: {', '.join(WEIGHTS)}")
+
+
+def tokenizer_file(folder: Path) -> str | None:
+    """The vocabulary beside the weights, None where there is none."""
+    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return str(found[0]) if found else None
 
 
 def fetch(url: str) -> Path | None:
