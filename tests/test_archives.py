@@ -321,7 +321,7 @@ def test_cut_off_files_are_refused(kind, write):
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_flipped_bits_never_give_other_numbers_in_silence(kind, write):
-    """Nor any other exception than ours. safetensors has no checksums, so its numbers may change."""
+    """Nor any other exception than ours. safetensors has no checksums: its numbers may change."""
     data = KINDS[kind] if kind in KINDS else (GOLDEN / kind).read_bytes()
     good = read(write(data))
     rng = np.random.default_rng(0)

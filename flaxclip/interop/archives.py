@@ -10,9 +10,9 @@ import math
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,11 @@ from flaxclip.interop.torch_pickle import (
 
 MAX_EXPANSION = 10
 """Numbers of a compressed .npz over the size of the file. Trained weights hardly compress."""
+
+# What `zipfile` and NumPy answer damaged files with, whichever byte it is.
+_DAMAGED = (
+    OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 _NAMELESS = np.dtype("V2")
 """What NumPy calls bfloat16 when it saves it."""
@@ -56,7 +61,7 @@ class StoredTensor:
         """The numbers; raises InputError if they are damaged or gone."""
         try:
             array = self._read()
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise InputError(f"tensor {self.name} cannot be read: {error}") from None
         return array if dtype is None else array.astype(dtype)
 
@@ -142,7 +147,7 @@ def _open_sharded(path: Path) -> dict[str, StoredTensor]:
 def _open_zip(path: Path) -> dict[str, StoredTensor]:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+    except _DAMAGED as error:
         raise InputError(f"a zip archive that is damaged or cut off: {error}") from None
     entries = {}
     for entry in archive.infolist():
@@ -184,7 +189,7 @@ def _open_torch(
             raise InputError(f"the archive's entry {root + name} has {found.file_size:,} bytes")
         try:
             return archive.read(found)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise InputError(f"the archive's entry {root + name} is damaged: {error}") from None
 
     if root + "byteorder" in entries and (order := read("byteorder", 16)) != b"little":
@@ -247,7 +252,7 @@ def _open_npz(
         try:
             with archive.open(entry) as file:
                 shape, dtype, start = _npy_header(file)
-        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        except _DAMAGED as error:
             raise InputError(f"tensor {name} has no usable header: {error}") from None
         if dtype.hasobject:
             raise InputError(f"tensor {name} holds Python objects, which were not loaded")
@@ -261,7 +266,7 @@ def _open_npz(
     return tensors
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
+def _npy_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, type, and length of the header in bytes."""
     version = npy.read_magic(file)
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)

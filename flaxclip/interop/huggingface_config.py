@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Activation] = {
 _Act = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
 
 PIL_BILINEAR, PIL_BICUBIC = 2, 3
+_GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
 
 
 # Fields that transformers leaves out of config.json have these values: those of its classes
@@ -153,10 +154,21 @@ def read_config(folder: Path) -> tuple[CLIPConfig, str]:
                 if kind == "clip"
                 else {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
             ),
+            tokenizer=_tokenizer(folder, kind, text.vocab_size),
             **_preprocessing(folder, image_size, naflex=kind == "siglip2"),
         ),
         kind,
     )
+
+
+def _tokenizer(folder: Path, kind: str, vocab_size: int) -> Literal["clip", "siglip", "siglip2"]:
+    """SigLIP 2 of fixed resolution is of the same type as SigLIP, and has another tokenizer."""
+    if kind == "clip":
+        return "clip"
+    path = folder / "tokenizer_config.json"
+    name = read_json(path).get("tokenizer_class") if path.is_file() else None
+    gemma = vocab_size == 256_000 or name in ("Siglip2Tokenizer", *_GEMMA)
+    return "siglip2" if gemma else "siglip"
 
 
 def _preprocessing(folder: Path, image_size: int, naflex: bool) -> dict[str, Any]:
