@@ -13,9 +13,10 @@ import safetensors.numpy
 
 from flaxclip.errors import InputError
 from flaxclip.interop.huggingface import huggingface_table
-from flaxclip.interop.huggingface_config import to_huggingface_json, to_processor_json
+from flaxclip.interop.huggingface_json import huggingface_json, processor_json
 from flaxclip.interop.open_clip import open_clip_table
-from flaxclip.interop.open_clip_config import CONFIG_FILE, to_open_clip_json
+from flaxclip.interop.open_clip_config import CONFIG_FILE
+from flaxclip.interop.open_clip_json import open_clip_json
 from flaxclip.interop.tokenizer_files import write_tokenizer
 from flaxclip.models.clip import CLIPConfig
 
@@ -33,12 +34,12 @@ def export(
     """
     if to == "open_clip":
         weights, tensors = "open_clip_model.safetensors", open_clip_table(config)
-        texts = {CONFIG_FILE: to_open_clip_json(config)}
+        texts = {CONFIG_FILE: open_clip_json(config)}
     else:
         weights, tensors = "model.safetensors", huggingface_table(config)
         texts = {
-            "config.json": to_huggingface_json(config),
-            "preprocessor_config.json": to_processor_json(config),
+            "config.json": huggingface_json(config),
+            "preprocessor_config.json": processor_json(config),
         }
     with new_folder(folder, overwrite) as unfinished:
         _write_weights(tensors.to_theirs(variables), unfinished / weights)

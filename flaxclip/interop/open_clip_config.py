@@ -1,16 +1,16 @@
-"""`open_clip_config.json` <-> CLIPConfig.
+"""`open_clip_config.json` -> CLIPConfig; the way back is `open_clip_json.py`.
 
 Only what flaxclip computes alike is accepted. A field that open_clip knows and that would change
 the result has the one value here that we have; any other value is refused by the field's name.
 """
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 from flaxclip.errors import InputError
 from flaxclip.interop.source import parse, read_json
+from flaxclip.interop.timm_siglip import TIMM_TOWERS
 from flaxclip.models.clip import INITIAL_LOGIT_SCALE, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from flaxclip.models.layers import Activation
 from flaxclip.models.modified_resnet import ResNetConfig
@@ -18,16 +18,6 @@ from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
 
 CONFIG_FILE = "open_clip_config.json"
-
-# Width, layers, heads, MLP width and activation of timm's SigLIP towers, which open_clip's file
-# names without describing them; timm, `models/vision_transformer.py`.
-_TIMM_SIZES: dict[str, tuple[int, int, int, int, Activation]] = {
-    "base": (768, 12, 12, 3072, "gelu"),
-    "large": (1024, 24, 16, 4096, "gelu"),
-    "so400m": (1152, 27, 16, 4304, "gelu"),
-    "giantopt": (1536, 40, 16, 6144, "gelu_tanh"),
-}
-_TIMM_NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,17 +184,12 @@ def _read_vision(model: _Model, path: Path) -> VisionConfig | ResNetConfig:
     field = "model_cfg.vision_cfg"
     if model.vision_cfg.get("timm_model_name") is not None:
         timm = parse(_TimmVision, model.vision_cfg, path, field, extra="forbid")
-        match = _TIMM_NAME.fullmatch(timm.timm_model_name)
-        if match is None:
+        if timm.timm_model_name not in TIMM_TOWERS:
             raise InputError(
                 f"{path}: {field}.timm_model_name is {timm.timm_model_name!r}\n"
                 "of timm's models flaxclip has those of SigLIP with attention pooling"
             )
-        width, layers, heads, mlp, activation = _TIMM_SIZES[match[1]]
-        return VisionConfig(
-            timm.image_size, int(match[2]), width, layers, heads, mlp / width, activation, 1e-6,
-            "map",
-        )  # fmt: skip
+        return TIMM_TOWERS[timm.timm_model_name]
     vision = parse(_Vision, model.vision_cfg, path, field, extra="forbid")
     if isinstance(vision.layers, tuple):
         return ResNetConfig(vision.image_size, vision.width, vision.layers)
@@ -234,114 +219,3 @@ def _tokenizer(text: _Text, pool: str, path: Path) -> Literal["clip", "siglip", 
             "flaxclip has the tokenizers of CLIP, SigLIP and SigLIP 2"
         )
     return "clip"
-
-
-def to_open_clip_json(config: CLIPConfig) -> dict[str, Any]:
-    """The contents of `open_clip_config.json` for a model like `config`.
-
-    Raises:
-        InputError: open_clip cannot build such a model.
-    """
-    text, vision = config.text, config.vision
-    vision_activation = getattr(vision, "activation", text.activation)
-    quick_gelu = text.activation == "quick_gelu"
-    siglip_text = text.pool == "last"
-    if isinstance(vision, VisionConfig) and vision.pool == "map":
-        vision_cfg: dict[str, Any] = _timm_vision(vision)
-    elif (vision_activation == "quick_gelu") != quick_gelu:
-        raise InputError(
-            f"the towers' activations are {vision_activation} and {text.activation}\n"
-            "open_clip has one switch, quick_gelu, for both"
-        )
-    else:
-        vision_cfg = _own_vision(vision)
-    text_cfg = {
-        "context_length": text.context_length,
-        "vocab_size": text.vocab_size,
-        "width": text.width,
-        "heads": text.heads,
-        "layers": text.layers,
-        "mlp_ratio": _mlp_ratio(text.width, text.mlp_width),
-        "norm_kwargs": {"eps": text.norm_eps},
-    }
-    if text.activation == "gelu_tanh":
-        text_cfg["act_kwargs"] = {"approximate": "tanh"}
-    if siglip_text:
-        text_cfg |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
-    if config.tokenizer != "clip":
-        # open_clip reads the tokenizer beside this file, whatever the name says.
-        text_cfg |= {
-            "hf_tokenizer_name": f"flaxclip/{config.tokenizer}",
-            "tokenizer_kwargs": {"clean": _CLEANING[config.tokenizer]},
-        }
-    model_cfg = {
-        "embed_dim": config.embed_dim,
-        "vision_cfg": vision_cfg,
-        "text_cfg": text_cfg,
-        "quick_gelu": quick_gelu,
-        "init_logit_scale": config.init_logit_scale,
-    }
-    if siglip_text:
-        model_cfg["custom_text"] = True
-    if config.init_logit_bias is not None:
-        model_cfg["init_logit_bias"] = config.init_logit_bias
-    return {
-        "model_cfg": model_cfg,
-        "preprocess_cfg": {
-            "mean": list(config.image_mean),
-            "std": list(config.image_std),
-            "interpolation": config.interpolation,
-            "resize_mode": config.resize,
-        },
-    }
-
-
-_CLEANING = {"siglip": "canonicalize", "siglip2": "lower"}
-
-
-def _own_vision(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:
-    if isinstance(vision, ResNetConfig):
-        return {
-            "image_size": vision.image_size,
-            "layers": list(vision.layers),
-            "width": vision.width,
-            "patch_size": None,
-        }
-    fields = {
-        "image_size": vision.image_size,
-        "layers": vision.layers,
-        "width": vision.width,
-        "head_width": vision.width // vision.heads,
-        "mlp_ratio": _mlp_ratio(vision.width, vision.mlp_width),
-        "patch_size": vision.patch_size,
-        "norm_kwargs": {"eps": vision.norm_eps},
-    }
-    if vision.activation == "gelu_tanh":
-        fields["act_kwargs"] = {"approximate": "tanh"}
-    return fields
-
-
-def _mlp_ratio(width: int, mlp_width: int) -> float:
-    """A ratio that open_clip, which rounds the product down, turns into `mlp_width`."""
-    ratio = mlp_width / width
-    return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
-
-
-def _timm_vision(vision: VisionConfig) -> dict[str, Any]:
-    sizes = (vision.width, vision.layers, vision.heads, vision.mlp_width)
-    for name, (*known, activation) in _TIMM_SIZES.items():
-        if tuple(known) == sizes and vision.activation == activation and vision.norm_eps == 1e-6:
-            patches = f"patch{vision.patch_size}_siglip_{vision.image_size}"
-            return {
-                "image_size": vision.image_size,
-                "timm_model_name": f"vit_{name}_{patches}",
-                "timm_model_pretrained": False,
-                "timm_pool": "map",
-                "timm_proj": "none",
-            }
-    raise InputError(
-        f"an image tower with attention pooling, {vision.layers} layers of width {vision.width}, "
-        f"{vision.heads} heads and {vision.activation}\n"
-        "open_clip takes such towers from timm by name, which has base, large and so400m with gelu "
-        "and giantopt with gelu_tanh; export to huggingface instead"
-    )
