@@ -69,6 +69,15 @@ def check_batch_divides(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def pair_axes(batch_size: int, mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes that the loss divides pairs over.
+
+    Devices along `tensor` hold the same embeddings, and would all compute the same: where the batch
+    is divisible once more, each takes its part.
+    """
+    return tuple(mesh.axis_names) if batch_size % mesh.size == 0 else BATCH_AXES
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis divided over the batch axes, the others whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -82,7 +82,7 @@ def run_steps(
     arrive on the devices two steps ahead.
     """
     tx = make_optimizer(config.optim, config.steps)
-    train_step = make_train_step(config.model, tx, mesh, state)
+    train_step = make_train_step(config, tx, mesh, state)
     batches = load_batches(
         config.data,
         config.model,

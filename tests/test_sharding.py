@@ -24,7 +24,7 @@ def run(mesh_config, devices):
     losses = []
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), config.model, tx, mesh)
-        step = make_train_step(config.model, tx, mesh, state)
+        step = make_train_step(config, tx, mesh, state)
         for loaded in load_batches(
             config.data, config.model, source, mesh,
             batch_size=config.batch_size, seed=0, start_step=0, stop_step=STEPS,
