@@ -36,6 +36,10 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
+    accumulate: int = 1
+    """Parts that a batch is embedded in, one after another, for the memory of one of them and the
+    time of another forward pass. Exact: the loss is that of the whole batch. A ResNet's batch norms
+    alone see a part at a time."""
     log_every: int = 50
     """Steps between two reports."""
     checkpoint_every: int = 1000
@@ -44,7 +48,14 @@ class TrainConfig:
     """Latest checkpoints that are kept; older ones are deleted."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
         if self.loss == "sigmoid" and self.model.init_logit_bias is None:

@@ -8,13 +8,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from flaxclip.accumulate import loss_and_gradients
 from flaxclip.config import TrainConfig
 from flaxclip.data.source import Batch
 from flaxclip.losses.pairs import ContrastiveLoss
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.models.clip import CLIP
-from flaxclip.optim import clamp_logit_scale
+from flaxclip.optim import clamp_logit_scale, update_average
 from flaxclip.sharding import batch_sharding, pair_axes
 from flaxclip.train_state import TrainState
 
@@ -46,29 +47,35 @@ def make_train_step(
     model = CLIP(config.model)
     compute_loss = make_loss(config, mesh)
 
-    def loss_fn(params, batch_stats, batch):
+    def embed(params, batch_stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
         (zimg, ztxt, _), updated = model.apply(
             variables, *batch, train=True, mutable=["batch_stats"]
         )
-        result = compute_loss(zimg, ztxt, params)
-        return result.loss, (result, updated.get("batch_stats", {}))
+        return (zimg, ztxt), updated.get("batch_stats", {})
+
+    def loss(embeddings, params):
+        result = compute_loss(*embeddings, params)
+        return result.loss, result
 
     def train_step(state, batch):
-        grads, (result, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-            state.params, state.batch_stats, batch
+        grads, batch_stats, result = loss_and_gradients(
+            embed, loss, state.params, state.batch_stats, batch, config.accumulate
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if config.loss == "softmax":  # SigLIP's scale is free: published models learned 118
             params = clamp_logit_scale(params)
+        ema = state.ema
+        if config.optim.ema_decay is not None:
+            ema = update_average(ema, params, config.optim.ema_decay, state.step)
         metrics = result._asdict() | {
             "logit_scale": jax.numpy.exp(params["logit_scale"]),
             "grad_norm": optax.tree.norm(grads),
         }
         if config.loss == "sigmoid":
             metrics["logit_bias"] = params["logit_bias"]
-        return TrainState(state.step + 1, params, opt_state, batch_stats), metrics
+        return TrainState(state.step + 1, params, opt_state, batch_stats, ema), metrics
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(

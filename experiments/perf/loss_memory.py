@@ -14,15 +14,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import tyro
+from flaxclip.planning.collectives import find_collectives
+from flaxclip.planning.compiled_step import estimated_cycles, parse_refusal
+from flaxclip.planning.hlo import parse_program
+from flaxclip.planning.topology import open_topology
 from jax.sharding import NamedSharding, PartitionSpec
 from two_matrices import two_matrix_loss
 
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
-from flaxclip.planning.collectives import find_collectives
-from flaxclip.planning.compiled_step import estimated_cycles, parse_refusal
-from flaxclip.planning.hlo import parse_program
-from flaxclip.planning.topology import open_topology
 from flaxclip.sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
 
 MIB = 2**20
