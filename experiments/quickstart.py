@@ -18,7 +18,7 @@ def get_config() -> TrainConfig:
         workdir="runs/quickstart",
         model=VARIANTS["ViT-tiny"],
         batch_size=128,
-        steps=1700,
+        steps=1500,
         data=DataConfig(crop_scale=None),
         optim=OptimConfig(peak_lr=3e-3, warmup_steps=150, weight_decay=0.1),
         log_every=100,
