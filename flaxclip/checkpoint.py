@@ -1,7 +1,8 @@
 """Saved states of a run, through Orbax: the only bridge from training to everything else.
 
 WORKDIR/config.json          the run's whole configuration
-WORKDIR/checkpoints/STEP/    `params`, a ResNet's `batch_stats`, and `training`, each readable alone
+WORKDIR/checkpoints/STEP/    `params`, perhaps a ResNet's `batch_stats` and the average `ema` of
+                             `params`, and `training`, each readable alone
 """
 
 import json
@@ -95,9 +96,16 @@ def load_config(workdir: epath.PathLike, field: str, kind: type[T]) -> T:
 
 
 def load_variables(workdir: epath.PathLike, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-    """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`."""
+    """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`.
+
+    Where the run keeps an average of its parameters, that is what `params` are.
+    """
     folder = _absolute(workdir) / CHECKPOINTS / str(step)
-    return ocp.load_checkpointables(folder, abstract)
+    if not (folder / "ema").is_dir():
+        return ocp.load_checkpointables(folder, abstract)
+    averaged = {"ema" if name == "params" else name: tree for name, tree in abstract.items()}
+    loaded = ocp.load_checkpointables(folder, averaged)
+    return {"params": loaded.pop("ema"), **loaded}
 
 
 def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, Any]) -> None:

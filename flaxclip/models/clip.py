@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from flaxclip.errors import InputError
 from flaxclip.models.modified_resnet import ModifiedResNet, ResNetConfig
 from flaxclip.models.text_transformer import TextConfig, TextTransformer
+from flaxclip.models.transformer import Remat
 from flaxclip.models.vision_transformer import VisionConfig, VisionTransformer
 
 # openai/CLIP, `clip/clip.py`: statistics of its training pictures, in units of 0..1.
@@ -51,6 +52,8 @@ class CLIPConfig:
     """Of activations. Parameters, norms, embeddings and the loss are float32 always."""
     unroll: int = 1
     """Blocks that one iteration of a scan holds: compile time against speed."""
+    remat: Remat = "names"
+    """What transformer blocks keep for their backward pass: memory against recomputation."""
 
     def __post_init__(self) -> None:
         if (
@@ -71,11 +74,12 @@ class CLIP(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        resnet = isinstance(c.vision, ResNetConfig)
-        tower = ModifiedResNet if resnet else VisionTransformer
         dtype = jnp.dtype(c.dtype)
-        self.vision = tower(c.vision, c.embed_dim, dtype, c.unroll)
-        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll)
+        if isinstance(c.vision, ResNetConfig):
+            self.vision = ModifiedResNet(c.vision, c.embed_dim, dtype, c.unroll)
+        else:
+            self.vision = VisionTransformer(c.vision, c.embed_dim, dtype, c.unroll, c.remat)
+        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll, c.remat)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(c.init_logit_scale), ()
         )
