@@ -87,13 +87,6 @@ MODELS = {
 }  # fmt: skip
 
 
-def moderate_tensors(shapes):
-    """As large as those of `random_tensors`, but for matrices: twelve layers of theirs in a row
-    magnify float32's rounding beyond the comparison's tolerance.
-    """
-    return {name: 0.5 * x if x.ndim > 1 else x for name, x in random_tensors(shapes).items()}
-
-
 def their_model(config):
     """open_clip's model with weights as large as a trained model's."""
     config = copy.deepcopy(config)
@@ -101,7 +94,7 @@ def their_model(config):
     kind = open_clip.model.CustomTextCLIP if custom else open_clip.model.CLIP
     model = kind(**config)
     shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    tensors = {name: torch.tensor(x) for name, x in moderate_tensors(shapes).items()}
+    tensors = {name: torch.tensor(x) for name, x in random_tensors(shapes).items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
@@ -209,7 +202,7 @@ def test_what_we_write_gives_the_same_in_open_clip(config, tmp_path):
 def variables_of_trained(config):
     """Of a trained model's size: with those of `variables_of`, a ResNet's activations overflow."""
     table = open_clip_table(config)
-    flat = table.to_ours(moderate_tensors(table.their_shapes()))
+    flat = table.to_ours(random_tensors(table.their_shapes()))
     return jax.tree.map(jnp.asarray, unflatten(dict(flat)))
 
 
@@ -234,7 +227,7 @@ def test_a_siglip_that_we_write_gives_the_same_in_open_clip(tmp_path):
 
 def test_siglips_of_big_vision_are_converted_alike(tmp_path):
     table = big_vision_table(SIGLIP, stacked=False)
-    tensors = moderate_tensors(table.their_shapes())
+    tensors = random_tensors(table.their_shapes())
     np.savez(tmp_path / "siglip.npz", **{f"params/{name}": x for name, x in tensors.items()})
     ours = flaxclip.load(tmp_path / "siglip.npz")
     model_config = copy.deepcopy(MODELS["siglip2-text"])
