@@ -114,12 +114,17 @@ def load_batches(
     sharding = batch_sharding(mesh)
 
     def to_mesh(host_batch: dict[str, Any]) -> LoadedBatch:
+        # Copied and cleared, because the arrays are shared memory that a worker process lent us:
+        # JAX on a CPU keeps an aligned array rather than copy it, and Grain keeps the last batch,
+        # either until after the process has looked for what was not given back.
+        local = jax.tree.map(np.array, host_batch)
+        host_batch.clear()
         images, tokens = (
-            jax.make_array_from_process_local_data(sharding, host_batch[name])
+            jax.make_array_from_process_local_data(sharding, local[name])
             for name in ("images", "tokens")
         )
-        replaced = tuple(host_batch["replaced"].tobytes().decode().splitlines())
-        return LoadedBatch(Batch(images, tokens), int(host_batch["truncated"]), replaced, 0.0)
+        replaced = tuple(local["replaced"].tobytes().decode().splitlines())
+        return LoadedBatch(Batch(images, tokens), int(local["truncated"]), replaced, 0.0)
 
     device_batches = iter(
         grain.experimental.ThreadPrefetchIterDataset(
