@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> None:
         InputError: something in `config` cannot be used here; nothing has been written then.
     """
     mesh = make_mesh(config.mesh)
-    check_batch_divides(config.batch_size, mesh)
+    check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
     claim_workdir(config)
@@ -54,14 +54,15 @@ def train(config: TrainConfig) -> None:
     start_step = checkpoints.latest_step() or 0
     announce(config, mesh, source, start_step)
 
+    ema = config.optim.ema_decay is not None
     with jax.set_mesh(mesh):
         if start_step == 0:
-            state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh)
+            state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
         elif start_step < config.steps:
-            like = abstract_train_state(config.model, tx, mesh)
+            like = abstract_train_state(config.model, tx, mesh, ema)
             saved = checkpoints.restore(start_step, like.variables, _without_variables(like))
             training = saved.pop("training")
-            state = TrainState(**({"batch_stats": {}} | saved | training))
+            state = TrainState(**({"batch_stats": {}, "ema": {}} | saved | training))
         else:
             return
         run_steps(config, mesh, source, state, start_step, checkpoints)
@@ -82,7 +83,7 @@ def run_steps(
     arrive on the devices two steps ahead.
     """
     tx = make_optimizer(config.optim, config.steps)
-    train_step = make_train_step(config.model, tx, mesh, state)
+    train_step = make_train_step(config, tx, mesh, state)
     batches = load_batches(
         config.data,
         config.model,

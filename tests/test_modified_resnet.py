@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from flaxclip.config import TrainConfig
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, init_variables
 from flaxclip.models.modified_resnet import (
@@ -101,7 +102,7 @@ def test_one_adamw_step_in_training_mode_equals_torchs(variables, reference, inp
         # Copied: the step donates what it is given.
         state = zeros._replace(**jax.tree.map(jnp.copy, variables))
         state = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), state, abstract)
-        step = make_train_step(CONFIG, tx, mesh, state)
+        step = make_train_step(TrainConfig("unused", 10, 6, model=CONFIG), tx, mesh, state)
         batch = jax.device_put(Batch(*inputs), batch_sharding(mesh))
         after, metrics = step(state, batch)
     np.testing.assert_allclose(metrics["loss"], reference["step/loss"], rtol=1e-5)

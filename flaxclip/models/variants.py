@@ -138,6 +138,7 @@ VARIANTS: dict[str, CLIPConfig] = {
         text=TextConfig(context_length=20, width=64, layers=2, heads=2),
         embed_dim=64,
         unroll=4,
+        remat="none",
     ),
     **_CLIP,
     **{f"{name}-quickgelu": _quick_gelu(_CLIP[name]) for name in _QUICK_GELU},
