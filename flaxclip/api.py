@@ -1,7 +1,9 @@
 """A trained CLIP in a notebook: pictures and words in, embeddings and names out."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +14,10 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxclip.checkpoint import load_config, load_variables, resolve_checkpoint
-from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
+from flaxclip.interop.foreign import find_foreign
+from flaxclip.interop.name_table import unflatten
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables
 from flaxclip.models.variants import VARIANTS
 
@@ -45,8 +49,15 @@ class CLIPModel:
     def __init__(self, config: CLIPConfig, variables: dict[str, Any]):
         self.config = config
         self.variables = variables
-        self.transform = ImageTransform(config.vision.image_size)
-        self.tokenizer = load_tokenizer(config.tokenizer, config.text.context_length)
+        self.transform = ImageTransform(
+            config.vision.image_size, config.resize, config.interpolation
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to ids; made on first use, since pictures alone can do without a vocabulary."""
+        c = self.config
+        return load_tokenizer(c.tokenizer, c.text.context_length, c.tokenizer_file)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -94,20 +105,50 @@ class CLIPModel:
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
-def load(path: epath.PathLike) -> CLIPModel:
-    """The model in a training run's workdir, or in one of its steps, WORKDIR/checkpoints/STEP.
+def load(path: epath.PathLike, model: str | None = None, tokenizer: str | None = None) -> CLIPModel:
+    """A trained model, ours or another library's, with all that belongs to it.
+
+    Nothing that a file contains is executed, and torch is not needed.
+
+    Args:
+        path: a training run's workdir, or one of its steps, WORKDIR/checkpoints/STEP; a file of
+            weights from OpenAI (.pt), open_clip (.safetensors, .pt, .bin) or big_vision (.npz); a
+            directory that open_clip or transformers wrote; or the URL of any of these: gs://, s3://,
+            hf://ORGANISATION/REPOSITORY.
+        model: the architecture's name in `available_models()`, for a file that does not tell:
+            a state dict does not say whether its model has QuickGELU or GELU.
+        tokenizer: the file of SigLIP's vocabulary, where it does not lie beside the weights.
 
     Raises:
-        InputError: there is no such checkpoint.
+        InputError: there is no such model, it is damaged or of no architecture that we have, or it
+            cannot tell how it was trained.
     """
+    foreign = find_foreign(str(path), model)
+    if foreign is None:
+        config, variables = _load_ours(path)
+    else:
+        # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
+        flat = {name: jnp.array(value) for name, value in foreign.variables()}
+        config, variables = foreign.config, unflatten(flat)
+    if tokenizer is not None:
+        config = dataclasses.replace(config, tokenizer_file=tokenizer)
+    return CLIPModel(config, variables)
+
+
+def _load_ours(path: epath.PathLike) -> tuple[CLIPConfig, dict[str, Any]]:
     workdir, step = resolve_checkpoint(path)
     config = load_config(workdir, "model", CLIPConfig)
+    # A workdir is moved as a whole, so the copy in it counts.
+    if config.tokenizer_file is not None:
+        copy = workdir / Path(config.tokenizer_file).name
+        if copy.exists():
+            config = dataclasses.replace(config, tokenizer_file=str(copy))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         abstract_variables(config),
     )
-    return CLIPModel(config, load_variables(workdir, step, abstract))
+    return config, load_variables(workdir, step, abstract)
 
 
 def available_models() -> list[str]:

@@ -1,15 +1,17 @@
 """Saved states of a run, through Orbax: the only bridge from training to everything else.
 
 WORKDIR/config.json          the run's whole configuration
-WORKDIR/checkpoints/STEP/    `params`, a ResNet's `batch_stats`, and `training`, each readable alone
+WORKDIR/checkpoints/STEP/    `params`, perhaps a ResNet's `batch_stats` and the average `ema` of
+                             `params`, and `training`, each readable alone
 """
 
+import json
 from typing import Any, TypeVar
 
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from flaxclip.config_json import field_from_json
+from flaxclip.config_json import field_from_json, to_json
 from flaxclip.errors import InputError
 
 T = TypeVar("T")
@@ -94,9 +96,29 @@ def load_config(workdir: epath.PathLike, field: str, kind: type[T]) -> T:
 
 
 def load_variables(workdir: epath.PathLike, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-    """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`."""
+    """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`.
+
+    Where the run keeps an average of its parameters, that is what `params` are.
+    """
     folder = _absolute(workdir) / CHECKPOINTS / str(step)
-    return ocp.load_checkpointables(folder, abstract)
+    if not (folder / "ema").is_dir():
+        return ocp.load_checkpointables(folder, abstract)
+    averaged = {"ema" if name == "params" else name: tree for name, tree in abstract.items()}
+    loaded = ocp.load_checkpointables(folder, averaged)
+    return {"params": loaded.pop("ema"), **loaded}
+
+
+def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, Any]) -> None:
+    """Make `workdir`, with the model of this configuration as its step 0.
+
+    It is read like that of a run, but no run: it has neither data nor optimizer, and cannot be
+    resumed.
+    """
+    workdir = _absolute(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    ocp.save_checkpointables(workdir / CHECKPOINTS / "0", variables, overwrite=True)
+    # Last: without it nobody takes the folder for a workdir.
+    (workdir / CONFIG_FILE).write_text(json.dumps({"model": json.loads(to_json(config))}, indent=2))
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:

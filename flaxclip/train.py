@@ -29,7 +29,7 @@ from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
 from flaxclip.optim import make_optimizer, make_schedule
 from flaxclip.progress import ProgressReport
-from flaxclip.sharding import check_batch_divides, make_mesh
+from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
 from flaxclip.startup import StartupClock, keep_compiled_programs
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 from flaxclip.train_step import Metrics, make_train_step
@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> None:
     """
     clock = StartupClock()
     mesh = make_mesh(config.mesh)
-    check_batch_divides(config.batch_size, mesh)
+    check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
     claim_workdir(config)
@@ -52,14 +52,15 @@ def train(config: TrainConfig) -> None:
     announce(config, mesh, source, start_step)
     clock.finished("data and checkpoints")
 
+    ema = config.optim.ema_decay is not None
     with jax.set_mesh(mesh):
         if start_step == 0:
-            state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh)
+            state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
         elif start_step < config.steps:
-            like = abstract_train_state(config.model, tx, mesh)
+            like = abstract_train_state(config.model, tx, mesh, ema)
             saved = checkpoints.restore(start_step, like.variables, _without_variables(like))
             training = saved.pop("training")
-            state = TrainState(**({"batch_stats": {}} | saved | training))
+            state = TrainState(**({"batch_stats": {}, "ema": {}} | saved | training))
         else:
             return
         clock.finished("state")
@@ -82,7 +83,7 @@ def run_steps(
     arrive on the devices two steps ahead.
     """
     tx = make_optimizer(config.optim, config.steps)
-    train_step = make_train_step(config.model, tx, mesh, state)
+    train_step = make_train_step(config, tx, mesh, state)
     batches = load_batches(
         config.data,
         config.model,
@@ -229,16 +230,6 @@ def keep_freed_memory() -> None:
                 (-8, 1),  # M_ARENA_MAX: one heap, since those of threads cannot grow large
             ):
                 mallopt(parameter, value)
-
-
-def join_hosts() -> None:
-    """Connect to the other hosts of the job, where a cluster says that there are some."""
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
-        if "coordinator_address should be defined" not in str(error):
-            raise
 
 
 def main() -> None:

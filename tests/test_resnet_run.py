@@ -17,7 +17,8 @@ MODEL = dataclasses.replace(TINY_MODEL, vision=ResNetConfig(32, 4, (1, 2, 1, 1))
 
 def test_a_resumed_resnet_equals_one_that_never_stopped_statistics_included(tmp_path):
     config = tiny_config(tmp_path / "straight", model=MODEL, steps=4, checkpoint_every=3)
-    train(config)
+    with jax.default_prng_impl("rbg"):  # compiles sooner than the default generator
+        train(config)
     resumed = tmp_path / "resumed"
     shutil.copytree(config.workdir, resumed)
     shutil.rmtree(resumed / "checkpoints" / "4")
@@ -33,6 +34,6 @@ def test_a_resumed_resnet_equals_one_that_never_stopped_statistics_included(tmp_
     assert abs(first["var"] - 1).min() > 0
     # Measured with running statistics: a picture's embedding does not depend on its neighbours.
     pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
-    np.testing.assert_allclose(
-        model.encode_image(pictures)[:1], model.encode_image(pictures[:1]), rtol=0, atol=1e-5
-    )
+    zimg = model.encode_image(pictures)
+    pictures[1:] = 0
+    np.testing.assert_array_equal(model.encode_image(pictures)[0], zimg[0])

@@ -62,9 +62,10 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
         rng.integers(0, 256, (batch_size, side, side, 3), np.uint8),
         rng.integers(1, config.text.vocab_size, (batch_size, length), np.int32),
     )
+    run_config = TrainConfig("", 1, batch_size, model=config)
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), config, tx, mesh)
-        step = make_train_step(config, tx, mesh, state)
+        step = make_train_step(run_config, tx, mesh, state)
         batch = jax.device_put(batch, batch_sharding(mesh))
 
         def run() -> None:
@@ -77,7 +78,6 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
     x = jnp.ones((size, size), precision)
     product = jax.jit(jnp.matmul)
     matmul = fastest(lambda: product(x, x).block_until_ready(), 20)
-    run_config = TrainConfig("", 1, batch_size, model=config)
     return {
         "seconds": seconds,
         "flops": step_flops(run_config),

@@ -1,7 +1,7 @@
 """Attention of one query to all positions: how ResNet and SigLIP towers make one vector of many."""
 
-import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -10,6 +10,8 @@ from flaxclip.models.layers import (
     Activation,
     BlockInit,
     Initializer,
+    Projection,
+    dot_product_attention,
     layer_norm,
     logical,
 )
@@ -29,26 +31,30 @@ class AttentionPool(nn.Module):
         self, queries: Float[Array, "#b q w"], x: Float[Array, "b l w"]
     ) -> Float[Array, "b q out"]:
         width = x.shape[-1]
+        heads = (self.heads, width // self.heads)
 
         def project(name: str, inputs: Array) -> Array:
-            return nn.DenseGeneral(
-                (self.heads, width // self.heads),
-                dtype=self.dtype,
+            projected = Projection(
+                (width,),
+                heads,
                 kernel_init=logical(self.kernel_init, "embed", "heads", None),
                 bias_init=logical(self.bias_init, "heads", None),
+                dtype=self.dtype,
                 name=name,
             )(inputs)
+            return rearrange(projected, "b l (h k) -> b h l k", h=self.heads)
 
         q, k, v = project("query", queries), project("key", x), project("value", x)
         q = jnp.broadcast_to(q, (x.shape[0], *q.shape[1:]))
-        return nn.DenseGeneral(
-            self.out_width,
-            axis=(-2, -1),
-            dtype=self.dtype,
+        z = rearrange(dot_product_attention(q, k, v, causal=False), "b h l k -> b l (h k)")
+        return Projection(
+            heads,
+            (self.out_width,),
             kernel_init=logical(self.kernel_init, "heads", None, "embed"),
             bias_init=logical(self.bias_init, "embed"),
+            dtype=self.dtype,
             name="out",
-        )(jax.nn.dot_product_attention(q, k, v))
+        )(z)
 
 
 class MAPHead(nn.Module):
@@ -66,17 +72,13 @@ class MAPHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b w"]:
         width = x.shape[-1]
-        xavier = nn.initializers.xavier_uniform()
-        probe = self.param("probe", logical(xavier, None, "embed"), (1, width))
-        x = AttentionPool(
-            self.heads, width, xavier, nn.initializers.zeros, self.dtype, name="attention"
-        )(probe[None].astype(self.dtype), x)
-        mlp = MLP(
-            self.mlp_width,
-            self.activation,
-            BlockInit.xavier(width, self.mlp_width),
-            self.dtype,
-            name="mlp",
+        probe = self.param(
+            "probe", logical(nn.initializers.xavier_uniform(), None, "embed"), (1, width)
         )
+        born = BlockInit.xavier(width, self.mlp_width)
+        x = AttentionPool(
+            self.heads, width, born.out_kernel, nn.initializers.zeros, self.dtype, name="attention"
+        )(probe[None].astype(self.dtype), x)
+        mlp = MLP(self.mlp_width, self.activation, born, self.dtype, name="mlp")
         x = x + mlp(layer_norm("ln", self.norm_eps)(x).astype(self.dtype))
         return x[:, 0].astype(jnp.float32)

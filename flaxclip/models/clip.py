@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from flaxclip.errors import InputError
 from flaxclip.models.modified_resnet import ModifiedResNet, ResNetConfig
 from flaxclip.models.text_transformer import TextConfig, TextTransformer
+from flaxclip.models.transformer import Remat
 from flaxclip.models.vision_transformer import VisionConfig, VisionTransformer
 
 # openai/CLIP, `clip/clip.py`: statistics of its training pictures, in units of 0..1.
@@ -38,15 +39,21 @@ class CLIPConfig:
     ever; the model has no such parameter."""
     tokenizer: Literal["clip", "siglip", "siglip2"] = "clip"
     """CLIP's BPE, or the SentencePiece vocabulary of SigLIP (C4, 32,000) or SigLIP 2 (Gemma)."""
+    tokenizer_file: str | None = None
+    """Vocabulary of SigLIP's tokenizers: a SentencePiece model or a tokenizer.json. CLIP's BPE
+    needs none."""
     resize: Literal["shortest", "squash"] = "shortest"
     """How a picture is made square: its shorter side resized and the middle cut out, or both sides
     resized."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     image_mean: tuple[float, float, float] = OPENAI_MEAN
     image_std: tuple[float, float, float] = OPENAI_STD
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations. Parameters, norms, embeddings and the loss are float32 always."""
     unroll: int = 1
     """Blocks that one iteration of a scan holds: compile time against speed."""
+    remat: Remat = "names"
+    """What transformer blocks keep for their backward pass: memory against recomputation."""
 
     def __post_init__(self) -> None:
         if (
@@ -67,11 +74,12 @@ class CLIP(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        resnet = isinstance(c.vision, ResNetConfig)
-        tower = ModifiedResNet if resnet else VisionTransformer
         dtype = jnp.dtype(c.dtype)
-        self.vision = tower(c.vision, c.embed_dim, dtype, c.unroll)
-        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll)
+        if isinstance(c.vision, ResNetConfig):
+            self.vision = ModifiedResNet(c.vision, c.embed_dim, dtype, c.unroll)
+        else:
+            self.vision = VisionTransformer(c.vision, c.embed_dim, dtype, c.unroll, c.remat)
+        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll, c.remat)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(c.init_logit_scale), ()
         )

@@ -1,4 +1,4 @@
-"""The transformer that both towers are made of: pre-norm blocks, stacked and scanned."""
+"""What towers are made of: norms, projections, attention, MLP, and how they are born."""
 
 import dataclasses
 import functools
@@ -149,7 +149,7 @@ class Projection(nn.Module):
 
 
 def dot_product_attention(
-    q: Float[Array, "b h l k"], k: Float[Array, "b h l k"], v: Float[Array, "b h l k"], causal: bool
+    q: Float[Array, "b h l k"], k: Float[Array, "b h m k"], v: Float[Array, "b h m k"], causal: bool
 ) -> Float[Array, "b h l k"]:
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1), softmax in float32."""
     # Heads before positions, and queries scaled rather than logits: the fewest copies.
@@ -221,75 +221,3 @@ class MLP(nn.Module):
             bias_init=logical(self.block_init.fc2_bias, "embed"),
             name="fc2",
         )(ACTIVATIONS[self.activation](h))
-
-
-# What a block keeps for its backward pass: the products that are dear to repeat, and the residual
-# stream between its halves. Norms, activations and attention weights are computed again, for less
-# than it costs to write and read them: half the memory, at about 1% more FLOPs.
-SAVED_FOR_BACKWARD = ("qkv", "attended", "residual", "fc1")
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then MLP."""
-
-    heads: int
-    mlp_width: int
-    activation: Activation
-    causal: bool
-    block_init: BlockInit
-    dtype: jnp.dtype
-    norm_eps: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
-        attention = Attention(
-            self.heads, self.causal, self.block_init, self.dtype, name="attention"
-        )
-        mlp = MLP(self.mlp_width, self.activation, self.block_init, self.dtype, name="mlp")
-        x = x + attention(layer_norm("ln_1", self.norm_eps)(x).astype(self.dtype))
-        x = checkpoint_name(x, "residual")
-        return x + mlp(layer_norm("ln_2", self.norm_eps)(x).astype(self.dtype))
-
-
-class Transformer(nn.Module):
-    """`layers` blocks, one stacked parameter tree, one compilation of the body."""
-
-    layers: int
-    heads: int
-    mlp_width: int
-    activation: Activation
-    causal: bool
-    block_init: BlockInit
-    dtype: jnp.dtype
-    unroll: int = 1
-    norm_eps: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
-        # The barrier ends a fusion with its block. Unrolled, XLA would otherwise recompute the sum
-        # of all earlier blocks' outputs in every norm, at a cost that grows with depth squared.
-        stack = nn.scan(
-            lambda block, x, _: (jax.lax.optimization_barrier(block(x)), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.layers,
-            unroll=min(self.unroll, self.layers),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        remat_block = nn.remat(
-            TransformerBlock,
-            policy=jax.checkpoint_policies.save_only_these_names(*SAVED_FOR_BACKWARD),
-            prevent_cse=False,  # the scan keeps forward and backward pass apart
-        )
-        block = remat_block(
-            self.heads,
-            self.mlp_width,
-            self.activation,
-            self.causal,
-            self.block_init,
-            self.dtype,
-            self.norm_eps,
-            name="blocks",
-        )
-        x, _ = stack(block, x, None)
-        return x

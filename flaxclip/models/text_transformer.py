@@ -11,11 +11,11 @@ from flaxclip.errors import InputError
 from flaxclip.models.layers import (
     Activation,
     BlockInit,
-    Transformer,
     check_heads,
     layer_norm,
     logical,
 )
+from flaxclip.models.transformer import Remat, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class TextTransformer(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     unroll: int = 1
+    remat: Remat = "names"
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
@@ -91,6 +92,7 @@ class TextTransformer(nn.Module):
             ),
             dtype=self.dtype,
             unroll=self.unroll,
+            remat=self.remat,
             norm_eps=c.norm_eps,
             name="transformer",
         )(x)

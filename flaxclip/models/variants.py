@@ -2,6 +2,8 @@
 
 `-quickgelu` marks those whose transformers have OpenAI's activation: OpenAI's own models, MetaCLIP,
 DFN, and LAION-400M's ViT-B-32. Those without it have GELU: LAION-2B, DataComp and most others.
+Preprocessing is the family's; single checkpoints that depart from it (DFN's ViT-H-14 squashes,
+LAION-2B's ViT-L-14 has SigLIP's mean) must say so themselves.
 """
 
 import dataclasses
@@ -136,6 +138,7 @@ VARIANTS: dict[str, CLIPConfig] = {
         text=TextConfig(context_length=20, width=64, layers=2, heads=2),
         embed_dim=64,
         unroll=4,
+        remat="none",
     ),
     **_CLIP,
     **{f"{name}-quickgelu": _quick_gelu(_CLIP[name]) for name in _QUICK_GELU},

@@ -13,11 +13,11 @@ from flaxclip.models.attention_pool import MAPHead
 from flaxclip.models.layers import (
     Activation,
     BlockInit,
-    Transformer,
     check_heads,
     layer_norm,
     logical,
 )
+from flaxclip.models.transformer import Remat, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,7 @@ class VisionTransformer(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     unroll: int = 1
+    remat: Remat = "names"
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b h w 3"], train: bool = False) -> Float[Array, "b d"]:
@@ -113,6 +114,7 @@ class VisionTransformer(nn.Module):
             block_init=born(c.width, c.mlp_width),
             dtype=self.dtype,
             unroll=self.unroll,
+            remat=self.remat,
             norm_eps=c.norm_eps,
             name="transformer",
         )(x)

@@ -81,13 +81,13 @@ def compile_step(config: TrainConfig, topology: Topology) -> CompiledStep | Refu
         InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
     """
     mesh = make_mesh(config.mesh, topology.devices)
-    check_batch_divides(config.batch_size, mesh)
+    check_batch_divides(config.batch_size, mesh, config.accumulate)
     tx = make_optimizer(config.optim, config.steps)
-    state = abstract_train_state(config.model, tx, mesh)
+    state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
     batch = Batch(*example_inputs(config.model, config.batch_size))
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        traced = make_train_step(config.model, tx, mesh, state).trace(state, batch)
+        traced = make_train_step(config, tx, mesh, state).trace(state, batch)
         platform = topology.devices[0].platform
         try:
             compiled = traced.lower(lowering_platforms=(platform,)).compile()

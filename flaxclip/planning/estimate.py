@@ -71,7 +71,9 @@ def _state_bytes(
 ) -> int:
     # The number of steps decides the schedule alone.
     tx = make_optimizer(optim, steps=optim.warmup_steps + 1)
-    state = abstract_train_state(model, tx, make_mesh(mesh, list(devices)))
+    state = abstract_train_state(
+        model, tx, make_mesh(mesh, list(devices)), optim.ema_decay is not None
+    )
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)

@@ -12,11 +12,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flaxclip.interop.huggingface import (
-    huggingface_shapes,
-    params_from_huggingface,
-    params_to_huggingface,
-)
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.models.clip import CLIP, CLIPConfig, init_params
 from flaxclip.models.text_transformer import TextConfig
@@ -29,6 +24,11 @@ from tests.parity.clip_cases import (
     pixel_values,
     random_inputs,
     random_tensors,
+)
+from tests.peer_params import (
+    huggingface_shapes,
+    params_from_huggingface,
+    params_to_huggingface,
 )
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
