@@ -127,13 +127,22 @@ def parse_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
         if iota.group(4):
             devices = devices.transpose(_numbers(iota.group(4)))
         return _tuples(devices.reshape(rows, columns))
-    axes = re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',?)+)\}", attributes)
+    axes = re.search(
+        r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+        r" \{((?:'\w+',?)+)\}",
+        attributes,
+    )
     if axes:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1)))
-        along = re.findall(r"'(\w+)'", axes.group(2))
+        along = re.findall(r"'(\w+)'", axes.group(4))
         names = list(sizes)
         shape = [int(size) for size in sizes.values()]
-        devices = np.arange(math.prod(shape)).reshape(shape)
+        devices = np.arange(math.prod(shape))
+        if axes.group(2):
+            devices = devices.reshape(_numbers(axes.group(2)))
+        if axes.group(3):
+            devices = devices.transpose(_numbers(axes.group(3)))
+        devices = devices.reshape(shape)
         across = [axis for axis, name in enumerate(names) if name not in along]
         devices = devices.transpose(across + [names.index(name) for name in along])
         return _tuples(devices.reshape(-1, math.prod(int(sizes[name]) for name in along)))
