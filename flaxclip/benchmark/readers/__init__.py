@@ -10,7 +10,6 @@ from flaxclip.benchmark.readers.parquet import read_parquet
 from flaxclip.benchmark.readers.tfds import read_tfds
 from flaxclip.benchmark.readers.wds import read_wds
 from flaxclip.benchmark.tasks import DataSource, Task
-from flaxclip.errors import InputError
 
 READERS = {
     "wds": read_wds,
@@ -53,6 +52,3 @@ def open_split(
     if split is None:
         return None
     return READERS[source.reader](task, source, split, data_dir, image_size)
-
-
-__all__ = ["READERS", "InputError", "open_split", "open_test"]
