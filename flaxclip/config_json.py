@@ -4,6 +4,7 @@ import collections
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from types import UnionType
 from typing import Any, TypeVar
 
 import pydantic
@@ -18,8 +19,8 @@ def to_json(config: Any) -> str:
     return pydantic.TypeAdapter(type(config)).dump_json(config, indent=2).decode() + "\n"
 
 
-def from_json(kind: type[T], text: str | bytes, path: PurePath | str) -> T:
-    """The dataclass that `to_json` wrote; `path` is for messages.
+def from_json(kind: type[T] | UnionType, text: str | bytes, path: PurePath | str) -> T:
+    """The dataclass, one of `kind`, that `to_json` wrote; `path` is for messages.
 
     Raises:
         InputError: not JSON, or a field that is unknown, missing or of another type.

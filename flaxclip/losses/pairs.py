@@ -80,6 +80,14 @@ def _backward(objective, form, batch_axes, gradients, cotangents):
 pair_loss.defvjp(_forward, _backward)
 
 
+def choose_form(form: Form, batch_size: int, devices: int) -> Literal["gathered", "tiled"]:
+    """What `auto` stands for when `devices` share a batch."""
+    if form != "auto":
+        return form
+    share_bytes = 4 * batch_size**2 // devices
+    return "gathered" if share_bytes <= MAX_MATRIX_BYTES else "tiled"
+
+
 def _evaluate(
     objective: Any,
     form: Form,
@@ -93,8 +101,7 @@ def _evaluate(
     """The loss, and where asked for its gradients, on the devices of `batch_axes`."""
     grid = DeviceGrid.squarest(batch_axes)
     local = zimg.shape[0] // grid.size
-    if form == "auto":
-        form = "gathered" if 4 * zimg.shape[0] * local <= MAX_MATRIX_BYTES else "tiled"
+    form = choose_form(form, zimg.shape[0], grid.size)
     if form == "tiled":
         grid = DeviceGrid.squarest(batch_axes, max_columns=MAX_IMAGES // local)
     compute = {"gathered": gathered_share, "tiled": tiled_share}[form]

@@ -4,17 +4,19 @@ import dataclasses
 
 from flaxclip.config import TrainConfig
 from flaxclip.planning.compiled_step import Refusal
-from flaxclip.planning.estimate import estimated_bytes
+from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.report import binary
 from flaxclip.planning.topology import Topology
 
 
 def refusal_message(config: TrainConfig, topology: Topology, refusal: Refusal) -> str:
     """Which number to change, and to what: by arithmetic that what the compiler said corrects."""
-    correction = max(1.0, refusal.needed_bytes / estimated_bytes(config, topology))
+    memory = estimated_memory(config, topology)
+    correction = max(1.0, (refusal.needed_bytes - memory.fixed) / memory.growing)
 
     def fits(changed: TrainConfig) -> bool:
-        return estimated_bytes(changed, topology) * correction <= refusal.available_bytes
+        memory = estimated_memory(changed, topology)
+        return memory.fixed + memory.growing * correction <= refusal.available_bytes
 
     chips = len(topology.devices)
     shards = chips // config.mesh.tensor

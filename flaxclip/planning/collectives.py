@@ -110,7 +110,8 @@ def parse_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     """The groups of devices in an instruction's attributes.
 
     XLA writes them as lists `{{0,1},{2,3}}`, as a reshaped and transposed range
-    `[2,4]<=[4,2]T(1,0)`, and as axes of a mesh `mesh['a'=2,'b'=4] {'b'}`.
+    `[2,4]<=[4,2]T(1,0)`, and as axes of a mesh `mesh['a'=2,'b'=4] {'b'}`, whose devices may be
+    such a range too.
 
     Raises:
         ValueError: none of these.
@@ -128,8 +129,8 @@ def parse_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
             devices = devices.transpose(_numbers(iota.group(4)))
         return _tuples(devices.reshape(rows, columns))
     axes = re.search(
-        r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
-        r" \{((?:'\w+',?)+)\}",
+        r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\]"
+        r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{((?:'\w+',?)+)\}",
         attributes,
     )
     if axes:
@@ -149,13 +150,13 @@ def parse_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     raise ValueError(f"no groups of devices that can be read in {attributes[:200]!r}")
 
 
-def torus_axes(collective: Collective, devices: Sequence[jax.Device]) -> int:
+def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
     """Along how many dimensions of the network of chips the exchange can travel at once.
 
-    The first group stands for all. Devices without coordinates count as lying on one line.
+    The first group stands for all. `coords` says where in the network each device is.
     """
-    coords = [getattr(devices[index], "coords", (index,)) for index in collective.groups[0]]
-    return sum(len(set(along)) > 1 for along in zip(*coords, strict=True))
+    group = [coords[index] for index in collective.groups[0]]
+    return sum(len(set(along)) > 1 for along in zip(*group, strict=True))
 
 
 def crosses_slices(collective: Collective, devices: Sequence[jax.Device]) -> bool:

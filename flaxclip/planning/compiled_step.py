@@ -123,10 +123,12 @@ def estimated_cycles(program: Program) -> int | None:
 
 
 def _traffic(program: Program, devices: list[jax.Device]) -> tuple[Traffic, ...]:
+    # Devices without coordinates count as lying on one line.
+    coords = [getattr(device, "coords", (index,)) for index, device in enumerate(devices)]
     totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0, 0.0])
     for exchange in find_collectives(program):
         network = "DCN" if crosses_slices(exchange, devices) else "ICI"
-        key = (exchange.kind, network, exchange.group_size, torus_axes(exchange, devices))
+        key = (exchange.kind, network, exchange.group_size, torus_axes(exchange, coords))
         total = totals[key]
         total[0] += exchange.repeats
         total[1] += exchange.repeats * exchange.operand_bytes

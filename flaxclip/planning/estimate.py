@@ -9,6 +9,7 @@ import jax
 from flaxclip.chips import Chip
 from flaxclip.config import TrainConfig
 from flaxclip.flops import count_bfloat16_passes
+from flaxclip.losses.pairs import choose_form
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost
 from flaxclip.optim import OptimConfig, make_optimizer
@@ -80,15 +81,30 @@ def _state_bytes(
     )
 
 
-def estimated_bytes(config: TrainConfig, topology: Topology) -> float:
-    """Memory of a chip: the state, gradients, what the towers keep, and the matrix of logits."""
+@dataclasses.dataclass(frozen=True)
+class EstimatedMemory:
+    """Of one chip, in bytes."""
+
+    fixed: float
+    """State and gradients, whatever the batch."""
+    growing: float
+    """What the towers keep, and the matrix of logits."""
+
+    @property
+    def total(self) -> float:
+        return self.fixed + self.growing
+
+
+def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory:
     chips = len(topology.devices)
     pairs = config.batch_size / chips
     parameter_bytes = 4 * model_cost(config.model).parameters
     gradients = parameter_bytes / (config.mesh.fsdp * config.mesh.tensor)
-    logits = 2 * 4 * config.batch_size**2 / chips
-    kept = pairs * tower_cost(config.model).saved_bytes
-    return state_bytes(config, topology) + gradients + kept + logits
+    # The matrix and its gradient, unless they never exist as a whole.
+    gathered = choose_form(config.loss_form, config.batch_size, chips) == "gathered"
+    logits = 2 * 4 * config.batch_size**2 / chips if gathered else 0
+    kept = pairs / config.accumulate * tower_cost(config.model).saved_bytes
+    return EstimatedMemory(state_bytes(config, topology) + gradients, kept + logits)
 
 
 def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> float:

@@ -1,17 +1,19 @@
-"""The fastest mesh and batch that fit: arithmetic first, then the compiler on the few best."""
+"""The fastest mesh, remat policy and batch that fit: arithmetic, then the compiler on a few."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from flaxclip.config import TrainConfig
+from flaxclip.models.transformer import Remat
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
-from flaxclip.planning.estimate import estimated_bytes, estimated_seconds
+from flaxclip.planning.estimate import estimated_memory, estimated_seconds
 from flaxclip.planning.roofline import roofline
 from flaxclip.planning.store import stored_or_compiled
 from flaxclip.planning.topology import Topology
 
-Dimension = Literal["mesh", "batch"]
+Dimension = Literal["mesh", "remat", "batch"]
 MAX_PAIRS_PER_CHIP = 8192
 
 
@@ -39,8 +41,8 @@ def search(
     Args:
         config: where the search starts; what does not vary stays.
         topology: a machine of chips with published figures.
-        vary: `mesh` for all divisions of the devices between `data` and `fsdp`; `batch` for all
-            powers of two a chip.
+        vary: `mesh` for all divisions of the devices between `data` and `fsdp`; `remat` for what
+            blocks keep for their backward pass; `batch` for all powers of two a chip.
         compiles: how many to compile at most.
         say: is told what happens, line by line.
     """
@@ -48,19 +50,25 @@ def search(
     chip = topology.chip
     arithmetic = {
         candidate: (
-            estimated_bytes(candidate, topology),
+            estimated_memory(candidate, topology),
             estimated_seconds(candidate, topology, chip) / candidate.batch_size,
         )
         for candidate in candidates
     }
-    correction = 1.0
+    # What the compiler saves beyond the arithmetic, or wastes, depends on what it may recompute.
+    corrections: dict[Remat, float] = {}
+
+    def corrected(candidate: TrainConfig) -> float:
+        memory, _ = arithmetic[candidate]
+        return memory.fixed + memory.growing * corrections.get(candidate.model.remat, 1.0)
+
     trials: list[Trial] = []
     for number in range(1, compiles + 1):
         left = [
             candidate
             for candidate in candidates
             if candidate not in {trial.config for trial in trials}
-            and arithmetic[candidate][0] * correction <= chip.hbm_bytes
+            and corrected(candidate) <= chip.hbm_bytes
             and not any(_is_harder(candidate, trial) for trial in trials)
         ]
         if not left:
@@ -74,7 +82,8 @@ def search(
             if isinstance(trial.step, CompiledStep)
             else trial.step.needed_bytes
         )
-        correction = used / arithmetic[best][0]
+        memory, _ = arithmetic[best]
+        corrections[best.model.remat] = max(used - memory.fixed, 0) / memory.growing
     return sorted(trials, key=lambda trial: -pairs_per_second(trial, topology))
 
 
@@ -90,7 +99,7 @@ def largest_batch(
     chips = len(topology.devices)
     per_chip = 1
     while per_chip < MAX_PAIRS_PER_CHIP and (
-        estimated_bytes(_with_batch(config, 2 * per_chip * chips), topology)
+        estimated_memory(_with_batch(config, 2 * per_chip * chips), topology).total
         <= topology.chip.hbm_bytes
     ):
         per_chip *= 2
@@ -121,7 +130,9 @@ def pairs_per_second(trial: Trial, topology: Topology) -> float:
 
 def describe(config: TrainConfig, topology: Topology) -> str:
     """The numbers that a search varies, as flags."""
-    return f"--mesh.fsdp {config.mesh.fsdp} --batch-size {config.batch_size} " + (
+    return (
+        f"--mesh.fsdp {config.mesh.fsdp} --model.remat {config.model.remat} "
+        f"--batch-size {config.batch_size} "
         f"({config.batch_size / len(topology.devices):g} pairs a chip)"
     )
 
@@ -137,12 +148,14 @@ def _candidates(
             for fsdp in _powers_of_two(chips)
             if chips % (fsdp * config.mesh.tensor) == 0
         ]
+    models = [config.model]
+    if "remat" in vary:
+        models = [dataclasses.replace(config.model, remat=remat) for remat in get_args(Remat)]
     batches = [config.batch_size]
     if "batch" in vary:
         batches = [chips * pairs for pairs in _powers_of_two(MAX_PAIRS_PER_CHIP)]
-    for mesh in meshes:
-        for batch_size in batches:
-            yield dataclasses.replace(config, mesh=mesh, batch_size=batch_size)
+    for mesh, model, batch_size in itertools.product(meshes, models, batches):
+        yield dataclasses.replace(config, mesh=mesh, model=model, batch_size=batch_size)
 
 
 def _powers_of_two(largest: int) -> list[int]:
@@ -154,9 +167,9 @@ def _with_batch(config: TrainConfig, batch_size: int) -> TrainConfig:
 
 
 def _is_harder(config: TrainConfig, trial: Trial) -> bool:
-    """Whether `config` cannot fit, since a smaller batch on the same mesh did not."""
+    """Whether `config` cannot fit, since a smaller batch of the same model and mesh did not."""
     return (
         isinstance(trial.step, Refusal)
-        and trial.config.mesh == config.mesh
+        and (trial.config.mesh, trial.config.model) == (config.mesh, config.model)
         and trial.config.batch_size <= config.batch_size
     )
