@@ -125,7 +125,7 @@ def run_steps(
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+    return {name: value for name, value in state._asdict().items() if name != "params"}
 
 
 def main() -> None:

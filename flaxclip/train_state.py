@@ -18,11 +18,18 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: dict[str, Any]
     opt_state: optax.OptState
+    skipped: Int[Array, ""]
+    """Steps whose update was left out, since the loss or a gradient was not finite."""
 
 
 def _new_state(key: Array, config: CLIPConfig, tx: optax.GradientTransformation) -> TrainState:
     params = init_params(key, config)
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        skipped=jnp.zeros((), jnp.int32),
+    )
 
 
 def abstract_train_state(
@@ -45,6 +52,7 @@ def abstract_train_state(
             param_shardings,
             transform_non_params=lambda _: replicated,
         ),
+        skipped=replicated,
     )
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),

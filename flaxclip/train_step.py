@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -24,6 +25,9 @@ def make_train_step(
 
     The step donates its state: after `state, metrics = step(state, batch)` only the new one may be
     used. Call it under `jax.set_mesh(mesh)`.
+
+    Where the loss or a gradient is not finite, everything but `step` stays as it was, and
+    `metrics["skipped_updates"]`, which counts such steps over the whole run, rises by one.
     """
     model = CLIP(config)
 
@@ -36,11 +40,18 @@ def make_train_step(
         grads, result = jax.grad(loss_fn, has_aux=True)(state.params, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = clamp_logit_scale(optax.apply_updates(state.params, updates))
+        updated = state._replace(params=params, opt_state=opt_state)
+
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(result.loss) & jnp.isfinite(grad_norm)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        kept = kept._replace(step=state.step + 1, skipped=state.skipped + ~finite)
         metrics = result._asdict() | {
-            "logit_scale": jax.numpy.exp(params["logit_scale"]),
-            "grad_norm": optax.tree.norm(grads),
+            "logit_scale": jnp.exp(kept.params["logit_scale"]),
+            "grad_norm": grad_norm,
+            "skipped_updates": kept.skipped,
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return kept, metrics
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
