@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from flaxclip.config import TrainConfig
 from flaxclip.data.source import Source
+from flaxclip.errors import InputError
 from flaxclip.flops import count_flops
 from flaxclip.models.clip import CLIP, example_inputs, init_params
 
@@ -29,14 +30,29 @@ def keep_freed_memory() -> None:
                 mallopt(parameter, value)
 
 
-def join_hosts() -> None:
-    """Connect to the other hosts of the job, where a cluster says that there are some."""
+def join_hosts(timeout_seconds: float) -> None:
+    """Connect to the other hosts of the job, where a cluster says that there are some.
+
+    Raises:
+        InputError: they cannot be reached in time.
+    """
+    seconds = int(timeout_seconds)
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=seconds,
+            shutdown_timeout_seconds=seconds,
+        )
     except ValueError as error:
         # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
         if "coordinator_address should be defined" not in str(error):
             raise
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"the hosts of this job did not find each other in {seconds} s\n"
+            f"{str(error).splitlines()[0]}\n"
+            "are all of them started, and can they reach host 0 at its coordinator address?"
+        ) from None
 
 
 def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -> None:

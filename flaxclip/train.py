@@ -4,59 +4,84 @@
     python -m flaxclip.train EXPERIMENT.py --optim.peak-lr 1e-3
     python -m flaxclip.train EXPERIMENT.py --model ViT-B-16      another architecture
 
-The same command again resumes where the run stopped.
+The same command again resumes where the run stopped. `exit_codes.py` says how it may end.
 """
 
+import contextlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
-from flaxclip.checkpoint import CheckpointWriter
+from flaxclip.checkpoint import saved_steps
+from flaxclip.checkpoint_manager import CheckpointManager
+from flaxclip.checksum import diverged_replicas
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import load_batches, open_source
+from flaxclip.coordination import Requests
+from flaxclip.data.loader import batch_records, load_batches, open_source
 from flaxclip.data.source import Source
-from flaxclip.errors import exit_on_input_error
-from flaxclip.metrics import MetricWriter, Throughput
-from flaxclip.optim import make_optimizer, make_schedule
+from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
+from flaxclip.health import LossMonitor
+from flaxclip.optim import make_optimizer
 from flaxclip.progress import ProgressReport
+from flaxclip.provenance import run_record
+from flaxclip.run_report import RunReport
 from flaxclip.sharding import check_batch_divides, make_mesh
-from flaxclip.startup import announce, join_hosts, keep_freed_memory, step_flops
+from flaxclip.startup import announce, join_hosts, keep_freed_memory
+from flaxclip.stop_signals import StopSignals, exit_on_signals
 from flaxclip.train_command import parse
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 from flaxclip.train_step import Metrics, make_train_step
-from flaxclip.workdir import claim_workdir
+from flaxclip.watchdog import Watchdog
+from flaxclip.workdir import check_same_data, claim_workdir
 
 
-def train(config: TrainConfig) -> None:
-    """Run `config` from its workdir's latest checkpoint, or from the start, to its last step.
+def train(
+    config: TrainConfig, *, resume_with_changes: Sequence[str] = (), debug_nans: bool = False
+) -> None:
+    """Run `config` from its workdir's latest whole checkpoint, or from the start, to its last step.
+
+    `config` may differ from the run in the workdir in the fields `resume_with_changes`. With
+    `debug_nans` the run stops at the first loss or gradient that is not finite, and says which
+    layer it comes from.
 
     Raises:
         InputError: something in `config` cannot be used here; nothing has been written then.
+        PreemptedError: a signal has stopped the run; its state is saved.
+        TrainingFailedError: the numbers went bad.
     """
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
-    claim_workdir(config)
-    checkpoints = CheckpointWriter(config.workdir, config.keep_checkpoints)
-    start_step = checkpoints.latest_step() or 0
+    claim_workdir(config, resume_with_changes)
+    start_step = max(saved_steps(config.workdir), default=0)
     announce(config, mesh, source, start_step)
+    if start_step >= config.steps:
+        return
+    progress = ProgressReport(start_step, config.steps)
+    checkpoints = CheckpointManager(
+        config.workdir,
+        config.checkpoint,
+        run_record(config, source),
+        progress.warn,
+        config.health.host_timeout_seconds,
+    )
 
     with jax.set_mesh(mesh):
-        if start_step == 0:
+        like = abstract_train_state(config.model, tx, mesh)
+        restored = checkpoints.restore_latest(like.params, _without_params(like))
+        if restored is None:
+            start_step = 0
             state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh)
-        elif start_step < config.steps:
-            like = abstract_train_state(config.model, tx, mesh)
-            params, training = checkpoints.restore(start_step, like.params, _without_params(like))
-            state = TrainState(params=params, **training)
         else:
-            return
-        run_steps(config, mesh, source, state, start_step, checkpoints)
-    checkpoints.close()
+            start_step = restored.step
+            check_same_data(source, restored.record, start_step, resume_with_changes)
+            state = TrainState(params=restored.params, **restored.training)
+        run_steps(config, mesh, source, state, start_step, checkpoints, progress, debug_nans)
 
 
 def run_steps(
@@ -65,12 +90,14 @@ def run_steps(
     source: Source,
     state: TrainState,
     start_step: int,
-    checkpoints: CheckpointWriter,
+    checkpoints: CheckpointManager,
+    progress: ProgressReport,
+    debug_nans: bool = False,
 ) -> None:
     """The loop, in an order that keeps the devices busy.
 
-    A report reads the numbers of a step only after the next one has been dispatched, and batches
-    arrive on the devices two steps ahead.
+    The numbers of a step are read only after the next one has been dispatched, and batches arrive
+    on the devices two steps ahead. All hosts read the same numbers, so they decide alike.
     """
     tx = make_optimizer(config.optim, config.steps)
     train_step = make_train_step(config.model, tx, mesh, state)
@@ -84,44 +111,83 @@ def run_steps(
         start_step=start_step,
         stop_step=config.steps,
     )
-    meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
-    learning_rate = make_schedule(config.optim, config.steps)
-    writer = MetricWriter(config.workdir)
-    truncated = replaced = 0  # on this host
+    health = config.health
+    report = RunReport(config, start_step, progress, checkpoints)
+    monitor = LossMonitor(
+        health,
+        config.workdir,
+        lambda step: batch_records(source, config.seed, config.batch_size, step),
+        progress.warn,
+    )
 
-    def report(step: int, metrics: Metrics) -> None:
+    def settle(step: int, metrics: Metrics) -> None:
+        """Wait until `step` is done, and look at its numbers."""
+        watchdog.doing(f"waiting for the devices to finish step {step}")
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        rates = meter.lap(step)
-        on_hosts = process_allgather(np.array([[truncated, replaced]]), tiled=True)
-        scalars |= {
-            "learning_rate": float(learning_rate(step - 1)),
-            **rates,
-            "truncated_captions": int(on_hosts[:, 0].sum()),
-            "replaced_records": int(on_hosts[:, 1].sum()),
-        }
-        writer.write(step, scalars)
-        seconds_left = (config.steps - step) * config.batch_size / rates["images_per_second"]
-        progress.report(step, scalars, seconds_left)
+        watchdog.step_done()
+        report.done(step, scalars)
+        monitor.check(step, scalars)
 
-    pending = None
-    with ProgressReport(start_step, config.steps) as progress:
+    def save(step: int) -> None:
+        watchdog.exempt()
+        checkpoints.save(step, state.params, _without_params(state), monitor.medians())
+
+    pending, save_wanted, request = None, False, None
+    with (
+        progress,
+        contextlib.closing(batches),
+        contextlib.closing(report),
+        Watchdog(health.host_timeout_seconds) as watchdog,
+        Requests(health.host_timeout_seconds) as requests,
+        StopSignals(requests),
+    ):
         for step, loaded in enumerate(batches, start_step + 1):
+            last = step == config.steps
             state, metrics = train_step(state, loaded.batch)
-            progress.advance(step)
+            report.loaded(step, loaded)
             if pending is not None:
-                report(*pending)
+                settle(*pending)
+            pending = step, metrics
+
+            if checkpoints.due() and jax.process_index() == 0:
+                requests.make("save")
+            request = requests.agreed(step, last)
+            save_wanted |= last or request is not None or step % config.checkpoint.every_steps == 0
+            if save_wanted:
+                settle(*pending)
                 pending = None
-            meter.waited_for_data(loaded.wait_seconds)
-            truncated += loaded.truncated
-            replaced += len(loaded.replaced)
-            for record in loaded.replaced:
-                progress.warn(f"step {step}: unreadable record, replaced by another: {record}")
-            if step % config.log_every == 0 or step in (start_step + 1, config.steps):
-                pending = step, metrics
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                checkpoints.save(step, state.params, _without_params(state))
-        report(*pending)
-    writer.close()
+                # While updates are skipped, the latest checkpoint stays the moment before.
+                if not monitor.skipped_in_a_row or last or request == "stop":
+                    save(step)
+                    save_wanted = False
+            if step % health.check_replicas_every == 0:
+                check_replicas(state, mesh, step)
+            if request == "stop":
+                break
+            watchdog.doing(f"waiting for the data of step {step + 1}")
+        watchdog.exempt()
+        if not checkpoints.close():
+            raise InputError(
+                f"step {step} could not be saved into {config.workdir}\n"
+                "the message above says why; when that is mended, the same command goes on"
+            )
+    if not last:
+        raise PreemptedError(f"stopped after step {step}, which is saved")
+
+
+def check_replicas(state: TrainState, mesh: Mesh, step: int) -> None:
+    """Raise `TrainingFailedError` where copies of an array differ between devices."""
+    if diverged := diverged_replicas(state, mesh):
+        raise TrainingFailedError(
+            "\n".join(
+                [
+                    f"at step {step} copies of the state differ between devices",
+                    *diverged[:8],
+                    f"{len(diverged)} arrays in all: a device computes wrongly, or the program is "
+                    "not the same on all hosts; nothing has been saved since",
+                ]
+            )
+        )
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:
@@ -132,11 +198,27 @@ def main() -> None:
     """The command line."""
     keep_freed_memory()
     with exit_on_input_error("flaxclip.train"):
-        config = parse(sys.argv[1:])
-        join_hosts()
-        train(config)
+        command = parse(sys.argv[1:])
+        config = command.config
+        join_hosts(config.health.host_timeout_seconds)
+        exit_on_signals()
+        try:
+            train(
+                config,
+                resume_with_changes=command.resume_with_changes,
+                debug_nans=command.debug_nans,
+            )
+        except PreemptedError as stop:
+            _leave(stop, PREEMPTED)
+        except TrainingFailedError as failure:
+            _leave(failure, TRAINING_FAILED)
     if jax.process_index() == 0:
         print(f"done. To measure it:\n  python -m flaxclip.benchmark {config.workdir}")
+
+
+def _leave(reason: Exception, code: int) -> None:
+    print(f"flaxclip.train: {reason}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

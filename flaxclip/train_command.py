@@ -23,11 +23,16 @@ class Command:
     the defaults of all flags below."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")]
     """Architecture to start from, in place of the experiment's."""
+    resume_with_changes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD")]
+    """Fields, such as optim.peak_lr, in which this run may differ from what its workdir holds.
+    `data` also lets the corpus be another one."""
+    debug_nans: bool
+    """Where a loss or gradient is not finite, find the layer that it comes from, and stop."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
-def parse(args: Sequence[str]) -> TrainConfig:
-    """The configuration that a command line asks for.
+def parse(args: Sequence[str]) -> Command:
+    """What a command line asks for.
 
     Flags default to the values of the experiment, so that is looked at first; likewise `--model`,
     whose architecture is what the flags `--model.…` change.
@@ -43,14 +48,13 @@ def parse(args: Sequence[str]) -> TrainConfig:
     name = peek.parse_known_args(args)[0].model
     if name is not None:
         config = dataclasses.replace(config, model=variant(name))
-    command = tyro.cli(
+    return tyro.cli(
         Command,
         args=args,
-        default=Command(experiment, None, config),
+        default=Command(experiment, None, (), False, config),
         prog="python -m flaxclip.train",
         config=(tyro.conf.FlagConversionOff,),
     )
-    return command.config
 
 
 def variant(name: str) -> CLIPConfig:
