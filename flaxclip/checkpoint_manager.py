@@ -1,26 +1,15 @@
-"""Saving a run's states, and coming back to the newest that is whole."""
+"""Saving a run's states in the background, and keeping those worth keeping."""
 
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental.multihost_utils import process_allgather
 from orbax.checkpoint import v1 as ocp
 
-from flaxclip.checkpoint import (
-    CHECKPOINTS,
-    absolute,
-    load_tree,
-    one_line,
-    read_record,
-    saved_steps,
-    sealed_record,
-    wrong_arrays,
-)
+from flaxclip.checkpoint import CHECKPOINTS, absolute, one_line, saved_steps, sealed_record
 from flaxclip.checksum import tree_checksums
 from flaxclip.errors import InputError
 
@@ -50,15 +39,6 @@ class CheckpointConfig:
                 raise InputError(f"checkpoint.{name} is {value}\nit must be positive")
 
 
-class Restored(NamedTuple):
-    """What a checkpoint gave back."""
-
-    step: int
-    params: Any
-    training: Any
-    record: dict[str, Any]
-
-
 class CheckpointManager:
     """Saves states in the background, each whole or not at all, and keeps those worth keeping.
 
@@ -81,7 +61,6 @@ class CheckpointManager:
         self._record = record
         self._warn = warn
         self._saving: tuple[int, Any] | None = None
-        self._damaged: set[int] = set()
         self._save_due = self._next_save()
         context = ocp.Context()
         context.asynchronous.timeout_secs = int(timeout_seconds)
@@ -111,7 +90,6 @@ class CheckpointManager:
                 step,
                 {"params": params, "training": training},
                 force=True,
-                overwrite=step in self._damaged,
                 metrics=metrics,
                 custom_metadata=sealed_record({"run": self._record, "checksums": sums}),
             )
@@ -119,43 +97,6 @@ class CheckpointManager:
         except Exception as error:  # Orbax raises what its storage raises, of many kinds
             self._failed(step, error)
         self.stall_seconds += time.perf_counter() - start
-
-    def restore_latest(self, params: Any, training: Any) -> Restored | None:
-        """The newest state that is whole, laid out like the abstract trees; None if none is saved.
-
-        Damaged ones are reported and passed over.
-
-        Raises:
-            InputError: there are checkpoints, but none of them can be read.
-        """
-        reasons = []
-        for step in reversed(saved_steps(self._workdir)):
-            folder = self._workdir / CHECKPOINTS / str(step)
-            problem, record, saved = None, {}, {}
-            try:
-                record = read_record(folder)
-                saved = load_tree(folder, {"params": params, "training": training})
-            except Exception as error:
-                problem = one_line(error)
-            # One host's broken file is every host's broken checkpoint.
-            if _on_all_hosts(problem is None):
-                if not (wrong := wrong_arrays(saved, record["checksums"])):
-                    return Restored(step, saved["params"], saved["training"], record["run"])
-                problem = f"not what was saved: {', '.join(wrong)}"
-            reasons.append(f"step {step}: {problem or 'another host cannot read it'}")
-            self._warn(f"checkpoint of {reasons[-1]}\n  trying the one before")
-            self._damaged.add(step)
-        if reasons:
-            raise InputError(
-                "\n".join(
-                    [
-                        f"no checkpoint in {self._workdir / CHECKPOINTS} can be restored",
-                        *reasons,
-                        "to start the run over, move that folder away",
-                    ]
-                )
-            )
-        return None
 
     def close(self) -> bool:
         """Wait for the save that is under way; returns whether it succeeded."""
@@ -213,7 +154,3 @@ def _preservation_policy(config: CheckpointConfig) -> Any:
             )
         )
     return policies.AnyPreservationPolicy(kept)
-
-
-def _on_all_hosts(value: bool) -> bool:
-    return bool(np.all(process_allgather(np.array([value]))))

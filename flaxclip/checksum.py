@@ -1,8 +1,9 @@
 """Checksums of arrays, taken on the devices: of what a checkpoint holds, and between replicas.
 
-A checksum is the sum of all elements' bits, each times an odd weight of its position, modulo 2^32.
-Addition modulo 2^32 is associative, so the sum is the same however an array is divided; an odd
-weight has an inverse, so a single element that differs always changes it.
+A checksum is the sum, modulo 2^32, of a hash of every element's bits and position. Addition modulo
+2^32 is associative, so the sum is the same however an array is divided; the hash is a bijection of
+the bits, so a single element that differs always changes it, and any other damage goes unnoticed
+once in 2^32 times.
 """
 
 import functools
@@ -27,9 +28,15 @@ def checksum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     for axis in reversed(range(array.ndim)):
         position += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * np.uint32(stride)
         stride = stride * array.shape[axis] % 2**32
-    # Knuth, The Art of Computer Programming 3, section 6.4: multiplicative hashing.
-    weight = position * np.uint32(2654435761) * np.uint32(2) + np.uint32(1)
-    return jnp.sum(bits * weight, dtype=jnp.uint32)
+    # Knuth, The Art of Computer Programming 3, section 6.4: 2^32 over the golden ratio.
+    return jnp.sum(_mix(bits ^ position * np.uint32(2654435769)), dtype=jnp.uint32)
+
+
+def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The finalizer of MurmurHash3 (Appleby 2011), `fmix32`."""
+    x = (x ^ x >> 16) * np.uint32(0x85EBCA6B)
+    x = (x ^ x >> 13) * np.uint32(0xC2B2AE35)
+    return x ^ x >> 16
 
 
 def tree_checksums(tree: Any) -> dict[str, int]:

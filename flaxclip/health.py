@@ -11,7 +11,6 @@ import jax
 from etils import epath
 
 from flaxclip.errors import InputError
-from flaxclip.exit_codes import TrainingFailedError
 
 ANOMALIES_FILE = "anomalies.jsonl"
 
@@ -60,23 +59,15 @@ class LossMonitor:
             lambda: collections.deque(maxlen=_WINDOW)
         )
         self.skipped_in_a_row = 0
+        """Updates up to the last one checked that were not finite."""
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Warn about `step` where something is wrong with it.
-
-        Raises:
-            TrainingFailedError: too many updates in a row were not finite.
-        """
+        """Warn about `step` where something is wrong with it, with the records of its batch."""
         loss, grad_norm = metrics["loss"], metrics["grad_norm"]
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.skipped_in_a_row += 1
-            what = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
-            records = self._note(step, f"update skipped: {what}", metrics)
-            if self.skipped_in_a_row >= self._config.max_skipped:
-                raise TrainingFailedError(
-                    f"{self.skipped_in_a_row} updates in a row were not finite, "
-                    f"the last at step {step} ({what})\nits batch: {records}"
-                )
+            what = f"update skipped: loss {loss:.4g}, gradient norm {grad_norm:.4g}"
+            self._note(step, what, metrics)
             return
         self.skipped_in_a_row = 0
         if (limit := self._spike_limit()) is not None and loss > limit:
@@ -100,14 +91,13 @@ class LossMonitor:
         deviation = 1.4826 * statistics.median(abs(loss - median) for loss in losses)
         return median + self._config.spike_deviations * max(deviation, 0.01 * abs(median))
 
-    def _note(self, step: int, what: str, metrics: Mapping[str, float]) -> str:
-        """Write it down with all record names; returns the first few of them."""
+    def _note(self, step: int, what: str, metrics: Mapping[str, float]) -> None:
+        if jax.process_index() != 0:
+            return
         records = list(self._batch_records(step))
-        first = ", ".join(records[:_NAMED]) + f", ... (all {len(records)} in {self._file})"
-        if jax.process_index() == 0:
-            self._warn(f"step {step}: {what}\n  its batch: {first}")
-            line = {"step": step, "what": what, "records": records}
-            line |= {name: str(value) for name, value in metrics.items()}
-            with self._file.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        return first
+        first = ", ".join(records[:_NAMED])
+        self._warn(f"step {step}: {what}\n  its batch: {first}, ... (all in {self._file})")
+        line = {"step": step, "what": what, "records": records}
+        line |= {name: str(value) for name, value in metrics.items()}
+        with self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -21,13 +21,15 @@ from flaxclip.checksum import diverged_replicas
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
 from flaxclip.data.loader import batch_records, load_batches, open_source
-from flaxclip.data.source import Source
+from flaxclip.data.source import Batch, Source
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
-from flaxclip.health import LossMonitor
+from flaxclip.health import ANOMALIES_FILE, LossMonitor
+from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.optim import make_optimizer
 from flaxclip.progress import ProgressReport
 from flaxclip.provenance import run_record
+from flaxclip.restore import restore_latest
 from flaxclip.run_report import RunReport
 from flaxclip.sharding import check_batch_divides, make_mesh
 from flaxclip.startup import announce, join_hosts, keep_freed_memory
@@ -45,8 +47,7 @@ def train(
     """Run `config` from its workdir's latest whole checkpoint, or from the start, to its last step.
 
     `config` may differ from the run in the workdir in the fields `resume_with_changes`. With
-    `debug_nans` the run stops at the first loss or gradient that is not finite, and says which
-    layer it comes from.
+    `debug_nans` the first loss or gradient that is not finite stops the run.
 
     Raises:
         InputError: something in `config` cannot be used here; nothing has been written then.
@@ -63,17 +64,9 @@ def train(
     if start_step >= config.steps:
         return
     progress = ProgressReport(start_step, config.steps)
-    checkpoints = CheckpointManager(
-        config.workdir,
-        config.checkpoint,
-        run_record(config, source),
-        progress.warn,
-        config.health.host_timeout_seconds,
-    )
-
     with jax.set_mesh(mesh):
         like = abstract_train_state(config.model, tx, mesh)
-        restored = checkpoints.restore_latest(like.params, _without_params(like))
+        restored = restore_latest(config.workdir, like.params, _without_params(like), progress.warn)
         if restored is None:
             start_step = 0
             state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh)
@@ -81,6 +74,13 @@ def train(
             start_step = restored.step
             check_same_data(source, restored.record, start_step, resume_with_changes)
             state = TrainState(params=restored.params, **restored.training)
+        checkpoints = CheckpointManager(
+            config.workdir,
+            config.checkpoint,
+            run_record(config, source),
+            progress.warn,
+            config.health.host_timeout_seconds,
+        )
         run_steps(config, mesh, source, state, start_step, checkpoints, progress, debug_nans)
 
 
@@ -112,6 +112,7 @@ def run_steps(
         stop_step=config.steps,
     )
     health = config.health
+    max_skipped = 1 if debug_nans else health.max_skipped
     report = RunReport(config, start_step, progress, checkpoints)
     monitor = LossMonitor(
         health,
@@ -128,9 +129,26 @@ def run_steps(
         report.done(step, scalars)
         monitor.check(step, scalars)
 
-    def save(step: int) -> None:
+    def save(step: int, state: TrainState) -> None:
         watchdog.exempt()
         checkpoints.save(step, state.params, _without_params(state), monitor.medians())
+
+    def give_up(step: int, state: TrainState, batch: Batch) -> None:
+        """Save the moment before the updates that were skipped, and stop."""
+        skipped = monitor.skipped_in_a_row
+        before = step - skipped
+        if before not in saved_steps(config.workdir):
+            save(
+                before,
+                state._replace(step=state.step - skipped, skipped=state.skipped - skipped),
+            )
+        checkpoints.close()
+        where = find_nonfinite(config.model, state.params, batch)
+        raise TrainingFailedError(
+            f"the last {skipped} updates, up to step {step}, were not finite; not finite in the "
+            f"last: {where}\nstep {before}, before the first of them, is saved; their records are "
+            f"named in {ANOMALIES_FILE}"
+        )
 
     pending, save_wanted, request = None, False, None
     with (
@@ -153,13 +171,15 @@ def run_steps(
                 requests.make("save")
             request = requests.agreed(step, last)
             save_wanted |= last or request is not None or step % config.checkpoint.every_steps == 0
-            if save_wanted:
+            if save_wanted or monitor.skipped_in_a_row + 1 >= max_skipped:
                 settle(*pending)
                 pending = None
-                # While updates are skipped, the latest checkpoint stays the moment before.
-                if not monitor.skipped_in_a_row or last or request == "stop":
-                    save(step)
-                    save_wanted = False
+            if monitor.skipped_in_a_row >= max_skipped:
+                give_up(step, state, loaded.batch)
+            # While updates are skipped, the latest checkpoint stays the moment before.
+            if save_wanted and (not monitor.skipped_in_a_row or last or request == "stop"):
+                save(step, state)
+                save_wanted = False
             if step % health.check_replicas_every == 0:
                 check_replicas(state, mesh, step)
             if request == "stop":

@@ -27,7 +27,7 @@ class Command:
     """Fields, such as optim.peak_lr, in which this run may differ from what its workdir holds.
     `data` also lets the corpus be another one."""
     debug_nans: bool
-    """Where a loss or gradient is not finite, find the layer that it comes from, and stop."""
+    """Stop at the first loss or gradient that is not finite, and say in which layer it arises."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 

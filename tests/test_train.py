@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 
 from flaxclip.checkpoint import load_params, saved_steps
+from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.models.clip import init_params
 from flaxclip.optim import OptimConfig
@@ -37,6 +38,9 @@ def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "straight"
     train(tiny_config(workdir))
     return workdir
+
+
+NEVER = CheckpointConfig(every_steps=10**9)
 
 
 class Killed(Exception):
@@ -81,7 +85,7 @@ def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
         PIL.Image.fromarray(source[index].image).save(picture, "PNG")
         pairs[f"{index}"] = (picture.getvalue(), source[index].caption)
     write_shard(tmp_path / "0.tar", pairs)
-    config = tiny_config(tmp_path / "run", steps=150, log_every=50)
+    config = tiny_config(tmp_path / "run", steps=150, log_every=50, checkpoint=NEVER)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, path=(str(tmp_path / "0.tar"),)),
