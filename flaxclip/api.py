@@ -1,7 +1,9 @@
 """A trained CLIP in a notebook: pictures and words in, embeddings and names out."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,10 +13,12 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
-from flaxclip.checkpoint import load_config, load_params, resolve_checkpoint
-from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.checkpoint import load_config, load_variables, resolve_checkpoint
+from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
-from flaxclip.models.clip import CLIP, CLIPConfig, init_params
+from flaxclip.interop.foreign import find_foreign
+from flaxclip.interop.name_table import unflatten
+from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables
 from flaxclip.models.variants import VARIANTS
 
 Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
@@ -22,28 +26,43 @@ Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"
 
 @functools.partial(jax.jit, static_argnames="config")
 def encode_image(
-    params: dict[str, Any], images: UInt8[Array, "b h w 3"], config: CLIPConfig
+    variables: dict[str, Any], images: UInt8[Array, "b h w 3"], config: CLIPConfig
 ) -> Float[Array, "b d"]:
-    """Unit image embeddings, a pure function of `params` and pixels."""
-    return CLIP(config).apply({"params": params}, images, method="encode_image")
+    """Unit image embeddings, a pure function of `variables` and pixels."""
+    return CLIP(config).apply(variables, images, method="encode_image")
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def encode_text(
-    params: dict[str, Any], tokens: Int[Array, "b l"], config: CLIPConfig
+    variables: dict[str, Any], tokens: Int[Array, "b l"], config: CLIPConfig
 ) -> Float[Array, "b d"]:
-    """Unit text embeddings, a pure function of `params` and token ids."""
-    return CLIP(config).apply({"params": params}, tokens, method="encode_text")
+    """Unit text embeddings, a pure function of `variables` and token ids."""
+    return CLIP(config).apply(variables, tokens, method="encode_text")
 
 
 class CLIPModel:
-    """Parameters with everything that belongs to them: architecture, transform, tokenizer."""
+    """Parameters with everything that belongs to them: architecture, transform, tokenizer.
 
-    def __init__(self, config: CLIPConfig, params: dict[str, Any]):
+    `variables` holds `params`, and with a ResNet `batch_stats`: what `CLIP.apply` reads.
+    """
+
+    def __init__(self, config: CLIPConfig, variables: dict[str, Any]):
         self.config = config
-        self.params = params
-        self.transform = ImageTransform(config.vision.image_size)
-        self.tokenizer = load_tokenizer(config.tokenizer, config.text.context_length)
+        self.variables = variables
+        self.transform = ImageTransform(
+            config.vision.image_size, config.resize, config.interpolation
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Texts to ids; made on first use, since pictures alone can do without a vocabulary."""
+        c = self.config
+        return load_tokenizer(c.tokenizer, c.text.context_length, c.tokenizer_file)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The trained parameters, a plain nested dict of arrays."""
+        return self.variables["params"]
 
     @property
     def logit_scale(self) -> float:
@@ -67,11 +86,11 @@ class CLIPModel:
         side = self.transform.size
         if not (isinstance(images, np.ndarray) and images.shape[1:] == (side, side, 3)):
             images = self.preprocess(images)
-        return encode_image(self.params, images, self.config)
+        return encode_image(self.variables, images, self.config)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Array, "b d"]:
         """Unit embeddings of texts."""
-        return encode_text(self.params, self.tokenize(texts), self.config)
+        return encode_text(self.variables, self.tokenize(texts), self.config)
 
     def classify(
         self, images: Pictures, class_names: Sequence[str], template: str = "a photo of a {}"
@@ -86,20 +105,50 @@ class CLIPModel:
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
-def load(path: epath.PathLike) -> CLIPModel:
-    """The model in a training run's workdir, or in one of its steps, WORKDIR/checkpoints/STEP.
+def load(path: epath.PathLike, model: str | None = None, tokenizer: str | None = None) -> CLIPModel:
+    """A trained model, ours or another library's, with all that belongs to it.
+
+    Nothing that a file contains is executed, and torch is not needed.
+
+    Args:
+        path: a training run's workdir, or one of its steps, WORKDIR/checkpoints/STEP; a file of
+            weights from OpenAI (.pt), open_clip (.safetensors, .pt, .bin) or big_vision (.npz); a
+            directory that open_clip or transformers wrote; or the URL of any of these: gs://, s3://,
+            hf://ORGANISATION/REPOSITORY.
+        model: the architecture's name in `available_models()`, for a file that does not tell:
+            a state dict does not say whether its model has QuickGELU or GELU.
+        tokenizer: the file of SigLIP's vocabulary, where it does not lie beside the weights.
 
     Raises:
-        InputError: there is no such checkpoint.
+        InputError: there is no such model, it is damaged or of no architecture that we have, or it
+            cannot tell how it was trained.
     """
+    foreign = find_foreign(str(path), model)
+    if foreign is None:
+        config, variables = _load_ours(path)
+    else:
+        # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
+        flat = {name: jnp.array(value) for name, value in foreign.variables()}
+        config, variables = foreign.config, unflatten(flat)
+    if tokenizer is not None:
+        config = dataclasses.replace(config, tokenizer_file=tokenizer)
+    return CLIPModel(config, variables)
+
+
+def _load_ours(path: epath.PathLike) -> tuple[CLIPConfig, dict[str, Any]]:
     workdir, step = resolve_checkpoint(path)
     config = load_config(workdir, "model", CLIPConfig)
-    shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+    # A workdir is moved as a whole, so the copy in it counts.
+    if config.tokenizer_file is not None:
+        copy = workdir / Path(config.tokenizer_file).name
+        if copy.exists():
+            config = dataclasses.replace(config, tokenizer_file=str(copy))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        abstract_variables(config),
     )
-    return CLIPModel(config, load_params(workdir, step, abstract))
+    return config, load_variables(workdir, step, abstract)
 
 
 def available_models() -> list[str]:

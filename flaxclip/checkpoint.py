@@ -1,8 +1,9 @@
 """Saved states of a run, through Orbax: the only bridge from training to everything else.
 
 WORKDIR/config.json          the run's whole configuration
-WORKDIR/checkpoints/STEP/    `params` and `training`, each readable without the other, with a record
-                             of the run and a checksum of every array, which reading verifies
+WORKDIR/checkpoints/STEP/    `params`, perhaps a ResNet's `batch_stats` and the average `ema` of
+                             `params`, and `training`, each readable alone; with a record of the
+                             run and a checksum of every array, which reading verifies
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from flaxclip.checksum import tree_checksums
-from flaxclip.config_json import field_from_json
+from flaxclip.config_json import field_from_json, to_json
 from flaxclip.errors import InputError
 
 T = TypeVar("T")
@@ -78,24 +79,47 @@ def load_config(workdir: epath.PathLike, field: str, kind: type[T]) -> T:
     return field_from_json(kind, path.read_text(), path, field)
 
 
-def load_params(workdir: epath.PathLike, step: int, abstract: Any) -> Any:
-    """The parameters of a step alone, laid out like the abstract tree `abstract`.
+def load_variables(workdir: epath.PathLike, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`.
+
+    Where the run keeps an average of its parameters, that is what `params` are.
 
     Raises:
         InputError: the checkpoint is damaged.
     """
     folder = absolute(workdir) / CHECKPOINTS / str(step)
+    averaged = (folder / "ema").is_dir()
+    if averaged:
+        abstract = {"ema" if name == "params" else name: tree for name, tree in abstract.items()}
     try:
         checksums = read_record(folder)["checksums"]
-        saved = load_tree(folder, {"params": abstract})
+        saved = load_tree(folder, abstract)
         if wrong := wrong_arrays(saved, checksums):
             raise DamagedCheckpointError(f"not what was saved: {', '.join(wrong)}")
-    except Exception as error:
+    except Exception as error:  # whatever Orbax and its storage raise at broken files
         raise InputError(
             f"checkpoint {folder} cannot be read: {one_line(error)}\n"
             "take another step, or let the run save again"
         ) from error
-    return saved["params"]
+    return {"params": saved.pop("ema"), **saved} if averaged else saved
+
+
+def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, Any]) -> None:
+    """Make `workdir`, with the model of this configuration as its step 0.
+
+    It is read like that of a run, but no run: it has neither data nor optimizer, and cannot be
+    resumed.
+    """
+    workdir = absolute(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    ocp.save_checkpointables(
+        workdir / CHECKPOINTS / "0",
+        variables,
+        overwrite=True,
+        custom_metadata=sealed_record({"checksums": tree_checksums(variables)}),
+    )
+    # Last: without it nobody takes the folder for a workdir.
+    (workdir / CONFIG_FILE).write_text(json.dumps({"model": json.loads(to_json(config))}, indent=2))
 
 
 def load_tree(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class CheckpointManager:
         self._settle(wait=False)
         return time.monotonic() >= self._save_due
 
-    def save(self, step: int, params: Any, training: Any, metrics: dict[str, float]) -> None:
+    def save(self, step: int, trees: dict[str, Any], metrics: dict[str, float]) -> None:
         """Start saving; returns as soon as the arrays may be overwritten.
 
         Must be called on every host at the same step.
@@ -84,11 +84,11 @@ class CheckpointManager:
         start = time.perf_counter()
         self._settle(wait=True)
         self._save_due = self._next_save()
-        sums = tree_checksums({"params": params, "training": training})
+        sums = tree_checksums(trees)
         try:
             response = self._manager.save_checkpointables_async(
                 step,
-                {"params": params, "training": training},
+                trees,
                 force=True,
                 metrics=metrics,
                 custom_metadata=sealed_record({"run": self._record, "checksums": sums}),

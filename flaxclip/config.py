@@ -4,11 +4,14 @@ import dataclasses
 import importlib.resources
 import runpy
 from pathlib import Path
+from typing import Literal
 
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError
 from flaxclip.health import HealthConfig
+from flaxclip.losses.pairs import Form
+from flaxclip.losses.sigmoid import neutral_logit_bias
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.optim import OptimConfig
 from flaxclip.sharding import MeshConfig
@@ -27,23 +30,39 @@ class TrainConfig:
     seed: int = 0
     """Decides the first parameters and the order of the data."""
     model: CLIPConfig = CLIPConfig()
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """CLIP's cross-entropy over the batch, or SigLIP's over single pairs, which learns a bias."""
+    loss_form: Form = "auto"
+    """Whether a device's share of the similarity matrix exists as a whole (gathered) or one tile at
+    a time (tiled): memory and speed alone. auto: gathered while it takes at most 256 MiB."""
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
+    accumulate: int = 1
+    """Parts that a batch is embedded in, one after another, for the memory of one of them and the
+    time of another forward pass. Exact: the loss is that of the whole batch. A ResNet's batch norms
+    alone see a part at a time."""
     log_every: int = 50
     """Steps between two reports."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
+        if self.loss == "sigmoid" and self.model.init_logit_bias is None:
+            raise InputError(
+                "the sigmoid loss needs a logit bias, and the model has none\n"
+                "set --model.init-logit-bias: -10 as SigLIP does, or "
+                f"{neutral_logit_bias(self.batch_size):.2f}, the log-odds of a match in a batch of "
+                f"{self.batch_size}"
+            )
 
 
 # A resumed run may differ in these alone: they change neither the parameters nor their order.
-RESUMABLE_FIELDS = ("workdir", "mesh", "data.workers", "data.heldout", "log_every", "checkpoint",
-                    "health")  # fmt: skip
+RESUMABLE_FIELDS = ("workdir", "mesh", "loss_form", "data.workers", "data.heldout", "log_every",
+                    "checkpoint", "health")  # fmt: skip
 
 
 def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:

@@ -1,7 +1,10 @@
 """Frozen dataclasses <-> JSON, with errors that name the field."""
 
+import collections
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from types import UnionType
 from typing import Any, TypeVar
 
 import pydantic
@@ -16,8 +19,8 @@ def to_json(config: Any) -> str:
     return pydantic.TypeAdapter(type(config)).dump_json(config, indent=2).decode() + "\n"
 
 
-def from_json(kind: type[T], text: str | bytes, path: PurePath | str) -> T:
-    """The dataclass that `to_json` wrote; `path` is for messages.
+def from_json(kind: type[T] | UnionType, text: str | bytes, path: PurePath | str) -> T:
+    """The dataclass, one of `kind`, that `to_json` wrote; `path` is for messages.
 
     Raises:
         InputError: not JSON, or a field that is unknown, missing or of another type.
@@ -28,9 +31,30 @@ def from_json(kind: type[T], text: str | bytes, path: PurePath | str) -> T:
     except pydantic.ValidationError as error:
         fields = [
             f"{'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}"
-            for item in error.errors()
+            for item in _of_likeliest_kinds(error.errors())
         ]
         raise InputError("\n".join([f"{path} is not a usable configuration", *fields])) from None
+
+
+def _of_likeliest_kinds(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without complaints of kinds that were not meant.
+
+    Where a field may be of several kinds, such as the two image towers, pydantic reports why it is
+    none of them. The one that has the fewest complaints is the one that was meant.
+    """
+
+    def kind(item: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The place up to the name of a class; empty where the field has one kind alone."""
+        loc = item["loc"]
+        return next((loc[: i + 1] for i, part in enumerate(loc) if str(part)[0].isupper()), ())
+
+    counts = collections.Counter(map(kind, errors))
+
+    def is_meant(item: Mapping[str, Any]) -> bool:
+        rivals = [other for other in counts if other[:-1] == kind(item)[:-1]]
+        return not kind(item) or counts[kind(item)] == min(counts[other] for other in rivals)
+
+    return list(filter(is_meant, errors))
 
 
 def field_from_json(kind: type[T], text: str | bytes, path: PurePath | str, field: str) -> T:

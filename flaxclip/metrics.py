@@ -10,20 +10,9 @@ import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
-METRICS_FILE = "metrics.jsonl"
+from flaxclip.chips import find_chip
 
-# Dense bfloat16 peak of one chip, FLOP/s. TPUs: cloud.google.com/tpu/docs, "System architecture".
-# GPUs: NVIDIA's data sheets of the SXM parts, without sparsity.
-PEAK_FLOPS: dict[str, float] = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
+METRICS_FILE = "metrics.jsonl"
 
 
 class Throughput:
@@ -33,8 +22,8 @@ class Throughput:
         self._step = step
         self._batch_size = batch_size
         self._step_flops = step_flops
-        peak = PEAK_FLOPS.get(devices[0].device_kind)
-        self._peak = None if peak is None else peak * len(devices)
+        chip = find_chip(devices[0].device_kind)
+        self._peak = None if chip is None else chip.peak_flops * len(devices)
         self._start = time.perf_counter()
         self._waited = 0.0
 

@@ -1,13 +1,16 @@
-"""AdamW with warm-up and cosine decay, weight decay by parameter name."""
+"""Optimizers, learning-rate schedules, weight decay by parameter name, averaged parameters."""
 
 import dataclasses
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
+from optax.contrib import MuonDimensionNumbers
 
 from flaxclip.errors import InputError
 
@@ -17,8 +20,17 @@ MAX_LOGIT_SCALE = math.log(100)
 # First match wins, and every parameter must match: a new layer cannot be decayed by accident.
 # Stacked biases are 2-D, so the usual rule "decay what has two dimensions" would be wrong here.
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
-    (r"(bias|scale|class_embedding)$", False),
+    (r"(bias|scale|class_embedding|probe)$", False),
     (r"(kernel|token_embedding|position_embedding)$", True),
+)
+
+
+# What Muon makes orthogonal: each matrix of each stacked block by itself, queries, keys and values
+# apart, heads together.
+MUON_MATRICES: tuple[tuple[str, MuonDimensionNumbers], ...] = (
+    (r"blocks/attention/qkv/kernel$", MuonDimensionNumbers(1, (2, 4))),
+    (r"blocks/attention/out/kernel$", MuonDimensionNumbers((1, 2), 3)),
+    (r"blocks/mlp/fc[12]/kernel$", MuonDimensionNumbers(1, 2)),
 )
 
 
@@ -26,19 +38,38 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
 class OptimConfig:
     """The defaults are those of Radford et al. 2021, table 18, and section 2.5, for a ViT."""
 
+    optimizer: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    """Loshchilov & Hutter 2019; Chen et al. 2023; Shazeer & Stern 2018 as Zhai et al. 2022 changed
+    it (appendix D: with momentum, steps not scaled by parameters); Jordan et al. 2024 for the
+    blocks' matrices, scaled as Liu et al. 2025 do, so that AdamW's rates fit, and AdamW with
+    Nesterov's momentum for the rest."""
     peak_lr: float = 5e-4
+    schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
+    """What follows the warm-up. cosine, linear: down to 0 at the last step. rsqrt: proportional to
+    1 / sqrt(step), so that a run can be prolonged (Zhai et al. 2022, section 3.5)."""
     warmup_steps: int = 2000
-    """Steps over which the learning rate rises linearly from 0; then a cosine down to 0."""
+    """Steps over which the learning rate rises linearly from 0."""
+    cooldown_steps: int = 0
+    """Last steps, over which rsqrt and constant fall linearly to 0."""
     b1: float = 0.9
+    """Decay of the momentum, whatever the optimizer."""
     b2: float = 0.98
+    """AdamW: decay of the second moment. Lion: of the momentum that is kept, where b1 is that of
+    the one that is used. Adafactor has a rule of its own instead."""
     eps: float = 1e-6
+    """AdamW's and Muon's."""
+    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 saves 2 bytes a parameter."""
     weight_decay: float = 0.2
     """Multiplied by the learning rate, and not applied to biases, norms and the logit scale."""
+    ema_decay: float | None = None
+    """Share of the averaged parameters that a step keeps; at first, while they are few, less. They
+    are saved beside the others, and are what `flaxclip.load` reads. None: no average."""
     max_grad_norm: float | None = None
     """Gradients whose global norm is larger are scaled down to it. None: never."""
 
     def __post_init__(self) -> None:
-        for name in ("peak_lr", "warmup_steps", "weight_decay"):
+        for name in ("peak_lr", "warmup_steps", "cooldown_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InputError(f"optim.{name} is {getattr(self, name)}\nit must not be negative")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
@@ -46,25 +77,56 @@ class OptimConfig:
                 f"optim.max_grad_norm is {self.max_grad_norm}\n"
                 "it must be positive, or None for no clipping"
             )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError(
+                f"optim.ema_decay is {self.ema_decay}\n"
+                "it must be between 0 and 1, such as 0.9998, or None for no average"
+            )
+        if self.cooldown_steps and self.schedule in ("cosine", "linear"):
+            raise InputError(
+                f"optim.cooldown_steps is {self.cooldown_steps} with schedule {self.schedule}, "
+                "which falls to 0 anyway\nleave the cool-down out, or choose rsqrt or constant"
+            )
+        if self.schedule == "rsqrt" and self.warmup_steps == 0:
+            raise InputError(
+                "optim.warmup_steps is 0 with schedule rsqrt\n"
+                "the rate at step s is peak_lr sqrt(warmup_steps / s): choose a warm-up"
+            )
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate at a step: linear warm-up, then cosine to 0 at `steps`.
+    """Learning rate at a step: linear warm-up, then `config.schedule`, 0 at `steps` if it ends so.
 
     Raises:
-        InputError: the warm-up does not end before the run does.
+        InputError: warm-up and cool-down together are as long as the run.
     """
-    if config.warmup_steps >= steps:
+    warmup, cooldown, peak = config.warmup_steps, config.cooldown_steps, config.peak_lr
+    if warmup + cooldown >= steps:
+        both = f" and optim.cooldown_steps {cooldown}" if cooldown else ""
+        verb = "are" if cooldown else "is"
         raise InputError(
-            f"optim.warmup_steps {config.warmup_steps} is not below the run's {steps} steps\n"
-            "shorten the warm-up or lengthen the run"
+            f"optim.warmup_steps {warmup}{both} {verb} not below the run's {steps} steps\n"
+            f"shorten {'one of them' if cooldown else 'the warm-up'} or lengthen the run"
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.peak_lr,
-        warmup_steps=config.warmup_steps,
-        decay_steps=steps,
-    )
+
+    def rsqrt(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        return peak * jnp.sqrt(warmup / (warmup + step))
+
+    # Steps count from the end of the warm-up.
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, steps - warmup),
+        "linear": optax.linear_schedule(peak, 0.0, steps - warmup),
+        "rsqrt": rsqrt,
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    schedule = after
+    if warmup:
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if cooldown:
+        start = steps - cooldown
+        down = optax.linear_schedule(float(schedule(start)), 0.0, cooldown)
+        schedule = optax.join_schedules([schedule, down], [start])
+    return schedule
 
 
 def decay_mask(params: Any) -> Any:
@@ -74,18 +136,28 @@ def decay_mask(params: Any) -> Any:
         ValueError: a parameter's name matches no rule.
     """
 
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def decays(name: str) -> bool:
         for pattern, decay in DECAY_RULES:
             if re.search(pattern, name):
                 return decay
         raise ValueError(f"parameter {name} matches none of DECAY_RULES; add one for it")
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return _map_names(decays, params)
+
+
+def _map_names(function: Callable[[str], Any], params: Any) -> Any:
+    """A tree like `params` of `function` of each parameter's name, as `text/projection/kernel`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: function(jax.tree_util.keystr(path, simple=True, separator="/")), params
+    )
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW as `config` says, for a run of `steps` updates."""
+    """The optimizer of `config`, for a run of `steps` updates.
+
+    What tells one from another is the direction of a step; clipping, weight decay and learning
+    rate are the same for all.
+    """
     clip = (
         optax.identity()
         if config.max_grad_norm is None
@@ -93,15 +165,54 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     )
     return optax.chain(
         clip,
-        optax.adamw(
-            make_schedule(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+        _direction(config),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(make_schedule(config, steps)),
     )
+
+
+def _direction(config: OptimConfig) -> optax.GradientTransformation:
+    b1, b2, dtype = config.b1, config.b2, jnp.dtype(config.momentum_dtype)
+    if config.optimizer == "adamw":
+        return optax.scale_by_adam(b1, b2, config.eps, mu_dtype=dtype)
+    if config.optimizer == "lion":
+        return optax.scale_by_lion(b1, b2, mu_dtype=dtype)
+    if config.optimizer == "adafactor":
+        return optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.ema(b1, debias=False, accumulator_dtype=dtype),
+        )
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # the direction itself: the caller's rate has the other minus sign
+        beta=b1,
+        eps=config.eps,
+        mu_dtype=dtype,
+        adam_b1=b1,
+        adam_b2=b2,
+        muon_weight_dimension_numbers=_muon_matrices,
+        consistent_rms=0.2,  # Liu et al. 2025, section 2.2: that of AdamW's steps
+    )
+
+
+def _muon_matrices(params: Any) -> Any:
+    def matrix(name: str) -> MuonDimensionNumbers | None:
+        found = (axes for pattern, axes in MUON_MATRICES if re.search(pattern, name))
+        return next(found, None)
+
+    return _map_names(matrix, params)
+
+
+def update_average(
+    average: dict[str, Any], params: dict[str, Any], decay: float, step: Int[Array, ""]
+) -> dict[str, Any]:
+    """The exponential moving average of `params` after `step` updates before this one.
+
+    At step s it keeps at most (1 + s) / (10 + s) of itself, so that the first parameters are soon
+    forgotten (TensorFlow, `tf.train.ExponentialMovingAverage`, `num_updates`).
+    """
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: old + (1 - keep) * (new - old), average, params)
 
 
 def clamp_logit_scale(params: dict[str, Any]) -> dict[str, Any]:

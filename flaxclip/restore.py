@@ -26,15 +26,14 @@ class Restored(NamedTuple):
     """What a checkpoint gave back."""
 
     step: int
-    params: Any
-    training: Any
+    trees: dict[str, Any]
     record: dict[str, Any]
 
 
 def restore_latest(
-    workdir: epath.PathLike, params: Any, training: Any, warn: Callable[[str], None] = print
+    workdir: epath.PathLike, like: dict[str, Any], warn: Callable[[str], None] = print
 ) -> Restored | None:
-    """The newest state that is whole, laid out like the abstract trees; None if none is saved.
+    """The newest state that is whole, laid out like the named abstract trees; None if none is saved.
 
     Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
     host, and before there is a `CheckpointManager`.
@@ -49,14 +48,14 @@ def restore_latest(
         problem, record, saved = None, {}, {}
         try:
             record = read_record(folder)
-            saved = load_tree(folder, {"params": params, "training": training})
+            saved = load_tree(folder, like)
         except Exception as error:  # whatever Orbax and its storage raise at broken files
             problem = one_line(error)
         # One host's broken file is every host's broken checkpoint.
         if _on_all_hosts(problem is None):
             if not (wrong := wrong_arrays(saved, record["checksums"])):
                 _move_away(workdir, list(damaged))
-                return Restored(step, saved["params"], saved["training"], record["run"])
+                return Restored(step, saved, record["run"])
             problem = f"not what was saved: {', '.join(wrong)}"
         damaged[step] = problem or "another host cannot read it"
         warn(f"checkpoint of step {step} is damaged: {damaged[step]}\n  trying the one before")

@@ -5,14 +5,16 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
 
 from flaxclip.checkpoint_manager import CheckpointManager
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import LoadedBatch
+from flaxclip.data.source import Source
 from flaxclip.metrics import MetricWriter, Throughput
+from flaxclip.models.cost import model_cost
 from flaxclip.optim import make_schedule
 from flaxclip.progress import ProgressReport
-from flaxclip.startup import step_flops
 
 
 class RunReport:
@@ -70,3 +72,34 @@ class RunReport:
     def close(self) -> None:
         """Flush and close the files."""
         self._writer.close()
+
+
+def step_flops(config: TrainConfig) -> int:
+    """Model FLOPs of one update."""
+    return config.batch_size * model_cost(config.model).training_flops
+
+
+def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -> None:
+    """What is about to run, in a few lines, before anything slow happens."""
+    if jax.process_index() != 0:
+        return
+    size = model_cost(config.model).parameters
+    c = config.model
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    seen = config.steps * config.batch_size
+    lines = {
+        "model": f"{size / 1e6:.1f} M parameters, "
+        f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
+        f"image {c.vision.layers} x {c.vision.width}, text {c.text.layers} x {c.text.width}, "
+        f"{c.dtype} activations",
+        "data": f"{' '.join(config.data.path)}: {len(source):,} pairs, "
+        f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
+        "batch": f"{config.batch_size:,} pairs, {step_flops(config) / 1e12:.3g} TFLOP a step",
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, "
+        f"{jax.process_count()} host(s), mesh {axes}",
+        "workdir": config.workdir,
+        "start": f"step {start_step} of {config.steps}"
+        + ("" if start_step < config.steps else ": this run is finished"),
+    }
+    for name, text in lines.items():
+        print(f"{name:8} {text}", flush=True)

@@ -32,6 +32,31 @@ class MeshConfig:
     """Devices that attention heads and MLP channels are divided over."""
 
 
+def join_hosts(timeout_seconds: float = 300.0) -> None:
+    """Connect to the other hosts of the job, where a cluster says that there are some.
+
+    Raises:
+        InputError: they cannot be reached in time.
+    """
+    seconds = int(timeout_seconds)
+    try:
+        jax.distributed.initialize(
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=seconds,
+            shutdown_timeout_seconds=seconds,
+        )
+    except ValueError as error:
+        # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
+        if "coordinator_address should be defined" not in str(error):
+            raise
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"the hosts of this job did not find each other in {seconds} s\n"
+            f"{str(error).splitlines()[0]}\n"
+            "are all of them started, and can they reach host 0 at its coordinator address?"
+        ) from None
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of `devices` (all of them by default) with axes data, fsdp and tensor.
 
@@ -57,16 +82,32 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
-def check_batch_divides(batch_size: int, mesh: Mesh) -> None:
-    """Raise `InputError` unless every device of the mesh's batch axes gets as many examples."""
+def check_batch_divides(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raise `InputError` unless every device of the mesh's batch axes gets as many examples.
+
+    In each of the `accumulate` parts of a batch, that is.
+    """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % shards:
-        lower = batch_size // shards * shards
+    unit = shards * accumulate
+    if batch_size % unit:
+        lower = batch_size // unit * unit
+        in_parts = "" if accumulate == 1 else f" in each of {accumulate} parts (accumulate)"
         raise InputError(
             f"batch size {batch_size} is not divisible by the {shards} devices "
-            f"it is divided over (mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})\n"
-            f"choose {lower or shards} or {lower + shards}, or another mesh"
+            f"it is divided over (mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
+            f"{in_parts}\n"
+            f"choose {lower or unit} or {lower + unit}, or another mesh"
+            f"{' or accumulate' if accumulate > 1 else ''}"
         )
+
+
+def pair_axes(batch_size: int, mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes that the loss divides pairs over.
+
+    Devices along `tensor` hold the same embeddings, and would all compute the same: where the batch
+    is divisible once more, each takes its part.
+    """
+    return tuple(mesh.axis_names) if batch_size % mesh.size == 0 else BATCH_AXES
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,16 +1,23 @@
-"""What happens once, before the first step of a run."""
+"""Before a run's first step: compiled programs kept from run to run, and what takes how long."""
 
 import ctypes
+import os
 import sys
+import time
+from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
-from flaxclip.config import TrainConfig
-from flaxclip.data.source import Source
-from flaxclip.errors import InputError
-from flaxclip.flops import count_flops
-from flaxclip.models.clip import CLIP, example_inputs, init_params
+
+def keep_compiled_programs() -> None:
+    """Have JAX store what it compiles, so that the same run starts faster the next time.
+
+    In `$XDG_CACHE_HOME/flaxclip/compiled` or `~/.cache/flaxclip/compiled`, unless JAX has been
+    told another folder; `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "flaxclip", "compiled"))
 
 
 def keep_freed_memory() -> None:
@@ -30,61 +37,31 @@ def keep_freed_memory() -> None:
                 mallopt(parameter, value)
 
 
-def join_hosts(timeout_seconds: float) -> None:
-    """Connect to the other hosts of the job, where a cluster says that there are some.
+class StartupClock:
+    """Seconds that each part of a start takes, from the start of the process."""
 
-    Raises:
-        InputError: they cannot be reached in time.
-    """
-    seconds = int(timeout_seconds)
+    def __init__(self) -> None:
+        self._parts = {"imports": _process_age()}
+        self._last = time.perf_counter()
+
+    def finished(self, part: str) -> None:
+        """`part` began when the one before it ended, and ends now."""
+        now = time.perf_counter()
+        self._parts[part] = now - self._last
+        self._last = now
+
+    def summary(self) -> str:
+        """`first step after 9.1 s: imports 4.0, state 2.1, …`."""
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self._parts.items())
+        return f"first step after {sum(self._parts.values()):.1f} s: {parts}"
+
+
+def _process_age() -> float:
+    """Seconds since this process was started; 0 where the system does not say (not Linux)."""
     try:
-        jax.distributed.initialize(
-            initialization_timeout=seconds,
-            heartbeat_timeout_seconds=seconds,
-            shutdown_timeout_seconds=seconds,
-        )
-    except ValueError as error:
-        # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
-        if "coordinator_address should be defined" not in str(error):
-            raise
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"the hosts of this job did not find each other in {seconds} s\n"
-            f"{str(error).splitlines()[0]}\n"
-            "are all of them started, and can they reach host 0 at its coordinator address?"
-        ) from None
-
-
-def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -> None:
-    """What is about to run, in a few lines, before anything slow happens."""
-    if jax.process_index() != 0:
-        return
-    params = jax.eval_shape(lambda key: init_params(key, config.model), jax.random.key(0))
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    c = config.model
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    seen = config.steps * config.batch_size
-    lines = {
-        "model": f"{size / 1e6:.1f} M parameters, "
-        f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
-        f"image {c.vision.layers} x {c.vision.width}, text {c.text.layers} x {c.text.width}, "
-        f"{c.dtype} activations",
-        "data": f"{' '.join(config.data.path)}: {len(source):,} pairs, "
-        f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
-        "batch": f"{config.batch_size:,} pairs, {step_flops(config) / 1e12:.3g} TFLOP a step",
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, "
-        f"{jax.process_count()} host(s), mesh {axes}",
-        "workdir": config.workdir,
-        "start": f"step {start_step} of {config.steps}"
-        + ("" if start_step < config.steps else ": this run is finished"),
-    }
-    for name, text in lines.items():
-        print(f"{name:8} {text}", flush=True)
-
-
-def step_flops(config: TrainConfig) -> int:
-    """Model FLOPs of one update: the backward pass takes twice those of the forward pass."""
-    params = jax.eval_shape(lambda key: init_params(key, config.model), jax.random.key(0))
-    images, tokens = example_inputs(config.model)
-    apply = CLIP(config.model).apply
-    return 3 * config.batch_size * count_flops(apply, {"params": params}, images, tokens)
+        stat = Path("/proc/self/stat").read_text()
+    except OSError:
+        return 0.0
+    # proc(5): field 22, of which 2 are the name in brackets and before; ticks since the boot.
+    started = int(stat.rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started

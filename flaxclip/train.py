@@ -8,16 +8,19 @@ The same command again resumes where the run stopped. `exit_codes.py` says how i
 """
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import tyro
 from jax.sharding import Mesh
 
 from flaxclip.checkpoint import saved_steps
 from flaxclip.checkpoint_manager import CheckpointManager
 from flaxclip.checksum import diverged_replicas
+from flaxclip.command_line import RunCommand, parse
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
 from flaxclip.data.loader import batch_records, load_batches, open_source
@@ -30,11 +33,10 @@ from flaxclip.optim import make_optimizer
 from flaxclip.progress import ProgressReport
 from flaxclip.provenance import run_record
 from flaxclip.restore import restore_latest
-from flaxclip.run_report import RunReport
-from flaxclip.sharding import check_batch_divides, make_mesh
-from flaxclip.startup import announce, join_hosts, keep_freed_memory
+from flaxclip.run_report import RunReport, announce
+from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
+from flaxclip.startup import StartupClock, keep_compiled_programs, keep_freed_memory
 from flaxclip.stop_signals import StopSignals, exit_on_signals
-from flaxclip.train_command import parse
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 from flaxclip.train_step import Metrics, make_train_step
 from flaxclip.watchdog import Watchdog
@@ -54,8 +56,9 @@ def train(
         PreemptedError: a signal has stopped the run; its state is saved.
         TrainingFailedError: the numbers went bad.
     """
+    clock = StartupClock()
     mesh = make_mesh(config.mesh)
-    check_batch_divides(config.batch_size, mesh)
+    check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
     claim_workdir(config, resume_with_changes)
@@ -63,17 +66,20 @@ def train(
     announce(config, mesh, source, start_step)
     if start_step >= config.steps:
         return
+    clock.finished("data and checkpoints")
     progress = ProgressReport(start_step, config.steps)
     with jax.set_mesh(mesh):
-        like = abstract_train_state(config.model, tx, mesh)
-        restored = restore_latest(config.workdir, like.params, _without_params(like), progress.warn)
+        ema = config.optim.ema_decay is not None
+        like = abstract_train_state(config.model, tx, mesh, ema)
+        restored = restore_latest(config.workdir, _to_trees(like), progress.warn)
         if restored is None:
             start_step = 0
-            state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh)
+            state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
         else:
             start_step = restored.step
             check_same_data(source, restored.record, start_step, resume_with_changes)
-            state = TrainState(params=restored.params, **restored.training)
+            state = _from_trees(restored.trees)
+        clock.finished("state")
         checkpoints = CheckpointManager(
             config.workdir,
             config.checkpoint,
@@ -81,7 +87,7 @@ def train(
             progress.warn,
             config.health.host_timeout_seconds,
         )
-        run_steps(config, mesh, source, state, start_step, checkpoints, progress, debug_nans)
+        run_steps(config, mesh, source, state, start_step, checkpoints, progress, clock, debug_nans)
 
 
 def run_steps(
@@ -92,6 +98,7 @@ def run_steps(
     start_step: int,
     checkpoints: CheckpointManager,
     progress: ProgressReport,
+    clock: StartupClock,
     debug_nans: bool = False,
 ) -> None:
     """The loop, in an order that keeps the devices busy.
@@ -100,7 +107,7 @@ def run_steps(
     on the devices two steps ahead. All hosts read the same numbers, so they decide alike.
     """
     tx = make_optimizer(config.optim, config.steps)
-    train_step = make_train_step(config.model, tx, mesh, state)
+    train_step = make_train_step(config, tx, mesh, state)
     batches = load_batches(
         config.data,
         config.model,
@@ -131,7 +138,7 @@ def run_steps(
 
     def save(step: int, state: TrainState) -> None:
         watchdog.exempt()
-        checkpoints.save(step, state.params, _without_params(state), monitor.medians())
+        checkpoints.save(step, _to_trees(state), monitor.medians())
 
     def give_up(step: int, state: TrainState, batch: Batch) -> None:
         """Save the moment before the updates that were skipped, and stop."""
@@ -143,7 +150,7 @@ def run_steps(
                 state._replace(step=state.step - skipped, skipped=state.skipped - skipped),
             )
         checkpoints.close()
-        where = find_nonfinite(config.model, state.params, batch)
+        where = find_nonfinite(config.model, state.params, state.batch_stats, batch)
         raise TrainingFailedError(
             f"the last {skipped} updates, up to step {step}, were not finite; not finite in the "
             f"last: {where}\nstep {before}, before the first of them, is saved; their records are "
@@ -160,8 +167,15 @@ def run_steps(
         StopSignals(requests),
     ):
         for step, loaded in enumerate(batches, start_step + 1):
-            last = step == config.steps
+            last, first = step == config.steps, step == start_step + 1
+            if first:
+                clock.finished("first batch")
             state, metrics = train_step(state, loaded.batch)
+            if first:
+                clock.finished("compilation")
+                jax.block_until_ready(metrics)
+                clock.finished("step")
+                progress.say(clock.summary())
             report.loaded(step, loaded)
             if pending is not None:
                 settle(*pending)
@@ -210,15 +224,34 @@ def check_replicas(state: TrainState, mesh: Mesh, step: int) -> None:
         )
 
 
-def _without_params(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != "params"}
+def _to_trees(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds: what everybody reads, and `training`, which only a resumed run does."""
+    training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
+    return state.variables | {"training": training}
+
+
+def _from_trees(trees: dict[str, Any]) -> TrainState:
+    variables = {name: tree for name, tree in trees.items() if name != "training"}
+    return TrainState(**({"batch_stats": {}, "ema": {}} | variables | trees["training"]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(RunCommand):
+    """Pretrain CLIP. The same command again resumes where the run stopped."""
+
+    resume_with_changes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD")] = ()
+    """Fields, such as optim.peak_lr, in which this run may differ from what its workdir holds.
+    `data` also lets the corpus be another one."""
+    debug_nans: bool = False
+    """Stop at the first loss or gradient that is not finite, and say in which layer it arises."""
 
 
 def main() -> None:
     """The command line."""
     keep_freed_memory()
+    keep_compiled_programs()
     with exit_on_input_error("flaxclip.train"):
-        command = parse(sys.argv[1:])
+        command = parse(Command, sys.argv[1:], "flaxclip.train")
         config = command.config
         join_hosts(config.health.host_timeout_seconds)
         exit_on_signals()

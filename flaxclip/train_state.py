@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from flaxclip.models.clip import CLIPConfig, init_params, logical_axes
+from flaxclip.models.clip import CLIPConfig, init_variables, logical_axes
 from flaxclip.sharding import mesh_shardings
 
 
@@ -18,40 +18,55 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: dict[str, Any]
     opt_state: optax.OptState
+    batch_stats: dict[str, Any]
+    """Running statistics of batch norms; empty where the model has none."""
+    ema: dict[str, Any]
+    """The average of `params` over past steps; empty where none is kept."""
+
     skipped: Int[Array, ""]
     """Steps whose update was left out, since the loss or a gradient was not finite."""
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `CLIP.apply` reads, and what a checkpoint holds for everybody but the trainer."""
+        stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        average = {"ema": self.ema} if self.ema else {}
+        return {"params": self.params} | stats | average
 
-def _new_state(key: Array, config: CLIPConfig, tx: optax.GradientTransformation) -> TrainState:
-    params = init_params(key, config)
+
+def _new_state(
+    key: Array, config: CLIPConfig, tx: optax.GradientTransformation, ema: bool
+) -> TrainState:
+    variables = init_variables(key, config)
+    params = variables["params"]
+    step = jnp.zeros((), jnp.int32)
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=step,
         params=params,
         opt_state=tx.init(params),
+        batch_stats=variables.get("batch_stats", {}),
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
         skipped=jnp.zeros((), jnp.int32),
     )
 
 
 def abstract_train_state(
-    config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh
+    config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: bool = False
 ) -> TrainState:
     """Shapes, types and shardings of the state, nothing allocated: what a restore fills in.
 
-    Optimizer moments lie like the parameters they belong to; scalars are on every device.
+    What is as large as a parameter lies like it: moments, and the average where `ema` asks for one.
+    All else, scalars and the factors of factored moments, is on every device.
     """
-    shapes = jax.eval_shape(lambda key: _new_state(key, config, tx), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: _new_state(key, config, tx, ema), jax.random.key(0))
     param_shardings = mesh_shardings(logical_axes(config), shapes.params, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = TrainState(
         step=replicated,
         params=param_shardings,
-        opt_state=optax.tree_map_params(
-            tx,
-            lambda _, sharding: sharding,
-            shapes.opt_state,
-            param_shardings,
-            transform_non_params=lambda _: replicated,
-        ),
+        opt_state=_like_params(shapes.opt_state, shapes.params, param_shardings, replicated),
+        batch_stats=jax.tree.map(lambda _: replicated, shapes.batch_stats),
+        ema=param_shardings if ema else {},
         skipped=replicated,
     )
     return jax.tree.map(
@@ -61,14 +76,34 @@ def abstract_train_state(
     )
 
 
+def _like_params(
+    opt_state: Any, params: dict[str, Any], shardings: dict[str, Any], replicated: NamedSharding
+) -> Any:
+    """Shardings of `opt_state`: a moment's path ends like that of the parameter it belongs to."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    known = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
+    }
+
+    def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = known.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
 def init_train_state(
-    key: Array, config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh
+    key: Array, config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: bool = False
 ) -> TrainState:
     """A fresh state, born divided over the mesh: no device ever holds all of it."""
-    abstract = abstract_train_state(config, tx, mesh)
+    abstract = abstract_train_state(config, tx, mesh, ema)
     init = jax.jit(
         _new_state,
-        static_argnums=(1, 2),
+        static_argnums=(1, 2, 3),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
     )
-    return init(key, config, tx)
+    return init(key, config, tx, ema)

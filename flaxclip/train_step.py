@@ -1,6 +1,7 @@
 """One update: batch -> loss -> gradients -> optimizer. The only place where buffers are donated."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +9,36 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from flaxclip.accumulate import loss_and_gradients
+from flaxclip.config import TrainConfig
 from flaxclip.data.source import Batch
+from flaxclip.losses.pairs import ContrastiveLoss
+from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
-from flaxclip.models.clip import CLIP, CLIPConfig
-from flaxclip.optim import clamp_logit_scale
-from flaxclip.sharding import BATCH_AXES, batch_sharding
+from flaxclip.models.clip import CLIP
+from flaxclip.optim import clamp_logit_scale, update_average
+from flaxclip.sharding import batch_sharding, pair_axes
 from flaxclip.train_state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
 
+def make_loss(
+    config: TrainConfig, mesh: Mesh
+) -> Callable[[Float[Array, "b d"], Float[Array, "b d"], dict[str, Any]], ContrastiveLoss]:
+    """The loss that `config` names, of image and text embeddings and the model's parameters."""
+    axes, form = pair_axes(config.batch_size, mesh), config.loss_form
+    if config.loss == "softmax":
+        return lambda zimg, ztxt, params: softmax_contrastive_loss(
+            zimg, ztxt, params["logit_scale"], axes, form
+        )
+    return lambda zimg, ztxt, params: sigmoid_contrastive_loss(
+        zimg, ztxt, params["logit_scale"], params["logit_bias"], axes, form
+    )
+
+
 def make_train_step(
-    config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState
+    config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled update for states that are laid out like `state`.
 
@@ -29,18 +48,32 @@ def make_train_step(
     Where the loss or a gradient is not finite, everything but `step` stays as it was, and
     `metrics["skipped_updates"]`, which counts such steps over the whole run, rises by one.
     """
-    model = CLIP(config)
+    model = CLIP(config.model)
+    compute_loss = make_loss(config, mesh)
 
-    def loss_fn(params, batch):
-        zimg, ztxt, logit_scale = model.apply({"params": params}, *batch)
-        result = softmax_contrastive_loss(zimg, ztxt, logit_scale, BATCH_AXES)
+    def embed(params, batch_stats, batch):
+        variables = {"params": params, "batch_stats": batch_stats}
+        (zimg, ztxt, _), updated = model.apply(
+            variables, *batch, train=True, mutable=["batch_stats"]
+        )
+        return (zimg, ztxt), updated.get("batch_stats", {})
+
+    def loss(embeddings, params):
+        result = compute_loss(*embeddings, params)
         return result.loss, result
 
     def train_step(state, batch):
-        grads, result = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+        grads, batch_stats, result = loss_and_gradients(
+            embed, loss, state.params, state.batch_stats, batch, config.accumulate
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = clamp_logit_scale(optax.apply_updates(state.params, updates))
-        updated = state._replace(params=params, opt_state=opt_state)
+        params = optax.apply_updates(state.params, updates)
+        if config.loss == "softmax":  # SigLIP's scale is free: published models learned 118
+            params = clamp_logit_scale(params)
+        ema = state.ema
+        if config.optim.ema_decay is not None:
+            ema = update_average(ema, params, config.optim.ema_decay, state.step)
+        updated = TrainState(state.step, params, opt_state, batch_stats, ema, state.skipped)
 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(result.loss) & jnp.isfinite(grad_norm)
@@ -51,6 +84,8 @@ def make_train_step(
             "grad_norm": grad_norm,
             "skipped_updates": kept.skipped,
         }
+        if config.loss == "sigmoid":
+            metrics["logit_bias"] = kept.params["logit_bias"]
         return kept, metrics
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)

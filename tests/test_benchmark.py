@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -6,12 +11,16 @@ import PIL.Image
 import pytest
 
 import flaxclip
-from flaxclip.benchmark.datasets import Scenes, image_batches
-from flaxclip.benchmark.scores import mean_per_class_accuracy, recall_at_k, top_k_accuracy
-from flaxclip.benchmark.zero_shot import build_zero_shot_classifier, embed_images
+from flaxclip.benchmark.datasets import image_batches
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.readers.own import read_scenes
+from flaxclip.benchmark.tasks import DataSource, all_tasks
+from flaxclip.benchmark.watch import watch
+from flaxclip.benchmark.zero_shot import build_zero_shot_classifier
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.errors import InputError
+from tests.test_benchmark_readers import labelled, png, write_wds
 from tests.test_loader import jpeg, write_shard
 from tests.test_train import finished_run, run_cli  # noqa: F401  (a session's fixture)
 
@@ -21,67 +30,78 @@ def model(finished_run):  # noqa: F811
     return flaxclip.load(finished_run)
 
 
-def test_scores_against_counting_by_hand():
-    labels = np.array([0, 0, 0, 1])
-    ranking = np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]])
-    assert top_k_accuracy(ranking, labels, 1) == 2 / 4
-    assert top_k_accuracy(ranking, labels, 2) == 3 / 4
-    assert mean_per_class_accuracy(ranking[:, 0], labels) == (1 / 3 + 1) / 2
-    similarities = np.array([[3.0, 2, 1], [3, 2, 1], [3, 2, 1]])
-    assert recall_at_k(similarities, np.eye(3, dtype=bool), 1) == 1 / 3
-    assert recall_at_k(similarities, np.eye(3, dtype=bool), 2) == 2 / 3
-    several = np.array([[False, True, True]] * 3)
-    assert recall_at_k(similarities, several, 2) == 1
-
-
-def test_a_model_that_finds_all_alike_recalls_nothing():
-    assert recall_at_k(np.ones((5, 5)), np.eye(5, dtype=bool), 1) == 0
+def unseen(tmp_path):
+    source = DataSource("scenes", "unseen", train=None)
+    return read_scenes(all_tasks()["scenes-unseen"], source, "test", tmp_path, 16).pictures
 
 
 @pytest.mark.parametrize("batch_size", [7, 960, 1000])
-def test_every_image_counts_once_whatever_the_batch(batch_size):
-    images = Scenes("unseen", 16)
-    batches = list(image_batches(images, ImageTransform(16), batch_size))
+def test_every_image_counts_once_whatever_the_batch(batch_size, tmp_path):
+    pictures = unseen(tmp_path)
+    batches = list(image_batches(pictures, ImageTransform(16), batch_size, workers=2))
     assert {batch.images.shape for batch in batches} == {(batch_size, 16, 16, 3)}
     seen = np.concatenate([batch.images[batch.is_real] for batch in batches])
-    expected = np.stack([images[index] for index in range(len(images))])
+    expected = np.stack([pictures[index] for index in range(len(pictures))])
     assert np.array_equal(seen, expected)
 
 
-def test_embeddings_do_not_depend_on_batch_or_devices(model):
-    images = Scenes("unseen", 16)
-    all_devices = embed_images(model, images, 100)
-    one_by_one = np.concatenate([model.encode_image([images[i]]) for i in range(8)])
+def test_embeddings_do_not_depend_on_batch_or_devices(model, tmp_path):
+    pictures = unseen(tmp_path)
+    all_devices = Embedder(model, 100, tmp_path).embed_images(pictures)
+    one_by_one = np.concatenate([model.encode_image([pictures[i]]) for i in range(8)])
     assert all_devices.zimg.shape == (960, 16)
     np.testing.assert_allclose(all_devices.zimg[:8], one_by_one, atol=1e-6)
 
 
-def test_an_unreadable_picture_stays_in_the_denominator(model):
-    class Broken(Scenes):
+def test_embeddings_are_kept_chunk_by_chunk(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("flaxclip.benchmark.embeddings.CHUNK", 400)
+    pictures = unseen(tmp_path)
+    first = Embedder(model, 64, tmp_path)
+    zimg = first.embed_images(pictures).zimg
+    assert first.computed == 960
+    kept = sorted(tmp_path.glob("*/*.npz"))
+    assert [path.name for path in kept] == ["0.npz", "1.npz", "2.npz"]
+    kept[1].unlink()
+    second = Embedder(model, 64, tmp_path)
+    np.testing.assert_array_equal(second.embed_images(pictures).zimg, zimg)
+    assert second.computed == 400
+
+
+def test_an_unreadable_picture_stays_in_the_denominator(model, tmp_path):
+    class Broken:
+        identity = "broken"
+
+        def __init__(self, pictures):
+            self._pictures, self.name = pictures, pictures.name
+
+        def __len__(self):
+            return 10
+
         def __getitem__(self, index):
-            return b"broken" if index == 3 else super().__getitem__(index)
+            return b"broken" if index == 3 else self._pictures[index]
 
-    embedded = embed_images(model, Broken("unseen", 16), 64)
-    assert len(embedded.zimg) == 960
-    assert len(embedded.unreadable) == 1
-    assert embedded.unreadable[0].startswith("scenes/unseen/3: ")
+    for _ in range(2):  # the second time from disk
+        embedded = Embedder(model, 64, tmp_path).embed_images(Broken(unseen(tmp_path)))
+        assert len(embedded.zimg) == 10
+        assert len(embedded.unreadable) == 1
+        assert embedded.unreadable[0].startswith("scenes/unseen/3: ")
 
 
-def test_a_class_is_the_renormalised_mean_of_its_prompts(model):
-    templates, names = ("a {}", "the {} there"), ("red star", "blue ring")
-    classifier = build_zero_shot_classifier(model.encode_text, names, templates)
-    for row, name in zip(np.asarray(classifier), names, strict=True):
-        mean = np.mean([model.encode_text([t.format(name)])[0] for t in templates], axis=0)
+def test_a_class_is_the_renormalised_mean_of_its_prompts(model, tmp_path):
+    templates, names = ("a {}", "the {} there"), ("red star", ("blue ring", "blue circle"))
+    classifier = build_zero_shot_classifier(Embedder(model, 8, tmp_path), names, templates)
+    for row, synonyms in zip(classifier.weights, (("red star",), names[1]), strict=True):
+        prompts = [template.format(name) for name in synonyms for template in templates]
+        mean = np.asarray(model.encode_text(prompts)).mean(axis=0)
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+    assert classifier.truncated == 0
+    long = build_zero_shot_classifier(Embedder(model, 8, tmp_path), names, ("{} " + "long " * 30,))
+    assert long.truncated == 3
 
 
-@pytest.mark.parametrize(
-    ("names", "templates", "message"),
-    [(("a", "a"), ("{}",), "two classes are named 'a'"), (("a", "b"), ("x",), "has no {}")],
-)
-def test_prompts_that_cannot_tell_classes_apart_are_refused(model, names, templates, message):
-    with pytest.raises(InputError, match=message):
-        build_zero_shot_classifier(model.encode_text, names, templates)
+def test_a_template_without_a_place_for_the_name_is_refused(model, tmp_path):
+    with pytest.raises(InputError, match=r"has no \{\}"):
+        build_zero_shot_classifier(Embedder(model, 8, tmp_path), ("a", "b"), ("x",))
 
 
 def test_the_notebook_face(model):
@@ -97,17 +117,61 @@ def test_the_notebook_face(model):
     assert "ViT-B-32" in flaxclip.available_models()
 
 
-def test_the_command_line_measures_the_tasks_of_the_training_data(finished_run, tmp_path):  # noqa: F811
-    result = run_cli("flaxclip.benchmark", str(finished_run), "--out", "results", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def measured(finished_run, tmp_path_factory):  # noqa: F811
+    """A folder with the results of a run's own tasks."""
+    folder = tmp_path_factory.mktemp("measured")
+    result = run_cli(
+        "flaxclip.benchmark", str(finished_run), "--out", "results", "--cache", "cache", cwd=folder
+    )
     assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_the_command_line_measures_the_tasks_of_the_training_data(measured):
+    folder, output = measured
     for task in ("scenes-seen", "scenes-unseen", "scenes-shift"):
-        assert task in result.stdout
-        record = json.loads((tmp_path / "results" / f"{task}.json").read_text())
+        assert task in output
+        record = json.loads((folder / "results" / f"{task}.json").read_text())
+        top1, top5 = record["scores"]["top1"], record["scores"]["top5"]
         assert record["checkpoint"]["step"] == 8
-        assert 0 <= record["scores"]["top1"]["value"] <= record["scores"]["top5"]["value"] <= 1
-        assert record["scores"]["top1"]["chance"] == 1 / len(record["class_names"])
+        assert 0 <= top1["low"] <= top1["value"] <= top1["high"] <= top5["high"] <= 1
+        assert top1["chance"] == 1 / len(record["class_names"])
+        assert record["prompt_set"] == "clip_benchmark"
         for picture in ("predictions", "similarities"):
-            assert PIL.Image.open(tmp_path / "results" / f"{task}-{picture}.png").width > 300
+            assert PIL.Image.open(folder / f"results/{task}-{picture}.png").width > 300
+        first = record["mistakes"][0]
+        assert first["class"] != first["prediction"]
+        assert PIL.Image.open(folder / "results" / first["picture"]).width == 96
+
+
+def test_what_was_measured_is_not_measured_again(finished_run, measured):  # noqa: F811
+    folder, _ = measured
+    before = {path: path.read_bytes() for path in (folder / "results").glob("*.json")}
+    (folder / "results/scenes-shift.json").unlink()
+    arguments = (str(finished_run), "--out", "results", "--cache", "cache")
+    again = run_cli("flaxclip.benchmark", *arguments, cwd=folder)
+    assert again.stdout.count("measured before, kept") == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):  # noqa: F811
+    arguments = [sys.executable, "-m", "flaxclip.benchmark", str(finished_run), "--out", "results"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""}
+    process = subprocess.Popen([*arguments, "--cache", "cache"], cwd=tmp_path, env=environment)
+    first = tmp_path / "results" / "scenes-seen.json"
+    while not first.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = first.stat().st_mtime_ns
+    result = run_cli("flaxclip.benchmark", *arguments[3:], "--cache", "cache", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert first.stat().st_mtime_ns == killed_at
+    for task in ("scenes-seen", "scenes-unseen", "scenes-shift"):
+        record = json.loads((tmp_path / "results" / f"{task}.json").read_text())
+        assert record == json.loads((measured[0] / "results" / f"{task}.json").read_text())
 
 
 def test_retrieval_of_pairs_of_ones_own(finished_run, tmp_path):  # noqa: F811
@@ -115,13 +179,71 @@ def test_retrieval_of_pairs_of_ones_own(finished_run, tmp_path):  # noqa: F811
     write_shard(tmp_path / "mine.tar", pairs)
     result = run_cli(
         "flaxclip.benchmark", str(finished_run / "checkpoints" / "4"),
-        "--tasks", "retrieval:mine.tar", "--out", "results", cwd=tmp_path,
+        "--tasks", "retrieval:mine.tar", "--out", "results", "--cache", "cache", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "results" / "retrieval.json").read_text())
     assert record["examples"] == 20
     assert record["checkpoint"]["step"] == 4
     assert record["scores"]["image_to_text_recall@5"]["chance"] == 0.25
+    assert len(record["retrieved"][0]["captions"]) == 5
+
+
+def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):  # noqa: F811
+    write_wds(tmp_path / "data/wds_stl10", labelled(8, 4), names=("cat", "dog", "owl", "eel"))
+    write_wds(tmp_path / "data/wds_stl10", labelled(40, 4), names=("cat", "dog", "owl", "eel"),
+              split="train")  # fmt: skip
+    result = run_cli(
+        "flaxclip.benchmark", str(finished_run), "--tasks", "stl10", "imagenet",
+        "--methods", "zero-shot", "linear-probe", "knn", "--dtype", "bfloat16",
+        "--out", "results", "--cache", "cache", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "imagenet: not on this machine, left out" in result.stdout
+    assert "hf download" in (tmp_path / "results/missing.txt").read_text()
+    record = json.loads((tmp_path / "results/stl10.json").read_text())
+    assert "8 pictures here, 8,000 where published" in record["notes"][0]
+    assert 0 < record["cosine_distance_from_float32"]["max"] < 0.1
+    probe = json.loads((tmp_path / "results/stl10.linear-probe.json").read_text())
+    assert probe["train_examples"] == 40
+    assert probe["scores"]["top1"]["chance"] == 0.25
+
+
+def test_a_folder_of_ones_own_pictures(finished_run, tmp_path):  # noqa: F811
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for shade in range(3):
+            (tmp_path / f"photos/{name}/{shade}.png").write_bytes(png(shade))
+    arguments = (str(finished_run), "--out", "results", "--cache", "cache", "--images")
+    result = run_cli("flaxclip.benchmark", *arguments, "photos", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "results/images-photos.json").read_text())
+    assert record["class_names"] == ["cat", "dog"]
+    (tmp_path / "photos/cat/broken.jpg").write_bytes(b"no picture")
+    result = run_cli(
+        "flaxclip.benchmark", *arguments, "photos/cat", "--labels", "cat, dog", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    rows = (tmp_path / "results/predictions.csv").read_text().splitlines()
+    assert rows[0] == "picture,prediction,cat,dog"
+    assert rows[4].startswith("broken.jpg,unreadable,")
+    assert "unreadable: broken.jpg: not a JPEG" in result.stdout
+
+
+def test_watching_measures_every_step_once_and_survives_deletions(finished_run):  # noqa: F811
+    steps = []
+
+    def measure(step):
+        steps.append(step)
+        if step == 4:  # as if the run had deleted it: not one of those that are there
+            (finished_run / "checkpoints/4").rename(finished_run / "gone")
+            raise FileNotFoundError("checkpoints/4")
+
+    try:
+        watch(str(finished_run), measure, poll=0.01)
+    finally:
+        (finished_run / "gone").rename(finished_run / "checkpoints/4")
+    assert steps == [4, 8]
 
 
 @pytest.mark.parametrize(
@@ -129,12 +251,16 @@ def test_retrieval_of_pairs_of_ones_own(finished_run, tmp_path):  # noqa: F811
     [
         (("nowhere",), "no checkpoint at"),
         (("RUN", "--tasks", "scenes-unsen"), "unknown task 'scenes-unsen'"),
+        (("RUN", "--tasks", "imagenet"), "is not on this machine"),
         (("RUN/checkpoints/5",), "has no checkpoint of step 5"),
         (("RUN", "--out", "file/results"), "cannot write results"),
+        (("RUN", "--images", "file"), "is no folder"),
+        (("RUN", "--images", "empty", "--labels", "cat,cat"), "two classes are named 'cat'"),
     ],
 )
 def test_bad_input_is_a_message_and_exit_code_2(finished_run, tmp_path, arguments, message):  # noqa: F811
     (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
     arguments = [argument.replace("RUN", str(finished_run)) for argument in arguments]
     result = run_cli("flaxclip.benchmark", *arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stdout + result.stderr

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxclip.checkpoint import CHECKPOINTS, load_params, saved_steps
+from flaxclip.checkpoint import CHECKPOINTS, load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig, CheckpointManager
 from flaxclip.checksum import diverged_replicas, tree_checksums
 from flaxclip.errors import InputError
@@ -24,13 +24,16 @@ def state_on(mesh, spec, scale=1.0):
     rng = np.random.default_rng(0)
     place = lambda value, spec: jax.device_put(value, jax.NamedSharding(mesh, spec))  # noqa: E731
     whole = jax.P()
-    return (
-        {
+    return {
+        "params": {
             "kernel": place(np.float32(rng.standard_normal((64, 32)) * scale), spec),
             "bias": place(jnp.asarray(rng.standard_normal(33), jnp.bfloat16), whole),
         },
-        {"step": place(np.int32(7), whole), "mask": place(rng.random(16) < 0.5, whole)},
-    )
+        "training": {
+            "step": place(np.int32(7), whole),
+            "mask": place(rng.random(16) < 0.5, whole),
+        },
+    }
 
 
 def abstract(tree):
@@ -50,7 +53,7 @@ def saved(mesh, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
     manager = CheckpointManager(workdir, CheckpointConfig(keep=5), RECORD)
     for step in (1, 2):
-        manager.save(step, *state_on(mesh, jax.P("fsdp"), scale=step), {})
+        manager.save(step, state_on(mesh, jax.P("fsdp"), scale=step), {})
     assert manager.close()
     (workdir / "config.json").write_text("{}")
     return workdir
@@ -63,7 +66,7 @@ def workdir(saved, tmp_path):
 
 def restore(workdir, like, warnings=None):
     heard = [] if warnings is None else warnings
-    return restore_latest(workdir, *abstract(like), heard.append)
+    return restore_latest(workdir, abstract(like), heard.append)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +83,8 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(workdir, config, spec):
     warnings = []
     restored = restore(workdir, like, warnings)
     assert (restored.step, restored.record, warnings) == (2, RECORD, [])
-    for ours, theirs in zip((restored.params, restored.training), like, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    assert restored.params["kernel"].sharding.spec == spec
+    jax.tree.map(np.testing.assert_array_equal, restored.trees, like)
+    assert restored.trees["params"]["kernel"].sharding.spec == spec
 
 
 def flip_a_bit(path):
@@ -113,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(workdir, mesh, d
             noticed.append(path)
             assert "checkpoint of step 2" in warnings[0]
         else:
-            jax.tree.map(np.testing.assert_array_equal, restored.params, like[0])
+            jax.tree.map(np.testing.assert_array_equal, restored.trees, like)
         shutil.rmtree(step, ignore_errors=True)
         shutil.copytree(whole, step)
     assert largest in noticed
@@ -128,7 +130,7 @@ def test_numbers_that_are_not_those_that_were_saved_are_noticed(workdir, mesh):
     warnings = []
     like = state_on(mesh, jax.P("fsdp"))
     with pytest.raises(InputError, match="not what was saved: params/kernel"):
-        load_params(workdir, 2, abstract(like)[0])
+        load_variables(workdir, 2, {"params": abstract(like)["params"]})
     assert restore(workdir, like, warnings).step == 1
     assert "not what was saved: params/kernel" in warnings[0]
 
@@ -139,7 +141,7 @@ def test_a_damaged_checkpoint_makes_room_for_its_step_to_come_again(workdir, mes
     assert restore(workdir, like).step == 1
     assert (workdir / "damaged" / "2" / "_CHECKPOINT_METADATA").exists()
     manager = CheckpointManager(workdir, CheckpointConfig(keep=5), RECORD)
-    manager.save(2, *like, {})
+    manager.save(2, like, {})
     assert manager.close()
     assert restore(workdir, like).step == 2
 
@@ -162,7 +164,7 @@ def test_what_a_killed_save_left_is_cleared_away_and_never_taken_for_a_checkpoin
     assert saved_steps(workdir) == [1, 2]
     shutil.rmtree(bare)
     manager = CheckpointManager(workdir, CheckpointConfig(keep=5), RECORD)
-    manager.save(3, *state_on(mesh, jax.P()), {})
+    manager.save(3, state_on(mesh, jax.P()), {})
     assert manager.close()
     assert saved_steps(workdir) == [1, 2, 3]
     assert not unfinished.exists()
@@ -172,7 +174,7 @@ def test_latest_every_and_best_are_kept(tmp_path, mesh):
     config = CheckpointConfig(keep=2, keep_every=4, keep_best="loss")
     manager = CheckpointManager(tmp_path, config, RECORD)
     for step, loss in enumerate([5.0, 1.0, 4.0, 3.0, 2.5, 2.4, 2.3], 1):
-        manager.save(step, *state_on(mesh, jax.P()), {"loss": loss})
+        manager.save(step, state_on(mesh, jax.P()), {"loss": loss})
     manager.close()
     assert saved_steps(tmp_path) == [2, 4, 6, 7]
     assert manager.stall_seconds > 0
@@ -185,7 +187,7 @@ def test_minutes_are_counted_by_a_clock_that_does_not_jump(tmp_path, mesh, monke
     assert not manager.due()
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
     assert manager.due()
-    manager.save(1, *state_on(mesh, jax.P()), {})
+    manager.save(1, state_on(mesh, jax.P()), {})
     assert not manager.due()
     manager.close()
 
@@ -194,28 +196,33 @@ def test_a_checksum_is_the_same_on_any_mesh_and_changes_with_any_bit(mesh):
     whole, divided = state_on(mesh, jax.P()), state_on(mesh, jax.P("data", "fsdp"))
     sums = tree_checksums(whole)
     assert sums == tree_checksums(divided)
-    assert list(json.loads(json.dumps(sums))) == ["0/bias", "0/kernel", "1/mask", "1/step"]
-    kernel = np.array(whole[0]["kernel"])
+    assert list(json.loads(json.dumps(sums))) == [
+        "params/bias",
+        "params/kernel",
+        "training/mask",
+        "training/step",
+    ]
+    kernel = np.array(whole["params"]["kernel"])
     for index in [(0, 0), (63, 31), (17, 5)]:
         other = kernel.copy()
         other.view(np.uint32)[index] ^= 1 << 31
-        assert tree_checksums([jnp.asarray(other)])["0"] != sums["0/kernel"]
+        assert tree_checksums([jnp.asarray(other)])["0"] != sums["params/kernel"]
     swapped = kernel.copy()
     swapped[[3, 4]] = swapped[[4, 3]]
-    assert tree_checksums([jnp.asarray(swapped)])["0"] != sums["0/kernel"]
+    assert tree_checksums([jnp.asarray(swapped)])["0"] != sums["params/kernel"]
 
 
 @pytest.mark.parametrize("spec", [jax.P(), jax.P("fsdp")])
 def test_a_replica_that_differs_in_one_bit_is_found_and_named(mesh, spec):
     tree = state_on(mesh, spec)
     assert diverged_replicas(tree, mesh) == []
-    kernel = tree[0]["kernel"]
+    kernel = tree["params"]["kernel"]
     parts = [np.array(shard.data) for shard in kernel.addressable_shards]
     parts[5].view(np.uint32)[2, 3] ^= 1
     devices = [shard.device for shard in kernel.addressable_shards]
-    tree[0]["kernel"] = jax.make_array_from_single_device_arrays(
+    tree["params"]["kernel"] = jax.make_array_from_single_device_arrays(
         kernel.shape,
         kernel.sharding,
         [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)],
     )
-    assert diverged_replicas(tree, mesh) == [f"0/kernel on device {devices[5].id} of host 0"]
+    assert diverged_replicas(tree, mesh) == [f"params/kernel on device {devices[5].id} of host 0"]

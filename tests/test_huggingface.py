@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from flaxclip.errors import InputError
-from flaxclip.interop.huggingface import (
-    huggingface_shapes,
-    params_from_huggingface,
-    params_to_huggingface,
-)
 from flaxclip.models.clip import CLIPConfig, init_params
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import VisionConfig
 from tests.parity.clip_cases import TINY, random_tensors
+from tests.peer_params import (
+    huggingface_shapes,
+    params_from_huggingface,
+    params_to_huggingface,
+)
 
 CONFIG = CLIPConfig(
     vision=VisionConfig(**TINY["vision"]),
@@ -49,12 +49,22 @@ def test_the_tree_is_that_of_a_fresh_model(tensors):
     assert shapes(params_from_huggingface(tensors, CONFIG)) == shapes(fresh)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+TRANSFORMERS = [
+    name for name, config in VARIANTS.items() if isinstance(config.vision, VisionConfig)
+]
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_tensors_of_a_variant_hold_as_many_numbers_as_its_parameters(name):
     config = VARIANTS[name]
     fresh = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     expected = sum(x.size for x in jax.tree.leaves(fresh))
-    assert sum(math.prod(shape) for shape in huggingface_shapes(config).values()) == expected
+    assert sum(map(math.prod, huggingface_shapes(config).values())) == expected
+
+
+def test_transformers_has_no_clip_with_a_resnet():
+    with pytest.raises(InputError, match="transformers has no model of a ResNet"):
+        huggingface_shapes(VARIANTS["RN50"])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -104,10 +114,10 @@ def test_quantised_weights_are_refused(tensors):
 
 def test_parameters_of_another_model_are_not_exported(tensors):
     params = params_from_huggingface(tensors, CONFIG)
-    with pytest.raises(InputError, match=r"parameter vision/position_embedding has shape \[10, 60"):
+    with pytest.raises(InputError, match=r"params/vision/position_embedding has shape \[10, 60"):
         params_to_huggingface(
             params, CLIPConfig(vision=VisionConfig(**TINY["vision"] | {"image_size": 32}))
         )
     del params["vision"]["ln_pre"]
-    with pytest.raises(InputError, match="2 parameters missing: vision/ln_pre/bias, vision/ln_pre"):
+    with pytest.raises(InputError, match="2 parameters missing: params/vision/ln_pre/bias, "):
         params_to_huggingface(params, CONFIG)

@@ -10,6 +10,7 @@ from PIL import Image
 from flaxclip.data.loader import DataConfig, ExampleLoader, HostRows, load_batches, record_order
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.transforms import ImageTransform
 from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
 from flaxclip.models.variants import VARIANTS
@@ -101,7 +102,9 @@ def test_every_epoch_is_another_permutation():
 
 def example_loader(source, crop_scale=(0.5, 1.0), seed=0):
     tokenizer = load_tokenizer("clip", 20)
-    return ExampleLoader(source, record_order(len(source), seed), tokenizer, 32, crop_scale, seed)
+    return ExampleLoader(
+        source, record_order(len(source), seed), tokenizer, ImageTransform(32), crop_scale, seed
+    )
 
 
 def test_a_record_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_path):

@@ -1,14 +1,16 @@
-"""Which parameters decay, what the learning rate is at a step, and AdamW in plain NumPy."""
+"""Which parameters decay, what the learning rate is at a step, and updates in plain NumPy."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxclip.errors import InputError
-from flaxclip.models.clip import init_params
+from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import (
     MAX_LOGIT_SCALE,
@@ -17,13 +19,16 @@ from flaxclip.optim import (
     decay_mask,
     make_optimizer,
     make_schedule,
+    update_average,
 )
+from flaxclip.sharding import MeshConfig, make_mesh
+from flaxclip.train_state import abstract_train_state
 
 BLOCK = {
     "ln_1/scale": False,
     "ln_1/bias": False,
     "attention/qkv/kernel": True,
-    "attention/qkv/bias": False,  # stacked: [layers, 3, heads, channels]
+    "attention/qkv/bias": False,  # stacked: [layers, heads, 3, channels]
     "attention/out/kernel": True,
     "attention/out/bias": False,
     "ln_2/scale": False,
@@ -33,34 +38,79 @@ BLOCK = {
     "mlp/fc2/kernel": True,
     "mlp/fc2/bias": False,
 }
-DECAYS = {
-    "logit_scale": False,
-    "vision/class_embedding": False,  # open_clip decays nothing of fewer than two dimensions
-    "vision/patch_embedding/kernel": True,
-    "vision/position_embedding": True,
-    "vision/ln_pre/scale": False,
-    "vision/ln_pre/bias": False,
-    **{f"vision/transformer/blocks/{name}": decays for name, decays in BLOCK.items()},
-    "vision/ln_post/scale": False,
-    "vision/ln_post/bias": False,
-    "vision/projection/kernel": True,
-    "text/token_embedding": True,
-    "text/position_embedding": True,
-    **{f"text/transformer/blocks/{name}": decays for name, decays in BLOCK.items()},
-    "text/ln_final/scale": False,
-    "text/ln_final/bias": False,
-    "text/projection/kernel": True,
+BLOCKS = {f"transformer/blocks/{name}": decays for name, decays in BLOCK.items()}
+POOL = {
+    f"{name}/{kind}": kind == "kernel"
+    for name in ("query", "key", "value", "out")
+    for kind in ("kernel", "bias")
 }
+NORM = {"scale": False, "bias": False}
+CONV_NORM = {"conv/kernel": True, **{f"bn/{name}": False for name in NORM}}
+
+
+def under(prefix, names):
+    return {f"{prefix}/{name}": decays for name, decays in names.items()}
+
+
+VISION = {
+    "class": {
+        "class_embedding": False,  # open_clip decays nothing of fewer than two dimensions
+        "patch_embedding/kernel": True,
+        "position_embedding": True,
+        **under("ln_pre", NORM),
+        **BLOCKS,
+        **under("ln_post", NORM),
+        "projection/kernel": True,
+    },
+    "map": {
+        "patch_embedding/kernel": True,
+        "patch_embedding/bias": False,
+        "position_embedding": True,
+        **BLOCKS,
+        **under("ln_post", NORM),
+        "pool/probe": False,
+        **under("pool/attention", POOL),
+        **under("pool/ln", NORM),
+        **{f"pool/{name}": decays for name, decays in BLOCK.items() if name.startswith("mlp/")},
+    },
+    "resnet": {
+        **{k: v for n in (1, 2, 3) for k, v in under(f"stem/conv{n}", CONV_NORM).items()},
+        **{
+            name: decays
+            for stage in (1, 2, 3, 4)
+            for part in ("first/conv1", "first/conv2", "first/conv3", "first/shortcut",
+                         "rest/conv1", "rest/conv2", "rest/conv3")
+            for name, decays in under(f"stage{stage}/{part}", CONV_NORM).items()
+        },
+        "position_embedding": True,
+        **under("pool", POOL),
+    },
+}  # fmt: skip
+TEXT = {
+    "token_embedding": True,
+    "position_embedding": True,
+    **BLOCKS,
+    **under("ln_final", NORM),
+    "projection/kernel": True,
+}
+SIGLIP_EXTRAS = {"text/projection/bias": False, "logit_bias": False}
 
 
 # Weight decay
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_parameter_of_every_variant_decays_or_not_as_listed(variant):
+@pytest.mark.parametrize("variant", ["ViT-tiny", "RN50", "ViT-B-16-SigLIP"])
+def test_every_parameter_of_every_kind_of_tower_decays_or_not_as_listed(variant):
     config = VARIANTS[variant]
-    shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
-    assert flatten_dict(decay_mask(shapes), sep="/") == DECAYS
+    kind = getattr(config.vision, "pool", "resnet")
+    expected = {
+        "logit_scale": False,
+        **under("vision", VISION[kind]),
+        **under("text", TEXT),
+        **(SIGLIP_EXTRAS if kind == "map" else {}),
+    }
+    params = abstract_variables(config)["params"]
+    assert flatten_dict(decay_mask(params), sep="/") == expected
 
 
 def test_a_parameter_of_unknown_name_raises():
@@ -81,6 +131,34 @@ def test_the_rate_rises_linearly_to_the_peak_and_falls_as_a_cosine_to_zero():
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)
 
 
+def test_linear_falls_to_zero_and_constant_does_not():
+    for schedule, expected in (
+        ("linear", [0, 1e-3, 2e-3, 1e-3, 0]),
+        ("constant", [0, 1e-3, 2e-3, 2e-3, 2e-3]),
+    ):
+        config = OptimConfig(peak_lr=2e-3, warmup_steps=10, schedule=schedule)
+        rate = make_schedule(config, steps=110)
+        rates = [float(rate(step)) for step in (0, 5, 10, 60, 110)]
+        np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_rsqrt_halves_when_steps_quadruple_and_then_cools_down():
+    config = OptimConfig(peak_lr=2e-3, warmup_steps=10, schedule="rsqrt", cooldown_steps=20)
+    rate = make_schedule(config, steps=180)
+    rates = [float(rate(step)) for step in (5, 10, 40, 160, 170, 180)]
+    np.testing.assert_allclose(rates, [1e-3, 2e-3, 1e-3, 5e-4, 2.5e-4, 0], rtol=1e-5, atol=1e-9)
+
+
+def test_schedules_that_contradict_themselves_are_refused():
+    with pytest.raises(InputError, match="cooldown_steps is 5 with schedule cosine"):
+        OptimConfig(cooldown_steps=5)
+    with pytest.raises(InputError, match="warmup_steps is 0 with schedule rsqrt"):
+        OptimConfig(schedule="rsqrt", warmup_steps=0)
+    config = OptimConfig(schedule="constant", warmup_steps=6, cooldown_steps=4)
+    with pytest.raises(InputError, match=r"warmup_steps 6 and .* 4 are not below"):
+        make_schedule(config, steps=10)
+
+
 def test_without_warm_up_the_first_step_has_the_peak_rate():
     schedule = make_schedule(OptimConfig(peak_lr=2e-3, warmup_steps=0), steps=10)
     np.testing.assert_allclose(schedule(0), 2e-3, rtol=1e-6)
@@ -92,7 +170,8 @@ def test_a_warm_up_as_long_as_the_run_is_refused():
 
 
 @pytest.mark.parametrize(
-    "field", [{"peak_lr": -1e-3}, {"weight_decay": -0.1}, {"max_grad_norm": 0.0}]
+    "field",
+    [{"peak_lr": -1e-3}, {"weight_decay": -0.1}, {"max_grad_norm": 0.0}, {"ema_decay": 1.0}],
 )
 def test_values_that_make_no_sense_are_refused(field):
     with pytest.raises(InputError, match=f"optim.{next(iter(field))} is"):
@@ -196,3 +275,104 @@ def test_a_scale_at_its_bound_can_come_down_again(params):
     config = OptimConfig(peak_lr=0.1, warmup_steps=0)
     gradients = [jax.tree.map(np.zeros_like, params) | {"logit_scale": np.float32(0.3)}]
     assert clamp_logit_scale(train(params, gradients, config))["logit_scale"] < MAX_LOGIT_SCALE
+
+
+# Other optimizers
+
+BLOCKS = "vision/transformer/blocks"
+
+
+def stacked_params():
+    """Two blocks' attention and MLP, as the model stacks them."""
+    random = np.random.default_rng(0)
+    shapes = {
+        f"{BLOCKS}/attention/qkv/kernel": (2, 16, 4, 3, 4),
+        f"{BLOCKS}/attention/out/kernel": (2, 4, 4, 16),
+        f"{BLOCKS}/mlp/fc1/kernel": (2, 16, 64),
+        f"{BLOCKS}/mlp/fc1/bias": (2, 64),
+    }
+    return unflatten_dict(
+        {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()},
+        sep="/",
+    )
+
+
+def change(params, gradients, **options):
+    """What the updates of a plain rate of 1 add up to."""
+    config = OptimConfig(
+        peak_lr=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0, **options
+    )
+    after = train(params, gradients, config)
+    return flatten_dict(
+        jax.tree.map(lambda new, old: np.asarray(new - old), after, params), sep="/"
+    )
+
+
+def test_lion_moves_every_parameter_by_the_rate():
+    params = stacked_params()
+    gradients = random_gradients(params)[:2]
+    moved = change(params, gradients, optimizer="lion", b1=0.9, b2=0.99)
+    for name, update in moved.items():
+        first, second = (flatten_dict(g, sep="/")[name] for g in gradients)
+        expected = -np.sign(first) - np.sign(0.9 * 0.01 * first + 0.1 * second)
+        np.testing.assert_allclose(update, expected, atol=1e-5)
+
+
+def test_adafactor_is_momentum_over_the_root_of_a_mean_square():
+    params = stacked_params()
+    gradients = random_gradients(params)
+    moved = change(params, gradients, optimizer="adafactor", b1=0.9)
+    for name, update in moved.items():
+        square = momentum = expected = 0.0
+        for step, g in enumerate((flatten_dict(g, sep="/")[name] for g in gradients), 1):
+            decay = 1 - step**-0.8
+            square = decay * square + (1 - decay) * (np.float64(g) ** 2 + 1e-30)
+            direction = g / np.sqrt(square)
+            direction /= max(1, np.sqrt((direction**2).mean()))
+            momentum = 0.9 * momentum + 0.1 * direction
+            expected = expected - momentum
+        np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_makes_each_matrix_orthogonal():
+    params = stacked_params()
+    moved = change(params, random_gradients(params)[:1], optimizer="muon")
+    qkv = moved[f"{BLOCKS}/attention/qkv/kernel"]
+    matrices = [qkv[layer, :, :, part].reshape(16, 16) for layer in (0, 1) for part in (0, 1, 2)]
+    matrices += list(moved[f"{BLOCKS}/attention/out/kernel"].reshape(2, 16, 16))
+    matrices += list(moved[f"{BLOCKS}/mlp/fc1/kernel"])
+    for matrix in matrices:
+        values = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
+        # Five Newton-Schulz steps with Jordan's coefficients: about 1, and no smaller ones left.
+        assert 0.3 < values.min() < values.max() < 1.3
+    # What is no matrix is Adam's, with Nesterov's momentum: at first 0.9 * 0.1 / (1 - 0.9^2) + 1.
+    np.testing.assert_allclose(abs(moved[f"{BLOCKS}/mlp/fc1/bias"]), 0.09 / 0.19 + 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "muon"])
+def test_moments_lie_like_their_parameters_with_momentum_in_bfloat16(optimizer):
+    config = CLIPConfig()
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    optim = OptimConfig(optimizer=optimizer, momentum_dtype="bfloat16")
+    state = abstract_train_state(config, make_optimizer(optim, 10_000), mesh, ema=True)
+    kernel = state.params["text"]["transformer"]["blocks"]["mlp"]["fc1"]["kernel"]
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
+    assert moments
+    assert all(moment.sharding == kernel.sharding for moment in moments)
+    assert [moment.dtype for moment in moments].count(jnp.bfloat16) == 1
+    shards = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state))
+    assert shards < sum(x.size for x in jax.tree.leaves(state)) / 4
+    average = state.ema["text"]["transformer"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert (average.shape, average.sharding) == (kernel.shape, kernel.sharding)
+
+
+def test_the_average_forgets_the_first_parameters_and_then_keeps_its_share(params):
+    average, expected = params, params
+    for step, decay in enumerate((0.1, 2 / 11, 0.2, 0.2)):
+        params = jax.tree.map(lambda x: x + 1, params)
+        average = update_average(average, params, 0.2, jnp.int32(step))
+        expected = jax.tree.map(
+            lambda old, new, keep=decay: keep * old + (1 - keep) * new, expected, params
+        )
+    for ours, theirs in zip(jax.tree.leaves(average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -10,21 +13,21 @@ from flaxclip.optim import make_optimizer
 from flaxclip.sharding import MeshConfig, check_batch_divides, make_mesh, mesh_shardings
 from flaxclip.train_state import init_train_state
 from flaxclip.train_step import make_train_step
-from tests.tiny_run import tiny_config
+from tests.tiny_run import TINY_MODEL, tiny_config
 
-STEPS = 20
+STEPS = 10
 
 
-def run(mesh_config, devices):
-    """Losses and final parameters of twenty steps in float32."""
-    config = tiny_config("unused", steps=STEPS + 1)
+def run(mesh_config, devices, **changes):
+    """Losses and final parameters of ten steps in float32."""
+    config = tiny_config("unused", steps=STEPS + 1, batch_size=32, **changes)
     mesh = make_mesh(mesh_config, jax.devices()[:devices])
     tx = make_optimizer(config.optim, config.steps)
     source = ScenesSource("train", config.model.vision.image_size)
     losses = []
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), config.model, tx, mesh)
-        step = make_train_step(config.model, tx, mesh, state)
+        step = make_train_step(config, tx, mesh, state)
         for loaded in load_batches(
             config.data, config.model, source, mesh,
             batch_size=config.batch_size, seed=0, start_step=0, stop_step=STEPS,
@@ -34,22 +37,44 @@ def run(mesh_config, devices):
     return losses, jax.device_get(state.params)
 
 
+SIGMOID = {
+    "loss": "sigmoid",
+    "model": dataclasses.replace(TINY_MODEL, init_logit_scale=2.3, init_logit_bias=-3.0),
+}
+
+
 @pytest.fixture(scope="module")
 def one_device():
-    return run(MeshConfig(), 1)
+    """Plain runs, one for each loss."""
+    return {"softmax": run(MeshConfig(), 1), "sigmoid": run(MeshConfig(), 1, **SIGMOID)}
 
 
+# Every mesh with either loss; forms and parts take turns.
 @pytest.mark.parametrize(
-    "mesh_config", [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str
+    ("mesh", "loss", "form", "accumulate"),
+    [
+        ((8, 1, 1), "softmax", "gathered", 4),
+        ((8, 1, 1), "sigmoid", "tiled", 1),
+        ((1, 8, 1), "softmax", "tiled", 4),
+        ((1, 8, 1), "sigmoid", "gathered", 1),
+        ((2, 2, 2), "softmax", "tiled", 1),
+        ((2, 2, 2), "sigmoid", "gathered", 4),
+        ((4, 1, 2), "softmax", "gathered", 1),
+        ((4, 1, 2), "sigmoid", "tiled", 4),
+        ((1, 1, 1), "softmax", "tiled", 4),
+        ((2, 1, 1), "sigmoid", "tiled", 4),
+    ],
 )
-def test_eight_devices_equal_one(one_device, mesh_config):
-    losses, params = run(mesh_config, 8)
-    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
-    for name, ours, theirs in zip(*flatten(params), flatten(one_device[1])[1], strict=True):
+def test_ten_steps_equal_those_of_one_device(one_device, mesh, loss, form, accumulate):
+    changes = {"loss_form": form, "accumulate": accumulate} | (SIGMOID if loss == "sigmoid" else {})
+    losses, params = run(MeshConfig(*mesh), math.prod(mesh), **changes)
+    expected_losses, expected = one_device[loss]
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    for name, ours, theirs in zip(*flatten(params), flatten(expected)[1], strict=True):
         if name.endswith("qkv/bias"):
             # Softmax does not see what is added to all keys, so the true gradient of their bias is
             # zero, and what Adam scales up to a step is rounding.
-            ours, theirs = np.delete(ours, 1, axis=1), np.delete(theirs, 1, axis=1)
+            ours, theirs = np.delete(ours, 1, axis=2), np.delete(theirs, 1, axis=2)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
@@ -79,6 +104,11 @@ def test_a_mesh_that_does_not_fit_is_refused_with_the_numbers():
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
     with pytest.raises(InputError, match="choose 8 or 16"):
         check_batch_divides(12, make_mesh(MeshConfig()))
+
+
+def test_parts_of_a_batch_that_do_not_divide_are_refused_with_the_numbers():
+    with pytest.raises(InputError, match=r"(?s)8 devices.*in each of 4 parts.*choose 32 or 64"):
+        check_batch_divides(48, make_mesh(MeshConfig()), accumulate=4)
 
 
 def test_axes_that_collide_raise():

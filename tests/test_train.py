@@ -14,10 +14,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.checkpoint import load_params, saved_steps
+from flaxclip.checkpoint import load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.data.scenes import ScenesSource
-from flaxclip.models.clip import init_params
+from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig
 from flaxclip.train import train
 from tests.test_loader import jpeg, write_shard
@@ -25,12 +25,12 @@ from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
 
 
 def params_of(workdir, step):
-    shapes = jax.eval_shape(lambda key: init_params(key, TINY_MODEL), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        abstract_variables(TINY_MODEL),
     )
-    return jax.device_get(load_params(workdir, step, abstract))
+    return jax.device_get(load_variables(workdir, step, abstract)["params"])
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +120,8 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     assert re.search(
         r"step 8/8  loss \d\.\d+  acc i→t .*img/s  mfu unknown  data wait", first.stdout
     )
+    parts = "imports .*, data and checkpoints .*, state .*, first batch .*, compilation .*, step "
+    assert re.search(rf"first step after \d+\.\d s: {parts}", first.stdout)
     assert "python -m flaxclip.benchmark run" in first.stdout
     assert "\x1b" not in first.stdout
     again = run_cli(*command, cwd=tmp_path)

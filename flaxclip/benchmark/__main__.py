@@ -1,72 +1,111 @@
 """Measure a checkpoint.
 
 python -m flaxclip.benchmark runs/quickstart
-python -m flaxclip.benchmark runs/mine --tasks retrieval:'shards/heldout-*.tar' --out results
+python -m flaxclip.benchmark runs/mine --tasks clip27 retrieval --data DATASETS --out results
+python -m flaxclip.benchmark runs/mine --images photos --labels "cat,dog"
+python -m flaxclip.benchmark runs/mine --watch
+python -m flaxclip.benchmark report results other_results --out page.html
 """
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import numpy as np
+import jax
 import tyro
 
 from flaxclip.api import CLIPModel, load
-from flaxclip.benchmark.report import (
-    draw_predictions,
-    draw_similarities,
-    print_table,
-    result_record,
-    write_json,
-)
-from flaxclip.benchmark.retrieval import retrieve_task
-from flaxclip.benchmark.scores import Score
-from flaxclip.benchmark.tasks import ClassificationTask, RetrievalTask, default_tasks, find_task
-from flaxclip.benchmark.zero_shot import classify_task
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
+from flaxclip.benchmark.own_pictures import name_pictures, own_task
+from flaxclip.benchmark.results import print_table, write_text
+from flaxclip.benchmark.tasks import PromptSet, Task, default_tasks, find_tasks
+from flaxclip.benchmark.watch import watch
 from flaxclip.checkpoint import load_config, resolve_checkpoint
 from flaxclip.data.loader import DataConfig
-from flaxclip.data.transforms import preprocess
-from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError, exit_on_input_error
-
-PICTURES = 12
+from flaxclip.sharding import join_hosts
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Measure a checkpoint, zero-shot."""
+    """Measure a checkpoint, zero-shot or with probes. `report DIR...` makes a page of results."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """Workdir of a training run (its latest step), or WORKDIR/checkpoints/STEP."""
+    """Workdir of a training run (its latest step), WORKDIR/checkpoints/STEP, or anything else that
+    `flaxclip.load` takes."""
     tasks: tuple[str, ...] = ()
-    """Names of tasks, or retrieval:SHARDS for image–caption pairs. None: those of the data that
-    the checkpoint was trained on."""
+    """Tasks and suites, or data of your own: retrieval:SHARDS, wds:DIR, folder:DIR, parquet:FILE,
+    tfds:NAME. None: those of the data that the checkpoint was trained on."""
+    images: Path | None = None
+    """Instead of tasks: a folder of your own pictures. Sub-folders named like labels are scored;
+    pictures that lie in it as they are get predictions."""
+    labels: str = ""
+    """With --images: what they can be, with commas between. None: the names of sub-folders."""
+    data: Path = Path("data")
+    """Folder of data sets: `wds_*` folders, those that TFDS prepared, and others."""
     out: Path | None = None
     """Folder for results. None: WORKDIR/benchmark/STEP."""
+    methods: tuple[Method, ...] = ("zero-shot",)
+    """Also linear-probe, few-shot and knn, for tasks with a training split."""
+    prompts: PromptSet = "clip_benchmark"
+    """Whose class names and templates."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of activations. None: as in training. With bfloat16 the distance from float32 is reported."""
     batch_size: int = 256
-    """Pictures at once."""
+    """Pictures at once on this host."""
+    cache: Path = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "flaxclip" / "embeddings"
+    """Folder for embeddings, so that the next task on the same pictures costs nothing."""
+    watch: bool = False
+    """Measure every checkpoint of the run, and each new one as it lands, until the run's last."""
 
 
 def main() -> None:
     """The command line."""
-    command = tyro.cli(Command, prog="python -m flaxclip.benchmark")
     with exit_on_input_error("flaxclip.benchmark"):
-        run(command)
+        if sys.argv[1:2] == ["report"]:
+            from flaxclip.benchmark.report import report_command
+
+            report_command(sys.argv[2:])
+            return
+        command = tyro.cli(Command, prog="python -m flaxclip.benchmark")
+        join_hosts()
+        if command.watch:
+            watch(command.checkpoint, lambda step: run(_at_step(command, step)))
+        else:
+            run(command)
 
 
-def run(command: Command) -> None:
-    """Measure, print a table, and write a JSON file and pictures for each task.
+def _at_step(command: Command, step: int) -> Command:
+    workdir = Path(command.checkpoint)
+    out = None if command.out is None else command.out / str(step)
+    return dataclasses.replace(
+        command, checkpoint=str(workdir / "checkpoints" / str(step)), out=out
+    )
+
+
+def run(command: Command) -> Measured:
+    """Measure, print a table, and write a JSON file, arrays and pictures for each task.
 
     Raises:
-        InputError: no such checkpoint or task, or a folder that cannot be written.
+        InputError: no such checkpoint or task, data that cannot be used, a folder that cannot be
+            written, or no task at all whose data is on this machine.
     """
     if command.batch_size < 1:
         raise InputError(f"batch size is {command.batch_size}\nit must be at least 1")
-    workdir, step = resolve_checkpoint(command.checkpoint)
-    data = load_config(workdir, "data", DataConfig)
-    tasks = [find_task(name) for name in command.tasks] or default_tasks(data)
-    model = load(command.checkpoint)
-    out = command.out or Path(workdir) / "benchmark" / str(step)
+    try:
+        workdir, step = resolve_checkpoint(command.checkpoint)
+    except InputError:
+        if not Path(command.checkpoint).is_file():
+            raise
+        workdir, step = None, None  # foreign weights: `load` knows them
+    tasks = _tasks(command, workdir)
+    model = _with_dtype(load(command.checkpoint), command.dtype)
+    out = command.out or Path(workdir or Path(command.checkpoint).parent) / "benchmark" / str(
+        Path(command.checkpoint).stem if step is None else step
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,58 +113,70 @@ def run(command: Command) -> None:
             f"cannot write results into {out}: {error.strerror}\nname another folder with --out"
         ) from None
 
-    records = []
-    for task in tasks:
-        measure = measure_classification if isinstance(task, ClassificationTask) else measure_pairs
-        examples, scores, unreadable = measure(model, task, command.batch_size, out)
-        checkpoint = {"workdir": str(workdir), "step": step}
-        record = result_record(checkpoint, model, task, examples, scores, unreadable)
-        write_json(record, out / f"{task.name}.json")
-        records.append(record)
-    print(f"{workdir}, step {step}")
-    print_table(records)
-    for record in records:
+    embedder = Embedder(model, command.batch_size, command.cache.expanduser())
+    checkpoint = {"path": str(workdir or command.checkpoint), "step": step}
+    if command.images is not None and command.labels and not _has_folders(command):
+        name_pictures(embedder, command.images, command.labels, out)
+        return Measured([], {})
+    settings = Settings(command.data, out, command.prompts, command.methods)
+    measured = measure_tasks(embedder, checkpoint, tasks, settings, _say)
+    if jax.process_index() == 0:
+        _summarise(measured, checkpoint, out)
+    if not measured.records and measured.missing:
+        raise InputError(next(iter(measured.missing.values())))
+    return measured
+
+
+def _tasks(command: Command, workdir: Path | None) -> list[Task]:
+    if command.images is not None:
+        return [own_task(command.images, command.labels)] if _has_folders(command) else []
+    if command.labels:
+        raise InputError("--labels without --images\nsay which pictures they are for")
+    if command.tasks:
+        return find_tasks(command.tasks)
+    return default_tasks(None if workdir is None else load_config(workdir, "data", DataConfig))
+
+
+def _has_folders(command: Command) -> bool:
+    if not command.images.is_dir():
+        raise InputError(f"--images {command.images} is no folder\nname a folder of pictures")
+    folders = any(path.is_dir() for path in command.images.iterdir())
+    if not folders and not command.labels:
+        raise InputError(
+            f"{command.images} has no sub-folders, and no --labels are given\n"
+            'say what the pictures can be, e.g. --labels "cat,dog"'
+        )
+    return folders
+
+
+def _with_dtype(model: CLIPModel, dtype: str | None) -> CLIPModel:
+    if dtype is None or dtype == model.config.dtype:
+        return model
+    return CLIPModel(dataclasses.replace(model.config, dtype=dtype), model.variables)
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def _summarise(measured: Measured, checkpoint: dict, out: Path) -> None:
+    step = "" if checkpoint["step"] is None else f", step {checkpoint['step']}"
+    print(f"{checkpoint['path']}{step}")
+    if measured.records:
+        print_table(measured.records)
+    for record in measured.records:
         for picture in record["unreadable"]:
             print(f"{record['task']}: counted as black, because unreadable: {picture}")
+        for note in record["notes"]:
+            print(f"{record['task']}: {note}")
+    for message in measured.missing.values():
+        print(f"left out: {message}")
+    missing = out / "missing.txt"
+    write_text(missing, "\n\n".join(measured.missing.values()) + "\n")
+    if not measured.missing:
+        missing.unlink()
     print(f"results and pictures: {out}")
-
-
-Measured = tuple[int, dict[str, Score], tuple[str, ...]]
-
-
-def measure_classification(
-    model: CLIPModel, task: ClassificationTask, batch_size: int, out: Path
-) -> Measured:
-    """Scores of the task; writes a grid of predictions and a similarity matrix."""
-    result = classify_task(model, task, batch_size)
-    images = task.images(model.transform.size)
-    # Evenly spread: neighbours in a data set are often of one class.
-    shown = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).astype(int)
-    pictures = [preprocess(images[int(index)], model.transform) for index in shown]
-    truths = [task.class_names[result.labels[index]] for index in shown]
-    guesses = [[task.class_names[best] for best in result.ranking[index, :3]] for index in shown]
-    draw_predictions(pictures, truths, guesses, out / f"{task.name}-predictions.png")
-    captions = [task.templates[0].format(truth) for truth in truths]
-    similarities = np.asarray(
-        model.encode_image(np.stack(pictures)) @ model.encode_text(captions).T
-    )
-    draw_similarities(pictures, captions, similarities, out / f"{task.name}-similarities.png")
-    return len(images), result.scores, result.unreadable
-
-
-def measure_pairs(model: CLIPModel, task: RetrievalTask, batch_size: int, out: Path) -> Measured:
-    """Scores of the task; writes a grid of pictures with the captions found, and similarities."""
-    result = retrieve_task(model, task, batch_size)
-    source = WebDatasetSource(task.shards)
-    shown = np.linspace(0, len(source) - 1, min(PICTURES, len(source))).astype(int)
-    pictures = [preprocess(source[int(index)].image, model.transform) for index in shown]
-    truths = [result.captions[index] for index in shown]
-    ranking = np.argsort(-result.similarities[shown], axis=1, kind="stable")[:, :3]
-    guesses = [[result.captions[best] for best in row] for row in ranking]
-    draw_predictions(pictures, truths, guesses, out / f"{task.name}-predictions.png")
-    similarities = result.similarities[np.ix_(shown, shown)]
-    draw_similarities(pictures, truths, similarities, out / f"{task.name}-similarities.png")
-    return len(source), result.scores, result.unreadable
 
 
 if __name__ == "__main__":

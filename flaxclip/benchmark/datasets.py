@@ -1,30 +1,38 @@
-"""Evaluation data: labelled pictures or pairs by position, and batches that count each once."""
+"""Evaluation data: pictures by position, what is known of each, batches that count each once."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 
-from flaxclip.data.scenes import ScenesSource, Split
-from flaxclip.data.source import Source, UnreadableRecordError
+from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform, decode_image, preprocess
+from flaxclip.errors import InputError
+
+
+class MissingDataError(InputError):
+    """A set is not on this machine; says what it is, where it is had and what prepares it."""
 
 
 @runtime_checkable
-class LabelledImages(Protocol):
-    """Pictures, each of one class."""
+class Pictures(Protocol):
+    """Pictures by position."""
+
+    identity: str
+    """Differs between any two sets of pictures: names the embeddings that are kept on disk."""
 
     def __len__(self) -> int:
         """Number of pictures."""
         ...
 
     def __getitem__(self, index: int) -> bytes | UInt8[np.ndarray, "h w 3"]:
-        """A picture, encoded or as pixels."""
-        ...
+        """A picture, encoded or as pixels.
 
-    def label(self, index: int) -> int:
-        """Position of its class in the task's class names."""
+        Raises:
+            UnreadableRecordError: it cannot be read.
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -32,33 +40,37 @@ class LabelledImages(Protocol):
         ...
 
 
-class Scenes:
-    """An evaluation split of the built-in data."""
+class Labelled(NamedTuple):
+    """Pictures and their classes."""
 
-    def __init__(self, split: Split, image_size: int):
-        self._source = ScenesSource(split, image_size)
-        self.label = self._source.label
-        self.name = self._source.name
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> bytes | UInt8[np.ndarray, "h w 3"]:
-        return self._source[index].image
+    pictures: Pictures
+    labels: Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"]
+    """One class each; or for every class whether it is in the picture."""
+    class_names: tuple[str, ...] | None = None
+    """As the set itself names them, in the order of its labels."""
+    templates: tuple[str, ...] | None = None
+    groups: Int[np.ndarray, " n"] | None = None
 
 
-class PairImages:
-    """The pictures of image–caption pairs."""
+class Captioned(NamedTuple):
+    """Pictures and captions, one or several for each."""
 
-    def __init__(self, source: Source):
-        self._source = source
-        self.name = source.name
+    pictures: Pictures
+    captions: tuple[str, ...]
+    pairs: Int[np.ndarray, "pairs 2"]
+    """Picture and caption of each pair that belongs together."""
 
-    def __len__(self) -> int:
-        return len(self._source)
 
-    def __getitem__(self, index: int) -> bytes | UInt8[np.ndarray, "h w 3"]:
-        return self._source[index].image
+class Choices(NamedTuple):
+    """Items to be sorted out: picture i of an item belongs to caption i of it, to no other."""
+
+    pictures: Pictures
+    captions: tuple[str, ...]
+    picture_rows: Int[np.ndarray, "items pictures_each"]
+    caption_rows: Int[np.ndarray, "items captions_each"]
+
+
+Dataset = Labelled | Captioned | Choices
 
 
 class ImageBatch(NamedTuple):
@@ -73,21 +85,43 @@ class ImageBatch(NamedTuple):
 
 
 def image_batches(
-    images: LabelledImages | PairImages, transform: ImageTransform, batch_size: int
+    pictures: Pictures,
+    transform: ImageTransform,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    workers: int = 1,
 ) -> Iterator[ImageBatch]:
-    """All pictures in order, each once, the last batch filled up with rows that are not real."""
-    for start in range(0, len(images), batch_size):
-        stop = min(start + batch_size, len(images))
-        pixels = np.zeros((batch_size, transform.size, transform.size, 3), np.uint8)
-        unreadable = []
-        for row, index in enumerate(range(start, stop)):
-            try:
-                image = images[index]
-                if isinstance(image, bytes):
-                    # To RGB before the resize, as the loaders behind published scores do; for
-                    # palettes and transparency the order shows.
-                    image = decode_image(image).convert("RGB")
-                pixels[row] = preprocess(image, transform)
-            except UnreadableRecordError as error:
-                unreadable.append(f"{images.name(index)}: {error}")
-        yield ImageBatch(pixels, np.arange(batch_size) < stop - start, tuple(unreadable))
+    """Pictures from `start` to `stop` in order, each once; the last batch is filled up.
+
+    Decoding and resizing release Python's lock, so threads suffice to keep all cores busy; the next
+    batch is being made while the caller works on this one.
+    """
+    stop = len(pictures) if stop is None else stop
+
+    def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], str | None]:
+        try:
+            image = pictures[index]
+            if isinstance(image, bytes):
+                # To RGB before the resize, as the loaders behind published scores do; for
+                # palettes and transparency the order shows.
+                image = decode_image(image).convert("RGB")
+            return preprocess(image, transform), None
+        except UnreadableRecordError as error:
+            black = np.zeros((transform.size, transform.size, 3), np.uint8)
+            return black, f"{pictures.name(index)}: {error}"
+
+    with ThreadPoolExecutor(workers) as pool:
+        firsts = range(start, stop, batch_size)
+        ahead = []
+        for number, first in enumerate(firsts):
+            ahead += [
+                [pool.submit(load, index) for index in range(at, min(at + batch_size, stop))]
+                for at in firsts[number + len(ahead) : number + 2]
+            ]
+            loaded = [future.result() for future in ahead.pop(0)]
+            pixels = np.zeros((batch_size, transform.size, transform.size, 3), np.uint8)
+            for row, (image, _) in enumerate(loaded):
+                pixels[row] = image
+            unreadable = tuple(reason for _, reason in loaded if reason)
+            yield ImageBatch(pixels, np.arange(batch_size) < stop - first, unreadable)

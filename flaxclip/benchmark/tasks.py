@@ -1,100 +1,204 @@
-"""What can be measured: tasks by name."""
+"""What can be measured: tasks and suites by name, read from `suites/`."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-from flaxclip.benchmark.datasets import LabelledImages, Scenes
+import pydantic
+import yaml
+
 from flaxclip.data import scenes
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError
 
+Kind = Literal["classification", "multilabel", "retrieval", "choice"]
+PromptSet = Literal["clip_benchmark", "openai"]
+"""Who published the prompts: the two differ for some tasks, and scores with them."""
+
+_SUITES = Path(__file__).parent / "suites"
+
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationTask:
-    """Name the class of a picture, from the classes' names alone."""
+class DataSource:
+    """Where a task's pictures can be read."""
+
+    reader: Literal[
+        "wds", "tfds", "folder", "parquet", "pairs", "scenes", "sugarcrepe", "winoground"
+    ]
+    name: str
+    """Name there, or the path of a set of one's own."""
+    split: str = "test"
+    train: str | None = "train"
+    """Split to train a probe on."""
+    validation: str | None = None
+    """Split to choose a probe's regularisation on; None: a fifth of `train` is set aside."""
+    label: str = "label"
+    image: str = "image"
+    url: str | None = None
+    """Where the set is had, if not by the reader's own means."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Words for classes. None: those that come with the data."""
+
+    class_names: tuple[str | tuple[str, ...], ...] | None = None
+    """A class with several names has the prompts of all of them averaged."""
+    templates: tuple[str, ...] | None = None
+    """Prompts with `{}` for the class's name; their embeddings are averaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One question asked of a model about one set of pictures."""
 
     name: str
-    description: str
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    """Prompts with `{}` for the class's name; their embeddings are averaged."""
-    images: Callable[[int], LabelledImages]
-    """Opens the pictures for a model that takes that image size."""
+    title: str
+    kind: Kind
+    metric: str
+    """The score that is quoted."""
+    sources: tuple[DataSource, ...]
+    """In order of preference: the first one that is on this machine is read."""
+    examples: int | None = None
+    classes: int | None = None
+    prompts: dict[PromptSet, Prompts] = dataclasses.field(default_factory=dict)
+    group: int | None = None
+    """Column of the set's metadata that says which group a picture belongs to."""
     distractors: tuple[str, ...] = ()
     """Further classes that no picture belongs to: a second, harder choice."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RetrievalTask:
-    """Find a picture's caption among all captions, and a caption's picture among all pictures."""
-
-    name: str
-    description: str
-    shards: tuple[str, ...]
-
-
-Task = ClassificationTask | RetrievalTask
-
-RETRIEVAL_PREFIX = "retrieval:"
-
-
-def _combination_names(combinations: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    return tuple(" ".join(combination) for combination in combinations)
-
-
-def _scenes_task(split: scenes.Split, description: str) -> ClassificationTask:
-    names, others = map(_combination_names, (scenes.UNSEEN, scenes.SEEN))
-    if split == "seen":
-        names, others = others, names
-    return ClassificationTask(
-        name=f"scenes-{split}",
-        description=description,
-        class_names=names,
-        templates=scenes.PROMPT_TEMPLATES,
-        images=lambda image_size: Scenes(split, image_size),
-        distractors=others,
-    )
-
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        _scenes_task("seen", "colour–shape combinations that training draws and names"),
-        _scenes_task("unseen", "combinations that training neither draws nor names"),
-        _scenes_task("shift", "those, drawn as training never draws: outlines, noise, palettes"),
-    )
-}
-
-
-def find_task(name: str) -> Task:
-    """The task of that name, or `retrieval:SHARDS` for pairs of one's own.
+def find_tasks(names: Sequence[str]) -> list[Task]:
+    """Tasks by their names, those of suites, and READER:PATH for data of one's own.
 
     Raises:
-        InputError: there is no task of that name.
+        InputError: there is no task or suite of that name.
     """
-    if name.startswith(RETRIEVAL_PREFIX):
-        shards = name.removeprefix(RETRIEVAL_PREFIX)
-        return RetrievalTask("retrieval", f"pairs of {shards}", (shards,))
-    if name not in TASKS:
+    tasks: dict[str, Task] = {}
+    for name in names:
+        for task in _find(name):
+            tasks.setdefault(task.name, task)
+    return list(tasks.values())
+
+
+OWN_DATA = {
+    "retrieval": ("pairs", "retrieval", "text_to_image_recall@1"),
+    "wds": ("wds", "classification", "top1"),
+    "folder": ("folder", "classification", "top1"),
+    "parquet": ("parquet", "classification", "top1"),
+    "tfds": ("tfds", "classification", "top1"),
+}
+"""Prefix of a task's name -> reader, kind and metric."""
+
+
+def _find(name: str) -> list[Task]:
+    prefix, colon, path = name.partition(":")
+    if colon and prefix in OWN_DATA:
+        reader, kind, metric = OWN_DATA[prefix]
+        short = prefix if prefix == "retrieval" else Path(path).stem.removeprefix("wds_")
+        return [Task(short, name, kind, metric, (DataSource(reader, path),))]
+    tasks, suites = all_tasks(), all_suites()
+    if name in suites:
+        return [tasks[task] for task in suites[name]]
+    if name not in tasks:
         raise InputError(
-            f"unknown task {name!r}\n"
-            f"known: {', '.join(TASKS)}, and {RETRIEVAL_PREFIX}SHARDS for image–caption pairs"
+            f"unknown task {name!r}\nsuites: {', '.join(suites)}\ntasks: {', '.join(tasks)}\n"
+            f"or data of your own: {', '.join(f'{own}:PATH' for own in OWN_DATA)}"
         )
-    return TASKS[name]
+    return [tasks[name]]
 
 
-def default_tasks(data: DataConfig) -> list[Task]:
+def default_tasks(data: DataConfig | None) -> list[Task]:
     """The tasks that go with the data that a checkpoint was trained on.
 
     Raises:
         InputError: there are none.
     """
-    if data.path == ("scenes",):
-        return list(TASKS.values())
-    if data.heldout:
-        return [RetrievalTask("retrieval", "held-out pairs", data.heldout)]
+    if data is not None and data.path == ("scenes",):
+        return find_tasks(["scenes"])
+    if data is not None and data.heldout:
+        sources = (DataSource("pairs", "\n".join(data.heldout)),)
+        metric = "text_to_image_recall@1"
+        return [Task("retrieval", "held-out pairs", "retrieval", metric, sources)]
     raise InputError(
         "no task named, and the checkpoint's data has none of its own\n"
-        f"name some with --tasks: {', '.join(TASKS)}, "
-        f"or {RETRIEVAL_PREFIX}SHARDS for image–caption pairs that were held out of training"
+        f"name some with --tasks: {', '.join(all_suites())}, a task, "
+        "or retrieval:SHARDS for image–caption pairs that were held out of training"
     )
+
+
+@functools.cache
+def all_suites() -> dict[str, list[str]]:
+    """Suite -> names of its tasks."""
+    return {name: suite["tasks"] for name, suite in _read("suites.yaml").items()}
+
+
+@functools.cache
+def all_tasks() -> dict[str, Task]:
+    """Every task with a name."""
+    tasks = {name: _task(name, fields) for name, fields in _read("tasks.yaml").items()}
+    return tasks | {task.name: task for task in _scenes_tasks()}
+
+
+def _read(file: str) -> dict[str, Any]:
+    text = (_SUITES / file).read_text()
+    return json.loads(text) if file.endswith(".json") else yaml.safe_load(text)
+
+
+def _task(name: str, fields: dict[str, Any]) -> Task:
+    key = fields.pop("prompts", name)
+    prompts = {
+        set_name: Prompts(
+            class_names=_words("class_names.json", set_name, key),
+            templates=_words("templates.json", set_name, key),
+        )
+        for set_name in PromptSet.__args__
+    }
+    return pydantic.TypeAdapter(Task).validate_python(fields | {"name": name, "prompts": prompts})
+
+
+@functools.cache
+def _tables(file: str) -> dict[str, dict[str, list]]:
+    return _read(file)
+
+
+def _words(file: str, set_name: str, key: str | dict) -> tuple | None:
+    if isinstance(key, dict):
+        key = key.get(file.removesuffix(".json"))
+    if isinstance(key, dict):
+        key = key.get(set_name)
+    words = _tables(file)[set_name].get(key)
+    return words and tuple(tuple(word) if isinstance(word, list) else word for word in words)
+
+
+_SCENES = {
+    "seen": "colour–shape combinations that training draws and names",
+    "unseen": "combinations that training neither draws nor names",
+    "shift": "those, drawn as training never draws: outlines, noise, palettes",
+}
+
+
+def _scenes_tasks() -> list[Task]:
+    def names(combinations: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        return tuple(" ".join(combination) for combination in combinations)
+
+    seen, unseen = names(scenes.SEEN), names(scenes.UNSEEN)
+    return [
+        Task(
+            name=f"scenes-{split}",
+            title=title,
+            kind="classification",
+            metric="top1",
+            sources=(DataSource("scenes", split, train="train" if split == "seen" else None),),
+            classes=len(seen if split == "seen" else unseen),
+            prompts=dict.fromkeys(
+                PromptSet.__args__,
+                Prompts(seen if split == "seen" else unseen, scenes.PROMPT_TEMPLATES),
+            ),
+            distractors=unseen if split == "seen" else seen,
+        )
+        for split, title in _SCENES.items()
+    ]

@@ -1,117 +1,190 @@
 """Zero-shot classification: class names become a linear classifier."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, reduce
 from jaxtyping import Array, Float, Int
 
-from flaxclip.api import CLIPModel, encode_image
-from flaxclip.benchmark.datasets import LabelledImages, PairImages, image_batches
-from flaxclip.benchmark.scores import Score, mean_per_class_accuracy, top_k_accuracy
-from flaxclip.benchmark.tasks import ClassificationTask
+from flaxclip.benchmark.datasets import Labelled
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.prompts import Names, Wording
+from flaxclip.benchmark.scores import (
+    Score,
+    expected_calibration_error,
+    f1_macro,
+    hits_at_k,
+    mean_average_precision,
+    mean_of,
+    mean_per_class,
+    per_class_table,
+    roc_auc,
+    with_interval,
+    worst_group,
+)
+from flaxclip.benchmark.tasks import Task
 from flaxclip.errors import InputError
 from flaxclip.models.clip import l2_normalise
-from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
-PROMPTS_AT_ONCE = 1024
-
-
-class Embedded(NamedTuple):
-    """Embeddings of all pictures of a set, and those that could not be decoded."""
-
-    zimg: Float[np.ndarray, "n d"]
-    unreadable: tuple[str, ...]
+PICTURES_AT_ONCE = 8192
 
 
-def embed_images(
-    model: CLIPModel, images: LabelledImages | PairImages, batch_size: int
-) -> Embedded:
-    """Unit embeddings in order, each picture once, computed on all devices."""
-    mesh = make_mesh(MeshConfig())
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    sharding = batch_sharding(mesh)
-    params = jax.device_put(model.params, jax.NamedSharding(mesh, jax.P()))
-    parts, unreadable = [], []
-    for batch in image_batches(images, model.transform, batch_size):
-        zimg = encode_image(params, jax.device_put(batch.images, sharding), model.config)
-        parts.append(np.asarray(zimg)[batch.is_real])
-        unreadable.extend(batch.unreadable)
-    return Embedded(np.concatenate(parts), tuple(unreadable))
+class Result(NamedTuple):
+    """What one measurement found."""
+
+    scores: dict[str, Score]
+    details: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    """Further findings, as JSON."""
+    arrays: dict[str, np.ndarray] = {}  # noqa: RUF012
+    """What each example came out as: for tables, pictures and paired tests."""
+    unreadable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Classifier(NamedTuple):
+    """One unit vector a class."""
+
+    weights: Float[Array, "classes embed"]
+    truncated: int
+    """Prompts that were too long for the model and lost their end."""
 
 
 def build_zero_shot_classifier(
-    encode_text: Callable[[Sequence[str]], Float[Array, "prompts embed"]],
-    class_names: Sequence[str],
-    templates: Sequence[str],
-) -> Float[Array, "classes embed"]:
+    embedder: Embedder, class_names: Names, templates: Sequence[str]
+) -> Classifier:
     """One unit vector per class: the renormalised mean of its prompts' embeddings.
 
     Prompt ensembling (Radford et al. 2021, section 3.1.4): averaging embeddings rather than
-    probabilities lets a class cost one dot product, however many templates describe it.
+    probabilities lets a class cost one dot product, however many templates describe it. A class
+    with several names has the prompts of all of them in the mean.
 
     Raises:
-        InputError: a template has no `{}`, or two classes share a name.
+        InputError: a template has no `{}`, or there are no names or no templates.
     """
+    if not class_names or not templates:
+        raise InputError("no class names or no templates\nthere must be at least one of each")
     if not_templates := [template for template in templates if "{}" not in template]:
         raise InputError(
             f"template {not_templates[0]!r} has no {{}}\nit is where the class's name goes"
         )
-    if repeated := {name for name in class_names if list(class_names).count(name) > 1}:
-        raise InputError(
-            f"two classes are named {sorted(repeated)[0]!r}\nthey cannot be told apart by name"
-        )
-    prompts = [template.format(name) for name in class_names for template in templates]
-    zprompts = jnp.concatenate([encode_text(chunk) for chunk in _chunks(prompts)])
-    zprompts = rearrange(zprompts, "(c t) d -> c t d", t=len(templates))
-    return l2_normalise(reduce(zprompts, "c t d -> c d", "mean"))
+    synonyms = [(name,) if isinstance(name, str) else name for name in class_names]
+    prompts = [
+        template.replace("{}", name)
+        for names in synonyms
+        for name in names
+        for template in templates
+    ]
+    zprompts, truncated = embedder.embed_texts(prompts)
+    class_of = np.repeat(np.arange(len(synonyms)), [len(n) * len(templates) for n in synonyms])
+    sums = jax.ops.segment_sum(jnp.asarray(zprompts), class_of, len(synonyms))
+    return Classifier(l2_normalise(sums), truncated)
 
 
-def _chunks(prompts: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        yield prompts[start : start + PROMPTS_AT_ONCE]
+@jax.jit
+def _similarities(
+    zimg: Float[Array, "n d"], classifier: Float[Array, "classes d"]
+) -> Float[Array, "n classes"]:
+    return jnp.matmul(zimg, classifier.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def rank_classes(
+def class_similarities(
     zimg: Float[np.ndarray, "n d"], classifier: Float[Array, "classes d"]
-) -> Int[np.ndarray, "n classes"]:
-    """Classes of each picture, most similar first."""
-    similarities = jnp.matmul(zimg, classifier.T, precision=jax.lax.Precision.HIGHEST)
-    return np.asarray(jnp.argsort(similarities, axis=1, descending=True, stable=True))
+) -> Float[np.ndarray, "n classes"]:
+    """Cosine of each picture with each class."""
+    return np.concatenate(
+        [
+            np.asarray(_similarities(zimg[start : start + PICTURES_AT_ONCE], classifier))
+            for start in range(0, len(zimg), PICTURES_AT_ONCE)
+        ]
+    )
 
 
-class Classified(NamedTuple):
-    """What a task's report is made of."""
-
-    scores: dict[str, Score]
-    labels: Int[np.ndarray, " n"]
-    ranking: Int[np.ndarray, "n classes"]
-    unreadable: tuple[str, ...]
-
-
-def classify_task(model: CLIPModel, task: ClassificationTask, batch_size: int) -> Classified:
-    """Zero-shot scores of `model` on `task`; accuracies are shares of 0..1.
+def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wording) -> Result:
+    """Zero-shot scores of a model on `task`; all are shares of 0..1.
 
     Raises:
-        InputError: the task's names or templates cannot be used, or its pictures not be had.
+        InputError: the task's names or templates cannot be used.
     """
-    images = task.images(model.transform.size)
-    names = (*task.class_names, *task.distractors)
-    classifier = build_zero_shot_classifier(model.encode_text, names, task.templates)
-    zimg, unreadable = embed_images(model, images, batch_size)
-    labels = np.array([images.label(index) for index in range(len(images))])
-
-    classes = len(task.class_names)
-    ranking = rank_classes(zimg, classifier[:classes])
-    scores = {
-        "top1": Score(top_k_accuracy(ranking, labels, 1), 1 / classes),
-        "top5": Score(top_k_accuracy(ranking, labels, 5), min(5 / classes, 1.0)),
-        "mean_per_class": Score(mean_per_class_accuracy(ranking[:, 0], labels), 1 / classes),
-    }
+    names = (*wording.class_names, *task.distractors)
+    classifier, truncated = build_zero_shot_classifier(embedder, names, wording.templates)
+    zimg, unreadable = embedder.embed_images(data.pictures)
+    notes = list(wording.notes)
+    if truncated:
+        notes.append(f"{truncated:,} prompts were too long for the model and lost their end")
+    similarities = class_similarities(zimg, classifier)
+    scale = embedder.model.logit_scale
+    classes = len(wording.class_names)
+    if data.labels.ndim == 2:
+        result = score_multilabel(similarities, data.labels)
+    else:
+        result = score_single_label(similarities[:, :classes], data, task.metric, scale)
     if task.distractors:
-        among_all = rank_classes(zimg, classifier)
-        scores["top1_among_all"] = Score(top_k_accuracy(among_all, labels, 1), 1 / len(names))
-    return Classified(scores, labels, ranking, unreadable)
+        hits = similarities.argmax(axis=1) == data.labels
+        score = with_interval(mean_of(hits), len(hits), 1 / len(names))
+        result.scores["top1_among_all"] = score
+    return result._replace(unreadable=unreadable, notes=tuple(notes))
+
+
+def score_single_label(
+    similarities: Float[np.ndarray, "n classes"], data: Labelled, metric: str, scale: float
+) -> Result:
+    """Accuracies, calibration and what else the task's `metric` asks for.
+
+    `scale` times a similarity is the logit that the model was trained with.
+    """
+    labels = data.labels
+    examples, classes = similarities.shape
+    ranking = np.argsort(-similarities, axis=1, kind="stable")[:, :5]
+    scores = score_ranking(ranking, labels, classes)
+    logits = scale * (similarities - similarities.max(axis=1, keepdims=True))
+    confidence = 1 / np.exp(logits).sum(axis=1)
+    first = ranking[:, 0] == labels
+
+    def add(name: str, statistic: Any, chance: float) -> None:
+        scores[name] = with_interval(statistic, examples, chance)
+
+    if metric == "roc_auc":
+        add("roc_auc", roc_auc(similarities[:, 1] - similarities[:, 0], labels), 0.5)
+    if metric == "f1_macro":
+        add("f1_macro", f1_macro(ranking[:, 0], labels), 1 / classes)
+    if metric == "mean_top1_top5":
+        both = (first.astype(float) + hits_at_k(ranking, labels, 5)) / 2
+        add("mean_top1_top5", mean_of(both), (1 + min(5, classes)) / classes / 2)
+    if metric.startswith("worst_group"):
+        k = int(metric[-1])
+        statistic = worst_group(hits_at_k(ranking, labels, k), data.groups)
+        add(metric, statistic, min(k / classes, 1.0))
+    details = {
+        "calibration_error": expected_calibration_error(confidence, first),
+        "per_class": per_class_table(ranking[:, 0], labels, classes),
+    }
+    arrays = {
+        "labels": labels.astype(np.int32),
+        "ranking": ranking.astype(np.int32),
+        "confidence": confidence.astype(np.float32),
+    }
+    return Result(scores, details, arrays)
+
+
+def score_ranking(
+    ranking: Int[np.ndarray, "n best"], labels: Int[np.ndarray, " n"], classes: int
+) -> dict[str, Score]:
+    """Top-1, top-5 where there are more than five classes, and mean per class."""
+    first = ranking[:, 0] == labels
+    scores = {"top1": with_interval(mean_of(first), len(labels), 1 / classes)}
+    if classes > 5:
+        hits = hits_at_k(ranking, labels, 5)
+        scores["top5"] = with_interval(mean_of(hits), len(labels), 5 / classes)
+    statistic = mean_per_class(first, labels)
+    scores["mean_per_class"] = with_interval(statistic, len(labels), 1 / classes)
+    return scores
+
+
+def score_multilabel(similarities: Float[np.ndarray, "n classes"], present: np.ndarray) -> Result:
+    """Mean average precision; chance is the share of pictures that have a class."""
+    statistic = mean_average_precision(similarities, present)
+    score = with_interval(statistic, len(present), float(present.mean()))
+    arrays = {"present": present, "similarities": similarities.astype(np.float32)}
+    return Result({"mean_average_precision": score}, {}, arrays)

@@ -93,8 +93,8 @@ def load_batches(
     examples = ExampleLoader(
         source=source,
         order=record_order(len(source), seed),
-        tokenizer=load_tokenizer(model.tokenizer, model.text.context_length),
-        image_size=model.vision.image_size,
+        tokenizer=load_tokenizer(model.tokenizer, model.text.context_length, model.tokenizer_file),
+        transform=ImageTransform(model.vision.image_size, model.resize, model.interpolation),
         crop_scale=config.crop_scale,
         seed=seed,
     )
@@ -114,12 +114,17 @@ def load_batches(
     sharding = batch_sharding(mesh)
 
     def to_mesh(host_batch: dict[str, Any]) -> LoadedBatch:
+        # Copied and cleared, because the arrays are shared memory that a worker process lent us:
+        # JAX on a CPU keeps an aligned array rather than copy it, and Grain keeps the last batch,
+        # either until after the process has looked for what was not given back.
+        local = jax.tree.map(np.array, host_batch)
+        host_batch.clear()
         images, tokens = (
-            jax.make_array_from_process_local_data(sharding, host_batch[name])
+            jax.make_array_from_process_local_data(sharding, local[name])
             for name in ("images", "tokens")
         )
-        replaced = tuple(host_batch["replaced"].tobytes().decode().splitlines())
-        return LoadedBatch(Batch(images, tokens), int(host_batch["truncated"]), replaced, 0.0)
+        replaced = tuple(local["replaced"].tobytes().decode().splitlines())
+        return LoadedBatch(Batch(images, tokens), int(local["truncated"]), replaced, 0.0)
 
     device_batches = iter(
         grain.experimental.ThreadPrefetchIterDataset(
@@ -192,7 +197,7 @@ class ExampleLoader:
     source: Source
     order: grain.MapDataset[int]
     tokenizer: Tokenizer
-    image_size: int
+    transform: ImageTransform
     crop_scale: tuple[float, float] | None
     seed: int
 
@@ -204,14 +209,14 @@ class ExampleLoader:
         """
         epoch, record = position // len(self.source), int(self.order[position])
         replaced: list[str] = []
-        # The stand-in is a function of the broken record's number alone, so that every host and
-        # every restart agrees on it.
-        stand_ins = np.random.Generator(np.random.Philox(key=record))
-        for _ in range(MAX_REPLACEMENTS):
+        for attempt in range(MAX_REPLACEMENTS):
             try:
                 return self._load(record, epoch, tuple(replaced))
             except UnreadableRecordError as error:
                 replaced.append(f"{self.source.name(record)}: {error}".replace("\n", " "))
+                # A function of the broken record's number alone, so that every host and every
+                # restart agrees on the stand-in.
+                stand_ins = np.random.Generator(np.random.Philox(key=[record, attempt]))
                 record = int(stand_ins.integers(len(self.source)))
         raise InputError(
             f"{MAX_REPLACEMENTS} records in a row are unreadable; the first: {replaced[0]}\n"
@@ -221,10 +226,10 @@ class ExampleLoader:
     def _load(self, record: int, epoch: int, replaced: tuple[str, ...]) -> Example:
         image, caption = self.source[record]
         if self.crop_scale is None:
-            pixels = preprocess(image, ImageTransform(self.image_size))
+            pixels = preprocess(image, self.transform)
         else:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=record))
-            pixels = random_resized_crop(image, self.image_size, rng, self.crop_scale)
+            pixels = random_resized_crop(image, self.transform.size, rng, self.crop_scale)
         tokens, truncated = self.tokenizer.encode([caption])
         return Example(pixels, tokens[0], bool(truncated[0]), replaced)
 

@@ -1,16 +1,14 @@
 """Captions to token ids, with the ids that published models were trained on.
 
-Every tokenizer is a `Tokenizer`, and a config names it by its key in `TOKENIZERS`.
+Every tokenizer is a `Tokenizer`, and a config names it as one of `TOKENIZERS`.
 """
 
 import gzip
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import ftfy
 import numpy as np
 import regex
 import tokenizers
@@ -18,6 +16,8 @@ from jaxtyping import Bool, Int32
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from flaxclip.data.captions import check_texts, mend
+from flaxclip.data.siglip_tokenizer import SigLIPTokenizer
 from flaxclip.errors import InputError
 
 _CLIP_MERGES = Path(__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
@@ -95,7 +95,7 @@ class CLIPTokenizer:
         Raises:
             InputError: `texts` is a single string, or holds something that is no string.
         """
-        _check_texts(texts)
+        check_texts(texts)
         tokens = np.zeros((len(texts), self.context_length), np.int32)
         truncated = np.zeros(len(texts), bool)
         for row, text in enumerate(texts):
@@ -108,25 +108,30 @@ class CLIPTokenizer:
         return tokens, truncated
 
 
-# The next kinds, a SentencePiece model or a tokenizer.json, get a class above and a line here.
-TOKENIZERS: dict[str, Callable[[int], Tokenizer]] = {
-    "clip": CLIPTokenizer,
-}
+TOKENIZERS = ("clip", "siglip", "siglip2")
 
 
-def load_tokenizer(name: str, context_length: int) -> Tokenizer:
+def load_tokenizer(name: str, context_length: int, file: str | None = None) -> Tokenizer:
     """The tokenizer of that name, making rows of `context_length` ids.
 
+    Args:
+        name: one of `TOKENIZERS`.
+        context_length: ids a row.
+        file: the vocabulary of SigLIP's and SigLIP 2's.
+
     Raises:
-        InputError: no tokenizer has that name, or it cannot make rows that short.
+        InputError: no tokenizer has that name, it cannot make rows that short, or not read `file`.
     """
-    if name not in TOKENIZERS:
-        raise InputError(f"unknown tokenizer {name!r}\nexpected one of: {', '.join(TOKENIZERS)}")
-    return TOKENIZERS[name](context_length)
+    match name:
+        case "clip":
+            return CLIPTokenizer(context_length)
+        case "siglip" | "siglip2":
+            return SigLIPTokenizer(context_length, file, keep_punctuation=name == "siglip2")
+    raise InputError(f"unknown tokenizer {name!r}\nexpected one of: {', '.join(TOKENIZERS)}")
 
 
-def _clip_engine() -> tokenizers.Tokenizer:
-    """Byte-pair encoder of single words, with ids in open_clip's order."""
+def clip_vocabulary(start: str, end: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids of CLIP's tokens in open_clip's order, and the merges; the markers are named as given."""
     # A stable order of the 256 byte letters: sorted, they are what GPT-2's table enumerates.
     letters = sorted(ByteLevel.alphabet())
     merge_count = _CLIP_VOCAB_SIZE - 2 * len(letters) - 2
@@ -137,10 +142,15 @@ def _clip_engine() -> tokenizers.Tokenizer:
         *letters,
         *(f"{letter}</w>" for letter in letters),
         *(left + right for left, right in merges),
-        _START,
-        _END,
+        start,
+        end,
     ]
-    vocab = {name: index for index, name in enumerate(names)}
+    return {name: index for index, name in enumerate(names)}, merges
+
+
+def _clip_engine() -> tokenizers.Tokenizer:
+    """Byte-pair encoder of single words."""
+    vocab, merges = clip_vocabulary(_START, _END)
     engine = tokenizers.Tokenizer(BPE(vocab, merges, end_of_word_suffix="</w>"))
     engine.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     engine.add_special_tokens([_START, _END])
@@ -148,21 +158,5 @@ def _clip_engine() -> tokenizers.Tokenizer:
 
 
 def _clean(text: str) -> str:
-    """Mend mojibake, resolve HTML entities (twice: `&amp;lt;`), squeeze whitespace, lower-case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
-
-
-def _check_texts(texts: Sequence[str]) -> None:
-    """Raise InputError unless `texts` is a sequence of strings, and not itself a string."""
-    if isinstance(texts, str):
-        raise InputError(
-            f"got one string, {texts[:40]!r}, where a list of strings is expected\n"
-            "put it into a list: [text]"
-        )
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(
-                f"text {index} of {len(texts)} is of type {type(text).__name__}, not a string\n"
-                f"found {text!r:.40}; expected every text to be a str, '' if there is none"
-            )
+    """Mend, squeeze whitespace, lower-case."""
+    return " ".join(mend(text).split()).lower()

@@ -1,6 +1,7 @@
 """CLIP: two towers, one embedding space, and the temperature that scales their similarities."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
+from flaxclip.errors import InputError
+from flaxclip.models.modified_resnet import ModifiedResNet, ResNetConfig
 from flaxclip.models.text_transformer import TextConfig, TextTransformer
+from flaxclip.models.transformer import Remat
 from flaxclip.models.vision_transformer import VisionConfig, VisionTransformer
 
 # openai/CLIP, `clip/clip.py`: statistics of its training pictures, in units of 0..1.
@@ -24,53 +28,90 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 class CLIPConfig:
     """Everything that decides what an image and a caption turn into, preprocessing included."""
 
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig | ResNetConfig = VisionConfig()
     text: TextConfig = TextConfig()
     embed_dim: int = 512
     """Dimensions of the shared embedding space."""
-    tokenizer: Literal["clip"] = "clip"
+    init_logit_scale: float = INITIAL_LOGIT_SCALE
+    """The logarithm of the factor on cosine similarities that training starts with."""
+    init_logit_bias: float | None = None
+    """What is added to the scaled similarities at the start, for the sigmoid loss. None: nothing,
+    ever; the model has no such parameter."""
+    tokenizer: Literal["clip", "siglip", "siglip2"] = "clip"
+    """CLIP's BPE, or the SentencePiece vocabulary of SigLIP (C4, 32,000) or SigLIP 2 (Gemma)."""
+    tokenizer_file: str | None = None
+    """Vocabulary of SigLIP's tokenizers: a SentencePiece model or a tokenizer.json. CLIP's BPE
+    needs none."""
+    resize: Literal["shortest", "squash"] = "shortest"
+    """How a picture is made square: its shorter side resized and the middle cut out, or both sides
+    resized."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     image_mean: tuple[float, float, float] = OPENAI_MEAN
     image_std: tuple[float, float, float] = OPENAI_STD
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations. Parameters, norms, embeddings and the loss are float32 always."""
     unroll: int = 1
-    """Transformer blocks that one iteration of the scan holds: compile time against speed."""
+    """Blocks that one iteration of a scan holds: compile time against speed."""
+    remat: Remat = "names"
+    """What transformer blocks keep for their backward pass: memory against recomputation."""
+
+    def __post_init__(self) -> None:
+        if (
+            isinstance(self.vision, VisionConfig)
+            and self.vision.pool == "map"
+            and self.vision.width != self.embed_dim
+        ):
+            raise InputError(
+                f"embed_dim {self.embed_dim} is not the image tower's width {self.vision.width}\n"
+                'with pool "map" that tower has no projection: the two must be the same'
+            )
 
 
 class CLIP(nn.Module):
-    """`apply({"params": params}, x, method=...)` with `encode_image` or `encode_text`."""
+    """`apply(variables, x, method=...)` with `encode_image` or `encode_text`."""
 
     config: CLIPConfig
 
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        self.vision = VisionTransformer(c.vision, c.embed_dim, dtype, c.unroll)
-        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll)
+        if isinstance(c.vision, ResNetConfig):
+            self.vision = ModifiedResNet(c.vision, c.embed_dim, dtype, c.unroll)
+        else:
+            self.vision = VisionTransformer(c.vision, c.embed_dim, dtype, c.unroll, c.remat)
+        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll, c.remat)
         self.logit_scale = self.param(
-            "logit_scale", nn.initializers.constant(INITIAL_LOGIT_SCALE), ()
+            "logit_scale", nn.initializers.constant(c.init_logit_scale), ()
         )
+        if c.init_logit_bias is not None:
+            self.logit_bias = self.param(
+                "logit_bias", nn.initializers.constant(c.init_logit_bias), ()
+            )
 
-    def encode_image(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b d"]:
+    def encode_image(
+        self, images: UInt8[Array, "b h w 3"], train: bool = False
+    ) -> Float[Array, "b d"]:
         """Unit vectors of pictures that are still bytes: they travel to the device four times
         smaller than floats, and are normalised there.
+
+        With `train`, batch norms use the batch's statistics and update `batch_stats`.
         """
         mean, std = (
             jnp.array(statistic).reshape(1, 1, 1, 3)
             for statistic in (self.config.image_mean, self.config.image_std)
         )
         pixels = (images.astype(jnp.float32) / 255 - mean) / std
-        return l2_normalise(self.vision(pixels))
+        return l2_normalise(self.vision(pixels, train))
 
     def encode_text(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
         """Unit vectors of captions."""
         return l2_normalise(self.text(tokens))
 
     def __call__(
-        self, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b l"]
+        self, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b l"], train: bool = False
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d"], Float[Array, ""]]:
         """Both embeddings and the log of the logit scale."""
-        return self.encode_image(images), self.encode_text(tokens), self.logit_scale
+        return self.encode_image(images, train), self.encode_text(tokens), self.logit_scale
 
 
 def l2_normalise(z: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -89,13 +130,27 @@ def example_inputs(
     return images, tokens
 
 
-def init_params(key: Array, config: CLIPConfig) -> dict[str, Any]:
-    """Fresh parameters in float32, as a plain nested dict of arrays."""
+def init_variables(key: Array, config: CLIPConfig) -> dict[str, Any]:
+    """What `CLIP.apply` reads, fresh, in float32: `params`, and with a ResNet `batch_stats`."""
     inputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example_inputs(config))
-    return nn.unbox(CLIP(config).init(key, *inputs)["params"])
+    return nn.unbox(CLIP(config).init(key, *inputs))
+
+
+def init_params(key: Array, config: CLIPConfig) -> dict[str, Any]:
+    """Fresh parameters alone, as a plain nested dict of arrays."""
+    return init_variables(key, config)["params"]
+
+
+@functools.cache
+def _abstract_boxed(config: CLIPConfig) -> dict[str, Any]:
+    return jax.eval_shape(CLIP(config).init, jax.random.key(0), *example_inputs(config))
+
+
+def abstract_variables(config: CLIPConfig) -> dict[str, Any]:
+    """Shapes and types of `init_variables`, nothing allocated."""
+    return nn.unbox(_abstract_boxed(config))
 
 
 def logical_axes(config: CLIPConfig) -> dict[str, Any]:
     """The tree of `init_params` with a `PartitionSpec` of logical axis names at each leaf."""
-    boxed = jax.eval_shape(CLIP(config).init, jax.random.key(0), *example_inputs(config))
-    return nn.get_partition_spec(boxed["params"])
+    return nn.get_partition_spec(_abstract_boxed(config)["params"])

@@ -16,7 +16,9 @@ class _FoundError(Exception):
     """Carries the answer out of the forward pass."""
 
 
-def find_nonfinite(config: CLIPConfig, params: dict[str, Any], batch: Batch) -> str:
+def find_nonfinite(
+    config: CLIPConfig, params: dict[str, Any], batch_stats: dict[str, Any], batch: Batch
+) -> str:
     """The first layer whose output is not finite in a forward pass, in words.
 
     Runs operation by operation, since a compiled program has no layers; slow, but with the same
@@ -44,7 +46,8 @@ def find_nonfinite(config: CLIPConfig, params: dict[str, Any], batch: Batch) -> 
 
     try:
         with jax.disable_jit(), nn.intercept_methods(watch):
-            CLIP(config).apply({"params": params}, *batch)
+            variables = {"params": params, "batch_stats": batch_stats}
+            CLIP(config).apply(variables, *batch, train=True, mutable=["batch_stats"])
     except _FoundError as found:
         return f"output of {found} (the layers of a stack are called in order)"
     return "every layer's output is finite: it is the loss or a gradient that overflows"

@@ -1,4 +1,4 @@
-"""The transformer that both towers are made of: pre-norm blocks, stacked and scanned."""
+"""What towers are made of: norms, projections, attention, MLP, and how they are born."""
 
 import dataclasses
 import functools
@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flaxclip.errors import InputError
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Initializer = Callable[..., Array]
 
 
@@ -26,6 +27,7 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -58,7 +60,9 @@ def logical(init: Initializer, *axes: str | None) -> Initializer:
     return nn.with_logical_partitioning(init, axes)
 
 
-def _uniform(bound: float) -> Initializer:
+def uniform(bound: float) -> Initializer:
+    """Numbers between -`bound` and `bound`."""
+
     def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -87,9 +91,9 @@ class BlockInit:
             qkv_kernel=nn.initializers.normal(width**-0.5),
             out_kernel=nn.initializers.normal(residual_std),
             fc1_kernel=nn.initializers.normal((2 * width) ** -0.5),
-            fc1_bias=_uniform(width**-0.5),
+            fc1_bias=uniform(width**-0.5),
             fc2_kernel=nn.initializers.normal(residual_std),
-            fc2_bias=_uniform(mlp_width**-0.5),
+            fc2_bias=uniform(mlp_width**-0.5),
         )
 
     @classmethod
@@ -100,13 +104,63 @@ class BlockInit:
         U(+-fan_in^-1/2). `nn.Linear`: weight and bias U(+-fan_in^-1/2).
         """
         return cls(
-            qkv_kernel=_uniform((6 / (width + 3 * width)) ** 0.5),
-            out_kernel=_uniform(width**-0.5),
-            fc1_kernel=_uniform(width**-0.5),
-            fc1_bias=_uniform(width**-0.5),
-            fc2_kernel=_uniform(mlp_width**-0.5),
-            fc2_bias=_uniform(mlp_width**-0.5),
+            qkv_kernel=uniform((6 / (width + 3 * width)) ** 0.5),
+            out_kernel=uniform(width**-0.5),
+            fc1_kernel=uniform(width**-0.5),
+            fc1_bias=uniform(width**-0.5),
+            fc2_kernel=uniform(mlp_width**-0.5),
+            fc2_bias=uniform(mlp_width**-0.5),
         )
+
+    @classmethod
+    def xavier(cls, width: int, mlp_width: int) -> "BlockInit":
+        """Both towers of SigLIP (big_vision, `models/vit.py`): every matrix by itself."""
+        width_bound = (6 / (2 * width)) ** 0.5
+        mlp_bound = (6 / (width + mlp_width)) ** 0.5
+        return cls(
+            qkv_kernel=uniform(width_bound),
+            out_kernel=uniform(width_bound),
+            fc1_kernel=uniform(mlp_bound),
+            fc1_bias=nn.initializers.normal(1e-6),
+            fc2_kernel=uniform(mlp_bound),
+            fc2_bias=nn.initializers.normal(1e-6),
+        )
+
+
+class Projection(nn.Module):
+    """Dense layer whose parameters keep the axes of heads, computed as one matrix product.
+
+    A product of more than two axes makes XLA transpose kernels, activations and gradients on the
+    CPU: a tenth of a step's time.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    kernel_init: Initializer
+    bias_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l i"]) -> Float[Array, "b l o"]:
+        kernel = self.param("kernel", self.kernel_init, self.in_shape + self.out_shape)
+        bias = self.param("bias", self.bias_init, self.out_shape)
+        kernel = kernel.reshape(x.shape[-1], -1).astype(self.dtype)
+        return x @ kernel + bias.reshape(1, 1, -1).astype(self.dtype)
+
+
+def dot_product_attention(
+    q: Float[Array, "b h l k"], k: Float[Array, "b h m k"], v: Float[Array, "b h m k"], causal: bool
+) -> Float[Array, "b h l k"]:
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), softmax in float32."""
+    # Heads before positions, and queries scaled rather than logits: the fewest copies.
+    q = q * q.shape[-1] ** -0.5
+    logits = jnp.einsum("bhlk,bhmk->bhlm", q, k, preferred_element_type=jnp.float32)
+    if causal:
+        position = jnp.arange(q.shape[2])
+        visible = position[:, None] >= position[None, :]
+        logits = jnp.where(visible[None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhlm,bhmk->bhlk", weights, v)
 
 
 class Attention(nn.Module):
@@ -121,23 +175,25 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
         width = x.shape[-1]
         head_dim = width // self.heads
-        qkv = nn.DenseGeneral(
-            (3, self.heads, head_dim),
+        qkv = Projection(
+            (width,),
+            (self.heads, 3, head_dim),
+            kernel_init=logical(self.block_init.qkv_kernel, "embed", "heads", None, None),
+            bias_init=logical(nn.initializers.zeros, "heads", None, None),
             dtype=self.dtype,
-            kernel_init=logical(self.block_init.qkv_kernel, "embed", None, "heads", None),
-            bias_init=logical(nn.initializers.zeros, None, "heads", None),
             name="qkv",
         )(x)
-        q, k, v = rearrange(qkv, "b l three h k -> three b l h k")
-        z = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
-        return nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            dtype=self.dtype,
+        qkv = checkpoint_name(qkv, "qkv")
+        q, k, v = rearrange(qkv, "b l (h three k) -> three b h l k", h=self.heads, three=3)
+        z = rearrange(dot_product_attention(q, k, v, self.causal), "b h l k -> b l (h k)")
+        return Projection(
+            (self.heads, head_dim),
+            (width,),
             kernel_init=logical(self.block_init.out_kernel, "heads", None, "embed"),
             bias_init=logical(nn.initializers.zeros, "embed"),
+            dtype=self.dtype,
             name="out",
-        )(z)
+        )(checkpoint_name(z, "attended"))
 
 
 class MLP(nn.Module):
@@ -157,6 +213,7 @@ class MLP(nn.Module):
             bias_init=logical(self.block_init.fc1_bias, "mlp"),
             name="fc1",
         )(x)
+        h = checkpoint_name(h, "fc1")
         return nn.Dense(
             x.shape[-1],
             dtype=self.dtype,
@@ -164,60 +221,3 @@ class MLP(nn.Module):
             bias_init=logical(self.block_init.fc2_bias, "embed"),
             name="fc2",
         )(ACTIVATIONS[self.activation](h))
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then MLP."""
-
-    heads: int
-    mlp_width: int
-    activation: Activation
-    causal: bool
-    block_init: BlockInit
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
-        attention = Attention(
-            self.heads, self.causal, self.block_init, self.dtype, name="attention"
-        )
-        mlp = MLP(self.mlp_width, self.activation, self.block_init, self.dtype, name="mlp")
-        x = x + attention(layer_norm("ln_1")(x).astype(self.dtype))
-        return x + mlp(layer_norm("ln_2")(x).astype(self.dtype))
-
-
-class Transformer(nn.Module):
-    """`layers` blocks, one stacked parameter tree, one compilation of the body."""
-
-    layers: int
-    heads: int
-    mlp_width: int
-    activation: Activation
-    causal: bool
-    block_init: BlockInit
-    dtype: jnp.dtype
-    unroll: int = 1
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
-        # The barrier ends a fusion with its block. Unrolled, XLA would otherwise recompute the sum
-        # of all earlier blocks' outputs in every norm, at a cost that grows with depth squared.
-        stack = nn.scan(
-            lambda block, x, _: (jax.lax.optimization_barrier(block(x)), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.layers,
-            unroll=min(self.unroll, self.layers),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        block = TransformerBlock(
-            self.heads,
-            self.mlp_width,
-            self.activation,
-            self.causal,
-            self.block_init,
-            self.dtype,
-            name="blocks",
-        )
-        x, _ = stack(block, x, None)
-        return x

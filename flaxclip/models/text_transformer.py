@@ -1,19 +1,21 @@
-"""The text tower of CLIP: a causal transformer, read out at the end-of-text token."""
+"""The text transformer of CLIP, and that of SigLIP."""
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from flaxclip.errors import InputError
 from flaxclip.models.layers import (
     Activation,
     BlockInit,
-    Transformer,
     check_heads,
     layer_norm,
     logical,
 )
+from flaxclip.models.transformer import Remat, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +29,20 @@ class TextConfig:
     layers: int = 12
     heads: int = 8
     mlp_ratio: float = 4.0
-    """Hidden width of the MLP over `width`, rounded down as open_clip does."""
+    """Hidden width of the MLP over `width`; the product is rounded."""
     activation: Activation = "quick_gelu"
+    norm_eps: float = 1e-5
+    pool: Literal["end", "last"] = "end"
+    """Where the caption is read out. "end", CLIP's: at the end-of-text token, attention is causal.
+    "last", SigLIP's (Zhai et al. 2023): at the last position, padding or not; attention looks both
+    ways and the projection has a bias."""
 
     def __post_init__(self) -> None:
         check_heads("text", self.width, self.heads)
 
     @property
     def mlp_width(self) -> int:
-        return int(self.width * self.mlp_ratio)
+        return round(self.width * self.mlp_ratio)
 
 
 class TextTransformer(nn.Module):
@@ -45,21 +52,31 @@ class TextTransformer(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     unroll: int = 1
+    remat: Remat = "names"
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
         c = self.config
+        if c.pool == "last" and tokens.shape[1] != c.context_length:
+            raise InputError(
+                f"captions of {tokens.shape[1]} tokens for a text tower that was trained with "
+                f"{c.context_length}\npad them: it attends to padding, and reads the last position"
+            )
+        # OpenAI's numbers, or those of big_vision's `nn.Embed` and learned positions.
+        token_std, position_std = (
+            (0.02, 0.01) if c.pool == "end" else (c.width**-0.5, c.width**-0.5)
+        )
         token_embedding = self.param(
             "token_embedding",
-            logical(nn.initializers.normal(0.02), "vocab", "embed"),
+            logical(nn.initializers.normal(token_std), "vocab", "embed"),
             (c.vocab_size, c.width),
         )
         position_embedding = self.param(
             "position_embedding",
-            logical(nn.initializers.normal(0.01), None, "embed"),
+            logical(nn.initializers.normal(position_std), None, "embed"),
             (c.context_length, c.width),
         )
-        # Attention is causal and padding comes last: a context shorter than the model's is exact.
+        # Where attention is causal and padding comes last, a context shorter than ours is exact.
         positions = position_embedding[: tokens.shape[1]]
         x = (token_embedding[tokens] + positions[None]).astype(self.dtype)
         x = Transformer(
@@ -67,19 +84,29 @@ class TextTransformer(nn.Module):
             c.heads,
             c.mlp_width,
             c.activation,
-            causal=True,
-            block_init=BlockInit.scaled_normal(c.width, c.mlp_width, c.layers),
+            causal=c.pool == "end",
+            block_init=(
+                BlockInit.scaled_normal(c.width, c.mlp_width, c.layers)
+                if c.pool == "end"
+                else BlockInit.xavier(c.width, c.mlp_width)
+            ),
             dtype=self.dtype,
             unroll=self.unroll,
+            remat=self.remat,
+            norm_eps=c.norm_eps,
             name="transformer",
         )(x)
-        # End-of-text has the highest id of CLIP's vocabulary, so argmax finds its first position.
-        end = tokens.argmax(axis=-1)[:, None, None]
-        x = layer_norm("ln_final")(jnp.take_along_axis(x, end, axis=1)[:, 0])
+        if c.pool == "end":
+            # End-of-text has the highest id of CLIP's vocabulary: argmax finds its first position.
+            end = tokens.argmax(axis=-1)[:, None, None]
+            x = jnp.take_along_axis(x, end, axis=1)[:, 0]
+        else:
+            x = x[:, -1]
         return nn.Dense(
             self.embed_dim,
-            use_bias=False,
+            use_bias=c.pool == "last",
             dtype=jnp.float32,
             kernel_init=logical(nn.initializers.normal(c.width**-0.5), "embed", None),
+            bias_init=logical(nn.initializers.zeros, None),
             name="projection",
-        )(x)
+        )(layer_norm("ln_final", c.norm_eps)(x))

@@ -1,8 +1,135 @@
-"""Named architectures: a table and nothing else."""
+"""Named architectures, as open_clip names them: a table and nothing else.
+
+`-quickgelu` marks those whose transformers have OpenAI's activation: OpenAI's own models, MetaCLIP,
+DFN, and LAION-400M's ViT-B-32. Those without it have GELU: LAION-2B, DataComp and most others.
+Preprocessing is the family's; single checkpoints that depart from it (DFN's ViT-H-14 squashes,
+LAION-2B's ViT-L-14 has SigLIP's mean) must say so themselves.
+"""
+
+import dataclasses
+import math
 
 from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
+
+
+def _vit(
+    image_size: int, patch_size: int, width: int, layers: int, heads: int, mlp_ratio: float = 4.0
+) -> VisionConfig:
+    return VisionConfig(image_size, patch_size, width, layers, heads, mlp_ratio, "gelu")
+
+
+def _text(width: int, layers: int = 12) -> TextConfig:
+    return TextConfig(width=width, layers=layers, heads=width // 64, activation="gelu")
+
+
+def _quick_gelu(config: CLIPConfig) -> CLIPConfig:
+    text = dataclasses.replace(config.text, activation="quick_gelu")
+    vision = config.vision
+    if isinstance(vision, VisionConfig):
+        vision = dataclasses.replace(vision, activation="quick_gelu")
+    return dataclasses.replace(config, vision=vision, text=text)
+
+
+# Radford et al. 2021, tables 19 and 20; open_clip, `model_configs/`.
+_CLIP = {
+    # name: image tower, text tower, dimensions of the embedding
+    "RN50": CLIPConfig(ResNetConfig(224, 64, (3, 4, 6, 3)), _text(512), 1024),
+    "RN101": CLIPConfig(ResNetConfig(224, 64, (3, 4, 23, 3)), _text(512), 512),
+    "RN50x4": CLIPConfig(ResNetConfig(288, 80, (4, 6, 10, 6)), _text(640), 640),
+    "RN50x16": CLIPConfig(ResNetConfig(384, 96, (6, 8, 18, 8)), _text(768), 768),
+    "RN50x64": CLIPConfig(ResNetConfig(448, 128, (3, 15, 36, 10)), _text(1024), 1024),
+    "ViT-S-32": CLIPConfig(_vit(224, 32, 384, 12, 6), _text(384), 384),
+    "ViT-S-16": CLIPConfig(_vit(224, 16, 384, 12, 6), _text(384), 384),
+    "ViT-M-32": CLIPConfig(_vit(224, 32, 512, 12, 8), _text(512), 512),
+    "ViT-M-16": CLIPConfig(_vit(224, 16, 512, 12, 8), _text(512), 512),
+    "ViT-B-32": CLIPConfig(_vit(224, 32, 768, 12, 12), _text(512), 512),
+    "ViT-B-32-256": CLIPConfig(_vit(256, 32, 768, 12, 12), _text(512), 512),
+    "ViT-B-32-plus-256": CLIPConfig(_vit(256, 32, 896, 12, 14), _text(640), 640),
+    "ViT-B-16": CLIPConfig(_vit(224, 16, 768, 12, 12), _text(512), 512),
+    "ViT-B-16-plus": CLIPConfig(_vit(224, 16, 896, 12, 14), _text(640), 640),
+    "ViT-B-16-plus-240": CLIPConfig(_vit(240, 16, 896, 12, 14), _text(640), 640),
+    "ViT-L-16": CLIPConfig(_vit(224, 16, 1024, 24, 16), _text(768), 768),
+    "ViT-L-16-320": CLIPConfig(_vit(320, 16, 1024, 24, 16), _text(768), 768),
+    "ViT-L-14": CLIPConfig(_vit(224, 14, 1024, 24, 16), _text(768), 768),
+    "ViT-L-14-280": CLIPConfig(_vit(280, 14, 1024, 24, 16), _text(768), 768),
+    "ViT-L-14-336": CLIPConfig(_vit(336, 14, 1024, 24, 16), _text(768), 768),
+    "ViT-H-16": CLIPConfig(_vit(224, 16, 1280, 32, 16), _text(1024, 24), 1024),
+    "ViT-H-14": CLIPConfig(_vit(224, 14, 1280, 32, 16), _text(1024, 24), 1024),
+    "ViT-H-14-378": CLIPConfig(_vit(378, 14, 1280, 32, 16), _text(1024, 24), 1024),
+    "ViT-g-14": CLIPConfig(_vit(224, 14, 1408, 40, 16, 6144 / 1408), _text(1024, 24), 1024),
+    "ViT-bigG-14": CLIPConfig(_vit(224, 14, 1664, 48, 16, 8192 / 1664), _text(1280, 32), 1280),
+}
+_QUICK_GELU = (
+    "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
+    "ViT-L-14-336", "ViT-H-14", "ViT-H-14-378", "ViT-bigG-14",
+)  # fmt: skip
+
+# Width, layers, heads and width of the MLP of both towers of SigLIP; Zhai et al. 2023, Tschannen et
+# al. 2025, big_vision's `models/vit.py`. All were trained with the approximation of GELU by tanh.
+_SIGLIP_SIZES = {
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "SO400M": (1152, 27, 16, 4304),
+    "gopt": (1536, 40, 16, 6144),
+}
+
+
+def _siglip(
+    version: int, size: str, patch_size: int, image_size: int, context_length: int = 64
+) -> CLIPConfig:
+    width, layers, heads, mlp = _SIGLIP_SIZES[size]
+    vision = VisionConfig(
+        image_size, patch_size, width, layers, heads, mlp / width, "gelu_tanh", 1e-6, "map"
+    )
+    vocab_size = 32_000 if version == 1 else 256_000
+    # The largest image tower has the second largest text tower at its side.
+    text_width, layers, heads, mlp = _SIGLIP_SIZES["SO400M" if size == "gopt" else size]
+    text = TextConfig(
+        context_length, vocab_size, text_width, layers, heads, mlp / text_width,
+        "gelu_tanh", 1e-6, "last",
+    )  # fmt: skip
+    return CLIPConfig(
+        vision,
+        text,
+        embed_dim=width,
+        init_logit_scale=math.log(10),
+        init_logit_bias=-10.0,
+        tokenizer="siglip" if version == 1 else "siglip2",
+        resize="squash",
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )
+
+
+_SIGLIP = {
+    "ViT-B-16-SigLIP": _siglip(1, "B", 16, 224),
+    "ViT-B-16-SigLIP-256": _siglip(1, "B", 16, 256),
+    "ViT-B-16-SigLIP-384": _siglip(1, "B", 16, 384),
+    "ViT-B-16-SigLIP-512": _siglip(1, "B", 16, 512),
+    "ViT-L-16-SigLIP-256": _siglip(1, "L", 16, 256),
+    "ViT-L-16-SigLIP-384": _siglip(1, "L", 16, 384),
+    "ViT-SO400M-14-SigLIP": _siglip(1, "SO400M", 14, 224, context_length=16),
+    "ViT-SO400M-14-SigLIP-378": _siglip(1, "SO400M", 14, 378),
+    "ViT-SO400M-14-SigLIP-384": _siglip(1, "SO400M", 14, 384),
+    "ViT-B-32-SigLIP2-256": _siglip(2, "B", 32, 256),
+    "ViT-B-16-SigLIP2": _siglip(2, "B", 16, 224),
+    "ViT-B-16-SigLIP2-256": _siglip(2, "B", 16, 256),
+    "ViT-B-16-SigLIP2-384": _siglip(2, "B", 16, 384),
+    "ViT-B-16-SigLIP2-512": _siglip(2, "B", 16, 512),
+    "ViT-L-16-SigLIP2-256": _siglip(2, "L", 16, 256),
+    "ViT-L-16-SigLIP2-384": _siglip(2, "L", 16, 384),
+    "ViT-L-16-SigLIP2-512": _siglip(2, "L", 16, 512),
+    "ViT-SO400M-14-SigLIP2": _siglip(2, "SO400M", 14, 224),
+    "ViT-SO400M-14-SigLIP2-378": _siglip(2, "SO400M", 14, 378),
+    "ViT-SO400M-16-SigLIP2-256": _siglip(2, "SO400M", 16, 256),
+    "ViT-SO400M-16-SigLIP2-384": _siglip(2, "SO400M", 16, 384),
+    "ViT-SO400M-16-SigLIP2-512": _siglip(2, "SO400M", 16, 512),
+    "ViT-gopt-16-SigLIP2-256": _siglip(2, "gopt", 16, 256),
+    "ViT-gopt-16-SigLIP2-384": _siglip(2, "gopt", 16, 384),
+}
 
 VARIANTS: dict[str, CLIPConfig] = {
     # For tests and the built-in data: few, large patches and a short context are what make it fast.
@@ -11,18 +138,9 @@ VARIANTS: dict[str, CLIPConfig] = {
         text=TextConfig(context_length=20, width=64, layers=2, heads=2),
         embed_dim=64,
         unroll=4,
+        remat="none",
     ),
-    # Radford et al. 2021, table 20.
-    "ViT-B-32": CLIPConfig(),
-    "ViT-B-16": CLIPConfig(vision=VisionConfig(patch_size=16)),
-    "ViT-L-14": CLIPConfig(
-        vision=VisionConfig(patch_size=14, width=1024, layers=24, heads=16),
-        text=TextConfig(width=768, heads=12),
-        embed_dim=768,
-    ),
-    "ViT-L-14-336": CLIPConfig(
-        vision=VisionConfig(image_size=336, patch_size=14, width=1024, layers=24, heads=16),
-        text=TextConfig(width=768, heads=12),
-        embed_dim=768,
-    ),
+    **_CLIP,
+    **{f"{name}-quickgelu": _quick_gelu(_CLIP[name]) for name in _QUICK_GELU},
+    **_SIGLIP,
 }

@@ -1,6 +1,7 @@
-"""The image tower of CLIP: a vision transformer with a class token and a norm before the blocks."""
+"""The vision transformer of CLIP, and that of SigLIP."""
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -8,14 +9,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxclip.errors import InputError
+from flaxclip.models.attention_pool import MAPHead
 from flaxclip.models.layers import (
     Activation,
     BlockInit,
-    Transformer,
     check_heads,
     layer_norm,
     logical,
 )
+from flaxclip.models.transformer import Remat, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,17 @@ class VisionConfig:
     layers: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    """Hidden width of the MLP over `width`, rounded down as open_clip does."""
+    """Hidden width of the MLP over `width`; the product is rounded."""
     activation: Activation = "quick_gelu"
+    norm_eps: float = 1e-5
+    pool: Literal["class", "map"] = "class"
+    """How the patches become one vector. "class", CLIP's: a class token, a norm before the blocks,
+    and a projection. "map", SigLIP's (Zhai et al. 2023): multi-head attention pooling, no other
+    token, norm or projection, and patches embedded with a bias."""
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
+        # SigLIP So400m/14 at 384 pixels leaves the last 6 of each row and column unseen.
+        if self.image_size % self.patch_size and self.pool == "class":
             raise InputError(
                 f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}\n"
                 "choose an image size that is a multiple of the patch size"
@@ -42,7 +50,12 @@ class VisionConfig:
 
     @property
     def mlp_width(self) -> int:
-        return int(self.width * self.mlp_ratio)
+        return round(self.width * self.mlp_ratio)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
 
 
 class VisionTransformer(nn.Module):
@@ -52,52 +65,68 @@ class VisionTransformer(nn.Module):
     embed_dim: int
     dtype: jnp.dtype
     unroll: int = 1
+    remat: Remat = "names"
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+    def __call__(self, pixels: Float[Array, "b h w 3"], train: bool = False) -> Float[Array, "b d"]:
+        """`train` makes no difference to this tower."""
         c = self.config
         # A convolution whose stride is its kernel is a matrix product of flattened patches.
+        side = c.grid * c.patch_size
         patches = rearrange(
-            pixels, "b (h p) (w q) c -> b (h w) (p q c)", p=c.patch_size, q=c.patch_size
+            pixels[:, :side, :side],
+            "b (h p) (w q) c -> b (h w) (p q c)",
+            p=c.patch_size,
+            q=c.patch_size,
         )
         x = nn.Dense(
             c.width,
-            use_bias=False,
+            use_bias=c.pool == "map",
             dtype=self.dtype,
             kernel_init=logical(
                 nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), None, "embed"
             ),
+            bias_init=logical(nn.initializers.zeros, "embed"),
             name="patch_embedding",
         )(patches)
 
         width_normal = nn.initializers.normal(c.width**-0.5)
-        class_embedding = self.param("class_embedding", logical(width_normal, "embed"), (c.width,))
+        if c.pool == "class":
+            class_embedding = self.param(
+                "class_embedding", logical(width_normal, "embed"), (c.width,)
+            )
+            class_token = jnp.broadcast_to(class_embedding, (x.shape[0], 1, c.width))
+            x = jnp.concatenate([class_token.astype(x.dtype), x], axis=1)
         position_embedding = self.param(
-            "position_embedding",
-            logical(width_normal, None, "embed"),
-            (patches.shape[1] + 1, c.width),
+            "position_embedding", logical(width_normal, None, "embed"), x.shape[1:]
         )
-        class_token = jnp.broadcast_to(class_embedding, (x.shape[0], 1, c.width))
-        x = jnp.concatenate([class_token.astype(x.dtype), x], axis=1)
         x = x + position_embedding[None].astype(x.dtype)
+        if c.pool == "class":
+            x = layer_norm("ln_pre", c.norm_eps)(x).astype(self.dtype)
 
-        x = layer_norm("ln_pre")(x).astype(self.dtype)
+        born = BlockInit.torch_default if c.pool == "class" else BlockInit.xavier
         x = Transformer(
             c.layers,
             c.heads,
             c.mlp_width,
             c.activation,
             causal=False,
-            block_init=BlockInit.torch_default(c.width, c.mlp_width),
+            block_init=born(c.width, c.mlp_width),
             dtype=self.dtype,
             unroll=self.unroll,
+            remat=self.remat,
+            norm_eps=c.norm_eps,
             name="transformer",
         )(x)
-        x = layer_norm("ln_post")(x[:, 0])
+
+        ln_post = layer_norm("ln_post", c.norm_eps)
+        if c.pool == "map":
+            head = MAPHead(c.heads, c.mlp_width, c.activation, c.norm_eps, self.dtype, name="pool")
+            return head(ln_post(x).astype(self.dtype))
         return nn.Dense(
             self.embed_dim,
             use_bias=False,
             dtype=jnp.float32,
             kernel_init=logical(width_normal, "embed", None),
             name="projection",
-        )(x)
+        )(ln_post(x[:, 0]))

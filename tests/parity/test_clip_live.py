@@ -12,11 +12,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flaxclip.interop.huggingface import (
-    huggingface_shapes,
-    params_from_huggingface,
-    params_to_huggingface,
-)
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.models.clip import CLIP, CLIPConfig, init_params
 from flaxclip.models.text_transformer import TextConfig
@@ -29,6 +24,11 @@ from tests.parity.clip_cases import (
     pixel_values,
     random_inputs,
     random_tensors,
+)
+from tests.peer_params import (
+    huggingface_shapes,
+    params_from_huggingface,
+    params_to_huggingface,
 )
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
@@ -158,7 +158,7 @@ def test_one_adamw_step_changes_the_parameters_by_the_same():
         if name.endswith("qkv/bias"):
             # A key's bias adds the same to all logits of a query: its gradient is 0, and what
             # AdamW makes of rounding errors is not compared.
-            update, change = update[:, [0, 2]], change[:, [0, 2]]
+            update, change = update[:, :, [0, 2]], change[:, :, [0, 2]]
         # Where a gradient is about as small as eps, its rounding shows in the step; hence not 1e-6.
         error = np.linalg.norm(update - change) / np.linalg.norm(change)
         assert error < 1e-3, name

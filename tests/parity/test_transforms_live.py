@@ -4,35 +4,18 @@ pip install open_clip_torch torchvision scikit-image scikit-learn
 python -m pytest tests/parity/test_transforms_live.py
 """
 
-import importlib.util
 import io
-import pathlib
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from flaxclip.data.transforms import ImageTransform, preprocess, random_resized_crop, sample_crop
+from tests.parity.pictures import photographs
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is a peer, not a requirement")
 open_clip_transform = pytest.importorskip("open_clip.transform", reason="open_clip is a peer")
-
-
-def _photographs() -> list[pathlib.Path]:
-    """Pictures in the wheels of three packages, found without importing these."""
-    paths = []
-    folders = {
-        "skimage": "data",
-        "sklearn": "datasets/images",
-        "matplotlib": "mpl-data/sample_data",
-    }
-    for package, folder in folders.items():
-        spec = importlib.util.find_spec(package)
-        for root in spec.submodule_search_locations if spec else ():
-            for suffix in ("png", "jpg", "gif"):
-                paths += pathlib.Path(root, folder).glob(f"*.{suffix}")
-    return sorted(paths)
 
 
 def _open_clip(file: io.BytesIO, size: int, mode: str, interpolation: str) -> np.ndarray:
@@ -82,7 +65,7 @@ def _kinds_of_file() -> dict[str, bytes]:
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mode, interpolation):
-    paths = _photographs()
+    paths = photographs()
     if len(paths) < 30:
         pytest.skip(f"only {len(paths)} pictures: scikit-image and scikit-learn are not installed")
     for path in paths:
@@ -115,7 +98,7 @@ def test_odd_sizes_round_as_torchvision_does():
 
 def test_training_crops_are_equal_to_torchvisions_at_the_same_place():
     functional = torchvision.transforms.functional
-    for number, path in enumerate(_photographs()):
+    for number, path in enumerate(photographs()):
         ours = random_resized_crop(path.read_bytes(), 224, np.random.default_rng(number))
         image = PIL.Image.open(path).convert("RGB")
         place = sample_crop(

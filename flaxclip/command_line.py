@@ -1,10 +1,10 @@
-"""What the command line of `python -m flaxclip.train` takes."""
+"""From a command line to the configuration of a run."""
 
 import argparse
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -14,25 +14,29 @@ from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.variants import VARIANTS
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """Pretrain CLIP. The same command again resumes where the run stopped."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunCommand:
+    """Flags that choose a run; a command adds its own by subclassing it."""
 
     experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
     """Python file with get_config(), or the name of one that comes with flaxclip. Its values are
     the defaults of all flags below."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Architecture to start from, in place of the experiment's."""
-    resume_with_changes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD")]
-    """Fields, such as optim.peak_lr, in which this run may differ from what its workdir holds.
-    `data` also lets the corpus be another one."""
-    debug_nans: bool
-    """Stop at the first loss or gradient that is not finite, and say in which layer it arises."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    # A model's image tower is of the kind that the default has: --model chooses the kind.
+    config: Annotated[
+        TrainConfig,
+        tyro.conf.arg(name=""),
+        tyro.conf.FlagConversionOff,
+        tyro.conf.AvoidSubcommands,
+    ]
 
 
-def parse(args: Sequence[str]) -> Command:
-    """What a command line asks for.
+Command = TypeVar("Command", bound=RunCommand)
+
+
+def parse(command: type[Command], args: Sequence[str], program: str) -> Command:
+    """The command that `args` ask for.
 
     Flags default to the values of the experiment, so that is looked at first; likewise `--model`,
     whose architecture is what the flags `--model.…` change.
@@ -49,11 +53,11 @@ def parse(args: Sequence[str]) -> Command:
     if name is not None:
         config = dataclasses.replace(config, model=variant(name))
     return tyro.cli(
-        Command,
+        command,
         args=args,
-        default=Command(experiment, None, (), False, config),
-        prog="python -m flaxclip.train",
-        config=(tyro.conf.FlagConversionOff,),
+        default=command(experiment=experiment, config=config),
+        prog=f"python -m {program}",
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 

@@ -1,0 +1,79 @@
+"""Time and peak memory of loading weights, against the size of the file and reading its bytes.
+
+python experiments/perf/load.py ViT-B-32
+python experiments/perf/load.py ViT-L-14
+
+Random weights are written as safetensors and as a torch file; each is then loaded in a process of
+its own, after one that only reads the file, so that both find it in the page cache.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.models.variants import VARIANTS
+
+_CHILD = """
+import sys, time
+import flaxclip.api, jax
+def peak():  # not getrusage's, which counts the parent's too
+    line = next(x for x in open("/proc/self/status") if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+start = peak()
+began = time.perf_counter()
+if sys.argv[2] == "read":
+    data = open(sys.argv[1], "rb").read()
+else:
+    model = flaxclip.load(sys.argv[1])
+    jax.block_until_ready(model.variables)
+seconds = time.perf_counter() - began
+print(seconds, start, peak())
+"""
+
+
+def measure(path: Path, what: str) -> tuple[float, float, float]:
+    """Seconds, and peak memory in bytes before and after, of a process that does `what`."""
+    command = [sys.executable, "-c", _CHILD, str(path), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, before, after = map(float, done.stdout.split())
+    return seconds, before, after
+
+
+def write_torch(tensors: dict[str, np.ndarray], path: Path) -> None:
+    """As `torch.save` writes a state dict."""
+    from tests.torch_files import saved
+
+    path.write_bytes(saved(tensors))
+
+
+def main() -> None:
+    """The command line."""
+    config = VARIANTS[sys.argv[1]]
+    rng = np.random.default_rng(0)
+    shapes = open_clip_table(config).their_shapes()
+    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "open_clip_config.json").write_text(json.dumps(open_clip_json(config)))
+        safetensors.numpy.save_file(tensors, root / "model.safetensors")
+        write_torch(tensors, root / "model.pt")
+        for name in ("model.safetensors", "model.pt"):
+            size = (root / name).stat().st_size
+            read, *_ = measure(root / name, "read")
+            seconds, before, peak = measure(root / name, "load")
+            print(
+                f"{sys.argv[1]} {name}: {size / 1e6:.0f} MB, loaded in {seconds:.2f} s "
+                f"({seconds / read:.1f} times reading its bytes), peak {peak / size:.2f} times "
+                f"its size, {(peak - before) / size:.2f} of them on top of the program's"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Time of the contrastive loss with its gradients, form against form, on virtual CPU devices.
+
+    python experiments/perf/loss_time.py
+
+Forms take turns in one process; the fastest turn of each counts, as ratios. The named alternative
+is a matrix for each direction (`two_matrices.py`). Run it on an otherwise idle machine.
+"""
+
+import dataclasses
+import os
+import time
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    batch_size: int = 8192
+    """Pairs over all devices."""
+    embed_dim: int = 512
+    devices: int = 8
+    """Virtual devices that share this machine's cores."""
+    rounds: int = 5
+    """Turns of every form."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
+    import jax
+    import jax.numpy as jnp
+    from two_matrices import two_matrix_loss
+
+    from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
+    from flaxclip.losses.softmax import softmax_contrastive_loss
+    from flaxclip.sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
+
+    mesh = make_mesh(MeshConfig())
+    keys = jax.random.split(jax.random.key(0))
+    shape = options.batch_size, options.embed_dim
+    zimg, ztxt = (jax.random.normal(key, shape) / shape[1] ** 0.5 for key in keys)
+    inputs = (*jax.device_put((zimg, ztxt), batch_sharding(mesh)), jnp.log(1 / 0.07))
+    bias = jnp.float32(-10)
+    losses = {
+        "softmax, two matrices": lambda *z: two_matrix_loss(*z, BATCH_AXES),
+        "softmax, gathered": lambda *z: softmax_contrastive_loss(*z, BATCH_AXES, "gathered").loss,
+        "softmax, tiled": lambda *z: softmax_contrastive_loss(*z, BATCH_AXES, "tiled").loss,
+        "sigmoid, gathered": lambda *z: (
+            sigmoid_contrastive_loss(*z, bias, BATCH_AXES, "gathered").loss
+        ),
+        "sigmoid, tiled": lambda *z: sigmoid_contrastive_loss(*z, bias, BATCH_AXES, "tiled").loss,
+    }
+    seconds = dict.fromkeys(losses, float("inf"))
+    with jax.set_mesh(mesh):
+        steps = {name: jax.jit(jax.grad(loss, (0, 1, 2))) for name, loss in losses.items()}
+        for step in steps.values():
+            jax.block_until_ready(step(*inputs))
+        for _ in range(options.rounds):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                jax.block_until_ready(step(*inputs))
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+
+    print(f"B {shape[0]}, d {shape[1]}, {mesh.size} virtual devices, forward and backward")
+    two, gathered = seconds["softmax, two matrices"], seconds["softmax, gathered"]
+    for name, value in seconds.items():
+        print(
+            f"{name:22} {value:6.2f} s   {value / two:.2f} of two matrices   "
+            f"{value / gathered:.2f} of gathered softmax"
+        )
+
+
+if __name__ == "__main__":
+    main()

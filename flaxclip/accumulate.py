@@ -1,0 +1,100 @@
+"""The gradient of a loss over a whole batch, with the activations of a part of the batch.
+
+GradCache (Gao et al. 2021, section 3.2): embed part after part and keep no activations, take the
+loss and its gradient in the embeddings over the whole batch, embed part after part again and pull
+that gradient back. To average the parts' own losses would drop the negatives between them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from einops import rearrange
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Shaped
+
+from flaxclip.sharding import BATCH_AXES
+
+Params = dict[str, Any]
+Stats = dict[str, Any]
+Embeddings = tuple[Array, ...]
+
+
+def loss_and_gradients(
+    embed: Callable[[Params, Stats, Any], tuple[Embeddings, Stats]],
+    loss: Callable[[Embeddings, Params], tuple[Float[Array, ""], Any]],
+    params: Params,
+    stats: Stats,
+    inputs: Any,
+    parts: int,
+) -> tuple[Params, Stats, Any]:
+    """Gradient of `loss(embed(inputs))` by `params`, new `stats`, and what else `loss` returns.
+
+    Args:
+        embed: `(params, stats, inputs) -> (embeddings, new stats)`, example by example but for
+            statistics, which are then those of a part, updated part after part.
+        loss: `(embeddings, params) -> (loss, more)` over the whole batch.
+        params: what `embed` and `loss` are differentiated by.
+        stats: running statistics of batch norms.
+        inputs: arrays `[b ...]`, divided over the mesh's batch axes.
+        parts: that the batch is embedded in. 1: all at once, with the activations of all of it.
+
+    Memory: activations of `b / parts` examples, embeddings of all, and a second set of gradients.
+    Time: one more forward pass, unless `parts` is 1.
+    """
+    if parts == 1:
+
+        def embed_and_loss(params: Params) -> tuple[Float[Array, ""], Any]:
+            embeddings, new_stats = embed(params, stats, inputs)
+            value, more = loss(embeddings, params)
+            return value, (new_stats, more)
+
+        gradients, (new_stats, more) = jax.grad(embed_and_loss, has_aux=True)(params)
+        return gradients, new_stats, more
+
+    def embed_part(stats: Stats, part: Any) -> tuple[Stats, Embeddings]:
+        embeddings, stats = embed(params, stats, part)
+        return stats, embeddings
+
+    def pull_back(gradients: Params, part: tuple[Any, Embeddings]) -> tuple[Params, None]:
+        inputs, cotangents = part
+        _, pull = jax.vjp(lambda params: embed(params, stats, inputs)[0], params)
+        return jax.tree.map(jax.numpy.add, gradients, pull(cotangents)[0]), None
+
+    inputs = _split(inputs, parts)
+    new_stats, embeddings = jax.lax.scan(embed_part, stats, inputs)
+    (by_embeddings, gradients), more = jax.grad(loss, (0, 1), has_aux=True)(
+        _join(embeddings), params
+    )
+    gradients, _ = jax.lax.scan(pull_back, gradients, (inputs, _split(by_embeddings, parts)))
+    return gradients, new_stats, more
+
+
+# A device cuts up what it holds and puts together what it made: every part is spread over all
+# devices, and no example travels.
+
+
+def _split(tree: Any, parts: int) -> Any:
+    """Arrays `[b ...]` as `[parts, b / parts, ...]`."""
+
+    def split(x: Shaped[Array, "b ..."]) -> Shaped[Array, "parts part ..."]:
+        x = rearrange(x, "(n parts k) ... -> parts (n k) ...", n=_shards(), parts=parts)
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, BATCH_AXES))
+
+    return jax.tree.map(split, tree)
+
+
+def _join(tree: Any) -> Any:
+    """The inverse of `_split`."""
+
+    def join(x: Shaped[Array, "parts part ..."]) -> Shaped[Array, "b ..."]:
+        x = rearrange(x, "parts (n k) ... -> (n parts k) ...", n=_shards())
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+    return jax.tree.map(join, tree)
+
+
+def _shards() -> int:
+    """Devices that a batch is divided over, on the context's mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,106 @@
+"""Charts as SVG text that takes its colours from the page, so that they follow its dark mode."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 44, 12, 16
+LINES = ("series-0", "series-1", "series-2", "series-3", "series-4", "series-5")
+"""Classes of the page's style sheet."""
+
+
+class Point(NamedTuple):
+    """A place in units of the data, what it is called, and its 95% interval if it has one."""
+
+    x: float
+    y: float
+    label: str
+    low: float | None = None
+    high: float | None = None
+
+
+class Axes(NamedTuple):
+    """Ranges in units of the data."""
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    x_label: str
+    y_label: str
+    x_is_share: bool
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Of a point, in units of the picture."""
+        (x0, x1), (y0, y1) = self.x_range, self.y_range
+        across = (x - x0) / ((x1 - x0) or 1)
+        up = (y - y0) / ((y1 - y0) or 1)
+        return (
+            LEFT + across * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP),
+        )
+
+
+def chart(
+    title: str,
+    axes: Axes,
+    series: dict[str, Sequence[Point]],
+    line: Sequence[tuple[float, float]] = (),
+    background: Sequence[Point] = (),
+    connect: bool = False,
+) -> Markup:
+    """A picture of points in several series, over a line and points in the background."""
+    parts = [_frame(axes)]
+    for point in background:
+        x, y = axes.place(point.x, point.y)
+        parts.append(_dot(x, y, 3, "reference", point.label))
+    if line:
+        parts.append(_path([axes.place(*place) for place in line], "reference-line"))
+    for style, points in zip(LINES * len(series), series.values(), strict=False):
+        if connect:
+            parts.append(_path([axes.place(p.x, p.y) for p in points], style))
+        for point in points:
+            x, y = axes.place(point.x, point.y)
+            if point.low is not None:
+                ends = [axes.place(point.x, point.low), axes.place(point.x, point.high)]
+                parts.append(_path(ends, style))
+            parts.append(_dot(x, y, 5, style, point.label))
+    described = escape(title)
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">'
+        + "".join(parts)
+        + "</svg>"
+    )
+
+
+def _frame(axes: Axes) -> str:
+    parts = []
+    for number in range(5):
+        share = number / 4
+        x = axes.x_range[0] + share * (axes.x_range[1] - axes.x_range[0])
+        y = axes.y_range[0] + share * (axes.y_range[1] - axes.y_range[0])
+        at_x, at_y = axes.place(x, y)
+        name = f"{x:.0%}" if axes.x_is_share else f"{x:,.0f}"
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y:.1f}" y2="{at_y:.1f}"/>'
+            f'<text x="{LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end">{y:.0%}</text>'
+            f'<text x="{at_x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{name}</text>'
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
+        f"{escape(axes.x_label)}</text>"
+        f'<text transform="translate(13 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(axes.y_label)}</text>"
+    )
+    return "".join(parts)
+
+
+def _dot(x: float, y: float, radius: float, style: str, label: str) -> str:
+    return (
+        f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
+        f"<title>{escape(label)}</title></circle>"
+    )
+
+
+def _path(places: Sequence[tuple[float, float]], style: str) -> str:
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline class="{style}" points="{points}"/>'

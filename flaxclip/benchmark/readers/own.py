@@ -1,0 +1,76 @@
+"""The built-in data, and image–caption pairs in the shards that training reads."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from flaxclip.benchmark.datasets import Captioned, Labelled
+from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.source import Source, UnreadableRecordError
+from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.errors import InputError
+
+TRAIN_SCENES = 12_000
+"""Of ten million, for probes."""
+
+
+class PairPictures:
+    """The pictures of image–caption pairs."""
+
+    def __init__(self, source: Source, identity: str, length: int | None = None):
+        self._source = source
+        self.identity = identity
+        self.name = source.name
+        self._length = len(source) if length is None else length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> bytes | UInt8[np.ndarray, "h w 3"]:
+        return self._source[index].image
+
+
+def read_scenes(
+    task: Task, source: DataSource, split: str, data_dir: Path, image_size: int
+) -> Labelled:
+    """A split of the built-in data."""
+    del task, data_dir
+    # The source's own name is its test split; `split` differs from it for probes alone.
+    split = "train" if split == source.train else source.name
+    scenes = ScenesSource(split, image_size)
+    count = TRAIN_SCENES if split == "train" else len(scenes)
+    identity = f"scenes 1 {split} {count} {image_size}"
+    labels = np.array([scenes.label(index) for index in range(count)])
+    return Labelled(PairPictures(scenes, identity, count), labels)
+
+
+def read_pairs(
+    task: Task, source: DataSource, split: str, data_dir: Path, image_size: int
+) -> Captioned:
+    """Image–caption pairs; the source's name is a pattern of shards, or several lines of them.
+
+    A caption that several pictures have is one candidate, right for each of them.
+
+    Raises:
+        InputError: the shards cannot be read, or a caption.
+    """
+    del task, split, data_dir, image_size
+    pairs = WebDatasetSource(source.name.split("\n"))
+    stats = [(path, Path(path).stat()) for path in pairs.paths]
+    identity = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    captions = [_caption(pairs, index) for index in range(len(pairs))]
+    place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    belongs = [(picture, place[caption]) for picture, caption in enumerate(captions)]
+    return Captioned(PairPictures(pairs, identity), tuple(place), np.array(belongs))
+
+
+def _caption(source: WebDatasetSource, index: int) -> str:
+    try:
+        return source[index].caption
+    except UnreadableRecordError as error:
+        raise InputError(
+            f"{source.name(index)}: {error}\n"
+            "a pair without its caption cannot be retrieved: mend it or take it out of the shard"
+        ) from None

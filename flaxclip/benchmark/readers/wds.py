@@ -1,0 +1,175 @@
+"""CLIP_benchmark's webdatasets: `wds_NAME/` with classnames.txt, test/nshards.txt, test/0.tar.
+
+A record is a picture (.webp .png .jpg .jpeg) with, under the same key, the number of its class
+(.cls), for several classes a NumPy row of 0 and 1 (.npy), or captions, a line each (.txt).
+"""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from flaxclip.benchmark.datasets import Captioned, Labelled, MissingDataError
+from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.source import UnreadableRecordError
+from flaxclip.errors import InputError
+
+_PICTURES = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark prefers them
+
+
+class TarPictures:
+    """Pictures inside tars, read by position without unpacking."""
+
+    def __init__(self, members: list[tuple[Path, str, int, int]]):
+        """`members`: tar, key, offset and size of each picture."""
+        self._members = members
+        tars = sorted({path for path, *_ in members})
+        stats = [(str(tar), tar.stat()) for tar in tars]
+        self.identity = repr([(tar, stat.st_size, stat.st_mtime_ns) for tar, stat in stats])
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> bytes:
+        path, _, offset, size = self._members[index]
+        with path.open("rb") as file:
+            data = os.pread(file.fileno(), size, offset)
+        if len(data) != size:
+            raise UnreadableRecordError(f"{path} ends inside the picture")
+        return data
+
+    def name(self, index: int) -> str:
+        """Tar and key, e.g. `0.tar/s0000007`."""
+        path, key, *_ = self._members[index]
+        return f"{path.name}/{key}"
+
+
+def read_wds(
+    task: Task, source: DataSource, split: str, data_dir: Path, image_size: int
+) -> Labelled | Captioned:
+    """One split of a set in this layout.
+
+    Raises:
+        MissingDataError: it is not there.
+        InputError: a file of it is damaged or missing.
+    """
+    del image_size
+    root = find_wds(source.name, data_dir)
+    folder = root / split
+    records = _read_tars(folder, root)
+    pictures = TarPictures([record["picture"] for record in records])
+    if task.kind == "retrieval":
+        captions = [_field(record, "txt").decode().splitlines() for record in records]
+        for index, lines in enumerate(captions):
+            if not lines:
+                raise InputError(f"{folder / pictures.name(index)} has no caption\nmend the set")
+        picture_of = np.repeat(np.arange(len(records)), [len(lines) for lines in captions])
+        pairs = np.stack([picture_of, np.arange(len(picture_of))], axis=1)
+        return Captioned(pictures, tuple(line for lines in captions for line in lines), pairs)
+    if task.kind == "multilabel":
+        labels = _multi_hot([_field(record, "npy") for record in records], folder)
+    else:
+        labels = _numbers([_field(record, "cls") for record in records], pictures, folder)
+    groups = None
+    if task.group is not None:
+        rows = [np.load(io.BytesIO(_field(record, "npy"))).ravel() for record in records]
+        groups = np.array([row[task.group] for row in rows]).astype(np.int64)
+    names, templates = _lines(root / "classnames.txt"), None
+    if (lines := _lines(root / "zeroshot_classification_templates.txt")) is not None:
+        templates = tuple(line.replace("{c}", "{}") for line in lines)
+    return Labelled(pictures, labels, names, templates, groups)
+
+
+def find_wds(name: str, data_dir: Path) -> Path:
+    """The folder of a set: `name` itself, or `wds_NAME` in the folder of data sets."""
+    published = f"wds_{name.replace('/', '-')}"
+    for root in (Path(name), data_dir / published, data_dir / f"{published}_test"):
+        if root.is_dir():
+            return root
+    raise MissingDataError(
+        f"no folder {data_dir / published}: webdataset clip-benchmark/{published} of Hugging Face\n"
+        f"  hf download clip-benchmark/{published} --repo-type dataset "
+        f"--local-dir {data_dir / published}"
+    )
+
+
+def _read_tars(folder: Path, root: Path) -> list[dict]:
+    """A dict a picture: where it lies, and its small files by their extension."""
+    count_file = folder / "nshards.txt"
+    if not count_file.is_file():
+        raise InputError(
+            f"{root} has no {count_file.relative_to(root)}\n"
+            "expected the layout of CLIP_benchmark's webdatasets: classnames.txt, "
+            "test/nshards.txt, test/0.tar"
+        )
+    text = count_file.read_text().strip()
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{count_file} holds {text!r}\nexpected the number of shards")
+    records = []
+    for number in range(int(text)):
+        path = folder / f"{number}.tar"
+        if not path.is_file():
+            raise InputError(f"shard {path} is missing: {count_file} says {text}\ndownload it")
+        try:
+            records += _read_tar(path)
+        except tarfile.TarError as error:
+            raise InputError(f"{path} is damaged: {error}\ndownload it again") from None
+    if not records:
+        raise InputError(f"no pictures in {folder}\nexpected {', '.join(_PICTURES)} in its tars")
+    return records
+
+
+def _read_tar(path: Path) -> list[dict]:
+    records: dict[str, dict] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            if not member.isfile():
+                continue
+            record, extension = records.setdefault(key, {"key": key}), extension.lower()
+            if extension in _PICTURES:
+                record.setdefault("pictures", {})[extension] = (member.offset_data, member.size)
+            else:
+                record[extension] = tar.extractfile(member).read()
+    for record in records.values():
+        if "pictures" not in record:
+            raise InputError(
+                f"{path}: {record['key']} has no picture\nexpected one of {', '.join(_PICTURES)}"
+            )
+        best = min(record["pictures"], key=_PICTURES.index)
+        record["picture"] = (path, record["key"], *record["pictures"][best])
+    return list(records.values())
+
+
+def _field(record: dict, extension: str) -> bytes:
+    if extension not in record:
+        tar, key, *_ = record["picture"]
+        raise InputError(f"{tar}: {key} has no .{extension}\nevery picture of this task needs one")
+    return record[extension]
+
+
+def _numbers(fields: list[bytes], pictures: TarPictures, folder: Path) -> Int[np.ndarray, " n"]:
+    try:
+        return np.array([int(field) for field in fields])
+    except ValueError:
+        index = next(i for i, field in enumerate(fields) if not field.strip().isdigit())
+        raise InputError(
+            f"{folder / pictures.name(index)}.cls holds {fields[index][:20]!r}\nexpected a number"
+        ) from None
+
+
+def _multi_hot(fields: list[bytes], folder: Path) -> Bool[np.ndarray, "n classes"]:
+    rows = [np.load(io.BytesIO(field)).ravel() for field in fields]
+    lengths = {len(row) for row in rows}
+    if len(lengths) != 1:
+        raise InputError(f"{folder}: .npy rows of lengths {sorted(lengths)}\nexpected one length")
+    return np.stack(rows) > 0
+
+
+def _lines(path: Path) -> tuple[str, ...] | None:
+    if not path.is_file():
+        return None
+    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())

@@ -1,0 +1,77 @@
+"""Accuracy under distribution shift, beside that of published models of the same accuracy."""
+
+import csv
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+
+SHIFTS = ("imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch", "objectnet")
+_REFERENCES = Path(__file__).parent / "suites" / "references.csv"
+
+
+class Line(NamedTuple):
+    """The usual accuracy on a shifted set at an accuracy on ImageNet, linear between logits."""
+
+    slope: float
+    intercept: float
+    points: list[tuple[str, float, float]]
+    """Models that it was fitted to: name, accuracy on ImageNet and on the shifted set."""
+
+    def __call__(self, accuracy: float) -> float:
+        return float(scipy.special.expit(self.slope * _logit(accuracy) + self.intercept))
+
+
+def _logit(accuracy: float) -> float:
+    # Scores of 0 and 1 have no logit; no set here tells apart less than this.
+    return float(scipy.special.logit(np.clip(accuracy, 1e-5, 1 - 1e-5)))
+
+
+@functools.cache
+def references() -> tuple[dict[str, str], ...]:
+    """Published scores: task, score, model, value, source."""
+    with _REFERENCES.open(newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+@functools.cache
+def reference_line(shift: str) -> Line:
+    """Fitted by least squares to the models of `references.csv` measured by open_clip.
+
+    Taori et al. 2020, section 3, with one difference: their line is of classifiers trained on
+    ImageNet, this one of zero-shot models, so a model upon it is as robust as those.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for row in references():
+        if row["source"] == "open_clip" and row["task"] in ("imagenet", shift):
+            scores.setdefault(row["model"], {})[row["task"]] = float(row["value"])
+    points = [(model, s["imagenet"], s[shift]) for model, s in scores.items() if len(s) == 2]
+    x, y = (np.array([_logit(point[i]) for point in points]) for i in (1, 2))
+    slope, intercept = np.polyfit(x, y, 1)
+    return Line(float(slope), float(intercept), points)
+
+
+class Shifted(NamedTuple):
+    """One model on one shifted set."""
+
+    shift: str
+    accuracy: float
+    drop: float
+    """Below its accuracy on ImageNet."""
+    effective_robustness: float
+    """Above what the line expects at its accuracy on ImageNet."""
+
+
+def summarise_shifts(accuracies: dict[str, float]) -> list[Shifted]:
+    """`accuracies`: task -> top-1; nothing without ImageNet."""
+    if "imagenet" not in accuracies:
+        return []
+    base = accuracies["imagenet"]
+    return [
+        Shifted(shift, accuracies[shift], base - accuracies[shift],
+                accuracies[shift] - reference_line(shift)(base))
+        for shift in SHIFTS
+        if shift in accuracies
+    ]  # fmt: skip

@@ -1,0 +1,91 @@
+"""Published figures of accelerator chips: what a run is measured against, and planned by."""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip as its maker describes it. None: not published, or nothing is planned for it."""
+
+    device_kind: str
+    """As JAX calls it."""
+    peak_flops: float
+    """Dense bfloat16 FLOP/s."""
+    source: str
+    """Where the figures stand."""
+    hbm_bytes: float | None = None
+    """What the TPU compiler lets a program use; some of the chip's memory is the system's."""
+    hbm_bandwidth: float | None = None
+    """Bytes/s."""
+    ici_bandwidth: float | None = None
+    """Bytes/s that a chip receives through all its links to other chips together: half the
+    published bidirectional figure."""
+    torus_axes: int | None = None
+    """Dimensions of the network of chips; a chip has two links along each."""
+    dcn_bandwidth: float | None = None
+    """Bytes/s of a host's network cards, divided by its chips."""
+    clock: float | None = None
+    """Cycles/s: `peak_flops` over the FLOPs that a chip's matrix units do in a cycle."""
+
+
+_DOCS = "docs.cloud.google.com/tpu/docs"
+_NVIDIA = "NVIDIA's data sheet of the SXM part, without sparsity"
+
+CHIPS: tuple[Chip, ...] = (
+    Chip(
+        device_kind="TPU v4",
+        peak_flops=275e12,
+        hbm_bytes=32 * GIB,
+        hbm_bandwidth=1200e9,
+        ici_bandwidth=6 * 50e9,
+        torus_axes=3,
+        clock=275e12 / (2 * 8 * 128 * 128),
+        source=f"{_DOCS}/v4; links: Jouppi et al. 2023 (TPU v4), table 4",
+    ),
+    Chip(
+        device_kind="TPU v5 lite",
+        peak_flops=197e12,
+        hbm_bytes=15.75 * GIB,
+        hbm_bandwidth=819e9,
+        ici_bandwidth=400e9 / 2,
+        torus_axes=2,
+        dcn_bandwidth=6.4e12 / 8 / 256,  # 6.4 Tbit/s for a pod
+        clock=197e12 / (2 * 4 * 128 * 128),
+        source=f"{_DOCS}/v5e",
+    ),
+    Chip(
+        device_kind="TPU v5",
+        peak_flops=459e12,
+        hbm_bytes=95.73 * GIB,
+        hbm_bandwidth=2765e9,
+        ici_bandwidth=1200e9 / 2,
+        torus_axes=3,
+        dcn_bandwidth=50e9 / 8,
+        clock=459e12 / (2 * 8 * 128 * 128),
+        source=f"{_DOCS}/v5p",
+    ),
+    Chip(
+        device_kind="TPU v6 lite",
+        peak_flops=918e12,
+        hbm_bytes=31.24 * GIB,
+        hbm_bandwidth=1638e9,
+        ici_bandwidth=800e9 / 2,
+        torus_axes=2,
+        dcn_bandwidth=25.6e12 / 8 / 256,  # 25.6 Tbit/s for a pod
+        # The page speaks of two units of 256 x 256. With two, 918 TFLOP/s would take 3.5 GHz, and
+        # the compiler estimates fewer cycles for a product of 16,384^3 than two need.
+        clock=918e12 / (2 * 4 * 256 * 256),
+        source=f"{_DOCS}/v6e",
+    ),
+    Chip(device_kind="NVIDIA A100-SXM4-40GB", peak_flops=312e12, source=_NVIDIA),
+    Chip(device_kind="NVIDIA A100-SXM4-80GB", peak_flops=312e12, source=_NVIDIA),
+    Chip(device_kind="NVIDIA H100 80GB HBM3", peak_flops=989e12, source=_NVIDIA),
+    Chip(device_kind="NVIDIA H200", peak_flops=989e12, source=_NVIDIA),
+)
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind`; None for one that is not in the table."""
+    return next((chip for chip in CHIPS if chip.device_kind == device_kind), None)

@@ -1,0 +1,130 @@
+"""Captions to token ids for SigLIP and SigLIP 2, by a vocabulary that the user has."""
+
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from jaxtyping import Bool, Int32
+
+from flaxclip.data.captions import check_texts, mend
+from flaxclip.errors import InputError
+
+_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+
+
+class SigLIPTokenizer:
+    """SigLIP's and SigLIP 2's tokens.
+
+    A row is the text's ids, the end marker, then padding up to the context length: these models
+    attend to padding and are read out at the last position, so a row that is padded otherwise is
+    another caption. A text that is too long is cut so that the end marker stays last ("sticky" in
+    big_vision, `pp/ops_text.py`).
+
+    SigLIP's texts are lower-cased and lose their punctuation (open_clip's `canonicalize`), and
+    padding is the end marker. SigLIP 2's are lower-cased, keep their punctuation, and are padded
+    with a token of its own.
+    """
+
+    def __init__(self, context_length: int, file: str | None, keep_punctuation: bool):
+        """Read the vocabulary from `file`, a SentencePiece model or a tokenizer.json.
+
+        Raises:
+            InputError: no file is given, it is neither of these, or it lacks a marker.
+        """
+        if context_length < 2:
+            raise InputError(
+                f"context length {context_length} is too short\n"
+                "expected at least 2: one token of text, end marker"
+            )
+        if file is None:
+            raise InputError(
+                "SigLIP's tokenizer needs a file with its vocabulary, and the model has none\n"
+                "name it as tokenizer_file: the spiece.model, tokenizer.model or tokenizer.json "
+                "from where the weights are from"
+            )
+        self.context_length = context_length
+        self._vocabulary = _open_vocabulary(file)
+        self.vocab_size = self._vocabulary.size
+        self._keep_punctuation = keep_punctuation
+        self._end = self._marker(file, "<eos>", "</s>")
+        self._pad = self._marker(file, "<pad>") if keep_punctuation else self._end
+
+    def _marker(self, file: str, *names: str) -> int:
+        for name in names:
+            index = self._vocabulary.find(name)
+            if index is not None:
+                return index
+        raise InputError(f"the vocabulary in {file} has no token {' or '.join(names)}")
+
+    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "batch length"]:
+        """One row of `context_length` ids for each text; raises as `encode` does."""
+        return self.encode(texts)[0]
+
+    def encode(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, " batch"]]:
+        """The rows of ids, and for each text whether it was too long and lost its end.
+
+        Raises:
+            InputError: `texts` is a single string, or holds something that is no string.
+        """
+        check_texts(texts)
+        tokens = np.full((len(texts), self.context_length), self._pad, np.int32)
+        truncated = np.zeros(len(texts), bool)
+        for row, text in enumerate(texts):
+            text = text.lower() if self._keep_punctuation else canonicalize(text)
+            ids = self._vocabulary.encode(text)
+            truncated[row] = len(ids) >= self.context_length
+            ids = [*ids[: self.context_length - 1], self._end]
+            tokens[row, : len(ids)] = ids
+        return tokens, truncated
+
+
+def canonicalize(text: str) -> str:
+    """Mended, without punctuation, lower-case: open_clip's `canonicalize`, after big_vision's."""
+    return " ".join(mend(text).translate(_PUNCTUATION).lower().split())
+
+
+class _SentencePiece:
+    """The vocabulary in a SentencePiece model."""
+
+    def __init__(self, file: str):
+        self._processor = sentencepiece.SentencePieceProcessor(model_file=file)
+        self.size = self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def find(self, token: str) -> int | None:
+        index = self._processor.piece_to_id(token)
+        return None if index == self._processor.unk_id() else index
+
+
+class _TokenizerJSON:
+    """The vocabulary in a tokenizer.json of Hugging Face's `tokenizers`."""
+
+    def __init__(self, file: str):
+        self._engine = tokenizers.Tokenizer.from_file(file)
+        self._engine.no_padding()
+        self._engine.no_truncation()
+        self.size = self._engine.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._engine.encode(text, add_special_tokens=False).ids
+
+    def find(self, token: str) -> int | None:
+        return self._engine.token_to_id(token)
+
+
+def _open_vocabulary(file: str) -> _SentencePiece | _TokenizerJSON:
+    kind = _TokenizerJSON if Path(file).suffix == ".json" else _SentencePiece
+    try:
+        return kind(file)
+    except Exception as error:  # both libraries raise bare exceptions of many kinds
+        raise InputError(
+            f"cannot read the vocabulary in {file}: {error}\n"
+            "expected a SentencePiece model, or a tokenizer.json of Hugging Face"
+        ) from None

@@ -1,0 +1,143 @@
+"""Other libraries' weights into ours, and ours into theirs.
+
+python -m flaxclip.interop info ViT-B-32.pt
+python -m flaxclip.interop convert hf://google/siglip-base-patch16-224 runs/siglip --to flaxclip
+python -m flaxclip.interop convert runs/mine exported --to huggingface
+"""
+
+import collections
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from flaxclip.api import load
+from flaxclip.checkpoint import load_config, resolve_checkpoint, save_variables
+from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.interop.export import export, new_folder
+from flaxclip.interop.foreign import find_foreign
+from flaxclip.models.clip import CLIPConfig, abstract_variables
+from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.variants import VARIANTS
+from flaxclip.models.vision_transformer import VisionConfig
+
+Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Say what a model is, without reading its numbers."""
+
+    src: Source
+    """Workdir, step, file of weights, directory of open_clip or transformers, or a URL."""
+    model: str | None = None
+    """Architecture, as --model of training takes it, where the file does not tell."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a model in another format."""
+
+    src: Source
+    """Workdir, step, file of weights, directory of open_clip or transformers, or a URL."""
+    dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Folder to write."""
+    to: Literal["flaxclip", "open_clip", "huggingface"]
+    """flaxclip: a workdir that flaxclip.load and the benchmark read."""
+    model: str | None = None
+    """Architecture, as --model of training takes it, where the file does not tell."""
+    tokenizer: str | None = None
+    """File of SigLIP's vocabulary, where it does not lie beside the weights."""
+    overwrite: bool = False
+    """Replace DST, if it is a folder with a model."""
+
+
+def main() -> None:
+    """The command line."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"info": Info, "convert": Convert}, prog="python -m flaxclip.interop"
+    )
+    with exit_on_input_error("flaxclip.interop"):
+        (info if isinstance(command, Info) else convert)(command)
+
+
+def info(command: Info) -> None:
+    """Print format, architecture, preprocessing and tokenizer of a model.
+
+    Raises:
+        InputError: it is none that we can read.
+    """
+    foreign = find_foreign(command.src, command.model)
+    if foreign is None:
+        workdir, step = resolve_checkpoint(command.src)
+        config = load_config(workdir, "model", CLIPConfig)
+        kind, stored = f"flaxclip, step {step}", "float32"
+    else:
+        foreign.table.check(foreign.tensors)
+        config, kind = foreign.config, foreign.kind
+        types = collections.Counter(str(tensor.dtype) for tensor in foreign.tensors.values())
+        stored = ", ".join(types)
+    for name, text in {"format": f"{kind}; {stored}", **_describe(config)}.items():
+        print(f"{name:13} {text}")
+
+
+def _describe(config: CLIPConfig) -> dict[str, str]:
+    def shape(tower: VisionConfig | ResNetConfig | TextConfig) -> str:
+        if isinstance(tower, ResNetConfig):
+            return f"ResNet, blocks {'-'.join(map(str, tower.layers))}, width {tower.width}"
+        return (
+            f"{tower.layers} layers, width {tower.width}, {tower.heads} heads, "
+            f"{tower.activation}, pool {tower.pool}"
+        )
+
+    vision, text = config.vision, config.text
+    parameters = jax.tree.leaves(abstract_variables(config)["params"])
+    names = [
+        name
+        for name, known in VARIANTS.items()
+        if (known.vision, known.text, known.embed_dim) == (vision, text, config.embed_dim)
+    ]
+    bias = "no" if config.init_logit_bias is None else "a"
+    return {
+        "architecture": ", ".join(names) or "none that has a name here",
+        "parameters": f"{sum(leaf.size for leaf in parameters):,}",
+        "images": f"{vision.image_size} px in patches of {vision.patch_size}; {shape(vision)}",
+        "texts": f"{text.context_length} tokens of {text.vocab_size:,}; {shape(text)}",
+        "embedding": f"{config.embed_dim} dimensions, {bias} logit bias",
+        "preprocessing": f"{config.resize}, {config.interpolation}, "
+        f"mean {config.image_mean}, deviation {config.image_std}",
+        "tokenizer": config.tokenizer
+        + (f", vocabulary in {config.tokenizer_file}" if config.tokenizer_file else ""),
+    }
+
+
+def convert(command: Convert) -> None:
+    """Write the model, whole or not at all.
+
+    Raises:
+        InputError: it cannot be read, the other format cannot hold it, or DST is not free.
+    """
+    if "://" not in command.src:
+        src, dst = Path(command.src).expanduser().resolve(), command.dst.resolve()
+        if dst == src or dst in src.parents:
+            raise InputError(f"{command.dst} holds the model itself\nname another folder")
+    model = load(command.src, command.model, command.tokenizer)
+    if command.to != "flaxclip":
+        export(model.config, model.variables, command.dst, command.to, command.overwrite)
+    else:
+        with new_folder(command.dst, command.overwrite) as folder:
+            config = model.config
+            if config.tokenizer_file is not None:
+                name = Path(config.tokenizer_file).name
+                shutil.copyfile(config.tokenizer_file, folder / name)
+                config = dataclasses.replace(config, tokenizer_file=name)
+            save_variables(folder, config, model.variables)
+    print(f"{command.dst}: {command.to}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""big_vision's two-tower checkpoints (.npz): SigLIP and SigLIP 2, named by Flax modules."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from flaxclip.errors import InputError
+from flaxclip.interop.archives import StoredTensor
+from flaxclip.interop.name_table import (
+    NameTable,
+    Rule,
+    bind,
+    prefixed,
+    text_axes,
+    vision_axes,
+)
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.vision_transformer import VisionConfig
+
+_ATTENTION = "MultiHeadDotProductAttention_0"
+_MLP = (
+    Rule("mlp/fc1/kernel", "MlpBlock_0/Dense_0/kernel", "w mlp -> w mlp"),
+    Rule("mlp/fc1/bias", "MlpBlock_0/Dense_0/bias", "mlp -> mlp"),
+    Rule("mlp/fc2/kernel", "MlpBlock_0/Dense_1/kernel", "mlp w -> mlp w"),
+    Rule("mlp/fc2/bias", "MlpBlock_0/Dense_1/bias", "w -> w"),
+    Rule("attention/out/kernel", f"{_ATTENTION}/out/kernel", "head k w -> head k w"),
+    Rule("attention/out/bias", f"{_ATTENTION}/out/bias", "w -> w"),
+)
+_BLOCK = (
+    Rule("ln_1/scale", "LayerNorm_0/scale", "w -> w"),
+    Rule("ln_1/bias", "LayerNorm_0/bias", "w -> w"),
+    Rule("attention/qkv/kernel", f"{_ATTENTION}/{{part}}/kernel", "w head k -> w head part k"),
+    Rule("attention/qkv/bias", f"{_ATTENTION}/{{part}}/bias", "head k -> head part k"),
+    Rule("ln_2/scale", "LayerNorm_1/scale", "w -> w"),
+    Rule("ln_2/bias", "LayerNorm_1/bias", "w -> w"),
+    *_MLP,
+)
+_VISION = (
+    Rule("patch_embedding/kernel", "embedding/kernel", "p q rgb w -> (p q rgb) w"),
+    Rule("patch_embedding/bias", "embedding/bias", "w -> w"),
+    Rule("position_embedding", "pos_embedding", "1 position w -> position w"),
+    Rule("ln_post/scale", "Transformer/encoder_norm/scale", "w -> w"),
+    Rule("ln_post/bias", "Transformer/encoder_norm/bias", "w -> w"),
+    Rule("pool/probe", "MAPHead_0/probe", "1 1 w -> 1 w"),
+    Rule(
+        "pool/attention/{part}/kernel",
+        f"MAPHead_0/{_ATTENTION}/{{part}}/kernel",
+        "w head k -> w head k",
+    ),
+    Rule("pool/attention/{part}/bias", f"MAPHead_0/{_ATTENTION}/{{part}}/bias", "head k -> head k"),
+    Rule("pool/ln/scale", "MAPHead_0/LayerNorm_0/scale", "w -> w"),
+    Rule("pool/ln/bias", "MAPHead_0/LayerNorm_0/bias", "w -> w"),
+    *prefixed(_MLP, "pool/", "MAPHead_0/"),
+)
+_TEXT = (
+    Rule("token_embedding", "Embed_0/embedding", "vocab w -> vocab w"),
+    Rule("position_embedding", "pos_embedding", "1 position w -> position w"),
+    Rule("ln_final/scale", "Encoder_0/encoder_norm/scale", "w -> w"),
+    Rule("ln_final/bias", "Encoder_0/encoder_norm/bias", "w -> w"),
+    Rule("projection/kernel", "head/kernel", "w embed -> w embed"),
+    Rule("projection/bias", "head/bias", "embed -> embed"),
+)
+_SCALARS = (
+    Rule("params/logit_scale", "t", "1 ->"),
+    Rule("params/logit_bias", "b", "1 ->"),
+)
+
+
+def _blocks(theirs: str, stacked: bool) -> list[Rule]:
+    """A tower's blocks, which big_vision saves one by one or stacked."""
+    rules = []
+    for rule in _BLOCK:
+        before, after = rule.axes.split(" -> ")
+        axes = f"layer {before} -> layer {after}" if stacked else f"{before} -> layer {after}"
+        rules.append(rule._replace(axes=axes))
+    block = "encoderblock" if stacked else "encoderblock_{layer}"
+    return prefixed(rules, "transformer/blocks/", f"{theirs}/{block}/")
+
+
+def big_vision_table(config: CLIPConfig, stacked: bool) -> NameTable:
+    """The tensors of the two-tower model that is this architecture."""
+    vision = [*_VISION, *_blocks("Transformer", stacked)]
+    text = [*_TEXT, *_blocks("Encoder_0", stacked)]
+    return NameTable(
+        "a two-tower model of big_vision",
+        [
+            *bind(prefixed(vision, "params/vision/", "img/"), vision_axes(config)),
+            *bind(prefixed(text, "params/text/", "txt/"), text_axes(config)),
+            *bind(_SCALARS, {}),
+        ],
+    )
+
+
+def without_root(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of the model alone: some files have them under `params/`."""
+    under = {name: t for name, t in tensors.items() if name.startswith("params/")}
+    return {name.removeprefix("params/"): t for name, t in (under or tensors).items()}
+
+
+def is_stacked(tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether the layers are stacked in one tensor."""
+    return any("/encoderblock/" in name for name in tensors)
+
+
+def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
+    """The architecture whose tensors have these shapes.
+
+    Pictures are prepared as open_clip does for these weights. big_vision's own resize has no
+    antialiasing, and no counterpart in Pillow.
+
+    Raises:
+        InputError: not a SigLIP, but for example a LiT with a class token.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    for other in ("img/cls", "img/head/kernel", "txt/BertModel_0/pooler/kernel"):
+        if other in shapes:
+            raise InputError(
+                f"the file has a tensor {other}: a two-tower model, but not a SigLIP\n"
+                "image towers with attention pooling and no head can be read, such as SigLIP's"
+            )
+
+    def axes(name: str, rank: int) -> tuple[int, ...]:
+        if len(shapes.get(name, ())) != rank:
+            found = f"of shape {list(shapes[name])}" if name in shapes else "missing"
+            raise InputError(
+                f"tensor {name} is {found}\nexpected {rank} axes, as in SigLIP of big_vision"
+            )
+        return shapes[name]
+
+    patch_size, _, _, width = axes("img/embedding/kernel", 4)
+    vocab_size, text_width = axes("txt/Embed_0/embedding", 2)
+    grid = math.isqrt(axes("img/pos_embedding", 3)[1])
+    # 27 patches of 14 are what SigLIP sees of 384 pixels; SigLIP 2 was given 378.
+    unseen = 6 if (patch_size, grid, vocab_size) == (14, 27, 32_000) else 0
+
+    def tower(prefix: str) -> dict[str, int | float]:
+        numbers = {int(m[1]) for name in shapes if (m := re.match(f"{prefix}_(\\d+)/", name))}
+        block, extra = (f"{prefix}_0", 0) if numbers else (prefix, 1)
+        mlp_in, mlp_out = axes(f"{block}/MlpBlock_0/Dense_0/kernel", 2 + extra)[extra:]
+        query = axes(f"{block}/{_ATTENTION}/query/kernel", 3 + extra)
+        return {
+            "layers": len(numbers) or query[0],
+            "heads": query[extra + 1],
+            "mlp_ratio": mlp_out / mlp_in,
+        }
+
+    return CLIPConfig(
+        vision=VisionConfig(
+            image_size=grid * patch_size + unseen,
+            patch_size=patch_size,
+            width=width,
+            activation="gelu_tanh",
+            norm_eps=1e-6,
+            pool="map",
+            **tower("img/Transformer/encoderblock"),
+        ),
+        text=TextConfig(
+            context_length=axes("txt/pos_embedding", 3)[1],
+            vocab_size=vocab_size,
+            width=text_width,
+            activation="gelu_tanh",
+            norm_eps=1e-6,
+            pool="last",
+            **tower("txt/Encoder_0/encoderblock"),
+        ),
+        embed_dim=width,
+        init_logit_scale=math.log(10),
+        init_logit_bias=-10.0,
+        tokenizer="siglip2" if vocab_size == 256_000 else "siglip",
+        resize="squash",
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )

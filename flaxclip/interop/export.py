@@ -1,0 +1,77 @@
+"""Our model -> files that open_clip and transformers open, tokenizer and preprocessing included."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.numpy
+
+from flaxclip.errors import InputError
+from flaxclip.interop.huggingface import huggingface_table
+from flaxclip.interop.huggingface_json import huggingface_json, processor_json
+from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.open_clip_config import CONFIG_FILE
+from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.interop.tokenizer_files import write_tokenizer
+from flaxclip.models.clip import CLIPConfig
+
+Format = Literal["open_clip", "huggingface"]
+
+
+def export(
+    config: CLIPConfig, variables: Mapping[str, Any], folder: Path, to: Format, overwrite: bool
+) -> None:
+    """Write the model into `folder`, whole or not at all.
+
+    Raises:
+        InputError: the other library has no such model, its tokenizer's file is not known, or
+            `folder` exists and is not to be replaced.
+    """
+    if to == "open_clip":
+        weights, tensors = "open_clip_model.safetensors", open_clip_table(config)
+        texts = {CONFIG_FILE: open_clip_json(config)}
+    else:
+        weights, tensors = "model.safetensors", huggingface_table(config)
+        texts = {
+            "config.json": huggingface_json(config),
+            "preprocessor_config.json": processor_json(config),
+        }
+    with new_folder(folder, overwrite) as unfinished:
+        _write_weights(tensors.to_theirs(variables), unfinished / weights)
+        for name, value in texts.items():
+            (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_tokenizer(config, unfinished)
+
+
+@contextmanager
+def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that is named `folder` when all is written, and vanishes if that fails.
+
+    Raises:
+        InputError: `folder` exists and is not to be replaced, or holds no model.
+    """
+    if folder.exists():
+        if not overwrite:
+            raise InputError(f"{folder} exists\nname another folder, or add --overwrite")
+        if not any((folder / name).is_file() for name in ("config.json", CONFIG_FILE)):
+            raise InputError(f"{folder} holds no model, so it is not replaced\nname another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)  # mkdtemp's are for the owner alone
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_weights(tensors: dict[str, np.ndarray], path: Path) -> None:
+    # transformers refuses a file that does not say which library's layout it has.
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})

@@ -1,0 +1,142 @@
+"""The files that a peer's model is made of: weights, and what lies beside them; here or elsewhere.
+
+What lies elsewhere, at gs://, s3://, hf:// and whatever else fsspec reads, is copied to a cache:
+`$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/weights`, one folder for each state of the remote file
+or directory. What has changed there is copied anew.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+
+import fsspec
+
+from flaxclip.errors import InputError
+
+# open_clip's names before those of transformers: a repository may hold the same model in both.
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_model.safetensors.index.json",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+"""The names that open_clip and transformers give to weights in a directory."""
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".index.json")
+
+# SentencePiece models first: where both are there, they are what a tokenizer.json was made from.
+_TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
+
+COMPANIONS = (
+    "open_clip_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    *_TOKENIZER_FILES,
+)
+"""Files that say how to use the weights beside them."""
+
+# The package that reads the protocols that people use; fsspec names others itself.
+_EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether `path` looks like a peer's weights, rather than like a run of ours."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in WEIGHTS)
+    return path.name.endswith(WEIGHTS_SUFFIXES)
+
+
+def find_weights(path: Path) -> tuple[Path, Path]:
+    """The directory, and the file in it that holds the weights or lists those that do."""
+    if path.is_file():
+        return path.parent, path
+    if not path.is_dir():
+        raise InputError(f"no file or directory {path}")
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path, path / name
+    raise InputError(f"{path} holds no weights\nexpected one of: {', '.join(WEIGHTS)}")
+
+
+def tokenizer_file(folder: Path) -> str | None:
+    """The vocabulary beside the weights, None where there is none."""
+    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return str(found[0]) if found else None
+
+
+def fetch(url: str) -> Path | None:
+    """A local copy of the weights at `url`, with the files beside them that say how to use them.
+
+    `url` is a file, or a directory as open_clip or transformers writes it. None: it is a directory
+    without weights, such as a run of ours.
+
+    Raises:
+        InputError: the protocol is not known or its package not installed, or nothing is there.
+    """
+    protocol = url.split("://", 1)[0]
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        package = _EXTRAS.get(protocol)
+        advice = f"pip install {package}" if package else "see the protocols of fsspec"
+        raise InputError(f"cannot read {url}: {error}\n{advice}") from None
+    try:
+        if root.endswith(WEIGHTS_SUFFIXES):
+            folder, weights = str(PurePosixPath(root).parent), PurePosixPath(root).name
+        else:
+            folder, weights = root, None
+        sizes = {
+            PurePosixPath(info["name"]).name: info
+            for info in files.ls(folder, detail=True)
+            if info["type"] == "file"
+        }
+        if weights is None:
+            weights = next((name for name in WEIGHTS if name in sizes), None)
+            if weights is None:
+                return None
+        elif weights not in sizes:
+            raise InputError(f"there is no file {url}")
+        wanted = [weights, *(name for name in COMPANIONS if name in sizes and name != weights)]
+        # Shards of an index are known only once that is read.
+        if weights.endswith(".index.json"):
+            listed = json.loads(files.cat_file(f"{folder}/{weights}")).get("weight_map", {})
+            wanted += sorted({str(name) for name in listed.values()} & sizes.keys())
+        states = [(name, files.ukey(f"{folder}/{name}")) for name in wanted]
+        key = hashlib.sha256(repr((url, states)).encode()).hexdigest()[:32]
+        target = _cache() / key
+        if not target.is_dir():
+            _copy(files, folder, wanted, target)
+        return target / weights if PurePosixPath(root).name == weights else target
+    except InputError:
+        raise
+    except Exception as error:  # every protocol has errors of its own
+        raise InputError(f"cannot read {url}: {type(error).__name__}: {error}") from None
+
+
+def _cache() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "flaxclip" / "weights"
+
+
+def _copy(files: fsspec.AbstractFileSystem, folder: str, names: list[str], target: Path) -> None:
+    """All of it or nothing: the folder gets its name when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
+    try:
+        for name in names:
+            files.get_file(f"{folder}/{name}", str(unfinished / name))
+        unfinished.rename(target)
+    except OSError:
+        if not target.is_dir():  # otherwise another process was faster
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,98 @@
+"""Which peer's format a file or directory is of, and what model it holds."""
+
+import dataclasses
+from pathlib import Path
+from typing import NoReturn
+
+from flaxclip.errors import InputError
+from flaxclip.interop import big_vision, huggingface_config, open_clip_config, openai
+from flaxclip.interop.archives import StoredTensor, open_archive
+from flaxclip.interop.files import fetch, find_weights, is_foreign, tokenizer_file
+from flaxclip.interop.huggingface import huggingface_table
+from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.source import ForeignModel
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.variants import VARIANTS
+
+
+def find_foreign(path: str, model: str | None = None) -> ForeignModel | None:
+    """The model in a file of weights, or in a directory that open_clip or transformers wrote.
+
+    Args:
+        path: the file, the directory, or the URL of one. A file's configuration may lie beside it.
+        model: name of its architecture in `available_models()`, for a file that cannot tell.
+
+    Returns:
+        None, if `path` does not look like weights of a peer, rather than like a run of ours.
+
+    Raises:
+        InputError: it does, but is damaged or of no architecture that we have, or cannot tell all
+            about its model while `model` is not given.
+    """
+    local = fetch(path) if "://" in path else Path(path).expanduser()
+    if local is None or not is_foreign(local):
+        if model is not None:
+            raise InputError(f"{path}: no weights of another library, for which model= is")
+        return None
+    if model is not None and model not in VARIANTS:
+        raise InputError(f"unknown model {model!r}\nknown: {', '.join(VARIANTS)}")
+    folder, weights = find_weights(local)
+    tensors = open_archive(weights)
+    foreign = _recognise(folder, weights, tensors, model)
+    tokenizer = tokenizer_file(folder) if foreign.config.tokenizer != "clip" else None
+    config = dataclasses.replace(foreign.config, tokenizer_file=tokenizer)
+    return dataclasses.replace(foreign, config=config)
+
+
+def _recognise(
+    folder: Path, weights: Path, tensors: dict[str, StoredTensor], model: str | None
+) -> ForeignModel:
+    named = VARIANTS[model] if model is not None else None
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if "vision_model.post_layernorm.weight" in tensors:
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{weights} has no config.json beside it\n"
+                "these are weights of transformers, whose shapes do not tell heads and activation: "
+                "copy config.json and preprocessor_config.json from where the weights are from"
+            )
+        config, kind = huggingface_config.read_config(folder)
+        table = huggingface_table(config, flat_patches=kind == "siglip2")
+        return ForeignModel(f"transformers, {kind}", config, tensors, table)
+    if any(name.endswith("img/embedding/kernel") for name in tensors):
+        tensors = big_vision.without_root(tensors)
+        config = named or big_vision.config_from_tensors(tensors)
+        table = big_vision.big_vision_table(config, big_vision.is_stacked(tensors))
+        return ForeignModel("big_vision", config, tensors, table)
+    if all(name in tensors for name in openai.CONSTANTS):
+        # TorchScript archives of OpenAI: all were trained with QuickGELU.
+        tensors = {n: tensor for n, tensor in tensors.items() if n not in openai.CONSTANTS}
+        config = named or openai.config_from_shapes(shapes)
+        return ForeignModel("OpenAI", config, tensors, open_clip_table(config, shapes))
+    config_file = folder / open_clip_config.CONFIG_FILE
+    if config_file.is_file() and named is None:
+        config = open_clip_config.read_config(config_file)
+    elif named is not None:
+        config = named
+    else:
+        _refuse_bare(weights, shapes)
+    return ForeignModel("open_clip", config, tensors, open_clip_table(config, shapes))
+
+
+def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
+    fitting = [name for name, config in VARIANTS.items() if _fits(config, shapes)]
+    if not fitting and "text.token_embedding.weight" not in shapes:
+        openai.config_from_shapes(shapes)  # says so if these are no weights of a CLIP
+    raise InputError(
+        f"{weights} is a bare state dict: it does not tell whether the model was trained with "
+        "QuickGELU or GELU, nor how its pictures were normalised\n"
+        "a wrong guess would cost accuracy and show no error; name the architecture (model= or "
+        "--model), or put its open_clip_config.json beside the file\n"
+        + (f"its shapes are those of: {', '.join(fitting)}" if fitting else "its shapes are those "
+           "of no architecture that flaxclip knows by name")
+    )  # fmt: skip
+
+
+def _fits(config: CLIPConfig, shapes: dict[str, tuple[int, ...]]) -> bool:
+    expected = open_clip_table(config, shapes).their_shapes()
+    return all(shapes.get(name) == shape for name, shape in expected.items())

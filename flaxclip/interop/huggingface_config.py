@@ -1,0 +1,213 @@
+"""`config.json` and the processor's files of a transformers directory -> CLIPConfig."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from flaxclip.errors import InputError
+from flaxclip.interop.source import parse, read_json
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.layers import Activation
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.vision_transformer import VisionConfig
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_Act = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
+
+PIL_BILINEAR, PIL_BICUBIC = 2, 3
+_GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
+
+
+# Fields that transformers leaves out of config.json have these values: those of its classes
+# CLIPTextConfig, CLIPVisionConfig, SiglipTextConfig, SiglipVisionConfig and Siglip2VisionConfig.
+@dataclasses.dataclass(frozen=True)
+class _CLIPText:
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: _Act = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+
+
+@dataclasses.dataclass(frozen=True)
+class _CLIPVision:
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: _Act = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class _SiglipText:
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 64
+    hidden_act: _Act = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class _SiglipVision:
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: _Act = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    vision_use_head: Literal[True] = True
+    num_patches: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class _Processor:
+    """What `CLIPImageProcessor` and `SiglipImageProcessor` are told."""
+
+    size: dict[str, int] | int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    resample: Literal[2, 3] = PIL_BICUBIC
+    crop_size: dict[str, int] | int | None = None
+    do_center_crop: bool | None = None
+    do_resize: Literal[True] = True
+    do_normalize: Literal[True] = True
+
+
+def read_config(folder: Path) -> tuple[CLIPConfig, str]:
+    """The model that a directory's `config.json` describes, and its `model_type`.
+
+    Raises:
+        InputError: the directory's files describe none of the three models, or not how pictures
+            are prepared for it.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = config.get("model_type")
+    if kind not in ("clip", "siglip", "siglip2"):
+        raise InputError(f"{path} is of a model of type {kind!r}\nexpected clip, siglip or siglip2")
+    text_type, vision_type = (
+        (_CLIPText, _CLIPVision) if kind == "clip" else (_SiglipText, _SiglipVision)
+    )
+
+    def tower(kind: type, name: str) -> Any:
+        # Old files have the values that count in `text_config_dict`, and stale ones beside them.
+        key = f"{name}_dict" if config.get(f"{name}_dict") is not None else name
+        return parse(kind, config.get(key) or {}, path, key)
+
+    text, vision = tower(text_type, "text_config"), tower(vision_type, "vision_config")
+    image_size = vision.image_size
+    if kind == "siglip2":
+        image_size = math.isqrt(vision.num_patches) * vision.patch_size
+    if kind == "clip" and text.eos_token_id not in (2, text.vocab_size - 1):
+        raise InputError(
+            f"{path}: text_config.eos_token_id is {text.eos_token_id}\n"
+            f"expected the highest id, {text.vocab_size - 1}: captions are read out there"
+        )
+    pools = ("class", "end") if kind == "clip" else ("map", "last")
+    embed_dim = vision.hidden_size
+    if kind == "clip":
+        embed_dim = parse(int, config.get("projection_dim", 512), path, "projection_dim")
+    return (
+        CLIPConfig(
+            vision=VisionConfig(
+                image_size=image_size,
+                patch_size=vision.patch_size,
+                width=vision.hidden_size,
+                layers=vision.num_hidden_layers,
+                heads=vision.num_attention_heads,
+                mlp_ratio=vision.intermediate_size / vision.hidden_size,
+                activation=ACTIVATIONS[vision.hidden_act],
+                norm_eps=vision.layer_norm_eps,
+                pool=pools[0],
+            ),
+            text=TextConfig(
+                context_length=text.max_position_embeddings,
+                vocab_size=text.vocab_size,
+                width=text.hidden_size,
+                layers=text.num_hidden_layers,
+                heads=text.num_attention_heads,
+                mlp_ratio=text.intermediate_size / text.hidden_size,
+                activation=ACTIVATIONS[text.hidden_act],
+                norm_eps=text.layer_norm_eps,
+                pool=pools[1],
+            ),
+            embed_dim=embed_dim,
+            **(
+                {}
+                if kind == "clip"
+                else {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
+            ),
+            tokenizer=_tokenizer(folder, kind, text.vocab_size),
+            **_preprocessing(folder, image_size, naflex=kind == "siglip2"),
+        ),
+        kind,
+    )
+
+
+def _tokenizer(folder: Path, kind: str, vocab_size: int) -> Literal["clip", "siglip", "siglip2"]:
+    """SigLIP 2 of fixed resolution is of the same type as SigLIP, and has another tokenizer."""
+    if kind == "clip":
+        return "clip"
+    path = folder / "tokenizer_config.json"
+    name = read_json(path).get("tokenizer_class") if path.is_file() else None
+    gemma = vocab_size == 256_000 or name in ("Siglip2Tokenizer", *_GEMMA)
+    return "siglip2" if gemma else "siglip"
+
+
+def _preprocessing(folder: Path, image_size: int, naflex: bool) -> dict[str, Any]:
+    """The fields of CLIPConfig that say how a picture is prepared."""
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        values = read_json(path)
+    else:
+        path = folder / "processor_config.json"
+        if not path.is_file():
+            raise InputError(
+                f"{folder} has no preprocessor_config.json\n"
+                "without it, size, mean and deviation of the pictures that the model was trained "
+                "with are not known: copy it from where the weights are from"
+            )
+        values = read_json(path).get("image_processor", {})
+    if naflex:
+        values = values | {"size": {"height": image_size, "width": image_size}}
+    processor = parse(_Processor, values, path)
+    size = {"shortest_edge": processor.size} if isinstance(processor.size, int) else processor.size
+    crop = processor.crop_size
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    square = {"height": image_size, "width": image_size}
+    # An image processor that is not told whether to crop does so if it is CLIP's.
+    crops = processor.do_center_crop or (processor.do_center_crop is None and crop is not None)
+    if size == {"shortest_edge": image_size} and crops and crop in (None, square):
+        resize = "shortest"
+    elif size == square and (not crops or crop == square):
+        resize = "squash"
+    else:
+        raise InputError(
+            f"{path}: size {processor.size}, crop_size {processor.crop_size}, do_center_crop "
+            f"{processor.do_center_crop} do not make squares of the model's {image_size} pixels\n"
+            f"expected the shortest edge resized to {image_size} and the centre cut out, or both "
+            "sides resized"
+        )
+    return {
+        "resize": resize,
+        "interpolation": "bicubic" if processor.resample == PIL_BICUBIC else "bilinear",
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+    }

@@ -1,0 +1,223 @@
+"""open_clip's and OpenAI's tensors by one table of names; both call them the same.
+
+Image towers: OpenAI's vision transformers and ResNets, and for SigLIP those of timm.
+"""
+
+from collections.abc import Mapping
+
+from flaxclip.errors import InputError
+from flaxclip.interop.name_table import (
+    Binding,
+    NameTable,
+    Rule,
+    bind,
+    prefixed,
+    text_axes,
+    vision_axes,
+)
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.modified_resnet import ResNetConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_BLOCK = (
+    Rule("ln_1/scale", "ln_1.weight", "w -> layer w"),
+    Rule("ln_1/bias", "ln_1.bias", "w -> layer w"),
+    Rule("attention/qkv/kernel", "attn.in_proj_weight", "(qkv head k) w -> layer w head qkv k"),
+    Rule("attention/qkv/bias", "attn.in_proj_bias", "(qkv head k) -> layer head qkv k"),
+    Rule("attention/out/kernel", "attn.out_proj.weight", "w (head k) -> layer head k w"),
+    Rule("attention/out/bias", "attn.out_proj.bias", "w -> layer w"),
+    Rule("ln_2/scale", "ln_2.weight", "w -> layer w"),
+    Rule("ln_2/bias", "ln_2.bias", "w -> layer w"),
+    Rule("mlp/fc1/kernel", "mlp.c_fc.weight", "mlp w -> layer w mlp"),
+    Rule("mlp/fc1/bias", "mlp.c_fc.bias", "mlp -> layer mlp"),
+    Rule("mlp/fc2/kernel", "mlp.c_proj.weight", "w mlp -> layer mlp w"),
+    Rule("mlp/fc2/bias", "mlp.c_proj.bias", "w -> layer w"),
+)
+_BLOCKS = prefixed(_BLOCK, "transformer/blocks/", "transformer.resblocks.{layer}.")
+
+_TEXT = (
+    Rule("token_embedding", "token_embedding.weight", "vocab w -> vocab w"),
+    Rule("position_embedding", "positional_embedding", "position w -> position w"),
+    *_BLOCKS,
+    Rule("ln_final/scale", "ln_final.weight", "w -> w"),
+    Rule("ln_final/bias", "ln_final.bias", "w -> w"),
+)
+_PROJECTION = (Rule("projection/kernel", "text_projection", "w embed -> w embed"),)
+_PROJECTION_WITH_BIAS = (
+    Rule("projection/kernel", "text_projection.weight", "embed w -> w embed"),
+    Rule("projection/bias", "text_projection.bias", "embed -> embed"),
+)
+
+_VIT = (
+    Rule("class_embedding", "class_embedding", "w -> w"),
+    Rule("patch_embedding/kernel", "conv1.weight", "w rgb p q -> (p q rgb) w"),
+    Rule("position_embedding", "positional_embedding", "position w -> position w"),
+    Rule("ln_pre/scale", "ln_pre.weight", "w -> w"),
+    Rule("ln_pre/bias", "ln_pre.bias", "w -> w"),
+    *_BLOCKS,
+    Rule("ln_post/scale", "ln_post.weight", "w -> w"),
+    Rule("ln_post/bias", "ln_post.bias", "w -> w"),
+    Rule("projection/kernel", "proj", "w embed -> w embed"),
+)
+
+_TIMM_BLOCK = (
+    Rule("ln_1/scale", "norm1.weight", "w -> layer w"),
+    Rule("ln_1/bias", "norm1.bias", "w -> layer w"),
+    Rule("attention/qkv/kernel", "attn.qkv.weight", "(qkv head k) w -> layer w head qkv k"),
+    Rule("attention/qkv/bias", "attn.qkv.bias", "(qkv head k) -> layer head qkv k"),
+    Rule("attention/out/kernel", "attn.proj.weight", "w (head k) -> layer head k w"),
+    Rule("attention/out/bias", "attn.proj.bias", "w -> layer w"),
+    Rule("ln_2/scale", "norm2.weight", "w -> layer w"),
+    Rule("ln_2/bias", "norm2.bias", "w -> layer w"),
+    Rule("mlp/fc1/kernel", "mlp.fc1.weight", "mlp w -> layer w mlp"),
+    Rule("mlp/fc1/bias", "mlp.fc1.bias", "mlp -> layer mlp"),
+    Rule("mlp/fc2/kernel", "mlp.fc2.weight", "w mlp -> layer mlp w"),
+    Rule("mlp/fc2/bias", "mlp.fc2.bias", "w -> layer w"),
+)
+_TIMM_VIT = (
+    Rule("patch_embedding/kernel", "patch_embed.proj.weight", "w rgb p q -> (p q rgb) w"),
+    Rule("patch_embedding/bias", "patch_embed.proj.bias", "w -> w"),
+    Rule("position_embedding", "pos_embed", "1 position w -> position w"),
+    *prefixed(_TIMM_BLOCK, "transformer/blocks/", "blocks.{layer}."),
+    Rule("ln_post/scale", "norm.weight", "w -> w"),
+    Rule("ln_post/bias", "norm.bias", "w -> w"),
+    Rule("pool/probe", "attn_pool.latent", "1 1 w -> 1 w"),
+    Rule("pool/attention/query/kernel", "attn_pool.q.weight", "(head k) w -> w head k"),
+    Rule("pool/attention/query/bias", "attn_pool.q.bias", "(head k) -> head k"),
+    Rule("pool/attention/{kv}/kernel", "attn_pool.kv.weight", "(kv head k) w -> w head k"),
+    Rule("pool/attention/{kv}/bias", "attn_pool.kv.bias", "(kv head k) -> head k"),
+    Rule("pool/attention/out/kernel", "attn_pool.proj.weight", "w (head k) -> head k w"),
+    Rule("pool/attention/out/bias", "attn_pool.proj.bias", "w -> w"),
+    Rule("pool/ln/scale", "attn_pool.norm.weight", "w -> w"),
+    Rule("pool/ln/bias", "attn_pool.norm.bias", "w -> w"),
+    Rule("pool/mlp/fc1/kernel", "attn_pool.mlp.fc1.weight", "mlp w -> w mlp"),
+    Rule("pool/mlp/fc1/bias", "attn_pool.mlp.fc1.bias", "mlp -> mlp"),
+    Rule("pool/mlp/fc2/kernel", "attn_pool.mlp.fc2.weight", "w mlp -> mlp w"),
+    Rule("pool/mlp/fc2/bias", "attn_pool.mlp.fc2.bias", "w -> w"),
+)
+
+_RESNET_POOL = (
+    Rule("params/vision/position_embedding", "positional_embedding", "position w -> position w"),
+    Rule("params/vision/pool/{part}/kernel", "{qkv}_proj.weight", "(head k) w -> w head k"),
+    Rule("params/vision/pool/{part}/bias", "{qkv}_proj.bias", "(head k) -> head k"),
+    Rule("params/vision/pool/out/kernel", "c_proj.weight", "embed (head k) -> head k embed"),
+    Rule("params/vision/pool/out/bias", "c_proj.bias", "embed -> embed"),
+)
+
+_COUNTERS = r"\.num_batches_tracked$"
+
+
+def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTable:
+    """The tensors of the open_clip model that is this architecture.
+
+    open_clip has two layouts and two shapes of the logit scale. A file tells by `shapes`; to write,
+    what open_clip itself makes of the exported configuration is taken.
+    """
+    custom_text = config.text.pool == "last"
+    if shapes is not None:
+        custom_text = "text.token_embedding.weight" in shapes
+    prefix = "text." if custom_text else ""
+    projection = _PROJECTION_WITH_BIAS if config.text.pool == "last" else _PROJECTION
+    scalars = ["logit_scale"] + ["logit_bias"] * (config.init_logit_bias is not None)
+    bindings = [
+        *bind(prefixed((*_TEXT, *projection), "params/text/", prefix), text_axes(config)),
+        *_vision_bindings(config),
+    ]
+    for name in scalars:
+        one = shapes is not None and shapes.get(name) == (1,)
+        bindings.append(Binding(Rule(f"params/{name}", name, "1 ->" if one else "->"), {}))
+    return NameTable("an open_clip model", bindings, _COUNTERS)
+
+
+def _vision_bindings(config: CLIPConfig) -> list[Binding]:
+    if isinstance(config.vision, ResNetConfig):
+        return _resnet_bindings(config, config.vision)
+    if config.vision.pool == "map":
+        return bind(prefixed(_TIMM_VIT, "params/vision/", "visual.trunk."), vision_axes(config))
+    return bind(prefixed(_VIT, "params/vision/", "visual."), vision_axes(config))
+
+
+def _resnet_bindings(config: CLIPConfig, resnet: ResNetConfig) -> list[Binding]:
+    """Their blocks are numbered; ours are the first of each stage and a stack of the rest."""
+    width, bindings = resnet.width, []
+
+    def add(
+        ours: str, conv: str, norm: str, kernel: int, channels: tuple[int, int], blocks: range
+    ) -> None:
+        layer = "layer " if len(blocks) else ""
+        axes = {"kh": kernel, "kw": kernel, "i": channels[0], "o": channels[1], "layer": blocks}
+        rules = [
+            Rule(f"params/vision/{ours}/conv/kernel", f"visual.{conv}.weight",
+                 f"o i kh kw -> {layer}kh kw i o"),
+            Rule(f"params/vision/{ours}/bn/scale", f"visual.{norm}.weight", f"o -> {layer}o"),
+            Rule(f"params/vision/{ours}/bn/bias", f"visual.{norm}.bias", f"o -> {layer}o"),
+            Rule(f"batch_stats/vision/{ours}/bn/mean", f"visual.{norm}.running_mean",
+                 f"o -> {layer}o"),
+            Rule(f"batch_stats/vision/{ours}/bn/var", f"visual.{norm}.running_var",
+                 f"o -> {layer}o"),
+        ]  # fmt: skip
+        bindings.extend(bind(rules, axes))
+
+    none = range(0)
+    for n, channels in enumerate(
+        ((3, width // 2), (width // 2, width // 2), (width // 2, width)), 1
+    ):
+        add(f"stem/conv{n}", f"conv{n}", f"bn{n}", 3, channels, none)
+    entering = width
+    for stage, layers in enumerate(resnet.layers, 1):
+        narrow, wide = width * 2 ** (stage - 1), 4 * width * 2 ** (stage - 1)
+        for name, number, channels, blocks in (
+            ("first", "0", entering, none),
+            ("rest", "{layer}", wide, range(1, layers)),
+        ):
+            if name == "rest" and layers == 1:
+                continue
+            for n, kernel, sizes in (
+                (1, 1, (channels, narrow)),
+                (2, 3, (narrow, narrow)),
+                (3, 1, (narrow, wide)),
+            ):
+                theirs = f"layer{stage}.{number}"
+                add(f"stage{stage}/{name}/conv{n}", f"{theirs}.conv{n}", f"{theirs}.bn{n}",
+                    kernel, sizes, blocks)  # fmt: skip
+        shortcut = f"layer{stage}.0.downsample"
+        add(f"stage{stage}/first/shortcut", f"{shortcut}.0", f"{shortcut}.1", 1,
+            (entering, wide), none)  # fmt: skip
+        entering = wide
+
+    pool_axes = {
+        "position": resnet.grid**2 + 1,
+        "w": entering,
+        "head": resnet.heads,
+        "k": entering // resnet.heads,
+        "part": ("query", "key", "value"),
+        "qkv": ("q", "k", "v"),
+        "embed": config.embed_dim,
+    }
+    # The same three, called by two sets of labels.
+    pool = [
+        rule._replace(ours=rule.ours.format(part=part), theirs=rule.theirs.format(qkv=part[0]))
+        for part in pool_axes["part"]
+        for rule in _RESNET_POOL
+        if "{" in rule.ours
+    ]
+    pool += [rule for rule in _RESNET_POOL if "{" not in rule.ours]
+    return [*bindings, *bind(prefixed(pool, "", "visual.attnpool."), pool_axes)]
+
+
+def layers_in(shapes: Shapes, pattern: str) -> int:
+    """How many of `pattern.format(0)`, `pattern.format(1)`, ... there are.
+
+    Raises:
+        InputError: there is none.
+    """
+    count = 0
+    while pattern.format(count) in shapes:
+        count += 1
+    if count == 0:
+        raise InputError(
+            f"the file has no tensor {pattern.format(0)}\n"
+            "expected the weights of a CLIP, named as OpenAI and open_clip name them"
+        )
+    return count

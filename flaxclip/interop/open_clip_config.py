@@ -1,0 +1,221 @@
+"""`open_clip_config.json` -> CLIPConfig; the way back is `open_clip_json.py`.
+
+Only what flaxclip computes alike is accepted. A field that open_clip knows and that would change
+the result has the one value here that we have; any other value is refused by the field's name.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from flaxclip.errors import InputError
+from flaxclip.interop.source import parse, read_json
+from flaxclip.interop.timm_siglip import TIMM_TOWERS
+from flaxclip.models.clip import INITIAL_LOGIT_SCALE, OPENAI_MEAN, OPENAI_STD, CLIPConfig
+from flaxclip.models.layers import Activation
+from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.vision_transformer import VisionConfig
+
+CONFIG_FILE = "open_clip_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Act:
+    approximate: Literal["none", "tanh"] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Norm:
+    eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """open_clip's variations of a transformer block."""
+
+    ls_init_value: None = None
+    block_type: Literal["default"] | None = None
+    qk_norm: Literal[False] = False
+    scaled_cosine_attn: Literal[False] = False
+    scale_heads: Literal[False] = False
+    scale_attn_inner: Literal[False] = False
+    scale_attn: Literal[False] = False
+    scale_fc: Literal[False] = False
+    output_tokens: Literal[False] = False
+    final_ln_after_pool: Literal[False] = False
+    mlp_ratio: float = 4.0
+    act_kwargs: _Act | None = None
+    norm_kwargs: _Norm | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vision(_Block):
+    layers: int | tuple[int, int, int, int] = 12
+    width: int = 768
+    head_width: int = 64
+    patch_size: int | None = 16
+    image_size: int = 224
+    patch_dropout: float = 0.0  # of training alone
+    attentional_pool: Literal[False] = False
+    attn_pooler_queries: int = 256
+    attn_pooler_heads: int = 8
+    no_ln_pre: Literal[False] = False
+    pos_embed_type: Literal["learnable"] = "learnable"
+    pool_type: Literal["tok"] = "tok"
+    timm_model_name: None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _TimmVision:
+    timm_model_name: str
+    image_size: int = 224
+    timm_pool: Literal["map"] = "map"
+    timm_proj: Literal["none", ""] = "none"
+    timm_model_pretrained: bool = False
+    timm_proj_bias: bool = False
+    timm_drop: float = 0.0
+    timm_drop_path: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text(_Block):
+    context_length: int = 77
+    vocab_size: int = 49408
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
+    hf_tokenizer_name: str | None = None
+    tokenizer_mode: None = None
+    tokenizer_kwargs: dict[str, Any] | None = None
+    hf_model_name: None = None
+    embed_cls: Literal[False] = False
+    pad_id: int = 0
+    eos_id: int = 2
+    no_causal_mask: bool = False
+    pool_type: Literal["argmax", "last"] = "argmax"
+    proj_bias: bool = False
+    proj_type: Literal["linear"] = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    embed_dim: int
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+    quick_gelu: bool = False
+    custom_text: bool = False
+    init_logit_scale: float = INITIAL_LOGIT_SCALE
+    init_logit_bias: float | None = None
+    nonscalar_logit_scale: bool = False
+    multimodal_cfg: None = None
+    output_dict: bool = False
+    cast_dtype: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preprocess:
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+    size: int | tuple[int, ...] | None = None
+    mode: Literal["RGB"] = "RGB"
+    fill_color: int | tuple[int, ...] = 0
+
+
+def read_config(path: Path) -> CLIPConfig:
+    """The model that the file describes, preprocessing included.
+
+    Raises:
+        InputError: it is none of ours, by the field that makes the difference.
+    """
+    file = read_json(path)
+    model = parse(_Model, file.get("model_cfg"), path, "model_cfg", extra="forbid")
+    text = parse(_Text, model.text_cfg, path, "model_cfg.text_cfg", extra="forbid")
+    preprocess = parse(
+        _Preprocess, file.get("preprocess_cfg", {}), path, "preprocess_cfg", extra="forbid"
+    )
+    vision = _read_vision(model, path)
+    if preprocess.size not in (None, vision.image_size, (vision.image_size,) * 2):
+        raise InputError(
+            f"{path}: preprocess_cfg.size is {preprocess.size}\n"
+            f"expected the image tower's {vision.image_size}"
+        )
+    ways = (text.pool_type, text.no_causal_mask, text.proj_bias)
+    pools = {("argmax", False, False): "end", ("last", True, True): "last"}
+    if ways not in pools:
+        raise InputError(
+            f"{path}: text_cfg has pool_type {ways[0]!r}, no_causal_mask {ways[1]}, "
+            f"proj_bias {ways[2]}\n"
+            "expected argmax, false, false (CLIP) or last, true, true (SigLIP)"
+        )
+    return CLIPConfig(
+        vision=vision,
+        text=TextConfig(
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
+            width=text.width,
+            layers=text.layers,
+            heads=text.heads,
+            mlp_ratio=int(text.width * text.mlp_ratio) / text.width,
+            activation=_activation(model.quick_gelu, text),
+            norm_eps=(text.norm_kwargs or _Norm()).eps,
+            pool=pools[ways],
+        ),
+        embed_dim=model.embed_dim,
+        init_logit_scale=model.init_logit_scale,
+        init_logit_bias=model.init_logit_bias,
+        tokenizer=_tokenizer(text, pools[ways], path),
+        resize=preprocess.resize_mode,
+        interpolation=preprocess.interpolation,
+        image_mean=preprocess.mean,
+        image_std=preprocess.std,
+    )
+
+
+def _activation(quick_gelu: bool, block: _Block) -> Activation:
+    if quick_gelu:
+        return "quick_gelu"
+    return "gelu_tanh" if (block.act_kwargs or _Act()).approximate == "tanh" else "gelu"
+
+
+def _read_vision(model: _Model, path: Path) -> VisionConfig | ResNetConfig:
+    field = "model_cfg.vision_cfg"
+    if model.vision_cfg.get("timm_model_name") is not None:
+        timm = parse(_TimmVision, model.vision_cfg, path, field, extra="forbid")
+        if timm.timm_model_name not in TIMM_TOWERS:
+            raise InputError(
+                f"{path}: {field}.timm_model_name is {timm.timm_model_name!r}\n"
+                "of timm's models flaxclip has those of SigLIP with attention pooling"
+            )
+        return TIMM_TOWERS[timm.timm_model_name]
+    vision = parse(_Vision, model.vision_cfg, path, field, extra="forbid")
+    if isinstance(vision.layers, tuple):
+        return ResNetConfig(vision.image_size, vision.width, vision.layers)
+    if vision.patch_size is None:
+        raise InputError(f"{path}: {field}.patch_size is null\nexpected a number of pixels")
+    return VisionConfig(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        width=vision.width,
+        layers=vision.layers,
+        heads=vision.width // vision.head_width,
+        mlp_ratio=int(vision.width * vision.mlp_ratio) / vision.width,
+        activation=_activation(model.quick_gelu, vision),
+        norm_eps=(vision.norm_kwargs or _Norm()).eps,
+    )
+
+
+def _tokenizer(text: _Text, pool: str, path: Path) -> Literal["clip", "siglip", "siglip2"]:
+    name = text.hf_tokenizer_name
+    if pool == "last":
+        # SigLIP 2 has Gemma's vocabulary of 256,000, and its repositories have it in their names.
+        is_2 = text.vocab_size == 256_000 or "siglip2" in (name or "").lower()
+        return "siglip2" if is_2 else "siglip"
+    if name and not name.startswith("openai/clip-"):
+        raise InputError(
+            f"{path}: text_cfg.hf_tokenizer_name is {name!r}\n"
+            "flaxclip has the tokenizers of CLIP, SigLIP and SigLIP 2"
+        )
+    return "clip"

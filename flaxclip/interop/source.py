@@ -1,0 +1,64 @@
+"""What every reader of a peer's format returns, and how the text files beside weights are read."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pydantic
+
+from flaxclip.errors import InputError
+from flaxclip.interop.archives import StoredTensor
+from flaxclip.interop.name_table import NameTable
+from flaxclip.models.clip import CLIPConfig
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignModel:
+    """A peer's model, recognised but not yet read."""
+
+    kind: str
+    """Whose format it is, for people."""
+    config: CLIPConfig
+    tensors: Mapping[str, StoredTensor]
+    table: NameTable
+
+    def variables(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Path and numbers of our variables, float32, one after the other.
+
+        Raises:
+            InputError: the tensors are not those of the architecture, or are damaged.
+        """
+        return self.table.to_ours(self.tensors)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises InputError if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}\nexpected an object")
+    return value
+
+
+def parse(kind: type[T], value: Any, path: Path, field: str = "", extra: str = "ignore") -> T:
+    """`value`, found in `path` under `field`, as the dataclass `kind`.
+
+    Raises:
+        InputError: a field is missing or of another type; or is not among those of `kind`, where
+            `extra` is "forbid".
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(value, extra=extra)
+    except pydantic.ValidationError as error:
+        lines = [
+            f"{'.'.join([*filter(None, [field]), *map(str, item['loc'])])}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise InputError("\n".join([f"{path} cannot be used", *lines])) from None

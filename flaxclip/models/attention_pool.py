@@ -1,0 +1,84 @@
+"""Attention of one query to all positions: how ResNet and SigLIP towers make one vector of many."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from flaxclip.models.layers import (
+    MLP,
+    Activation,
+    BlockInit,
+    Initializer,
+    Projection,
+    dot_product_attention,
+    layer_norm,
+    logical,
+)
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention with separate projections, of queries to other vectors."""
+
+    heads: int
+    out_width: int
+    kernel_init: Initializer
+    bias_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, queries: Float[Array, "#b q w"], x: Float[Array, "b l w"]
+    ) -> Float[Array, "b q out"]:
+        width = x.shape[-1]
+        heads = (self.heads, width // self.heads)
+
+        def project(name: str, inputs: Array) -> Array:
+            projected = Projection(
+                (width,),
+                heads,
+                kernel_init=logical(self.kernel_init, "embed", "heads", None),
+                bias_init=logical(self.bias_init, "heads", None),
+                dtype=self.dtype,
+                name=name,
+            )(inputs)
+            return rearrange(projected, "b l (h k) -> b h l k", h=self.heads)
+
+        q, k, v = project("query", queries), project("key", x), project("value", x)
+        q = jnp.broadcast_to(q, (x.shape[0], *q.shape[1:]))
+        z = rearrange(dot_product_attention(q, k, v, causal=False), "b h l k -> b l (h k)")
+        return Projection(
+            heads,
+            (self.out_width,),
+            kernel_init=logical(self.kernel_init, "heads", None, "embed"),
+            bias_init=logical(self.bias_init, "embed"),
+            dtype=self.dtype,
+            name="out",
+        )(z)
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling: a learned probe asks, and an MLP follows.
+
+    Zhai et al. 2022, "Scaling Vision Transformers", section 3.2; big_vision, `models/vit.py`.
+    """
+
+    heads: int
+    mlp_width: int
+    activation: Activation
+    norm_eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b w"]:
+        width = x.shape[-1]
+        probe = self.param(
+            "probe", logical(nn.initializers.xavier_uniform(), None, "embed"), (1, width)
+        )
+        born = BlockInit.xavier(width, self.mlp_width)
+        x = AttentionPool(
+            self.heads, width, born.out_kernel, nn.initializers.zeros, self.dtype, name="attention"
+        )(probe[None].astype(self.dtype), x)
+        mlp = MLP(self.mlp_width, self.activation, born, self.dtype, name="mlp")
+        x = x + mlp(layer_norm("ln", self.norm_eps)(x).astype(self.dtype))
+        return x[:, 0].astype(jnp.float32)

@@ -1,0 +1,98 @@
+"""What a run will need, before anything is rented: its step compiled for machines not here.
+
+    python -m flaxclip.plan EXPERIMENT --topology v5e:16x16
+    python -m flaxclip.plan EXPERIMENT --topology v5p:4x4x4 --model ViT-L-14 --batch-size 16384
+    python -m flaxclip.plan EXPERIMENT --topology v6e:16x16 --search mesh batch
+    python -m flaxclip.plan EXPERIMENT --topology cpu:8        virtual devices: memory and traffic
+    python -m flaxclip.plan --list                             all architectures and their cost
+
+Flags are those of `flaxclip.train`, and a few of its own.
+"""
+
+import dataclasses
+import sys
+
+import jax
+from rich.console import Console
+
+from flaxclip.command_line import RunCommand, parse
+from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.planning.advice import refusal_message
+from flaxclip.planning.compiled_step import Refusal
+from flaxclip.planning.report import plan_json, print_plan, trials_table, variants_table
+from flaxclip.planning.run_plan import make_plan
+from flaxclip.planning.search import Dimension, search
+from flaxclip.planning.topology import open_topology
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(RunCommand):
+    """Compile a run for a machine that is not here, and say what it needs."""
+
+    topology: str = "v5e:16x16"
+    """Slice to plan for, as v5e:16x16, v6e:16x16, v5p:4x4x4; or cpu:8 for virtual devices."""
+    search: tuple[Dimension, ...] = ()
+    """Numbers to choose: the fastest ones that fit, as far as a few compilations can tell."""
+    compiles: int = 5
+    """How many configurations a search compiles at most, a minute or more each."""
+    decode_rate: float = 500.0
+    """Pictures that one core of a host decodes, crops and resizes in a second."""
+    json: bool = False
+    """Print JSON, in bytes, FLOPs and seconds."""
+    list: bool = False
+    """Print all named architectures instead, with what each costs."""
+
+
+def main() -> None:
+    """The command line."""
+    with exit_on_input_error("flaxclip.plan"):
+        # Whatever this machine has, it only compiles and counts.
+        jax.config.update("jax_platforms", "cpu")
+        command = parse(Command, sys.argv[1:], "flaxclip.plan")
+        if command.list:
+            make_console().print(variants_table())
+        else:
+            run(command)
+
+
+def run(command: Command) -> None:
+    """Compile what `command` asks for, and print it.
+
+    Raises:
+        InputError: an unknown topology, a mesh or a batch that does not divide, or a step that
+            does not fit.
+    """
+    console, progress = make_console(), Console(stderr=True)
+    topology = open_topology(command.topology)
+    config = command.config
+    if command.search:
+        if topology.chip is None:
+            raise InputError(
+                f"{command.topology} has no speed to search by\n"
+                "name a TPU topology, such as --topology v5e:16x16"
+            )
+        trials = search(config, topology, command.search, command.compiles, progress.print)
+        if not trials or isinstance(trials[0].step, Refusal):
+            raise InputError(
+                f"nothing that was tried fits {command.topology}\n"
+                "let --search choose both, mesh and batch, or name a larger topology"
+            )
+        if not command.json:
+            console.print(trials_table(trials, topology))
+        config = trials[0].config
+    plan = make_plan(config, topology, command.decode_rate)
+    if isinstance(plan.step, Refusal):
+        raise InputError(refusal_message(config, topology, plan.step))
+    if command.json:
+        print(plan_json(plan))
+    else:
+        print_plan(plan, topology, console)
+
+
+def make_console() -> Console:
+    """Standard output; a file or a pipe is as wide as the tables are."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What to change where a step does not fit."""
+
+import dataclasses
+
+from flaxclip.config import TrainConfig
+from flaxclip.planning.compiled_step import Refusal
+from flaxclip.planning.estimate import estimated_memory
+from flaxclip.planning.report import binary
+from flaxclip.planning.topology import Topology
+
+
+def refusal_message(config: TrainConfig, topology: Topology, refusal: Refusal) -> str:
+    """Which number to change, and to what: by arithmetic that what the compiler said corrects."""
+    memory = estimated_memory(config, topology)
+    correction = max(1.0, (refusal.needed_bytes - memory.fixed) / memory.growing)
+
+    def fits(changed: TrainConfig) -> bool:
+        memory = estimated_memory(changed, topology)
+        return memory.fixed + memory.growing * correction <= refusal.available_bytes
+
+    chips = len(topology.devices)
+    shards = chips // config.mesh.tensor
+    advice = []
+    batch_size = config.batch_size
+    while batch_size % (2 * shards) == 0:
+        batch_size //= 2
+        if fits(dataclasses.replace(config, batch_size=batch_size)):
+            advice.append(f"--batch-size {batch_size} ({batch_size / chips:g} pairs a chip)")
+            break
+    fsdp = config.mesh.fsdp
+    while chips % (2 * fsdp * config.mesh.tensor) == 0:
+        fsdp *= 2
+        mesh = dataclasses.replace(config.mesh, data=-1, fsdp=fsdp)
+        if fits(dataclasses.replace(config, mesh=mesh)):
+            advice.append(f"--mesh.fsdp {fsdp}")
+            break
+    return (
+        f"the step does not fit {topology.name}: it needs {binary(refusal.needed_bytes)}B of "
+        f"{binary(refusal.available_bytes)}B a chip\n"
+        + (f"try {' or '.join(advice)}" if advice else "name a larger topology")
+        + ", or let --search mesh batch choose"
+    )

@@ -1,0 +1,184 @@
+"""What travels between devices in a compiled program: kind, bytes, how often, over which wires."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+
+from flaxclip.planning.hlo import Computation, Instruction, Program
+
+Kind = Literal[
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
+]  # fmt: skip
+_OPCODES = {
+    **{kind: kind for kind in get_args(Kind)},
+    **{f"{kind}-start": kind for kind in get_args(Kind)},
+    "ragged-all-to-all": "all-to-all",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices."""
+
+    kind: Kind
+    operand_bytes: int
+    """What one device puts in."""
+    groups: tuple[tuple[int, ...], ...]
+    """Devices that exchange with one another, by their positions in the mesh; for a permutation
+    the pairs of source and target."""
+    repeats: int
+    """How often it runs in one run of the program."""
+    where: str
+    """The operation of the traced function that it serves."""
+
+    @property
+    def group_size(self) -> int:
+        return len(self.groups[0])
+
+    @property
+    def received_bytes(self) -> float:
+        """What a device receives each time, at least.
+
+        An all-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004); none of them can
+        do with less, whatever the wires.
+        """
+        n, size = self.group_size, self.operand_bytes
+        if self.kind == "all-gather":
+            return size * (n - 1)
+        if self.kind == "all-reduce":
+            return 2 * size * (n - 1) / n
+        if self.kind == "collective-permute":
+            return size
+        return size * (n - 1) / n
+
+
+def find_collectives(program: Program) -> list[Collective]:
+    """All exchanges of `program`.
+
+    Raises:
+        ValueError: a list of devices is written in a way that is not known here.
+    """
+    return [
+        Collective(
+            kind,
+            sum(array.bytes for array in computation.operand_arrays(line)),
+            groups,
+            repeats,
+            _traced_name(line),
+        )
+        for computation, line, kind, repeats in _exchanges(program)
+        # Alone in a group, a device has nothing to exchange.
+        if len((groups := parse_groups(line.attributes))[0]) > 1
+    ]
+
+
+def _exchanges(program: Program) -> Iterator[tuple[Computation, Instruction, Kind, int]]:
+    for outer, repeats in program.running():
+        for line in outer.instructions.values():
+            if line.opcode in _OPCODES:
+                yield outer, line, _OPCODES[line.opcode], repeats
+            elif line.opcode == "fusion" and (name := line.called("calls")):
+                inner = program.computations[name]
+                if _continues_another(inner):
+                    continue
+                for fused in inner.instructions.values():
+                    if kind := _OPCODES.get(fused.opcode):
+                        # A fusion of an all-reduce and the slice that a device keeps of it: the
+                        # TPU has no other form of a reduce-scatter.
+                        scatters = name.startswith("all-reduce-scatter")
+                        yield inner, fused, "reduce-scatter" if scatters else kind, repeats
+
+
+def _continues_another(fused: Computation) -> bool:
+    """Whether a collective in the fusion is one that an earlier fusion began.
+
+    The TPU compiler runs collectives beside other work: begun in one fusion, driven on by those
+    whose time they share, ended in another. The text shows the collective in each of them.
+    """
+    return fused.name.startswith("async_collective_fusion") or any(
+        'custom_call_target="AsyncCollectiveDone"' in line.attributes
+        for line in fused.instructions.values()
+    )
+
+
+def parse_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
+    """The groups of devices in an instruction's attributes.
+
+    XLA writes them as lists `{{0,1},{2,3}}`, as a reshaped and transposed range
+    `[2,4]<=[4,2]T(1,0)`, and as axes of a mesh `mesh['a'=2,'b'=4] {'b'}`, whose devices may be
+    such a range too.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes):
+        return _number_lists(pairs.group(1))
+    if lists := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)+)\}", attributes):
+        return _number_lists(lists.group(1))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        rows, columns = int(iota.group(1)), int(iota.group(2))
+        shape = _numbers(iota.group(3))
+        devices = np.arange(math.prod(shape)).reshape(shape)
+        if iota.group(4):
+            devices = devices.transpose(_numbers(iota.group(4)))
+        return _tuples(devices.reshape(rows, columns))
+    axes = re.search(
+        r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\]"
+        r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{((?:'\w+',?)+)\}",
+        attributes,
+    )
+    if axes:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1)))
+        along = re.findall(r"'(\w+)'", axes.group(4))
+        names = list(sizes)
+        shape = [int(size) for size in sizes.values()]
+        devices = np.arange(math.prod(shape))
+        if axes.group(2):
+            devices = devices.reshape(_numbers(axes.group(2)))
+        if axes.group(3):
+            devices = devices.transpose(_numbers(axes.group(3)))
+        devices = devices.reshape(shape)
+        across = [axis for axis, name in enumerate(names) if name not in along]
+        devices = devices.transpose(across + [names.index(name) for name in along])
+        return _tuples(devices.reshape(-1, math.prod(int(sizes[name]) for name in along)))
+    raise ValueError(f"no groups of devices that can be read in {attributes[:200]!r}")
+
+
+def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
+    """Along how many dimensions of the network of chips the exchange can travel at once.
+
+    The first group stands for all. `coords` says where in the network each device is.
+    """
+    group = [coords[index] for index in collective.groups[0]]
+    return sum(len(set(along)) > 1 for along in zip(*group, strict=True))
+
+
+def crosses_slices(collective: Collective, devices: Sequence[jax.Device]) -> bool:
+    """Whether the exchange leaves a slice, and travels by the data centre's network."""
+    return any(
+        len({getattr(devices[index], "slice_index", 0) for index in group}) > 1
+        for group in collective.groups
+    )
+
+
+def _traced_name(line: Instruction) -> str:
+    name = re.search(r'op_name="([^"]*)"', line.attributes)
+    return name.group(1) if name else ""
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _number_lists(text: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(_numbers(group)) for group in re.findall(r"\{([\d,]+)\}", text))
+
+
+def _tuples(groups: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, group)) for group in groups)

@@ -1,0 +1,152 @@
+"""The training step of a run, compiled for a topology, and what the compiled program says."""
+
+import collections
+import dataclasses
+import re
+import time
+from typing import Literal
+
+import jax
+
+from flaxclip.config import TrainConfig
+from flaxclip.data.source import Batch
+from flaxclip.flops import count_bfloat16_passes
+from flaxclip.models.clip import example_inputs
+from flaxclip.optim import make_optimizer
+from flaxclip.planning.collectives import (
+    Kind,
+    crosses_slices,
+    find_collectives,
+    torus_axes,
+)
+from flaxclip.planning.hlo import Program, parse_program
+from flaxclip.planning.memory_traffic import hbm_traffic
+from flaxclip.planning.topology import Topology
+from flaxclip.sharding import check_batch_divides, make_mesh
+from flaxclip.train_state import abstract_train_state
+from flaxclip.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Exchanges of one kind over the same wires, in one step, of one chip."""
+
+    kind: Kind
+    network: Literal["ICI", "DCN"]
+    """Within a slice, or between slices."""
+    group_size: int
+    """Chips that exchange with one another."""
+    torus_axes: int
+    """Dimensions of the network of chips that a group extends along."""
+    exchanges: int
+    """How many run, those in loops as often as the loops do."""
+    operand_bytes: int
+    """What a chip puts in."""
+    received_bytes: float
+    """What a chip receives at least, by `Collective.received_bytes`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """One training step on one chip, as the compiler made it."""
+
+    argument_bytes: int
+    """State and batch; the new state takes the place of the old one."""
+    temporary_bytes: int
+    """Everything else that is ever alive at once."""
+    peak_bytes: int
+    matrix_flops: float
+    """As the matrix units do them: recomputation, the loss and passes of float32 products count;
+    a chip's share, were they divided evenly."""
+    hbm_bytes: int
+    """Read and written, at least."""
+    estimated_cycles: int | None
+    """The TPU compiler's own estimate of everything but collectives; None for other devices."""
+    traffic: tuple[Traffic, ...]
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """What the compiler says of a step that needs more memory than a chip has."""
+
+    needed_bytes: float
+    available_bytes: float
+
+
+def compile_step(config: TrainConfig, topology: Topology) -> CompiledStep | Refusal:
+    """Compile what `flaxclip.train` would run, and read it.
+
+    Raises:
+        InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
+    """
+    mesh = make_mesh(config.mesh, topology.devices)
+    check_batch_divides(config.batch_size, mesh, config.accumulate)
+    tx = make_optimizer(config.optim, config.steps)
+    state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
+    batch = Batch(*example_inputs(config.model, config.batch_size))
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        traced = make_train_step(config, tx, mesh, state).trace(state, batch)
+        platform = topology.devices[0].platform
+        try:
+            compiled = traced.lower(lowering_platforms=(platform,)).compile()
+        except jax.errors.JaxRuntimeError as error:
+            refusal = parse_refusal(str(error))
+            if refusal is None:
+                raise
+            return refusal
+    memory = compiled.memory_analysis()
+    program = parse_program(compiled.as_text())
+    return CompiledStep(
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
+        matrix_flops=count_bfloat16_passes(traced.jaxpr) / mesh.size,
+        hbm_bytes=hbm_traffic(program),
+        estimated_cycles=estimated_cycles(program),
+        traffic=_traffic(program, list(mesh.devices.flat)),
+        compile_seconds=time.perf_counter() - start,
+    )
+
+
+def estimated_cycles(program: Program) -> int | None:
+    """The compiler's estimates of all instructions, as often as they run; None without any."""
+    estimates = [
+        int(estimate.group(1)) * repeats
+        for computation, repeats in program.running()
+        for line in computation.instructions.values()
+        if line.opcode != "while"
+        and (estimate := re.search(r'"estimated_cycles":"(\d+)"', line.attributes))
+    ]
+    return sum(estimates) if estimates else None
+
+
+def _traffic(program: Program, devices: list[jax.Device]) -> tuple[Traffic, ...]:
+    # Devices without coordinates count as lying on one line.
+    coords = [getattr(device, "coords", (index,)) for index, device in enumerate(devices)]
+    totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0, 0.0])
+    for exchange in find_collectives(program):
+        network = "DCN" if crosses_slices(exchange, devices) else "ICI"
+        key = (exchange.kind, network, exchange.group_size, torus_axes(exchange, coords))
+        total = totals[key]
+        total[0] += exchange.repeats
+        total[1] += exchange.repeats * exchange.operand_bytes
+        total[2] += exchange.repeats * exchange.received_bytes
+    rows = [Traffic(*key, *total) for key, total in totals.items()]
+    return tuple(sorted(rows, key=lambda row: -row.received_bytes))
+
+
+def parse_refusal(message: str) -> Refusal | None:
+    """The two amounts in the compiler's message; None if it complains of something else."""
+    # "… total memory required for HLO temporaries (100.28G) exceeds available HBM (15.75G)", or
+    # "Used 17.50G of 15.75G hbm".
+    amount = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"\({amount}\) exceeds available HBM \({amount}\)", message) or re.search(
+        rf"Used {amount} of {amount} hbm", message
+    )
+    if found is None:
+        return None
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    needed, needed_unit, available, available_unit = found.groups()
+    return Refusal(float(needed) * units[needed_unit], float(available) * units[available_unit])

@@ -1,0 +1,119 @@
+"""What a step needs, by arithmetic alone: to decide which steps are worth compiling."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+
+from flaxclip.chips import Chip
+from flaxclip.config import TrainConfig
+from flaxclip.flops import count_bfloat16_passes
+from flaxclip.losses.pairs import choose_form
+from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
+from flaxclip.models.cost import model_cost
+from flaxclip.optim import OptimConfig, make_optimizer
+from flaxclip.planning.topology import Topology
+from flaxclip.sharding import MeshConfig, make_mesh
+from flaxclip.train_state import abstract_train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerCost:
+    """The towers' forward and backward pass, of one pair."""
+
+    saved_bytes: int
+    """What the forward pass keeps for the backward pass."""
+    matrix_flops: int
+    """As the matrix units do them, recomputation included."""
+
+
+@functools.cache
+def tower_cost(config: CLIPConfig) -> TowerCost:
+    """Traced from the model itself, whatever its rematerialisation: nothing is compiled."""
+    variables = abstract_variables(config)
+    params = variables["params"]
+
+    def towers(batch_size: int):
+        def run(params, batch):
+            zimg, ztxt, _ = CLIP(config).apply(variables | {"params": params}, *batch)
+            return zimg, ztxt
+
+        def forward(params, batch):
+            return jax.vjp(lambda params: run(params, batch), params)[1]
+
+        def both(params, batch):
+            z, pullback = jax.vjp(lambda params: run(params, batch), params)
+            return pullback(z)
+
+        return forward, both, example_inputs(config, batch_size)
+
+    def saved(batch_size: int) -> int:
+        forward, _, batch = towers(batch_size)
+        leaves = jax.tree.leaves(jax.eval_shape(forward, params, batch))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    _, both, batch = towers(1)
+    return TowerCost(
+        # The parameters are kept too, whatever the batch.
+        saved_bytes=saved(2) - saved(1),
+        matrix_flops=count_bfloat16_passes(jax.make_jaxpr(both)(params, batch)),
+    )
+
+
+def state_bytes(config: TrainConfig, topology: Topology) -> int:
+    """Parameters and optimizer state on one chip, as they are divided."""
+    return _state_bytes(config.model, config.optim, config.mesh, tuple(topology.devices))
+
+
+@functools.cache
+def _state_bytes(
+    model: CLIPConfig, optim: OptimConfig, mesh: MeshConfig, devices: tuple[jax.Device, ...]
+) -> int:
+    # The number of steps decides the schedule alone.
+    tx = make_optimizer(optim, steps=optim.warmup_steps + 1)
+    state = abstract_train_state(
+        model, tx, make_mesh(mesh, list(devices)), optim.ema_decay is not None
+    )
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatedMemory:
+    """Of one chip, in bytes."""
+
+    fixed: float
+    """State and gradients, whatever the batch."""
+    growing: float
+    """What the towers keep, and the matrix of logits."""
+
+    @property
+    def total(self) -> float:
+        return self.fixed + self.growing
+
+
+def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory:
+    chips = len(topology.devices)
+    pairs = config.batch_size / chips
+    parameter_bytes = 4 * model_cost(config.model).parameters
+    gradients = parameter_bytes / (config.mesh.fsdp * config.mesh.tensor)
+    # The matrix and its gradient, unless they never exist as a whole.
+    gathered = choose_form(config.loss_form, config.batch_size, chips) == "gathered"
+    logits = 2 * 4 * config.batch_size**2 / chips if gathered else 0
+    kept = pairs / config.accumulate * tower_cost(config.model).saved_bytes
+    return EstimatedMemory(state_bytes(config, topology) + gradients, kept + logits)
+
+
+def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> float:
+    """A step, were everything but matrix products and the exchange of parameters free."""
+    chips, fsdp = len(topology.devices), config.mesh.fsdp
+    # Float32 products in six passes, once forward and twice backward.
+    loss = 3 * 6 * 2 * config.batch_size**2 * config.model.embed_dim
+    products = config.batch_size * tower_cost(config.model).matrix_flops + loss
+    parameter_bytes = 4 * model_cost(config.model).parameters / config.mesh.tensor
+    # Gathered for the forward and for the backward pass, and gradients reduced over all.
+    received = 2 * parameter_bytes * (fsdp - 1) / fsdp + 2 * parameter_bytes
+    return products / chips / chip.peak_flops + received / chip.ici_bandwidth

@@ -1,0 +1,229 @@
+"""A plan as people and programs read it: tables, and JSON."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pydantic
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from flaxclip.models.clip import OPENAI_MEAN
+from flaxclip.models.cost import model_cost
+from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.variants import VARIANTS
+from flaxclip.planning.compiled_step import Refusal
+from flaxclip.planning.roofline import network_seconds, roofline
+from flaxclip.planning.run_plan import RunPlan
+from flaxclip.planning.search import Trial, pairs_per_second
+from flaxclip.planning.topology import Topology
+from flaxclip.sharding import make_mesh
+
+_UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
+
+
+def plan_json(plan: RunPlan) -> str:
+    """All figures of the plan, and those that follow from them, as indented JSON."""
+    record = pydantic.TypeAdapter(RunPlan).dump_python(plan, mode="json")
+    return json.dumps(record | {"derived": derived(plan)}, indent=2)
+
+
+def derived(plan: RunPlan) -> dict[str, Any]:
+    """Step time, MFU, cost and demand on the hosts, at the bound and as expected."""
+    if plan.roofline is None:
+        return {}
+    return {
+        name: {
+            "step_seconds": seconds,
+            "mfu": plan.mfu(seconds),
+            "pairs_per_second": plan.config.batch_size / seconds,
+            "run_days": plan.run_seconds(seconds) / 86400,
+            "chip_hours": plan.chip_hours(seconds),
+            "host_images_per_second": plan.host_images_per_second(seconds),
+            "host_cores": plan.host_images_per_second(seconds) / plan.decode_rate,
+        }
+        for name, seconds in (
+            ("bound", plan.roofline.bound),
+            ("expected", plan.roofline.expected),
+        )
+    }
+
+
+def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
+    """The whole report of a step that fits."""
+    step, config, chips = plan.step, plan.config, plan.chips
+    mesh = make_mesh(config.mesh, topology.devices)
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    what = f"{plan.chip.device_kind}" if plan.chip else "virtual CPU devices"
+    lines = {
+        "machine": f"{plan.topology}: {chips} x {what}, {plan.hosts} host(s), mesh {axes}",
+        "model": f"{plan.parameters / 1e6:,.2f} M parameters, "
+        f"{plan.forward_flops_per_pair / 1e9:,.2f} GFLOPs forward a pair, "
+        f"{config.model.dtype} activations",
+        "batch": f"{config.batch_size:,} pairs, {config.batch_size / chips:g} a chip; "
+        f"{plan.model_flops_per_step / 1e12:,.4g} TFLOPs a step (forward and backward, "
+        "nothing recomputed, loss left out)",
+        "memory": _memory(plan),
+    }
+    for name, text in lines.items():
+        console.print(f"{name:9} {text}", soft_wrap=True, highlight=False)
+    if step.traffic:
+        console.print(_traffic_table(plan))
+    if plan.roofline is not None:
+        console.print(_roofline_table(plan))
+        console.print(_run_table(plan))
+
+
+def _memory(plan: RunPlan) -> str:
+    step = plan.step
+    text = (
+        f"{binary(step.peak_bytes)}B a chip at the peak: {binary(step.argument_bytes)}B arguments "
+        f"(state and batch), {binary(step.temporary_bytes)}B temporaries"
+    )
+    if plan.chip is not None:
+        free = plan.chip.hbm_bytes - step.peak_bytes
+        text += f"; fits {binary(plan.chip.hbm_bytes)}B with {binary(free)}B to spare"
+    return text
+
+
+def _traffic_table(plan: RunPlan) -> Table:
+    table = Table(box=SIMPLE_HEAD, title="Collectives of a step, one chip", title_justify="left")
+    table.add_column("kind")
+    for column in ("over", "chips", "torus axes", "times", "puts in", "receives", "ms"):
+        table.add_column(column, justify="right")
+    for row in plan.step.traffic:
+        seconds = None if plan.chip is None else network_seconds(row, plan.chip)
+        table.add_row(
+            row.kind,
+            row.network,
+            str(row.group_size),
+            str(row.torus_axes),
+            str(row.exchanges),
+            f"{binary(row.operand_bytes)}B",
+            f"{binary(row.received_bytes)}B",
+            "" if seconds is None else f"{1e3 * seconds:.3f}",
+        )
+    return table
+
+
+def _roofline_table(plan: RunPlan) -> Table:
+    step, chip, roof = plan.step, plan.chip, plan.roofline
+    table = Table(
+        box=SIMPLE_HEAD,
+        title="What limits a step, one chip",
+        title_justify="left",
+        caption=f"chip figures: {chip.source}",
+        caption_justify="left",
+    )
+    table.add_column("resource", no_wrap=True)
+    for column in ("demand", "supply", "ms"):
+        table.add_column(column, justify="right")
+    received = {
+        network: sum(row.received_bytes for row in step.traffic if row.network == network)
+        for network in ("ICI", "DCN")
+    }
+    for name, demand, supply, unit, seconds in (
+        ("matrix units", step.matrix_flops, chip.peak_flops, "TFLOP", roof.matrix_units),
+        ("HBM", step.hbm_bytes, chip.hbm_bandwidth, "TB", roof.hbm),
+        ("ICI", received["ICI"], chip.ici_bandwidth, "TB", roof.ici),
+        ("DCN", received["DCN"], chip.dcn_bandwidth, "TB", roof.dcn),
+    ):
+        if demand:
+            table.add_row(
+                name,
+                f"{demand / 1e12:.4g} {unit}",
+                f"{supply / 1e12:.4g} {unit}/s",
+                f"{1e3 * seconds:.2f}",
+            )
+    if roof.compiler is not None:
+        table.add_row(
+            "the compiler's cost model",
+            f"{step.estimated_cycles / 1e6:.4g} Mcycles",
+            f"{chip.clock / 1e9:.3g} GHz",
+            f"{1e3 * roof.compiler:.2f}",
+        )
+    return table
+
+
+def _run_table(plan: RunPlan) -> Table:
+    config = plan.config
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"The run: {config.steps:,} steps, {config.steps * config.batch_size:,} pairs",
+        title_justify="left",
+        caption="bound: by the slowest resource, if all overlap. expected: by the compiler's cost "
+        "model, or the networks. Hosts decode "
+        f"{plan.decode_rate:g} pictures a core and second.",
+        caption_justify="left",
+    )
+    table.add_column("")
+    names = (
+        "ms a step", "MFU", "pairs/s", "days", "chip-hours", "images/s a host", "cores a host",
+    )  # fmt: skip
+    for column in names:
+        table.add_column(column, justify="right")
+    for name, figures in derived(plan).items():
+        table.add_row(
+            f"bound ({plan.roofline.limit})" if name == "bound" else name,
+            f"{1e3 * figures['step_seconds']:.1f}",
+            f"{figures['mfu']:.1%}",
+            f"{figures['pairs_per_second']:,.0f}",
+            f"{figures['run_days']:.3g}",
+            f"{figures['chip_hours']:,.1f}",
+            f"{figures['host_images_per_second']:,.0f}",
+            f"{figures['host_cores']:.1f}",
+        )
+    return table
+
+
+def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
+    """What a search compiled, the fastest first."""
+    table = Table(box=SIMPLE_HEAD, title="Search", title_justify="left")
+    for column in ("fsdp", "batch", "pairs a chip", "GiB a chip", "ms a step", "pairs/s"):
+        table.add_column(column, justify="right")
+    for trial in trials:
+        step, config = trial.step, trial.config
+        refused = isinstance(step, Refusal)
+        table.add_row(
+            str(config.mesh.fsdp),
+            f"{config.batch_size:,}",
+            f"{config.batch_size / len(topology.devices):g}",
+            f"{(step.needed_bytes if refused else step.peak_bytes) / 2**30:.2f}",
+            "does not fit" if refused else f"{1e3 * roofline(step, topology.chip).expected:.1f}",
+            "" if refused else f"{pairs_per_second(trial, topology):,.0f}",
+        )
+    return table
+
+
+def variants_table() -> Table:
+    """Every named architecture, what it costs and what it wants to be fed."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    for column in ("M params", "GFLOPs/pair", "px/patch", "context"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("activation", "preprocessing", "tokenizer"):
+        table.add_column(column, no_wrap=True)
+    for name, config in VARIANTS.items():
+        cost, vision = model_cost(config), config.vision
+        patch = "" if isinstance(vision, ResNetConfig) else f"/{vision.patch_size}"
+        statistics = "OpenAI's mean" if config.image_mean == OPENAI_MEAN else "mean 0.5"
+        table.add_row(
+            name,
+            f"{cost.parameters / 1e6:,.2f}",
+            f"{cost.forward_flops / 1e9:,.2f}",
+            f"{vision.image_size}{patch}",
+            str(config.text.context_length),
+            config.text.activation,
+            f"{config.resize}, {statistics}",
+            config.tokenizer,
+        )
+    return table
+
+
+def binary(amount: float) -> str:
+    """`13.5 Gi`: three digits and a binary prefix."""
+    for prefix, unit in _UNITS:
+        if abs(amount) >= unit:
+            return f"{amount / unit:.3g} {prefix}"
+    return f"{amount:.3g} "

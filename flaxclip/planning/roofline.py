@@ -1,0 +1,63 @@
+"""How fast a compiled step can be on a chip: no faster than its slowest resource allows."""
+
+import dataclasses
+
+from flaxclip.chips import Chip
+from flaxclip.planning.compiled_step import CompiledStep, Traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds a step, were each resource the only limit (Williams et al. 2009)."""
+
+    matrix_units: float
+    hbm: float
+    ici: float
+    dcn: float
+    compiler: float | None
+    """By the compiler's own cost model, which knows of latencies and of work that is not matrix
+    products, but not of collectives. None: it has not said."""
+
+    @property
+    def bound(self) -> float:
+        """No step is faster, even if everything overlaps perfectly."""
+        return max(self.matrix_units, self.hbm, self.ici, self.dcn)
+
+    @property
+    def expected(self) -> float:
+        """The compiler's time, or that of the networks where they are slower still."""
+        return max(self.compiler or 0.0, self.bound)
+
+    @property
+    def limit(self) -> str:
+        """The resource that sets `bound`."""
+        named = {
+            "matrix units": self.matrix_units,
+            "HBM": self.hbm,
+            "ICI": self.ici,
+            "DCN": self.dcn,
+        }
+        return max(named, key=named.__getitem__)
+
+
+def roofline(step: CompiledStep, chip: Chip) -> Roofline:
+    """The limits of `step` on `chip`, by the chip's published figures."""
+    return Roofline(
+        matrix_units=step.matrix_flops / chip.peak_flops,
+        hbm=step.hbm_bytes / chip.hbm_bandwidth,
+        ici=sum(network_seconds(row, chip) for row in step.traffic if row.network == "ICI"),
+        dcn=sum(network_seconds(row, chip) for row in step.traffic if row.network == "DCN"),
+        compiler=None if step.estimated_cycles is None else step.estimated_cycles / chip.clock,
+    )
+
+
+def network_seconds(row: Traffic, chip: Chip) -> float:
+    """Seconds that a chip takes to receive `row`'s bytes.
+
+    A group that extends along some dimensions of the torus has the links of those. Between slices
+    a chip has its share of its host's cards.
+    """
+    if row.network == "DCN":
+        return row.received_bytes / chip.dcn_bandwidth
+    share = min(1.0, row.torus_axes / chip.torus_axes)
+    return row.received_bytes / (chip.ici_bandwidth * share)

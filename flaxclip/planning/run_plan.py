@@ -1,0 +1,73 @@
+"""A run on a machine: what it needs and how long it takes."""
+
+import dataclasses
+
+from flaxclip.chips import Chip
+from flaxclip.config import TrainConfig
+from flaxclip.models.cost import model_cost
+from flaxclip.planning.compiled_step import CompiledStep, Refusal
+from flaxclip.planning.roofline import Roofline, roofline
+from flaxclip.planning.store import stored_or_compiled
+from flaxclip.planning.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """All figures of a plan, in bytes, FLOPs and seconds; the file that `--json` prints."""
+
+    topology: str
+    chips: int
+    hosts: int
+    chip: Chip | None
+    config: TrainConfig
+    parameters: int
+    forward_flops_per_pair: int
+    model_flops_per_step: int
+    """Forward and backward pass; neither recomputation nor the loss."""
+    step: CompiledStep | Refusal
+    roofline: Roofline | None
+    """None for virtual devices, and for a step that does not fit."""
+    decode_rate: float
+    """Pictures that one core of a host decodes in a second."""
+
+    @property
+    def fits(self) -> bool:
+        return isinstance(self.step, CompiledStep)
+
+    def mfu(self, step_seconds: float) -> float:
+        """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B)."""
+        return self.model_flops_per_step / (self.chips * self.chip.peak_flops * step_seconds)
+
+    def run_seconds(self, step_seconds: float) -> float:
+        return self.config.steps * step_seconds
+
+    def chip_hours(self, step_seconds: float) -> float:
+        return self.run_seconds(step_seconds) * self.chips / 3600
+
+    def host_images_per_second(self, step_seconds: float) -> float:
+        """What each host must decode for its chips never to wait."""
+        return self.config.batch_size / self.hosts / step_seconds
+
+
+def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> RunPlan:
+    """The plan of `config` on `topology`; compiles its step unless that was done before.
+
+    Raises:
+        InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
+    """
+    step = stored_or_compiled(config, topology)
+    cost = model_cost(config.model)
+    can_bound = isinstance(step, CompiledStep) and topology.chip is not None
+    return RunPlan(
+        topology=topology.name,
+        chips=len(topology.devices),
+        hosts=topology.hosts,
+        chip=topology.chip,
+        config=config,
+        parameters=cost.parameters,
+        forward_flops_per_pair=cost.forward_flops,
+        model_flops_per_step=config.batch_size * cost.training_flops,
+        step=step,
+        roofline=roofline(step, topology.chip) if can_bound else None,
+        decode_rate=decode_rate,
+    )

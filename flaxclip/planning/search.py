@@ -1,0 +1,175 @@
+"""The fastest mesh, remat policy and batch that fit: arithmetic, then the compiler on a few."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, get_args
+
+from flaxclip.config import TrainConfig
+from flaxclip.models.transformer import Remat
+from flaxclip.planning.compiled_step import CompiledStep, Refusal
+from flaxclip.planning.estimate import estimated_memory, estimated_seconds
+from flaxclip.planning.roofline import roofline
+from flaxclip.planning.store import stored_or_compiled
+from flaxclip.planning.topology import Topology
+
+Dimension = Literal["mesh", "remat", "batch"]
+MAX_PAIRS_PER_CHIP = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A configuration, and what the compiler made of it."""
+
+    config: TrainConfig
+    step: CompiledStep | Refusal
+
+
+def search(
+    config: TrainConfig,
+    topology: Topology,
+    vary: Iterable[Dimension],
+    compiles: int,
+    say: Callable[[str], None],
+) -> list[Trial]:
+    """Up to `compiles` trials, those that fit first, by pairs a second.
+
+    Candidates are ranked by arithmetic, and the best is compiled. What the compiler says of its
+    memory corrects the arithmetic, by which the next one is chosen. Optimistic before it is
+    corrected, it comes to the largest batch that fits from above.
+
+    Args:
+        config: where the search starts; what does not vary stays.
+        topology: a machine of chips with published figures.
+        vary: `mesh` for all divisions of the devices between `data` and `fsdp`; `remat` for what
+            blocks keep for their backward pass; `batch` for all powers of two a chip.
+        compiles: how many to compile at most.
+        say: is told what happens, line by line.
+    """
+    candidates = list(_candidates(config, topology, frozenset(vary)))
+    chip = topology.chip
+    arithmetic = {
+        candidate: (
+            estimated_memory(candidate, topology),
+            estimated_seconds(candidate, topology, chip) / candidate.batch_size,
+        )
+        for candidate in candidates
+    }
+    # What the compiler saves beyond the arithmetic, or wastes, depends on what it may recompute.
+    corrections: dict[Remat, float] = {}
+
+    def corrected(candidate: TrainConfig) -> float:
+        memory, _ = arithmetic[candidate]
+        return memory.fixed + memory.growing * corrections.get(candidate.model.remat, 1.0)
+
+    trials: list[Trial] = []
+    for number in range(1, compiles + 1):
+        left = [
+            candidate
+            for candidate in candidates
+            if candidate not in {trial.config for trial in trials}
+            and corrected(candidate) <= chip.hbm_bytes
+            and not any(_is_harder(candidate, trial) for trial in trials)
+        ]
+        if not left:
+            break
+        best = min(left, key=lambda candidate: arithmetic[candidate][1])
+        say(f"compiling {number} of at most {compiles}: {describe(best, topology)}")
+        trial = Trial(best, stored_or_compiled(best, topology))
+        trials.append(trial)
+        used = (
+            trial.step.peak_bytes
+            if isinstance(trial.step, CompiledStep)
+            else trial.step.needed_bytes
+        )
+        memory, _ = arithmetic[best]
+        corrections[best.model.remat] = max(used - memory.fixed, 0) / memory.growing
+    return sorted(trials, key=lambda trial: -pairs_per_second(trial, topology))
+
+
+def largest_batch(
+    config: TrainConfig, topology: Topology, say: Callable[[str], None]
+) -> Trial | None:
+    """The largest power of two of pairs a chip that compiles, all else as in `config`.
+
+    None where not even one pair fits. Powers are tried from the one that arithmetic suggests.
+    """
+    fits: dict[int, Trial] = {}
+    refused: set[int] = set()
+    chips = len(topology.devices)
+    per_chip = 1
+    while per_chip < MAX_PAIRS_PER_CHIP and (
+        estimated_memory(_with_batch(config, 2 * per_chip * chips), topology).total
+        <= topology.chip.hbm_bytes
+    ):
+        per_chip *= 2
+    while True:
+        trial_config = _with_batch(config, per_chip * chips)
+        say(f"compiling {describe(trial_config, topology)}")
+        trial = Trial(trial_config, stored_or_compiled(trial_config, topology))
+        if isinstance(trial.step, Refusal):
+            refused.add(per_chip)
+            if per_chip // 2 in fits:
+                return fits[per_chip // 2]
+            if per_chip == 1:
+                return None
+            per_chip //= 2
+        else:
+            fits[per_chip] = trial
+            if 2 * per_chip in refused or per_chip == MAX_PAIRS_PER_CHIP:
+                return trial
+            per_chip *= 2
+
+
+def pairs_per_second(trial: Trial, topology: Topology) -> float:
+    """By the expected step time; 0 for what does not fit."""
+    if isinstance(trial.step, Refusal):
+        return 0.0
+    return trial.config.batch_size / roofline(trial.step, topology.chip).expected
+
+
+def describe(config: TrainConfig, topology: Topology) -> str:
+    """The numbers that a search varies, as flags."""
+    return (
+        f"--mesh.fsdp {config.mesh.fsdp} --model.remat {config.model.remat} "
+        f"--batch-size {config.batch_size} "
+        f"({config.batch_size / len(topology.devices):g} pairs a chip)"
+    )
+
+
+def _candidates(
+    config: TrainConfig, topology: Topology, vary: frozenset[Dimension]
+) -> Iterator[TrainConfig]:
+    chips = len(topology.devices)
+    meshes = [config.mesh]
+    if "mesh" in vary:
+        meshes = [
+            dataclasses.replace(config.mesh, data=-1, fsdp=fsdp)
+            for fsdp in _powers_of_two(chips)
+            if chips % (fsdp * config.mesh.tensor) == 0
+        ]
+    models = [config.model]
+    if "remat" in vary:
+        models = [dataclasses.replace(config.model, remat=remat) for remat in get_args(Remat)]
+    batches = [config.batch_size]
+    if "batch" in vary:
+        batches = [chips * pairs for pairs in _powers_of_two(MAX_PAIRS_PER_CHIP)]
+    for mesh, model, batch_size in itertools.product(meshes, models, batches):
+        yield dataclasses.replace(config, mesh=mesh, model=model, batch_size=batch_size)
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    return [2**power for power in range(largest.bit_length()) if 2**power <= largest]
+
+
+def _with_batch(config: TrainConfig, batch_size: int) -> TrainConfig:
+    return dataclasses.replace(config, batch_size=batch_size)
+
+
+def _is_harder(config: TrainConfig, trial: Trial) -> bool:
+    """Whether `config` cannot fit, since a smaller batch of the same model and mesh did not."""
+    return (
+        isinstance(trial.step, Refusal)
+        and (trial.config.mesh, trial.config.model) == (config.mesh, config.model)
+        and trial.config.batch_size <= config.batch_size
+    )

@@ -1,0 +1,352 @@
+"""Files of weights: real ones are read, and hostile ones are refused before they do anything."""
+
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from flaxclip.errors import InputError
+from flaxclip.interop import torch_pickle
+from flaxclip.interop.archives import open_archive
+from tests.torch_files import Call, Raw, Script, Tensor, pickled, saved, torch_file
+
+GOLDEN = Path(__file__).parent / "golden" / "archives"
+ARRAYS = {
+    "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "a.bias": np.ones(3, np.float16),
+    "n": np.array(7),
+}
+TENSOR = Tensor("0", "FloatStorage", 6, 0, (2, 3), (3, 1))
+SIX = np.arange(6, dtype=np.float32).tobytes()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(data, name="file"):
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    with np.load(GOLDEN / "numbers.npz") as arrays:
+        return dict(arrays)
+
+
+def read(path):
+    return {name: np.asarray(tensor) for name, tensor in open_archive(path).items()}
+
+
+def npz(arrays, compress=False, **raw):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if compress else 0) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array)
+            archive.writestr(f"{name}.npy", member.getvalue())
+        for name, data in raw.items():
+            archive.writestr(f"{name}.npy", data)
+    return file.getvalue()
+
+
+KINDS = {
+    "safetensors": safetensors.numpy.save(ARRAYS),
+    "state dict": saved(ARRAYS),
+    "TorchScript": saved(ARRAYS, script=True),
+    "npz": npz(ARRAYS),
+    "compressed npz": npz(ARRAYS, compress=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_is_read_whatever_its_name(kind, write):
+    tensors = open_archive(write(KINDS[kind]))
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        name: array.shape for name, array in ARRAYS.items()
+    }
+    for name, array in ARRAYS.items():
+        assert tensors[name].dtype == array.dtype
+        np.testing.assert_array_equal(np.asarray(tensors[name]), array, strict=True)
+
+
+@pytest.mark.parametrize("file", ["torchscript.pt", "checkpoint.pt"])
+def test_archives_of_torch_are_read(file, numbers):
+    tensors = read(GOLDEN / file)
+    expected = {n.removeprefix("model/"): x for n, x in numbers.items() if n.startswith("model/")}
+    assert tensors.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(tensors[name], array, strict=True)
+
+
+def test_views_that_share_a_storage_are_told_apart(numbers):
+    tensors = read(GOLDEN / "views.pt")
+    assert tensors["bfloat16"].dtype == ml_dtypes.bfloat16
+    assert tensors["float64"].dtype == np.float64
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(array.astype(np.float32), numbers[f"views/{name}"])
+
+
+def test_bfloat16_of_safetensors_and_npz(write):
+    arrays = {"w": np.arange(4).astype(ml_dtypes.bfloat16)}
+    for data in (safetensors.numpy.save(arrays), npz(arrays)):
+        (array,) = read(write(data)).values()
+        np.testing.assert_array_equal(array, arrays["w"], strict=True)
+
+
+def test_sharded_safetensors_are_joined(write):
+    write(safetensors.numpy.save({"a": ARRAYS["a.weight"]}), "model-00001-of-00002.safetensors")
+    write(safetensors.numpy.save({"b": ARRAYS["a.bias"]}), "model-00002-of-00002.safetensors")
+    files = {f: f"model-0000{n}-of-00002.safetensors" for n, f in enumerate("ab", 1)}
+    index = write(json.dumps({"metadata": {}, "weight_map": files}).encode(), "index.json")
+    assert read(index).keys() == {"a", "b"}
+    index = write(json.dumps({"weight_map": files | {"c": files["a"]}}).encode(), "index.json")
+    with pytest.raises(InputError, match="tensor c is in the index, but not in model-00001-of"):
+        open_archive(index)
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", ""])
+def test_an_index_cannot_name_files_elsewhere(shard, write):
+    index = write(json.dumps({"weight_map": {"w": shard}}).encode(), "index.json")
+    with pytest.raises(InputError, match="the index names the file"):
+        open_archive(index)
+
+
+class _MakesAFolder:
+    """Unpickled by Python, it leaves a trace."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def hostile_pickles(trace):
+    """Each leaves `trace` behind, or another effect, if anything of it is run."""
+    made = _MakesAFolder(trace)
+    code = f"__import__('os').mkdir({str(trace)!r})"
+    key = b"X\x01\x00\x00\x00a"
+    return {
+        "os.mkdir": {"w": Raw(pickle.dumps(made, protocol=2)[2:-1])},
+        "os.mkdir, protocol 4": Raw(pickle.dumps(made, protocol=4)[2:-1]),
+        "eval": {"w": Call("builtins", "eval", (code,))},
+        "getattr": Call("builtins", "getattr", (Raw(b"cos\nsystem\n"), "__call__")),
+        "torch.load": Call("torch", "load", (str(trace),)),
+        "numpy's scalar": Call("numpy.core.multiarray", "scalar", (1,)),
+        "old-style instance": Raw(f"(S'{trace}'\nios\nmkdir\n".encode()),
+        "old-style object": Raw(b"(cos\nmkdir\n" + key + b"o"),
+        "a script class called": Call("__torch__", "os.mkdir", (str(trace),)),
+        "attributes set on a function": Raw(
+            b"ctorch._utils\n_rebuild_tensor_v2\n}" + key + b"K\1sb"
+        ),
+        "a new object of a known type": Raw(b"ccollections\nOrderedDict\n)\x81"),
+        "the registry of extensions": Raw(b"\x82\x01"),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_pickles(Path("x")))
+def test_pickles_that_call_functions_run_nothing(name, write, tmp_path):
+    path = write(torch_file(hostile_pickles(tmp_path / "ran")[name], {}))
+    with pytest.raises(InputError) as error:
+        open_archive(path)
+    assert sorted(tmp_path.iterdir()) == [path]
+    message = str(error.value)
+    assert message.startswith(str(path))
+    if name in ("os.mkdir", "os.mkdir, protocol 4", "eval", "getattr", "torch.load"):
+        assert re.search(r"asks for (posix\.mkdir|builtins\.\w+|os\.system|torch\.load)", message)
+        assert "nothing was run" in message
+
+
+def test_python_would_have_run_it(tmp_path):
+    """So that the test above does not pass for want of an effect."""
+    hostile = hostile_pickles(tmp_path / "ran")
+    pickle.loads(pickled(hostile["os.mkdir"]))
+    assert (tmp_path / "ran").is_dir()
+
+
+def test_files_of_older_torch_are_not_unpickled():
+    with pytest.raises(InputError, match=r"format before 1.6(.|\n)*write it anew with torch"):
+        open_archive(GOLDEN / "before_1_6.pt")
+
+
+def self_containing():
+    """A module that is its own child: memo 0 is the object, stored in its own attributes."""
+    return Raw(b"c__torch__\nM\n)\x81q\x00}X\x01\x00\x00\x00mh\x00sb")
+
+
+def doubling(depth):
+    """Modules with two names for the same child, `depth` times: 2^depth paths in a few bytes."""
+    opcodes = b"c__torch__\nM\n)\x81q\x00"
+    for level in range(depth):
+        get, put = bytes([level]), bytes([level + 1])
+        opcodes += b"c__torch__\nM\n)\x81q" + put + b"}(X\x01\x00\x00\x00ah" + get
+        opcodes += b"X\x01\x00\x00\x00bh" + get + b"ub"
+    return Raw(opcodes)
+
+
+DAMAGED = "the pickle is damaged"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"w": TENSOR._replace(shape=(3, 3))}, "w reaches beyond the 6 numbers"),
+        ({"w": TENSOR._replace(offset=1)}, "w reaches beyond the 6 numbers"),
+        ({"w": TENSOR._replace(offset=-1)}, "a size of -1"),
+        ({"w": TENSOR._replace(strides=(-3, 1))}, "a size of -3"),
+        ({"w": TENSOR._replace(shape=(2**40,), strides=(0,))}, "w repeats 6 stored numbers"),
+        ({"w": TENSOR._replace(shape=(2,))}, DAMAGED),
+        ({"w": TENSOR._replace(shape=(2.0, 3))}, "a size of 2.0"),
+        ({"w": TENSOR._replace(size=7)}, "w lies in 7 numbers of float32, but 24 bytes are"),
+        ({"w": TENSOR._replace(kind="DoubleStorage")}, "6 numbers of float64, but 24 bytes"),
+        ({"w": TENSOR._replace(kind="QInt8Storage")}, "asks for torch.QInt8Storage"),
+        ({"w": TENSOR._replace(key="../0")}, "a storage named"),
+        ({"w": TENSOR._replace(key="9")}, "the archive has no entry archive/data/9"),
+        ({"w": TENSOR, "epoch": 3}, "'epoch' in the file is of type int, not a tensor"),
+        ([TENSOR], "the file holds a list"),
+        (self_containing(), "more than 10,000 modules"),
+        (doubling(100), "more than 10,000 modules"),
+        ({"w": Raw(b"(" * 100_000)}, DAMAGED),
+        (Raw(b"}" + b"(" * 50_000 + b"t" * 50_000 + b"Ns"), "found tuple as the key of a dict"),
+        (Raw(b"h\x07"), DAMAGED),
+        (Raw(b"X\xff\xff\xff\x7fabc"), DAMAGED),
+        (Raw(b"\x8e" + b"\xff" * 8), DAMAGED),
+        (Raw(b"Nr\xff\xff\xff\x7f0"), "an instruction that torch does not write: POP"),
+    ],
+)
+def test_descriptions_that_cannot_be_are_refused(value, message, write):
+    path = write(torch_file(value, {"0": SIX}))
+    with pytest.raises(InputError, match=message):
+        open_archive(path)
+
+
+def test_a_script_without_tensors_has_none(write):
+    value = Script("M", {"child": Script("N", {"training": True}), "sizes": [1]})
+    assert open_archive(write(torch_file(value, {}))) == {}
+
+
+def test_a_storage_is_checked_when_it_is_read(write):
+    data = bytearray(torch_file({"w": TENSOR}, {"0": SIX}))
+    data[data.index(SIX) + 3] ^= 1
+    tensors = open_archive(write(bytes(data)))
+    with pytest.raises(InputError, match="tensor w cannot be read: Bad CRC-32"):
+        np.asarray(tensors["w"])
+
+
+def test_zip_bombs_are_refused_before_they_take_memory(write):
+    zeros = bytes(2**28)
+    bomb = torch_file({"w": TENSOR._replace(size=2**26)}, {"0": zeros}, zipfile.ZIP_DEFLATED)
+    assert len(bomb) < 2**20
+    with pytest.raises(InputError, match=r"archive/data.pkl is compressed\ntorch writes none"):
+        open_archive(write(bomb))
+    bomb = npz({"w": np.zeros(2**25)}, compress=True)
+    with pytest.raises(InputError, match="bytes that expand to 268,435,584"):
+        open_archive(write(bomb))
+    with pytest.raises(InputError, match="the pickle has 67,108,865 bytes"):
+        torch_pickle.read_pickle(bytes(2**26 + 1))
+
+
+def test_an_npy_header_must_fit_the_bytes_that_follow(write):
+    member = io.BytesIO()
+    np.save(member, np.zeros(3, np.float32))
+    huge = member.getvalue().replace(b"(3,)", b"(9,)")
+    with pytest.raises(InputError, match=r"tensor w of shape \[9\] .* does not fill the 140 bytes"):
+        open_archive(write(npz({}, w=huge)))
+    with pytest.raises(InputError, match="tensor w holds Python objects"):
+        open_archive(write(npz({"w": np.array([{}], object)})))
+    with pytest.raises(InputError, match="tensor w has no usable header"):
+        open_archive(write(npz({}, w=b"\x93NUMPY\x01\x00\x10\x00{'descr': a()")))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "archive/../../evil", "a\\..\\evil"])
+def test_entries_outside_the_archive_are_refused(name, write):
+    file = io.BytesIO(torch_file({"w": TENSOR}, {"0": SIX}))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(name, b"")
+    with pytest.raises(InputError, match="outside of its folder"):
+        open_archive(write(file.getvalue()))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_entries_of_one_name_are_refused(write):
+    file = io.BytesIO(torch_file({"w": TENSOR}, {"0": SIX}))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("archive/data/0", SIX)
+    with pytest.raises(InputError, match="two entries 'archive/data/0'"):
+        open_archive(write(file.getvalue()))
+
+
+def test_big_endian_archives_are_refused(write):
+    file = io.BytesIO(torch_file({"w": TENSOR}, {"0": SIX}))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("archive/byteorder", "big")
+    with pytest.raises(InputError, match="byte order b'big'"):
+        open_archive(write(file.getvalue()))
+
+
+def test_safetensors_of_other_types_are_refused_by_name(write):
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    path = write(struct.pack("<Q", len(header)) + header + b"ab")
+    with pytest.raises(InputError, match="tensor w is of type F8_E4M3"):
+        open_archive(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"{}", b"[]", b"{not json", b"PK\3\4", bytes(99)])
+def test_other_files_are_refused(data, write):
+    with pytest.raises(InputError):
+        open_archive(write(data))
+
+
+EVERY_KIND = [*KINDS, "torchscript.pt", "checkpoint.pt", "views.pt"]
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_cut_off_files_are_refused(kind, write):
+    data = KINDS[kind] if kind in KINDS else (GOLDEN / kind).read_bytes()
+    for length in np.linspace(0, len(data) - 1, 40).astype(int):
+        with pytest.raises(InputError):
+            read(write(data[:length]))
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_flipped_bits_never_give_other_numbers_in_silence(kind, write):
+    """Nor any other exception than ours.
+
+    safetensors has no checksums, so its numbers may change. Tensors may be missing, where it is the
+    archive's list that is damaged; whoever wants them all says so then.
+    """
+    data = KINDS[kind] if kind in KINDS else (GOLDEN / kind).read_bytes()
+    good = read(write(data))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for position in rng.choice(len(data), min(len(data), 300), replace=False):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << rng.integers(8)
+        try:
+            tensors = read(write(bytes(damaged)))
+        except InputError:
+            refused += 1
+            continue
+        if kind != "safetensors":
+            for name, array in tensors.items():
+                np.testing.assert_array_equal(array, good[name], strict=True)
+    assert refused > 20
+
+
+def test_plain_values_are_read_as_they_are():
+    value = {"a": [1, 2.5, None, True, (3, "x")], "t": TENSOR, "big": 2**40}
+    result = torch_pickle.read_pickle(pickled(value))
+    assert result["a"] == [1, 2.5, None, True, (3, "x")]
+    assert result["big"] == 2**40
+    assert (result["t"].shape, result["t"].end) == ((2, 3), 6)

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from flaxclip.benchmark.linear_probe import (
+    Split,
+    choose_cost,
+    few_shot,
+    fit_logistic,
+    linear_probe,
+    nearest_neighbours,
+    predict,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pixels, labels = load_digits(return_X_y=True)
+    z = (pixels - pixels.mean(axis=0)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    order = np.random.default_rng(0).permutation(len(z))
+    parts = np.split(order, [600, 900])
+    return [Split(z[rows], labels[rows]) for rows in parts]
+
+
+@pytest.mark.parametrize("cost", [0.01, 1.0, 100.0])
+def test_l_bfgs_finds_what_scikit_learn_finds(digits, cost):
+    train, _, test = digits
+    reference = LogisticRegression(C=cost, max_iter=2000, tol=1e-6).fit(train.z, train.labels)
+    ours = predict(fit_logistic(train.z, train.labels, cost, 10), test.z)
+    ours -= ours.mean(axis=1, keepdims=True)
+    theirs = reference.decision_function(test.z)
+    theirs -= theirs.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.005 * np.abs(theirs).max())
+    assert (ours.argmax(axis=1) == reference.predict(test.z)).mean() >= 0.997
+
+
+def test_regularisation_is_chosen_on_validation_and_never_on_test(digits):
+    train, validation, test = digits
+    cost, tried = choose_cost(train, validation, 10)
+    assert len(tried) <= 7 + 8
+    assert tried[cost] == max(tried.values())
+    result = linear_probe(train, validation, test, 10)
+    shuffled = test._replace(labels=np.roll(test.labels, 1))
+    assert linear_probe(train, validation, shuffled, 10).details == result.details
+    assert result.scores["top1"].value > 0.95
+    assert result.details["train_examples"] == 900
+
+
+def test_more_shots_and_neighbours(digits):
+    train, validation, test = digits
+    result = few_shot(train, validation, test, 10)
+    means = [score.value for score in result.scores.values()]
+    assert len(means) == 5
+    assert means == sorted(means)
+    assert result.scores["top1_1_shot"].low < result.scores["top1_1_shot"].high
+    neighbours = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07)
+    ).fit(train.z, train.labels)
+    expected = (neighbours.predict(test.z) == test.labels).mean()
+    assert nearest_neighbours(train, test, 10).scores["top1"].value == pytest.approx(expected)

@@ -1,0 +1,252 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from flaxclip.benchmark.datasets import MissingDataError, image_batches
+from flaxclip.benchmark.prompts import choose_wording
+from flaxclip.benchmark.readers import open_test
+from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
+from flaxclip.data.transforms import ImageTransform
+from flaxclip.errors import InputError
+
+
+def png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (16, 16), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_wds(root, records, shards=2, names=("cat", "dog", "owl"), split="test"):
+    """`records`: dicts of extension -> bytes."""
+    folder = root / split
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for index in range(shard, len(records), shards):
+                for extension, data in records[index].items():
+                    info = tarfile.TarInfo(f"s{index:07}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    (folder / "nshards.txt").write_text(f"{shards}\n")
+    (root / "classnames.txt").write_text("".join(f"{name}\n" for name in names))
+    (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+    return root
+
+
+def labelled(count=7, classes=3):
+    return [{"png": png(i * 10), "cls": b"%d" % (i % classes)} for i in range(count)]
+
+
+def open_own(name, tmp_path):
+    (task,) = find_tasks([name])
+    return task, open_test(task, tmp_path, 16)[1]
+
+
+def shades(pictures):
+    (batch,) = image_batches(pictures, ImageTransform(16), len(pictures))
+    return batch.images[:, 0, 0, 0].tolist()
+
+
+def test_a_webdataset_is_read_shard_by_shard(tmp_path):
+    task, data = open_own(f"wds:{write_wds(tmp_path / 'wds_pets', labelled())}", tmp_path)
+    assert task.name == "pets"
+    assert shades(data.pictures) == [0, 20, 40, 60, 10, 30, 50]
+    assert data.labels.tolist() == [0, 2, 1, 0, 1, 0, 2]
+    assert data.pictures.name(4) == "1.tar/s0000001"
+    wording = choose_wording(task, data, "clip_benchmark")
+    assert wording.class_names == ("cat", "dog", "owl")
+    assert wording.templates == ("a photo of a {}.",)
+    assert wording.names_from == "data set"
+
+
+def test_several_captions_and_several_labels(tmp_path):
+    captions = [{"png": png(i), "txt": b"one\ntwo" if i else b"alone"} for i in range(2)]
+    root = write_wds(tmp_path / "wds_flickr8k", captions, shards=1)
+    _, data = open_test(all_tasks()["flickr8k"], tmp_path, 16)
+    assert data.captions == ("alone", "one", "two")
+    assert data.pairs.tolist() == [[0, 0], [1, 1], [1, 2]]
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.eye(20, dtype=np.int64)[3] + np.eye(20, dtype=np.int64)[5])
+    write_wds(tmp_path / "wds_voc2007_multilabel", [{"png": png(0), "npy": buffer.getvalue()}], 1)
+    (root / "classnames.txt").unlink()
+    _, data = open_test(all_tasks()["voc2007_multilabel"], tmp_path, 16)
+    assert np.flatnonzero(data.labels[0]).tolist() == [3, 5]
+
+
+def broken_count(root):
+    (root / "test/nshards.txt").write_text("two")
+
+
+def lost_shard(root):
+    (root / "test/1.tar").unlink()
+
+
+def cut_shard(root):
+    path = root / "test/1.tar"
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def no_label(root):
+    write_wds(root, [{"png": png(0)}, *labelled(3)])
+
+
+def no_number(root):
+    write_wds(root, [{"png": png(0), "cls": b"cat"}, *labelled(3)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (broken_count, "holds 'two'"),
+        (lost_shard, "1.tar is missing"),
+        (cut_shard, "1.tar is damaged"),
+        (no_label, r"has no \.cls"),
+        (no_number, "holds b'cat'"),
+    ],
+)
+def test_a_damaged_webdataset_is_refused(tmp_path, damage, message):
+    root = write_wds(tmp_path / "wds_x", labelled())
+    damage(root)
+    with pytest.raises(InputError, match=message):
+        open_own(f"wds:{root}", tmp_path)
+
+
+def test_folders_are_classes(tmp_path):
+    for name, shade in (("red_fox", 9), ("owl", 5)):
+        (tmp_path / "zoo/test" / name).mkdir(parents=True)
+        (tmp_path / "zoo/test" / name / "1.png").write_bytes(png(shade))
+    _, data = open_own(f"folder:{tmp_path / 'zoo'}", tmp_path)
+    assert data.class_names == ("owl", "red fox")
+    assert shades(data.pictures) == [5, 9]
+    (tmp_path / "zoo/test/empty").mkdir()
+    with pytest.raises(InputError, match="class 'empty' has no pictures"):
+        open_own(f"folder:{tmp_path / 'zoo'}", tmp_path)
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 1], ["dog", "cat", "dog"]])
+def test_parquet_as_hugging_face_stores_it(tmp_path, labels):
+    table = pyarrow.table(
+        {"image": [{"bytes": png(i), "path": None} for i in range(3)], "label": labels}
+    )
+    info = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pyarrow.parquet.write_table(table, tmp_path / "pets.parquet", row_group_size=2)
+    task, data = open_own(f"parquet:{tmp_path / 'pets.parquet'}", tmp_path)
+    assert task.name == "pets"
+    assert data.labels.tolist() == [1, 0, 1]
+    assert data.class_names == ("cat", "dog")
+    assert shades(data.pictures) == [0, 1, 2]
+
+
+def test_sugarcrepe_and_winoground(tmp_path):
+    root = tmp_path / "sugar_crepe"
+    (root / "val2017").mkdir(parents=True)
+    (root / "val2017/7.png").write_bytes(png(7))
+    item = {"filename": "7.png", "caption": "a dog", "negative_caption": "a cat"}
+    (root / "swap_obj.json").write_text(json.dumps({"0": item, "4": item}))
+    _, data = open_test(all_tasks()["sugarcrepe_swap_obj"], tmp_path, 16)
+    assert data.captions[data.caption_rows[1, 1]] == "a cat"
+    assert data.picture_rows.tolist() == [[0], [1]]
+
+    columns = {f"image_{i}": [{"bytes": png(10 * i + j)} for j in range(3)] for i in range(2)}
+    columns |= {f"caption_{i}": [f"caption {i} {j}" for j in range(3)] for i in range(2)}
+    (tmp_path / "winoground").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "winoground/test-0.parquet")
+    _, data = open_test(all_tasks()["winoground"], tmp_path, 16)
+    assert [data.captions[row] for row in data.caption_rows[2]] == ["caption 0 2", "caption 1 2"]
+    assert np.array(shades(data.pictures))[data.picture_rows[2]].tolist() == [2, 12]
+
+
+def test_tensorflow_datasets_without_tensorflow(tmp_path):
+    # What `tfds build` leaves: features, info, and ArrayRecord files of tf.train.Example.
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    folder = tmp_path / "toy/1.0.0"
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
+    )
+    features.save_config(str(folder))
+    writer = ArrayRecordWriter(str(folder / "toy-test.array_record-00000-of-00001"), "group_size:1")
+    for index in range(3):
+        example = tf_example_pb2.Example(
+            features=tf_feature_pb2.Features(
+                feature={
+                    "image": tf_feature_pb2.Feature(
+                        bytes_list=tf_feature_pb2.BytesList(value=[png(index)])
+                    ),
+                    "label": tf_feature_pb2.Feature(
+                        int64_list=tf_feature_pb2.Int64List(value=[index % 2])
+                    ),
+                }
+            )
+        )
+        writer.write(example.SerializeToString())
+    writer.close()
+    info = {
+        "name": "toy", "version": "1.0.0", "fileFormat": "array_record",
+        "splits": [{
+            "name": "test", "shardLengths": ["3"], "numBytes": "300",
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        }],
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    task, data = open_own("tfds:toy", tmp_path)
+    assert data.labels.tolist() == [0, 1, 0]
+    assert data.class_names == ("cat", "dog")
+    assert shades(data.pictures) == [0, 1, 2]
+    assert choose_wording(task, data, "openai").templates_from == "default"
+
+
+def test_what_is_not_there_says_how_to_get_it(tmp_path):
+    with pytest.raises(MissingDataError) as error:
+        open_test(all_tasks()["cifar10"], tmp_path, 16)
+    message = str(error.value)
+    assert "hf download clip-benchmark/wds_vtab-cifar10" in message
+    assert "tfds build cifar10 --file_format=array_record" in message
+
+
+def test_suites_name_tasks_whose_words_fit():
+    tasks = all_tasks()
+    lengths = {name: len(suite) for name, suite in all_suites().items()}
+    assert lengths["clip27"] == 27
+    assert lengths["vtab+"] == 36
+    for suite in all_suites().values():
+        assert set(suite) <= set(tasks)
+    for task in tasks.values():
+        for prompts in task.prompts.values():
+            if prompts.class_names is not None and task.classes is not None:
+                assert len(prompts.class_names) == task.classes, task.name
+            assert all("{}" in template for template in prompts.templates or ())
+    cifar = tasks["cifar10"].prompts
+    assert cifar["openai"].class_names[:2] == ("airplane", "automobile")
+    assert len(cifar["clip_benchmark"].templates) == 18
+    differ = tasks["resisc45"].prompts
+    assert [len(differ[name].templates) for name in ("openai", "clip_benchmark")] == [18, 4]
+
+
+def test_words_are_put_into_the_order_of_the_labels(tmp_path):
+    root = write_wds(tmp_path / "wds_x", labelled())
+    task, data = open_own(f"wds:{root}", tmp_path)
+
+    def wording(*names):
+        prompts = {"openai": Prompts(names, ("a {}",))}
+        return choose_wording(task.__class__(**vars(task) | {"prompts": prompts}), data, "openai")
+
+    assert wording("Owl", "Cat", "Dog").class_names == ("Cat", "Dog", "Owl")
+    assert wording("kitten", "dog", "bird").class_names == ("kitten", "dog", "bird")
+    with pytest.raises(InputError, match="class 'dog' is number 2"):
+        wording("kitten", "bird", "dog")
+    with pytest.raises(InputError, match="label 2 of picture 1 is out of range"):
+        wording("cat", "dog")
+    assert "1 of 4 classes have no picture" in wording("cat", "dog", "owl", "eel").notes[0]
+    assert "share a name" in wording("pet", "pet", "owl").notes[0]

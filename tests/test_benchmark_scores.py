@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from flaxclip.benchmark.retrieval import count_rivals
+from flaxclip.benchmark.scores import (
+    confusion_matrix,
+    expected_calibration_error,
+    f1_macro,
+    hits_at_k,
+    mean_average_precision,
+    mean_of,
+    mean_per_class,
+    paired_difference,
+    per_class_table,
+    roc_auc,
+    with_interval,
+    worst_group,
+)
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(4, size=200)
+SIMILAR = RNG.normal(size=(200, 4)) + 0.8 * np.eye(4)[LABELS]
+GUESSES = SIMILAR.argmax(axis=1)
+ONES = np.ones(200, int)
+
+
+def test_scores_against_counting_by_hand():
+    labels = np.array([0, 0, 0, 1])
+    ranking = np.array([[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]])
+    assert hits_at_k(ranking, labels, 1).tolist() == [True, False, False, True]
+    assert hits_at_k(ranking, labels, 2).tolist() == [True, True, False, True]
+    hits, ones = hits_at_k(ranking, labels, 1), np.ones(4, int)
+    assert mean_of(hits)(ones) == 2 / 4
+    assert mean_per_class(hits, labels)(ones) == (1 / 3 + 1) / 2
+    assert worst_group(hits, np.array([5, 5, 9, 9]))(ones) == 1 / 2
+    assert worst_group(hits, np.array([5, 9, 9, 5]))(ones) == 0
+
+
+def test_scores_agree_with_scikit_learn():
+    assert mean_per_class(GUESSES == LABELS, LABELS)(ONES) == pytest.approx(
+        metrics.balanced_accuracy_score(LABELS, GUESSES)
+    )
+    expected = metrics.f1_score(LABELS, GUESSES, average="macro")
+    assert f1_macro(GUESSES, LABELS)(ONES) == pytest.approx(expected)
+    positive = np.round(SIMILAR[:, 1], 1)  # with ties
+    expected = metrics.roc_auc_score(LABELS == 1, positive)
+    assert roc_auc(positive, (LABELS == 1).astype(int))(ONES) == pytest.approx(expected)
+    present = np.eye(4, dtype=bool)[LABELS] | (RNG.random((200, 4)) < 0.2)
+    expected = metrics.average_precision_score(present, SIMILAR, average="macro")
+    assert mean_average_precision(SIMILAR, present)(ONES) == pytest.approx(expected)
+    expected = metrics.confusion_matrix(LABELS, GUESSES)
+    np.testing.assert_array_equal(confusion_matrix(GUESSES, LABELS, 4), expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: mean_per_class(GUESSES[rows] == LABELS[rows], LABELS[rows]),
+        lambda rows: f1_macro(GUESSES[rows], LABELS[rows]),
+        lambda rows: roc_auc(SIMILAR[rows, 1], (LABELS[rows] == 1).astype(int)),
+        lambda rows: worst_group(GUESSES[rows] == LABELS[rows], LABELS[rows] % 2),
+        lambda rows: mean_average_precision(SIMILAR[rows], np.eye(4, dtype=bool)[LABELS[rows]]),
+    ],
+)
+def test_a_weight_of_two_is_the_example_twice(make):
+    drawn = RNG.integers(200, size=200)
+    weights = np.bincount(drawn, minlength=200)
+    assert make(np.arange(200))(weights) == pytest.approx(make(drawn)(ONES))
+
+
+def test_an_interval_of_accuracy_is_that_of_the_binomial():
+    hits = np.arange(400) < 300
+    score = with_interval(mean_of(hits), 400, 0.1)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert score.value == 0.75
+    assert score.low == pytest.approx(0.75 - half, abs=0.006)
+    assert score.high == pytest.approx(0.75 + half, abs=0.006)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    confidence = np.repeat([0.3, 0.9], 100)
+    hits = np.concatenate([np.arange(100) < 50, np.arange(100) < 90])
+    assert expected_calibration_error(confidence, hits) == pytest.approx(0.1)
+
+
+def test_a_class_without_examples_has_no_recall():
+    table = per_class_table(np.array([0, 0, 1]), np.array([0, 1, 1]), 3)
+    assert table[0] == {"examples": 1, "recall": 1.0, "precision": 0.5}
+    assert table[2] == {"examples": 0, "recall": None, "precision": None}
+
+
+def test_the_paired_test_sees_what_two_intervals_do_not():
+    other = np.arange(1000) < 600
+    better = other | (np.arange(1000) >= 985)
+    difference = paired_difference(better, other)
+    assert difference.value == pytest.approx(0.015)
+    assert difference.low > 0
+    assert difference.p_value == pytest.approx(2 * 0.5**15)
+    assert paired_difference(other, other).p_value == 1
+
+
+@pytest.mark.parametrize("block", [(1024, 16384), (7, 11)])
+def test_retrieval_in_blocks_is_exact(block, monkeypatch):
+    monkeypatch.setattr("flaxclip.benchmark.retrieval.QUERIES_AT_ONCE", block[0])
+    monkeypatch.setattr("flaxclip.benchmark.retrieval.CANDIDATES_AT_ONCE", block[1])
+    rng = np.random.default_rng(1)
+    queries, candidates = rng.normal(size=(30, 8)), rng.normal(size=(47, 8))
+    queries, candidates = queries.astype(np.float32), candidates.astype(np.float32)
+    partners = [rng.choice(47, size=1 + i % 3, replace=False) for i in range(30)]
+    pairs = np.array([(i, c) for i, row in enumerate(partners) for c in row])
+    rivals = count_rivals(queries, candidates, rng.permutation(pairs))
+    for i, row in enumerate(partners):
+        similar = queries[i] @ candidates.T
+        others = np.delete(similar, row)
+        assert rivals[i] == min(10, (others >= similar[row].max()).sum())
+
+
+def test_a_model_that_finds_all_alike_recalls_nothing():
+    same = np.ones((12, 4), np.float32) / 2
+    pairs = np.stack([np.arange(12)] * 2, axis=1)
+    assert (count_rivals(same, same, pairs) == 10).all()

@@ -1,0 +1,384 @@
+"""Whole models in and out: what a file does not say is asked for, never guessed."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import sentencepiece
+from flax.traverse_util import flatten_dict
+
+import flaxclip
+from flaxclip.errors import InputError
+from flaxclip.interop.__main__ import Convert, Info, convert, info
+from flaxclip.interop.big_vision import big_vision_table
+from flaxclip.interop.export import export
+from flaxclip.interop.huggingface import huggingface_table
+from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.models.clip import CLIPConfig, init_variables
+from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.variants import VARIANTS
+from flaxclip.models.vision_transformer import VisionConfig
+from tests.torch_files import saved
+
+# Heads are 64 channels wide in OpenAI's files, whose configurations are read from shapes.
+VISION = VisionConfig(image_size=16, patch_size=8, width=64, layers=2, heads=1, mlp_ratio=1.5)
+TEXT = TextConfig(context_length=9, vocab_size=49408, width=64, layers=3, heads=1, mlp_ratio=0.5)
+CLIP = CLIPConfig(vision=VISION, text=TEXT, embed_dim=24)
+RESNET = dataclasses.replace(CLIP, vision=ResNetConfig(64, 4, (1, 2, 1, 1)))
+SIGLIP = CLIPConfig(
+    vision=dataclasses.replace(VISION, heads=2, activation="gelu_tanh", norm_eps=1e-6, pool="map"),
+    text=TextConfig(12, 90, 32, 2, 2, 2.0, "gelu_tanh", 1e-6, "last"),
+    embed_dim=64,
+    init_logit_scale=float(np.log(10)),
+    init_logit_bias=-10.0,
+    tokenizer="siglip",
+    resize="squash",
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+)
+CAPTIONS = ["a red circle", "Two dogs, at_the beach!", ""]
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """A SentencePiece model with the special tokens, in the order, of SigLIP's."""
+    model = io.BytesIO()
+    sentences = ["a red circle", "two dogs at the beach", "a photo of a cat", "blue squares"] * 9
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, vocab_size=60, pad_id=0, eos_id=1,
+        bos_id=-1, unk_id=2, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
+    path.write_bytes(model.getvalue())
+    return str(path)
+
+
+def variables_of(config):
+    """Random, batch statistics too, of a size at which nothing vanishes."""
+    shapes = jax.eval_shape(lambda: init_variables(jax.random.key(0), config))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.5 + 0.3 * rng.standard_normal(leaf.shape), jnp.float32), shapes
+    )
+
+
+def assert_same(model, config, variables):
+    assert dataclasses.replace(model.config, tokenizer_file=None) == config
+    ours, theirs = flatten_dict(model.variables), flatten_dict(variables)
+    assert ours.keys() == theirs.keys()
+    for path, array in theirs.items():
+        np.testing.assert_array_equal(ours[path], array, err_msg="/".join(path), strict=True)
+
+
+def openai_file(path, config, variables, dtype=np.float32):
+    tensors = open_clip_table(config).to_theirs(variables)
+    tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    constants = {
+        "input_resolution": config.vision.image_size,
+        "context_length": config.text.context_length,
+        "vocab_size": config.text.vocab_size,
+    }
+    constants = {name: np.array(value) for name, value in constants.items()}
+    path.write_bytes(saved(tensors | constants, script=True))
+
+
+@pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
+def test_openais_archives_tell_their_architecture_and_have_quick_gelu(config, tmp_path):
+    variables = variables_of(config)
+    openai_file(tmp_path / "model.pt", config, variables)
+    assert_same(flaxclip.load(tmp_path / "model.pt"), config, variables)
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    variables = variables_of(CLIP)
+    openai_file(tmp_path / "model.pt", CLIP, variables, np.float16)
+    expected = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), variables)
+    assert_same(flaxclip.load(tmp_path / "model.pt"), CLIP, expected)
+
+
+GELU = dataclasses.replace(
+    CLIP,
+    vision=dataclasses.replace(VISION, activation="gelu", heads=4, norm_eps=1e-6),
+    text=dataclasses.replace(TEXT, activation="gelu", heads=2),
+    image_mean=(0.5, 0.4, 0.3),
+    resize="squash",
+    interpolation="bilinear",
+)
+SIGLIP2 = dataclasses.replace(SIGLIP, tokenizer="siglip2")
+
+
+@pytest.mark.parametrize(
+    ("to", "config"),
+    [
+        ("open_clip", CLIP),
+        ("open_clip", GELU),
+        ("open_clip", RESNET),
+        ("huggingface", CLIP),
+        ("huggingface", GELU),
+        ("huggingface", SIGLIP),
+        ("huggingface", SIGLIP2),
+    ],
+)
+def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
+    to, config, vocabulary, tmp_path
+):
+    variables = variables_of(config)
+    file = None if config.tokenizer == "clip" else vocabulary
+    named = dataclasses.replace(config, tokenizer_file=file)
+    export(named, variables, tmp_path / "out", to, overwrite=False)
+    model = flaxclip.load(tmp_path / "out")
+    assert_same(model, config, variables)
+    before = flaxclip.api.CLIPModel(named, variables)
+    np.testing.assert_array_equal(model.tokenize(CAPTIONS), before.tokenize(CAPTIONS))
+    assert model.transform == before.transform
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("root", ["params/", ""])
+def test_big_visions_checkpoints_tell_their_architecture(stacked, root, vocabulary, tmp_path):
+    variables = variables_of(SIGLIP)
+    tensors = big_vision_table(SIGLIP, stacked).to_theirs(variables)
+    np.savez(tmp_path / "siglip.npz", **{root + name: x for name, x in tensors.items()})
+    model = flaxclip.load(tmp_path / "siglip.npz", tokenizer=vocabulary)
+    config = dataclasses.replace(SIGLIP, tokenizer_file=vocabulary)
+    assert model.config == config
+    assert_same(model, SIGLIP, variables)
+    assert model.encode_text(CAPTIONS).shape == (3, 64)
+
+
+def test_a_model_without_its_vocabulary_embeds_pictures_and_asks_for_it(tmp_path):
+    tensors = big_vision_table(SIGLIP, True).to_theirs(variables_of(SIGLIP))
+    np.savez(tmp_path / "siglip.npz", **tensors)
+    model = flaxclip.load(tmp_path / "siglip.npz")
+    assert model.encode_image(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 64)
+    with pytest.raises(InputError, match="needs a file with its vocabulary"):
+        model.encode_text(["a cat"])
+
+
+def test_a_lit_of_big_vision_is_refused_by_name(tmp_path):
+    arrays = {"params/img/embedding/kernel": np.zeros((8, 8, 3, 4)), "params/img/cls": np.zeros(4)}
+    np.savez(tmp_path / "lit.npz", **arrays)
+    with pytest.raises(InputError, match="tensor img/cls: a two-tower model, but not a SigLIP"):
+        flaxclip.load(tmp_path / "lit.npz")
+
+
+TINY = VARIANTS["ViT-tiny"]
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A state dict of ViT-tiny without a configuration."""
+    tensors = open_clip_table(TINY).to_theirs(variables_of(TINY))
+    safetensors.numpy.save_file(tensors, tmp_path / "epoch_32.safetensors")
+    return tmp_path / "epoch_32.safetensors"
+
+
+def test_a_bare_state_dict_cannot_tell_its_activation_so_the_user_must(bare):
+    with pytest.raises(InputError) as error:
+        flaxclip.load(bare)
+    assert "does not tell whether the model was trained with QuickGELU or GELU" in str(error.value)
+    assert "its shapes are those of: ViT-tiny" in str(error.value)
+    assert_same(flaxclip.load(bare, model="ViT-tiny"), TINY, variables_of(TINY))
+    with pytest.raises(InputError, match="unknown model 'ViT-huge'"):
+        flaxclip.load(bare, model="ViT-huge")
+    with pytest.raises(InputError, match=r"tensors? (missing|unknown)"):
+        flaxclip.load(bare, model="ViT-B-32")
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape", "type"])
+def test_a_tensor_that_does_not_fit_is_named_before_any_number_is_read(change, tmp_path):
+    export(CLIP, variables_of(CLIP), tmp_path / "out", "huggingface", overwrite=False)
+    path = tmp_path / "out" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = "text_model.encoder.layers.1.mlp.fc1.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "extra":
+        tensors[name + "_2"] = tensors[name]
+    elif change == "shape":
+        tensors[name] = tensors[name].T.copy()
+    else:
+        tensors[name] = tensors[name].astype(np.int8)
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(InputError, match=name):
+        flaxclip.load(tmp_path / "out")
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A directory of each library, and a function that changes its JSON."""
+
+    def make(to, file, **changes):
+        folder = tmp_path / to
+        export(GELU, variables_of(GELU), folder, to, overwrite=True)
+        value = json.loads((folder / file).read_text())
+        for path, change in changes.items():
+            *parents, last = path.split("__")
+            target = value
+            for parent in parents:
+                target = target[parent]
+            target[last] = change
+        (folder / file).write_text(json.dumps(value))
+        return folder
+
+    return make
+
+
+OPEN_CLIP, PROCESSOR = "open_clip_config.json", "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("to", "file", "path", "value", "message"),
+    [
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__ls_init_value", 0.1, "ls_init_value"),
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__new_idea", True, "vision_cfg.new_idea"),
+        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__pool_type", "last", "expected argmax"),
+        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__hf_model_name", "bert", "hf_model_name"),
+        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__hf_tokenizer_name", "bert", "tokenizers of"),
+        ("open_clip", OPEN_CLIP, "model_cfg__embed_dim", "wide", "model_cfg.embed_dim: Input"),
+        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__layers", 2, "tensors unknown: transformer"),
+        ("open_clip", OPEN_CLIP, "preprocess_cfg__resize_mode", "longest", "resize_mode"),
+        ("open_clip", OPEN_CLIP, "preprocess_cfg__size", 336, "preprocess_cfg.size is 336"),
+        ("huggingface", "config.json", "model_type", "blip", "a model of type 'blip'"),
+        ("huggingface", "config.json", "vision_config__hidden_act", "relu", "hidden_act"),
+        ("huggingface", "config.json", "text_config__eos_token_id", 7, "eos_token_id is 7"),
+        ("huggingface", PROCESSOR, "size", {"shortest_edge": 30}, "do not make squares"),
+        ("huggingface", PROCESSOR, "resample", 1, "resample: Input should be 2 or 3"),
+    ],
+)  # fmt: skip
+def test_configurations_that_we_would_compute_otherwise_are_refused_by_field(
+    to, file, path, value, message, exported
+):
+    folder = exported(to, file, **{path: value})
+    with pytest.raises(InputError, match=message):
+        flaxclip.load(folder)
+
+
+def test_weights_of_transformers_need_the_files_beside_them(exported):
+    folder = exported("huggingface", "config.json")
+    (folder / PROCESSOR).unlink()
+    with pytest.raises(InputError, match="without it, size, mean and deviation"):
+        flaxclip.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match="whose shapes do not tell heads"):
+        flaxclip.load(folder / "model.safetensors")
+
+
+def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
+    """As in the published config.json of SigLIP, which is nearly empty."""
+    from flaxclip.interop.huggingface_config import read_config
+
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "siglip", "vision_config": {}, "text_config": {}})
+    )
+    processor = {"size": {"height": 224, "width": 224}, "resample": 3}
+    processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / PROCESSOR).write_text(json.dumps(processor))
+    config, _ = read_config(tmp_path)
+    assert config == VARIANTS["ViT-B-16-SigLIP"]
+
+
+def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    export(CLIP, variables_of(CLIP), tmp_path / "out", "huggingface", overwrite=False)
+    remote = fsspec.filesystem("memory")
+    remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
+    for url in ("memory://models/clip", "memory://models/clip/model.safetensors"):
+        assert_same(flaxclip.load(url), CLIP, variables_of(CLIP))
+    cache = tmp_path / "cache" / "flaxclip" / "weights"
+    copies = sorted(cache.iterdir())
+    flaxclip.load("memory://models/clip")
+    assert sorted(cache.iterdir()) == copies
+
+    doubled = jax.tree.map(lambda x: 2 * x, variables_of(CLIP))
+    export(CLIP, doubled, tmp_path / "out", "huggingface", overwrite=True)
+    remote.rm("/models/clip", recursive=True)
+    remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
+    assert_same(flaxclip.load("memory://models/clip"), CLIP, doubled)
+
+
+def test_urls_that_cannot_be_read_say_what_to_do(monkeypatch):
+    with pytest.raises(InputError, match="Protocol not known: nonsense"):
+        flaxclip.load("nonsense://a/b")
+    fsspec.filesystem("memory").makedirs("/models", exist_ok=True)
+    with pytest.raises(InputError, match="there is no file memory:"):
+        flaxclip.load("memory://models/none.pt")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match="pip install gcsfs"):
+        flaxclip.load("gs://bucket/model.safetensors")
+
+
+def test_convert_to_a_workdir_and_on_to_the_others(vocabulary, tmp_path, capsys):
+    variables = variables_of(SIGLIP)
+    tensors = huggingface_table(SIGLIP).to_theirs(variables)
+    named = dataclasses.replace(SIGLIP, tokenizer_file=vocabulary)
+    export(named, variables, tmp_path / "theirs", "huggingface", overwrite=False)
+    convert(Convert(str(tmp_path / "theirs"), tmp_path / "run", "flaxclip"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    model = flaxclip.load(tmp_path / "moved")
+    assert_same(model, SIGLIP, variables)
+    assert model.config.tokenizer_file == str(tmp_path / "moved" / "spiece.model")
+
+    convert(Convert(str(tmp_path / "moved"), tmp_path / "back", "huggingface"))
+    back = safetensors.numpy.load_file(tmp_path / "back" / "model.safetensors")
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor, strict=True)
+
+    capsys.readouterr()
+    for source in ("moved", "back"):
+        info(Info(str(tmp_path / source)))
+        out = capsys.readouterr().out
+        for text in (
+            "gelu_tanh",
+            "squash, bicubic, mean (0.5",
+            "siglip, vocabulary in",
+            "12 tokens",
+        ):
+            assert text in out
+
+
+def test_nothing_is_overwritten_that_is_no_model_or_without_being_told(bare, tmp_path):
+    def command(dst, overwrite=False):
+        return Convert(str(bare), dst, "open_clip", model="ViT-tiny", overwrite=overwrite)
+
+    convert(command(tmp_path / "out"))
+    with pytest.raises(InputError, match="out exists\nname another folder, or add --overwrite"):
+        convert(command(tmp_path / "out"))
+    convert(command(tmp_path / "out", overwrite=True))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="home holds no model, so it is not replaced"):
+        convert(command(tmp_path / "home", overwrite=True))
+    with pytest.raises(InputError, match="holds the model itself"):
+        convert(command(bare.parent, overwrite=True))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "epoch_32.safetensors", "home", "out",
+    ]  # fmt: skip
+
+
+def test_a_model_that_the_other_library_lacks_is_not_written(tmp_path):
+    with pytest.raises(InputError, match="transformers has no model of a ResNet"):
+        export(RESNET, variables_of(RESNET), tmp_path / "out", "huggingface", overwrite=False)
+    with pytest.raises(InputError, match="open_clip takes such towers from timm by name"):
+        export(SIGLIP, variables_of(SIGLIP), tmp_path / "out", "open_clip", overwrite=False)
+    with pytest.raises(InputError, match="whose vocabulary is not known\nname its file with --tok"):
+        export(SIGLIP, variables_of(SIGLIP), tmp_path / "out", "huggingface", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_says_what_is_wrong_in_two_lines(bare):
+    command = [sys.executable, "-m", "flaxclip.interop", "info", str(bare)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"flaxclip.interop: {bare} is a bare state dict")
+    assert "Traceback" not in done.stderr

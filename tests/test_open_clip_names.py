@@ -1,0 +1,111 @@
+"""open_clip's, timm's and big_vision's names and axes, against a list that was written by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from flaxclip.errors import InputError
+from flaxclip.interop.big_vision import big_vision_table
+from flaxclip.interop.name_table import unflatten
+from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.openai import config_from_shapes
+from flaxclip.models.clip import CLIPConfig, abstract_variables
+from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.variants import VARIANTS
+from tests.parity.foreign_params import from_open_clip, from_timm_siglip
+from tests.parity.open_clip_cases import EMBED_DIM, RESNET, TEXT, random_tensors
+from tests.test_siglip import CONFIGS
+
+CASES = {
+    "resnet": CLIPConfig(
+        vision=ResNetConfig(**RESNET),
+        text=TextConfig(**TEXT, activation="gelu"),
+        embed_dim=EMBED_DIM,
+    ),
+    **CONFIGS,
+}
+BY_HAND = {"resnet": from_open_clip, "bigG": from_open_clip, "siglip": from_timm_siglip}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """Configuration, and tensors with the names and shapes of a model that open_clip made."""
+    with np.load(Path(__file__).parent / "golden" / "open_clip_reference.npz") as arrays:
+        shapes = json.loads(str(arrays[f"{request.param}/shapes"]))
+    return request.param, CASES[request.param], random_tensors(shapes)
+
+
+def test_variables_are_those_made_by_hand(case):
+    name, config, tensors = case
+    shapes = {tensor: x.shape for tensor, x in tensors.items()}
+    variables = unflatten(dict(open_clip_table(config, shapes).to_ours(tensors)))
+    ours, expected = flatten_dict(variables), flatten_dict(BY_HAND[name](tensors, config))
+    assert ours.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(ours[path], array, err_msg="/".join(path))
+
+
+def test_tensors_come_back_as_they_were(case):
+    _, config, tensors = case
+    table = open_clip_table(config)
+    back = table.to_theirs(unflatten(dict(table.to_ours(tensors))))
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor, strict=True)
+
+
+def test_counters_of_batch_norms_are_dropped_and_other_integers_are_not(case):
+    _, config, tensors = case
+    counter = {"visual.bn1.num_batches_tracked": np.array(7)}
+    list(open_clip_table(config).to_ours(tensors | counter))
+    with pytest.raises(InputError, match="1 tensor unknown: visual"):
+        open_clip_table(config).to_ours(tensors | {"visual.bn1.running_count": np.array(7)})
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_big_visions_axes_are_ours_but_for_stacks_and_joint_projections(stacked):
+    config = CONFIGS["siglip"]
+    table = big_vision_table(config, stacked)
+    tensors = random_tensors(table.their_shapes())
+    variables = unflatten(dict(table.to_ours(tensors)))
+    block = variables["params"]["vision"]["transformer"]["blocks"]
+    prefix = "img/Transformer/encoderblock"
+    name = "MultiHeadDotProductAttention_0/key/kernel"
+    key = tensors[f"{prefix}/{name}"][2] if stacked else tensors[f"{prefix}_2/{name}"]
+    np.testing.assert_array_equal(block["attention"]["qkv"]["kernel"][2, :, :, 1], key)
+    patches = tensors["img/embedding/kernel"].reshape(-1, config.vision.width)
+    np.testing.assert_array_equal(
+        variables["params"]["vision"]["patch_embedding"]["kernel"], patches
+    )
+    assert variables["params"]["logit_bias"] == tensors["b"][0]
+    back = table.to_theirs(variables)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor, strict=True)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variable_of_a_variant_has_its_tensors(name):
+    """Paths and shapes; without memory for the larger ones' numbers."""
+    config = VARIANTS[name]
+    table = open_clip_table(config)
+    ours = {path: binding.our_shape() for binding in table.bindings for path in binding.our_names()}
+    fresh = flatten_dict(abstract_variables(config), sep="/")
+    assert ours == {path: leaf.shape for path, leaf in fresh.items()}
+    numbers = sum(math.prod(shape) for shape in table.their_shapes().values())
+    assert numbers == sum(leaf.size for leaf in jax.tree.leaves(fresh))
+
+
+OPENAI = ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14-336"]
+
+
+@pytest.mark.parametrize("name", OPENAI)
+def test_openais_architectures_are_recognised_from_shapes(name):
+    config = VARIANTS[f"{name}-quickgelu"]
+    assert config_from_shapes(open_clip_table(config).their_shapes()) == config

@@ -1,0 +1,98 @@
+"""The planner's command line, on virtual devices, and on the TPU compiler where it is installed."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from flaxclip.models.cost import model_cost
+from flaxclip.planning.compiled_step import CompiledStep
+from flaxclip.planning.report import variants_table
+from flaxclip.planning.run_plan import make_plan
+from flaxclip.planning.store import stored_step
+from flaxclip.planning.topology import open_topology
+from tests.test_train import experiment, run_cli  # noqa: F401  (a module's fixture)
+from tests.tiny_run import TINY_MODEL, tiny_config
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def plan(*args, cache, **environment):
+    return run_cli("flaxclip.plan", *args, cwd=cache, XDG_CACHE_HOME=str(cache), **environment)
+
+
+def test_a_run_is_planned_on_virtual_devices(experiment, cache):  # noqa: F811
+    flags = (experiment, "--topology", "cpu:8", "--mesh.fsdp", "2")
+    result = plan(*flags, cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert "8 x virtual CPU devices, 1 host(s), mesh data 4 x fsdp 2 x tensor 1" in result.stdout
+    assert re.search(r"all-reduce\s+", result.stdout)
+
+    result = plan(*flags, "--json", cache=cache)
+    record = json.loads(result.stdout)
+    cost = model_cost(TINY_MODEL)
+    assert record["parameters"] == cost.parameters
+    assert record["model_flops_per_step"] == 3 * 16 * cost.forward_flops
+    assert record["config"]["mesh"]["fsdp"] == 2
+    # Parameters and two moments in float32, of which every device has at least half.
+    assert record["step"]["argument_bytes"] >= 3 * 4 * cost.parameters / 2
+    assert {row["kind"] for row in record["step"]["traffic"]} >= {"all-reduce"}
+    # Nobody has published what a virtual device can do.
+    assert record["chip"] is None
+    assert record["roofline"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--topology", "v9:2x2"), "unknown topology 'v9:2x2'\n  known: v5e:2x4"),
+        (("--topology", "cpu:"), "expected, for example, cpu:8"),
+        (("--topology", "cpu:8", "--mesh.fsdp", "3"), "does not fit 8 devices"),
+        (("--topology", "cpu:8", "--batch-size", "12"), "choose 8 or 16"),
+        (("--topology", "cpu:8", "--search", "mesh"), "name a TPU topology"),
+        (("--model", "ViT-B-33"), "did you mean ViT-B-32?"),
+    ],
+)
+def test_bad_input_is_answered_with_what_to_change(flags, message, experiment, cache):  # noqa: F811
+    result = plan(experiment, *flags, cache=cache)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_all_architectures_are_listed_with_their_published_cost():
+    columns = [list(column.cells) for column in variants_table().columns]
+    rows = {row[0]: row[1:] for row in zip(*columns, strict=True)}
+    # open_clip, `docs/model_profile.csv`.
+    assert rows["ViT-B-32"] == (
+        "151.28", "14.78", "224/32", "77", "gelu", "shortest, OpenAI's mean", "clip",
+    )  # fmt: skip
+    assert rows["ViT-bigG-14"][:2] == ("2,539.57", "1,065.36")
+    assert rows["ViT-B-16-SigLIP"] == (
+        "203.16", "46.44", "224/16", "64", "gelu_tanh", "squash, mean 0.5", "siglip",
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs the TPU compiler: pip install 'flaxclip[plan]'",
+)
+def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    topology = open_topology("v5e:2x2")
+    assert len(topology.devices) == 4
+    assert topology.chip.device_kind == "TPU v5 lite"
+    config = tiny_config("unused")
+    figures = make_plan(config, topology, decode_rate=500.0)
+    assert isinstance(figures.step, CompiledStep)
+    assert figures.step == stored_step(config, topology)
+    assert figures.step.argument_bytes > 3 * 4 * figures.parameters
+    assert figures.step.peak_bytes < topology.chip.hbm_bytes
+    # Gradients are summed over all chips: at least a parameter's four bytes each.
+    summed = sum(row.operand_bytes for row in figures.step.traffic if row.kind == "all-reduce")
+    assert summed >= 4 * figures.parameters
+    assert figures.roofline.expected >= figures.roofline.compiler > figures.roofline.matrix_units

@@ -1,0 +1,123 @@
+"""Torch's zip archives, written without torch, honest ones and others."""
+
+import io
+import struct
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Tensor(NamedTuple):
+    """A view of a storage, as torch writes it."""
+
+    key: str
+    kind: str
+    size: int
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Script(NamedTuple):
+    """An object of a TorchScript class."""
+
+    name: str
+    attributes: dict[str, Any]
+
+
+class Call(NamedTuple):
+    """A call of a function by name."""
+
+    module: str
+    name: str
+    arguments: tuple[Any, ...]
+
+
+class Raw(NamedTuple):
+    """Instructions as they are."""
+
+    opcodes: bytes
+
+
+def pickled(value: Any) -> bytes:
+    """A pickle, protocol 2, with the instructions that torch uses."""
+    return b"\x80\x02" + _opcodes(value) + b"."
+
+
+def _opcodes(value: Any) -> bytes:
+    match value:
+        case Raw(opcodes):
+            return opcodes
+        case Call(module, name, arguments):
+            return f"c{module}\n{name}\n".encode() + _opcodes(arguments) + b"R"
+        case Script(name, attributes):
+            return f"c__torch__\n{name}\n".encode() + b")\x81" + _opcodes(attributes) + b"b"
+        case Tensor(key, kind, size, offset, shape, strides):
+            storage_type = Raw(f"ctorch\n{kind}\n".encode())
+            storage = Raw(_opcodes(("storage", storage_type, key, "cpu", size)) + b"Q")
+            hooks = Call("collections", "OrderedDict", ())
+            arguments = (storage, offset, shape, strides, False, hooks)
+            return _opcodes(Call("torch._utils", "_rebuild_tensor_v2", arguments))
+        case None:
+            return b"N"
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int() if -(2**31) <= value < 2**31:
+            return b"J" + struct.pack("<i", value)
+        case int():
+            number = value.to_bytes(9, "little", signed=True)
+            return b"\x8a" + bytes([len(number)]) + number
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+        case tuple():
+            return b"(" + b"".join(map(_opcodes, value)) + b"t"
+        case list():
+            return b"](" + b"".join(map(_opcodes, value)) + b"e"
+        case dict():
+            items = (part for item in value.items() for part in item)
+            return b"}(" + b"".join(map(_opcodes, items)) + b"u"
+    raise TypeError(type(value))
+
+
+_KINDS = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
+
+
+def torch_file(value: Any, storages: dict[str, bytes], compression: int = 0) -> bytes:
+    """An archive whose pickle describes `value`."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled(value))
+        for key, data in storages.items():
+            archive.writestr(f"archive/data/{key}", data)
+        archive.writestr("archive/version", "3\n")
+    return file.getvalue()
+
+
+def saved(arrays: dict[str, np.ndarray], script: bool = False) -> bytes:
+    """What `torch.save` makes of a state dict, or `torch.jit.save` of a model that has it."""
+    tensors, storages = {}, {}
+    for number, (name, array) in enumerate(arrays.items()):
+        array = np.array(array, order="C")
+        strides = tuple(step // array.itemsize for step in array.strides)
+        kind = _KINDS[array.dtype.name]
+        tensors[name] = Tensor(str(number), kind, array.size, 0, array.shape, strides)
+        storages[str(number)] = array.tobytes()
+    return torch_file(_modules(tensors) if script else tensors, storages)
+
+
+def _modules(tensors: dict[str, Tensor]) -> Script:
+    children: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            children.setdefault(first, {})[rest] = tensor
+        else:
+            children[first] = tensor
+    attributes = {
+        name: _modules(child) if isinstance(child, dict) else child
+        for name, child in children.items()
+    }
+    return Script("Module", {"training": True} | attributes)
