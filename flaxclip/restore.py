@@ -33,7 +33,7 @@ class Restored(NamedTuple):
 def restore_latest(
     workdir: epath.PathLike, like: dict[str, Any], warn: Callable[[str], None] = print
 ) -> Restored | None:
-    """The newest state that is whole, laid out like the named abstract trees; None if none is saved.
+    """The newest state that is whole, laid out like the abstract trees; None if there is none.
 
     Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
     host, and before there is a `CheckpointManager`.

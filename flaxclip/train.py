@@ -225,7 +225,7 @@ def check_replicas(state: TrainState, mesh: Mesh, step: int) -> None:
 
 
 def _to_trees(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds: what everybody reads, and `training`, which only a resumed run does."""
+    """What a checkpoint holds: what everybody reads, and `training`, for the run alone."""
     training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
     return state.variables | {"training": training}
 

@@ -1,14 +1,13 @@
 """Where a value that is not finite first appears, for `--debug-nans`."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxclip.data.source import Batch
 from flaxclip.models.clip import CLIP, CLIPConfig
 
 
@@ -17,7 +16,7 @@ class _FoundError(Exception):
 
 
 def find_nonfinite(
-    config: CLIPConfig, params: dict[str, Any], batch_stats: dict[str, Any], batch: Batch
+    config: CLIPConfig, params: dict[str, Any], batch_stats: dict[str, Any], batch: Sequence[Any]
 ) -> str:
     """The first layer whose output is not finite in a forward pass, in words.
 
