@@ -8,6 +8,7 @@ After its 400 steps (eight minutes on two CPU cores) a held-out picture's captio
 ten of 374 for 22.5% of them; chance is 2.7%.
 """
 
+from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.clip import CLIPConfig
@@ -33,5 +34,5 @@ def get_config() -> TrainConfig:
             crop_scale=(0.5, 1.0),
         ),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=50, weight_decay=0.2, max_grad_norm=1.0),
-        checkpoint_every=200,
+        checkpoint=CheckpointConfig(every_steps=200),
     )

@@ -7,6 +7,7 @@ Small batches and many steps: telling shapes apart takes updates more than examp
 there in a third of the steps that AdamW takes. Expect more than 95% on `scenes-unseen`.
 """
 
+from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.variants import VARIANTS
@@ -22,5 +23,5 @@ def get_config() -> TrainConfig:
         data=DataConfig(crop_scale=None),
         optim=OptimConfig(optimizer="muon", peak_lr=3e-3, warmup_steps=150, weight_decay=0.1),
         log_every=100,
-        checkpoint_every=500,
+        checkpoint=CheckpointConfig(every_steps=500),
     )

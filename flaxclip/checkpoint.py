@@ -2,15 +2,19 @@
 
 WORKDIR/config.json          the run's whole configuration
 WORKDIR/checkpoints/STEP/    `params`, perhaps a ResNet's `batch_stats` and the average `ema` of
-                             `params`, and `training`, each readable alone
+                             `params`, and `training`, each readable alone; with a record of the
+                             run and a checksum of every array, which reading verifies
 """
 
+import hashlib
 import json
 from typing import Any, TypeVar
 
+import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from flaxclip.checksum import tree_checksums
 from flaxclip.config_json import field_from_json, to_json
 from flaxclip.errors import InputError
 
@@ -20,42 +24,22 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 
 
-class CheckpointWriter:
-    """Saves states in the background, each whole or not at all, and keeps the latest few."""
-
-    def __init__(self, workdir: epath.PathLike, keep: int):
-        self._manager = ocp.training.Checkpointer(
-            _absolute(workdir) / CHECKPOINTS,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        )
-
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, None where there is none."""
-        latest = self._manager.latest
-        return None if latest is None else latest.step
-
-    def save(self, step: int, variables: dict[str, Any], training: Any) -> None:
-        """Start saving; returns as soon as the arrays may be overwritten."""
-        self._manager.save_checkpointables_async(
-            step, variables | {"training": training}, force=True
-        )
-
-    def restore(self, step: int, variables: dict[str, Any], training: Any) -> dict[str, Any]:
-        """The saved variables and `training`, laid out like the abstract trees that are given."""
-        return self._manager.load_checkpointables(step, variables | {"training": training})
-
-    def close(self) -> None:
-        """Wait for the save that is under way."""
-        self._manager.close()
+class DamagedCheckpointError(Exception):
+    """A checkpoint does not hold what was saved; the message says what is wrong with it."""
 
 
 def saved_steps(workdir: epath.PathLike) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    folder = _absolute(workdir) / CHECKPOINTS
+    folder = absolute(workdir) / CHECKPOINTS
     if not folder.is_dir():
         return []
-    # A save under way has a temporary name and becomes a bare number by one rename at its end.
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+    # A local save becomes a bare number by one rename at its end; in object storage, where nothing
+    # can be renamed, it is complete once this file is there.
+    return sorted(
+        int(entry.name)
+        for entry in folder.iterdir()
+        if entry.name.isdecimal() and (entry / "commit_success.txt").exists()
+    )
 
 
 def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
@@ -64,7 +48,7 @@ def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
     Raises:
         InputError: there is no run, or none that has saved anything yet, or not that step.
     """
-    path = _absolute(path)
+    path = absolute(path)
     is_step = path.parent.name == CHECKPOINTS and path.name.isdecimal()
     workdir = path.parent.parent if is_step else path
     if not (workdir / CONFIG_FILE).is_file():
@@ -91,7 +75,7 @@ def load_config(workdir: epath.PathLike, field: str, kind: type[T]) -> T:
     Raises:
         InputError: the file or the part is damaged.
     """
-    path = _absolute(workdir) / CONFIG_FILE
+    path = absolute(workdir) / CONFIG_FILE
     return field_from_json(kind, path.read_text(), path, field)
 
 
@@ -99,13 +83,25 @@ def load_variables(workdir: epath.PathLike, step: int, abstract: dict[str, Any])
     """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`.
 
     Where the run keeps an average of its parameters, that is what `params` are.
+
+    Raises:
+        InputError: the checkpoint is damaged.
     """
-    folder = _absolute(workdir) / CHECKPOINTS / str(step)
-    if not (folder / "ema").is_dir():
-        return ocp.load_checkpointables(folder, abstract)
-    averaged = {"ema" if name == "params" else name: tree for name, tree in abstract.items()}
-    loaded = ocp.load_checkpointables(folder, averaged)
-    return {"params": loaded.pop("ema"), **loaded}
+    folder = absolute(workdir) / CHECKPOINTS / str(step)
+    averaged = (folder / "ema").is_dir()
+    if averaged:
+        abstract = {"ema" if name == "params" else name: tree for name, tree in abstract.items()}
+    try:
+        checksums = read_record(folder)["checksums"]
+        saved = load_tree(folder, abstract)
+        if wrong := wrong_arrays(saved, checksums):
+            raise DamagedCheckpointError(f"not what was saved: {', '.join(wrong)}")
+    except Exception as error:  # whatever Orbax and its storage raise at broken files
+        raise InputError(
+            f"checkpoint {folder} cannot be read: {one_line(error)}\n"
+            "take another step, or let the run save again"
+        ) from error
+    return {"params": saved.pop("ema"), **saved} if averaged else saved
 
 
 def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, Any]) -> None:
@@ -114,13 +110,62 @@ def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, An
     It is read like that of a run, but no run: it has neither data nor optimizer, and cannot be
     resumed.
     """
-    workdir = _absolute(workdir)
+    workdir = absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    ocp.save_checkpointables(workdir / CHECKPOINTS / "0", variables, overwrite=True)
+    ocp.save_checkpointables(
+        workdir / CHECKPOINTS / "0",
+        variables,
+        overwrite=True,
+        custom_metadata=sealed_record({"checksums": tree_checksums(variables)}),
+    )
     # Last: without it nobody takes the folder for a workdir.
     (workdir / CONFIG_FILE).write_text(json.dumps({"model": json.loads(to_json(config))}, indent=2))
 
 
-def _absolute(path: epath.PathLike) -> epath.Path:
+def load_tree(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """The named trees of a checkpoint, laid out like the abstract ones; nothing is verified."""
+    # Each host reads on its own: where all wait for each other, as Orbax has it by default, one
+    # that meets a broken file would leave the others waiting.
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.multiprocessing.barrier_sync_key_prefix = f"host{jax.process_index()}"
+    with context:
+        return ocp.load_checkpointables(folder, abstract)
+
+
+def sealed_record(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with a hash of itself, for `read_record`."""
+    return {**content, "sha256": _sha256(content)}
+
+
+def read_record(folder: epath.Path) -> dict[str, Any]:
+    """What was saved beside the arrays.
+
+    Raises:
+        DamagedCheckpointError: it is missing, or not what was written.
+    """
+    content = ocp.checkpointables_metadata(folder).custom_metadata or {}
+    if content.pop("sha256", None) != _sha256(content):
+        raise DamagedCheckpointError("its record is broken or missing")
+    return content
+
+
+def wrong_arrays(saved: dict[str, Any], checksums: dict[str, int]) -> list[str]:
+    """Names of the arrays in `saved` that are not those that the checksums are of."""
+    return [name for name, value in tree_checksums(saved).items() if checksums.get(name) != value]
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """The first line of its message: those of storage libraries go on for pages."""
+    return (str(error).strip().splitlines() or [""])[0][:300] or type(error).__name__
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path that Orbax takes."""
     # Orbax refuses relative paths; `resolve` leaves gs:// and the like alone.
     return epath.Path(path).expanduser().resolve()

@@ -6,8 +6,10 @@ import runpy
 from pathlib import Path
 from typing import Literal
 
+from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError
+from flaxclip.health import HealthConfig
 from flaxclip.losses.pairs import Form
 from flaxclip.losses.sigmoid import neutral_logit_bias
 from flaxclip.models.clip import CLIPConfig
@@ -42,20 +44,11 @@ class TrainConfig:
     alone see a part at a time."""
     log_every: int = 50
     """Steps between two reports."""
-    checkpoint_every: int = 1000
-    """Steps between two checkpoints; the last step is always saved."""
-    keep_checkpoints: int = 3
-    """Latest checkpoints that are kept; older ones are deleted."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    health: HealthConfig = HealthConfig()
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
+        for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
         if self.loss == "sigmoid" and self.model.init_logit_bias is None:
@@ -69,11 +62,11 @@ class TrainConfig:
 
 # A resumed run may differ in these alone: they change neither the parameters nor their order.
 RESUMABLE_FIELDS = ("workdir", "mesh", "loss_form", "data.workers", "data.heldout", "log_every",
-                    "checkpoint_every", "keep_checkpoints")  # fmt: skip
+                    "checkpoint", "health")  # fmt: skip
 
 
-def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
-    """`field: theirs -> ours` for each field that decides what a run computes, and differs."""
+def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:
+    """Field -> `theirs -> ours`, for each that decides what a run computes, and differs."""
 
     def flatten(value: object, prefix: str = "") -> dict[str, object]:
         if not dataclasses.is_dataclass(value):
@@ -86,7 +79,11 @@ def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
         return leaves
 
     old, new = flatten(theirs), flatten(ours)
-    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
+    return {
+        name: f"{old.get(name)!r} -> {new.get(name)!r}"
+        for name in old | new
+        if old.get(name) != new.get(name)
+    }
 
 
 def load_experiment(name: str) -> TrainConfig:

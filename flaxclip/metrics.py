@@ -54,12 +54,16 @@ class Throughput:
 class MetricWriter:
     """Appends scalars to `metrics.jsonl`, and writes them for TensorBoard, on process 0 alone."""
 
-    def __init__(self, workdir: epath.PathLike):
+    def __init__(self, workdir: epath.PathLike, start_step: int = 0):
+        """What a killed run has reported of steps after `start_step`, which come again, goes."""
         self._jsonl: TextIO | None = None
         if jax.process_index() == 0:
             folder = epath.Path(workdir)
+            _drop_lines_after(folder / METRICS_FILE, start_step)
             self._jsonl = (folder / METRICS_FILE).open("a")
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            self._tensorboard = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=start_step + 1
+            )
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
         """One line; a scalar that is None (not known) is null there and left out of TensorBoard."""
@@ -78,6 +82,18 @@ class MetricWriter:
         if self._jsonl is not None:
             self._jsonl.close()
             self._tensorboard.close()
+
+
+def _drop_lines_after(path: epath.Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    # The last line of a killed run may be cut off.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text("".join(kept))
+        unfinished.replace(path)
 
 
 def _finite(value: float | None) -> float | str | None:

@@ -32,14 +32,29 @@ class MeshConfig:
     """Devices that attention heads and MLP channels are divided over."""
 
 
-def join_hosts() -> None:
-    """Connect to the other hosts of the job, where a cluster says that there are some."""
+def join_hosts(timeout_seconds: float = 300.0) -> None:
+    """Connect to the other hosts of the job, where a cluster says that there are some.
+
+    Raises:
+        InputError: they cannot be reached in time.
+    """
+    seconds = int(timeout_seconds)
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(
+            initialization_timeout=seconds,
+            heartbeat_timeout_seconds=seconds,
+            shutdown_timeout_seconds=seconds,
+        )
     except ValueError as error:
         # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
         if "coordinator_address should be defined" not in str(error):
             raise
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"the hosts of this job did not find each other in {seconds} s\n"
+            f"{str(error).splitlines()[0]}\n"
+            "are all of them started, and can they reach host 0 at its coordinator address?"
+        ) from None
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -1,6 +1,8 @@
 """Before a run's first step: compiled programs kept from run to run, and what takes how long."""
 
+import ctypes
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,23 @@ def keep_compiled_programs() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "flaxclip", "compiled"))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, for the next step.
+
+    On the CPU a step's buffers come from malloc. Given back to the kernel after each step, their
+    pages would be zeroed anew for the next: a quarter of the time of a small model's step.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            for parameter, value in (
+                (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
+                (-4, 0),  # M_MMAP_MAX: no mappings of their own for large blocks
+                (-8, 1),  # M_ARENA_MAX: one heap, since those of threads cannot grow large
+            ):
+                mallopt(parameter, value)
 
 
 class StartupClock:

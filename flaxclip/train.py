@@ -4,68 +4,90 @@
     python -m flaxclip.train EXPERIMENT.py --optim.peak-lr 1e-3
     python -m flaxclip.train EXPERIMENT.py --model ViT-B-16      another architecture
 
-The same command again resumes where the run stopped.
+The same command again resumes where the run stopped. `exit_codes.py` says how it may end.
 """
 
-import ctypes
+import contextlib
 import dataclasses
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import jax
-import numpy as np
-from etils import epath
-from jax.experimental.multihost_utils import process_allgather
+import tyro
 from jax.sharding import Mesh
 
-from flaxclip.checkpoint import CONFIG_FILE, CheckpointWriter
+from flaxclip.checkpoint import saved_steps
+from flaxclip.checkpoint_manager import CheckpointManager
+from flaxclip.checksum import diverged_replicas
 from flaxclip.command_line import RunCommand, parse
-from flaxclip.config import TrainConfig, differing_fields
-from flaxclip.config_json import from_json, to_json
-from flaxclip.data.loader import load_batches, open_source
-from flaxclip.data.source import Source
+from flaxclip.config import TrainConfig
+from flaxclip.coordination import Requests
+from flaxclip.data.loader import batch_records, load_batches, open_source
+from flaxclip.data.source import Batch, Source
 from flaxclip.errors import InputError, exit_on_input_error
-from flaxclip.metrics import MetricWriter, Throughput
-from flaxclip.models.cost import model_cost
-from flaxclip.optim import make_optimizer, make_schedule
+from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
+from flaxclip.health import ANOMALIES_FILE, LossMonitor
+from flaxclip.models.find_nonfinite import find_nonfinite
+from flaxclip.optim import make_optimizer
 from flaxclip.progress import ProgressReport
+from flaxclip.provenance import run_record
+from flaxclip.restore import restore_latest
+from flaxclip.run_report import RunReport, announce
 from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
-from flaxclip.startup import StartupClock, keep_compiled_programs
+from flaxclip.startup import StartupClock, keep_compiled_programs, keep_freed_memory
+from flaxclip.stop_signals import StopSignals, exit_on_signals
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 from flaxclip.train_step import Metrics, make_train_step
+from flaxclip.watchdog import Watchdog
+from flaxclip.workdir import check_same_data, claim_workdir
 
 
-def train(config: TrainConfig) -> None:
-    """Run `config` from its workdir's latest checkpoint, or from the start, to its last step.
+def train(
+    config: TrainConfig, *, resume_with_changes: Sequence[str] = (), debug_nans: bool = False
+) -> None:
+    """Run `config` from its workdir's latest whole checkpoint, or from the start, to its last step.
+
+    `config` may differ from the run in the workdir in the fields `resume_with_changes`. With
+    `debug_nans` the first loss or gradient that is not finite stops the run.
 
     Raises:
         InputError: something in `config` cannot be used here; nothing has been written then.
+        PreemptedError: a signal has stopped the run; its state is saved.
+        TrainingFailedError: the numbers went bad.
     """
     clock = StartupClock()
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
-    claim_workdir(config)
-    checkpoints = CheckpointWriter(config.workdir, config.keep_checkpoints)
-    start_step = checkpoints.latest_step() or 0
+    claim_workdir(config, resume_with_changes)
+    start_step = max(saved_steps(config.workdir), default=0)
     announce(config, mesh, source, start_step)
+    if start_step >= config.steps:
+        return
     clock.finished("data and checkpoints")
-
-    ema = config.optim.ema_decay is not None
+    progress = ProgressReport(start_step, config.steps)
     with jax.set_mesh(mesh):
-        if start_step == 0:
+        ema = config.optim.ema_decay is not None
+        like = abstract_train_state(config.model, tx, mesh, ema)
+        restored = restore_latest(config.workdir, _to_trees(like), progress.warn)
+        if restored is None:
+            start_step = 0
             state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
-        elif start_step < config.steps:
-            like = abstract_train_state(config.model, tx, mesh, ema)
-            saved = checkpoints.restore(start_step, like.variables, _without_variables(like))
-            training = saved.pop("training")
-            state = TrainState(**({"batch_stats": {}, "ema": {}} | saved | training))
         else:
-            return
+            start_step = restored.step
+            check_same_data(source, restored.record, start_step, resume_with_changes)
+            state = _from_trees(restored.trees)
         clock.finished("state")
-        run_steps(config, mesh, source, state, start_step, checkpoints, clock)
-    checkpoints.close()
+        checkpoints = CheckpointManager(
+            config.workdir,
+            config.checkpoint,
+            run_record(config, source),
+            progress.warn,
+            config.health.host_timeout_seconds,
+        )
+        run_steps(config, mesh, source, state, start_step, checkpoints, progress, clock, debug_nans)
 
 
 def run_steps(
@@ -74,13 +96,15 @@ def run_steps(
     source: Source,
     state: TrainState,
     start_step: int,
-    checkpoints: CheckpointWriter,
+    checkpoints: CheckpointManager,
+    progress: ProgressReport,
     clock: StartupClock,
+    debug_nans: bool = False,
 ) -> None:
     """The loop, in an order that keeps the devices busy.
 
-    A report reads the numbers of a step only after the next one has been dispatched, and batches
-    arrive on the devices two steps ahead.
+    The numbers of a step are read only after the next one has been dispatched, and batches arrive
+    on the devices two steps ahead. All hosts read the same numbers, so they decide alike.
     """
     tx = make_optimizer(config.optim, config.steps)
     train_step = make_train_step(config, tx, mesh, state)
@@ -94,142 +118,132 @@ def run_steps(
         start_step=start_step,
         stop_step=config.steps,
     )
-    meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
-    learning_rate = make_schedule(config.optim, config.steps)
-    writer = MetricWriter(config.workdir)
-    truncated = replaced = 0  # on this host
+    health = config.health
+    max_skipped = 1 if debug_nans else health.max_skipped
+    report = RunReport(config, start_step, progress, checkpoints)
+    monitor = LossMonitor(
+        health,
+        config.workdir,
+        lambda step: batch_records(source, config.seed, config.batch_size, step),
+        progress.warn,
+    )
 
-    def report(step: int, metrics: Metrics) -> None:
+    def settle(step: int, metrics: Metrics) -> None:
+        """Wait until `step` is done, and look at its numbers."""
+        watchdog.doing(f"waiting for the devices to finish step {step}")
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        rates = meter.lap(step)
-        on_hosts = process_allgather(np.array([[truncated, replaced]]), tiled=True)
-        scalars |= {
-            "learning_rate": float(learning_rate(step - 1)),
-            **rates,
-            "truncated_captions": int(on_hosts[:, 0].sum()),
-            "replaced_records": int(on_hosts[:, 1].sum()),
-        }
-        writer.write(step, scalars)
-        seconds_left = (config.steps - step) * config.batch_size / rates["images_per_second"]
-        progress.report(step, scalars, seconds_left)
+        watchdog.step_done()
+        report.done(step, scalars)
+        monitor.check(step, scalars)
 
-    pending = None
-    with ProgressReport(start_step, config.steps) as progress:
+    def save(step: int, state: TrainState) -> None:
+        watchdog.exempt()
+        checkpoints.save(step, _to_trees(state), monitor.medians())
+
+    def give_up(step: int, state: TrainState, batch: Batch) -> None:
+        """Save the moment before the updates that were skipped, and stop."""
+        skipped = monitor.skipped_in_a_row
+        before = step - skipped
+        if before not in saved_steps(config.workdir):
+            save(
+                before,
+                state._replace(step=state.step - skipped, skipped=state.skipped - skipped),
+            )
+        checkpoints.close()
+        where = find_nonfinite(config.model, state.params, state.batch_stats, batch)
+        raise TrainingFailedError(
+            f"the last {skipped} updates, up to step {step}, were not finite; not finite in the "
+            f"last: {where}\nstep {before}, before the first of them, is saved; their records are "
+            f"named in {ANOMALIES_FILE}"
+        )
+
+    pending, save_wanted, request = None, False, None
+    with (
+        progress,
+        contextlib.closing(batches),
+        contextlib.closing(report),
+        Watchdog(health.host_timeout_seconds) as watchdog,
+        Requests(health.host_timeout_seconds) as requests,
+        StopSignals(requests),
+    ):
         for step, loaded in enumerate(batches, start_step + 1):
-            is_first = step == start_step + 1
-            if is_first:
+            last, first = step == config.steps, step == start_step + 1
+            if first:
                 clock.finished("first batch")
             state, metrics = train_step(state, loaded.batch)
-            if is_first:
+            if first:
                 clock.finished("compilation")
                 jax.block_until_ready(metrics)
                 clock.finished("step")
                 progress.say(clock.summary())
-            progress.advance(step)
+            report.loaded(step, loaded)
             if pending is not None:
-                report(*pending)
+                settle(*pending)
+            pending = step, metrics
+
+            if checkpoints.due() and jax.process_index() == 0:
+                requests.make("save")
+            request = requests.agreed(step, last)
+            save_wanted |= last or request is not None or step % config.checkpoint.every_steps == 0
+            if save_wanted or monitor.skipped_in_a_row + 1 >= max_skipped:
+                settle(*pending)
                 pending = None
-            meter.waited_for_data(loaded.wait_seconds)
-            truncated += loaded.truncated
-            replaced += len(loaded.replaced)
-            for record in loaded.replaced:
-                progress.warn(f"step {step}: unreadable record, replaced by another: {record}")
-            if step % config.log_every == 0 or is_first or step == config.steps:
-                pending = step, metrics
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                checkpoints.save(step, state.variables, _without_variables(state))
-        report(*pending)
-    writer.close()
+            if monitor.skipped_in_a_row >= max_skipped:
+                give_up(step, state, loaded.batch)
+            # While updates are skipped, the latest checkpoint stays the moment before.
+            if save_wanted and (not monitor.skipped_in_a_row or last or request == "stop"):
+                save(step, state)
+                save_wanted = False
+            if step % health.check_replicas_every == 0:
+                check_replicas(state, mesh, step)
+            if request == "stop":
+                break
+            watchdog.doing(f"waiting for the data of step {step + 1}")
+        watchdog.exempt()
+        if not checkpoints.close():
+            raise InputError(
+                f"step {step} could not be saved into {config.workdir}\n"
+                "the message above says why; when that is mended, the same command goes on"
+            )
+    if not last:
+        raise PreemptedError(f"stopped after step {step}, which is saved")
 
 
-def _without_variables(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+def check_replicas(state: TrainState, mesh: Mesh, step: int) -> None:
+    """Raise `TrainingFailedError` where copies of an array differ between devices."""
+    if diverged := diverged_replicas(state, mesh):
+        raise TrainingFailedError(
+            "\n".join(
+                [
+                    f"at step {step} copies of the state differ between devices",
+                    *diverged[:8],
+                    f"{len(diverged)} arrays in all: a device computes wrongly, or the program is "
+                    "not the same on all hosts; nothing has been saved since",
+                ]
+            )
+        )
 
 
-def step_flops(config: TrainConfig) -> int:
-    """Model FLOPs of one update."""
-    return config.batch_size * model_cost(config.model).training_flops
+def _to_trees(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds: what everybody reads, and `training`, for the run alone."""
+    training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
+    return state.variables | {"training": training}
 
 
-def claim_workdir(config: TrainConfig) -> None:
-    """Write `config.json` into the workdir, or check that the one there is of the same run.
-
-    Raises:
-        InputError: the workdir cannot be written, or belongs to a run with another configuration.
-    """
-    path = epath.Path(config.workdir) / CONFIG_FILE
-    try:
-        if path.exists():
-            theirs = from_json(TrainConfig, path.read_text(), path)
-            if differing := differing_fields(config, theirs):
-                raise InputError(
-                    "\n".join(
-                        [
-                            f"{config.workdir} holds a run with another configuration",
-                            *differing,
-                            "use another --workdir, or the configuration it was started with",
-                        ]
-                    )
-                )
-        elif jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # By a rename, so that other hosts see no file or all of it.
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(to_json(config))
-            unfinished.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write into workdir {config.workdir}: {error.strerror or error}\n"
-            "name a folder that can be created and written with --workdir"
-        ) from None
-
-
-def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -> None:
-    """What is about to run, in a few lines, before anything slow happens."""
-    if jax.process_index() != 0:
-        return
-    size = model_cost(config.model).parameters
-    c = config.model
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    seen = config.steps * config.batch_size
-    lines = {
-        "model": f"{size / 1e6:.1f} M parameters, "
-        f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
-        f"image {c.vision.layers} x {c.vision.width}, text {c.text.layers} x {c.text.width}, "
-        f"{c.dtype} activations",
-        "data": f"{' '.join(config.data.path)}: {len(source):,} pairs, "
-        f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
-        "batch": f"{config.batch_size:,} pairs, {step_flops(config) / 1e12:.3g} TFLOP a step",
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, "
-        f"{jax.process_count()} host(s), mesh {axes}",
-        "workdir": config.workdir,
-        "start": f"step {start_step} of {config.steps}"
-        + ("" if start_step < config.steps else ": this run is finished"),
-    }
-    for name, text in lines.items():
-        print(f"{name:8} {text}", flush=True)
+def _from_trees(trees: dict[str, Any]) -> TrainState:
+    variables = {name: tree for name, tree in trees.items() if name != "training"}
+    return TrainState(**({"batch_stats": {}, "ema": {}} | variables | trees["training"]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(RunCommand):
     """Pretrain CLIP. The same command again resumes where the run stopped."""
 
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, for the next step.
-
-    On the CPU a step's buffers come from malloc. Given back to the kernel after each step, their
-    pages would be zeroed anew for the next: a quarter of the time of a small model's step.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            for parameter, value in (
-                (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
-                (-4, 0),  # M_MMAP_MAX: no mappings of their own for large blocks
-                (-8, 1),  # M_ARENA_MAX: one heap, since those of threads cannot grow large
-            ):
-                mallopt(parameter, value)
+    resume_with_changes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD")] = ()
+    """Fields, such as optim.peak_lr, in which this run may differ from what its workdir holds.
+    `data` also lets the corpus be another one."""
+    debug_nans: bool = False
+    """Stop at the first loss or gradient that is not finite, and say in which layer it arises."""
 
 
 def main() -> None:
@@ -237,11 +251,27 @@ def main() -> None:
     keep_freed_memory()
     keep_compiled_programs()
     with exit_on_input_error("flaxclip.train"):
-        config = parse(Command, sys.argv[1:], "flaxclip.train").config
-        join_hosts()
-        train(config)
+        command = parse(Command, sys.argv[1:], "flaxclip.train")
+        config = command.config
+        join_hosts(config.health.host_timeout_seconds)
+        exit_on_signals()
+        try:
+            train(
+                config,
+                resume_with_changes=command.resume_with_changes,
+                debug_nans=command.debug_nans,
+            )
+        except PreemptedError as stop:
+            _leave(stop, PREEMPTED)
+        except TrainingFailedError as failure:
+            _leave(failure, TRAINING_FAILED)
     if jax.process_index() == 0:
         print(f"done. To measure it:\n  python -m flaxclip.benchmark {config.workdir}")
+
+
+def _leave(reason: Exception, code: int) -> None:
+    print(f"flaxclip.train: {reason}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ class TrainState(NamedTuple):
     ema: dict[str, Any]
     """The average of `params` over past steps; empty where none is kept."""
 
+    skipped: Int[Array, ""]
+    """Steps whose update was left out, since the loss or a gradient was not finite."""
+
     @property
     def variables(self) -> dict[str, Any]:
         """What `CLIP.apply` reads, and what a checkpoint holds for everybody but the trainer."""
@@ -43,6 +46,7 @@ def _new_state(
         opt_state=tx.init(params),
         batch_stats=variables.get("batch_stats", {}),
         ema=jax.tree.map(jnp.copy, params) if ema else {},
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
@@ -63,6 +67,7 @@ def abstract_train_state(
         opt_state=_like_params(shapes.opt_state, shapes.params, param_shardings, replicated),
         batch_stats=jax.tree.map(lambda _: replicated, shapes.batch_stats),
         ema=param_shardings if ema else {},
+        skipped=replicated,
     )
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -43,6 +44,9 @@ def make_train_step(
 
     The step donates its state: after `state, metrics = step(state, batch)` only the new one may be
     used. Call it under `jax.set_mesh(mesh)`.
+
+    Where the loss or a gradient is not finite, everything but `step` stays as it was, and
+    `metrics["skipped_updates"]`, which counts such steps over the whole run, rises by one.
     """
     model = CLIP(config.model)
     compute_loss = make_loss(config, mesh)
@@ -69,13 +73,20 @@ def make_train_step(
         ema = state.ema
         if config.optim.ema_decay is not None:
             ema = update_average(ema, params, config.optim.ema_decay, state.step)
+        updated = TrainState(state.step, params, opt_state, batch_stats, ema, state.skipped)
+
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(result.loss) & jnp.isfinite(grad_norm)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        kept = kept._replace(step=state.step + 1, skipped=state.skipped + ~finite)
         metrics = result._asdict() | {
-            "logit_scale": jax.numpy.exp(params["logit_scale"]),
-            "grad_norm": optax.tree.norm(grads),
+            "logit_scale": jnp.exp(kept.params["logit_scale"]),
+            "grad_norm": grad_norm,
+            "skipped_updates": kept.skipped,
         }
         if config.loss == "sigmoid":
-            metrics["logit_bias"] = params["logit_bias"]
-        return TrainState(state.step + 1, params, opt_state, batch_stats, ema), metrics
+            metrics["logit_bias"] = kept.params["logit_bias"]
+        return kept, metrics
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(

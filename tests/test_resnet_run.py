@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from flaxclip.api import load
+from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.models.clip import abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.train import train
@@ -16,7 +17,9 @@ MODEL = dataclasses.replace(TINY_MODEL, vision=ResNetConfig(32, 4, (1, 2, 1, 1))
 
 
 def test_a_resumed_resnet_equals_one_that_never_stopped_statistics_included(tmp_path):
-    config = tiny_config(tmp_path / "straight", model=MODEL, steps=4, checkpoint_every=3)
+    config = tiny_config(
+        tmp_path / "straight", model=MODEL, steps=4, checkpoint=CheckpointConfig(every_steps=3)
+    )
     with jax.default_prng_impl("rbg"):  # compiles sooner than the default generator
         train(config)
     resumed = tmp_path / "resumed"

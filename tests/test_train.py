@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 
 from flaxclip.checkpoint import load_variables, saved_steps
+from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig
@@ -39,6 +40,9 @@ def finished_run(tmp_path_factory):
     return workdir
 
 
+NEVER = CheckpointConfig(every_steps=10**9)
+
+
 class Killed(Exception):
     pass
 
@@ -47,13 +51,13 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     finished_run, tmp_path, monkeypatch
 ):
     workdir = tmp_path / "stopped"
-    writer = "flaxclip.train.CheckpointWriter"
+    writer = "flaxclip.train.CheckpointManager"
     with monkeypatch.context() as patch:
-        import flaxclip.checkpoint
+        import flaxclip.checkpoint_manager
 
-        class StopsAfterFirstSave(flaxclip.checkpoint.CheckpointWriter):
-            def save(self, step, variables, training):
-                super().save(step, variables, training)
+        class StopsAfterFirstSave(flaxclip.checkpoint_manager.CheckpointManager):
+            def save(self, *args):
+                super().save(*args)
                 self.close()
                 raise Killed
 
@@ -81,7 +85,7 @@ def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
         PIL.Image.fromarray(source[index].image).save(picture, "PNG")
         pairs[f"{index}"] = (picture.getvalue(), source[index].caption)
     write_shard(tmp_path / "0.tar", pairs)
-    config = tiny_config(tmp_path / "run", steps=150, log_every=50, checkpoint_every=150)
+    config = tiny_config(tmp_path / "run", steps=150, log_every=50, checkpoint=NEVER)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, path=(str(tmp_path / "0.tar"),)),

@@ -61,3 +61,21 @@ def test_a_logit_scale_above_100_is_clamped_after_the_update(compiled):
     assert state.params["logit_scale"] == np.float32(MAX_LOGIT_SCALE)
     np.testing.assert_allclose(metrics["logit_scale"], 100, rtol=1e-6)
     assert state.step == 1
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(compiled):
+    mesh, state, batch, step = compiled
+    with jax.set_mesh(mesh):
+        state, _ = step(jax.tree.map(jnp.copy, state), batch)
+        # One weight of one layer overflows: the loss, and every gradient with it, is NaN.
+        table = state.params["text"]["token_embedding"].at[0, 0].set(jnp.inf)
+        broken = state.params | {"text": state.params["text"] | {"token_embedding": table}}
+        before = jax.device_get(state._replace(params=broken))
+        after, metrics = step(state._replace(params=broken), batch)
+        assert not np.isfinite(metrics["loss"])
+        assert after.step == 2
+        assert after.skipped == metrics["skipped_updates"] == 1
+        for new, old in ((after.params, before.params), (after.opt_state, before.opt_state)):
+            jax.tree.map(np.testing.assert_array_equal, new, old)
+        after, metrics = step(after, batch)
+        assert metrics["skipped_updates"] == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.clip import CLIPConfig
@@ -25,7 +26,7 @@ def tiny_config(workdir, **changes) -> TrainConfig:
         data=DataConfig(crop_scale=None, workers=0),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=2),
         log_every=2,
-        checkpoint_every=4,
+        checkpoint=CheckpointConfig(every_steps=4),
     )
     return dataclasses.replace(config, **changes)
 

@@ -172,6 +172,15 @@ def record_order(records: int, seed: int) -> grain.MapDataset[int]:
     return grain.MapDataset.range(records).seed(seed).shuffle().repeat()
 
 
+def batch_records(source: Source, seed: int, batch_size: int, step: int) -> list[str]:
+    """Names of the records that the global batch of the `step`-th update holds, row by row.
+
+    An unreadable record has its own name here, though another one stands in for it.
+    """
+    order, first = record_order(len(source), seed), (step - 1) * batch_size
+    return [source.name(int(order[first + row])) for row in range(batch_size)]
+
+
 class Example(NamedTuple):
     """One row of a batch, and what is to be said about it."""
 

@@ -1,0 +1,103 @@
+"""Whether a run's numbers are still good: losses that are not finite, or that jump."""
+
+import collections
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from etils import epath
+
+from flaxclip.errors import InputError
+
+ANOMALIES_FILE = "anomalies.jsonl"
+
+_WINDOW = 100  # losses that the running median is of
+_LEAST = 20  # of them before anything is called a spike
+_NAMED = 3  # records named on the terminal; the file has all
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthConfig:
+    """When a run is warned about, and when it stops itself."""
+
+    max_skipped: int = 10
+    """Updates in a row that may be skipped, since the loss or a gradient is not finite."""
+    spike_deviations: float = 10.0
+    """A loss is a spike when it lies this many deviations above the running median."""
+    check_replicas_every: int = 1000
+    """Steps between two comparisons of the copies of the state on different devices."""
+    host_timeout_seconds: float = 300.0
+    """A host that is dead or hangs makes the others stop after this long."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise InputError(
+                    f"health.{field.name} is {getattr(self, field.name)}\nit must be positive"
+                )
+
+
+class LossMonitor:
+    """Looks at every step's numbers, in order; alike on every host, since the numbers are."""
+
+    def __init__(
+        self,
+        config: HealthConfig,
+        workdir: epath.PathLike,
+        batch_records: Callable[[int], Sequence[str]],
+        warn: Callable[[str], None],
+    ):
+        """`batch_records` gives the names of the records that a step has learned from."""
+        self._config = config
+        self._file = epath.Path(workdir) / ANOMALIES_FILE
+        self._batch_records = batch_records
+        self._warn = warn
+        self._recent: dict[str, collections.deque[float]] = collections.defaultdict(
+            lambda: collections.deque(maxlen=_WINDOW)
+        )
+        self.skipped_in_a_row = 0
+        """Updates up to the last one checked that were not finite."""
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warn about `step` where something is wrong with it, with the records of its batch."""
+        loss, grad_norm = metrics["loss"], metrics["grad_norm"]
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.skipped_in_a_row += 1
+            what = f"update skipped: loss {loss:.4g}, gradient norm {grad_norm:.4g}"
+            self._note(step, what, metrics)
+            return
+        self.skipped_in_a_row = 0
+        if (limit := self._spike_limit()) is not None and loss > limit:
+            median = self.medians()["loss"]
+            self._note(step, f"loss spike: {loss:.4g} where the median is {median:.4g}", metrics)
+        for name, value in metrics.items():
+            self._recent[name].append(value)
+
+    def medians(self) -> dict[str, float]:
+        """Of each metric over the last hundred finite steps."""
+        return {name: statistics.median(values) for name, values in self._recent.items()}
+
+    def _spike_limit(self) -> float | None:
+        losses = self._recent["loss"]
+        if len(losses) < _LEAST:
+            return None
+        median = statistics.median(losses)
+        # The median absolute deviation, scaled to the standard deviation of a normal distribution
+        # (Rousseeuw and Croux 1993): spikes themselves hardly move it. A loss that stands still has
+        # none, so a hundredth of the median is the least.
+        deviation = 1.4826 * statistics.median(abs(loss - median) for loss in losses)
+        return median + self._config.spike_deviations * max(deviation, 0.01 * abs(median))
+
+    def _note(self, step: int, what: str, metrics: Mapping[str, float]) -> None:
+        if jax.process_index() != 0:
+            return
+        records = list(self._batch_records(step))
+        first = ", ".join(records[:_NAMED])
+        self._warn(f"step {step}: {what}\n  its batch: {first}, ... (all in {self._file})")
+        line = {"step": step, "what": what, "records": records}
+        line |= {name: str(value) for name, value in metrics.items()}
+        with self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,88 @@
+"""Coming back to the newest state of a run that is whole."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
+
+from flaxclip.checkpoint import (
+    CHECKPOINTS,
+    absolute,
+    load_tree,
+    one_line,
+    read_record,
+    saved_steps,
+    wrong_arrays,
+)
+from flaxclip.errors import InputError
+
+DAMAGED = "damaged"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gave back."""
+
+    step: int
+    trees: dict[str, Any]
+    record: dict[str, Any]
+
+
+def restore_latest(
+    workdir: epath.PathLike, like: dict[str, Any], warn: Callable[[str], None] = print
+) -> Restored | None:
+    """The newest state that is whole, laid out like the abstract trees; None if there is none.
+
+    Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
+    host, and before there is a `CheckpointManager`.
+
+    Raises:
+        InputError: there are checkpoints, but none of them can be read.
+    """
+    workdir = absolute(workdir)
+    damaged: dict[int, str] = {}
+    for step in reversed(saved_steps(workdir)):
+        folder = workdir / CHECKPOINTS / str(step)
+        problem, record, saved = None, {}, {}
+        try:
+            record = read_record(folder)
+            saved = load_tree(folder, like)
+        except Exception as error:  # whatever Orbax and its storage raise at broken files
+            problem = one_line(error)
+        # One host's broken file is every host's broken checkpoint.
+        if _on_all_hosts(problem is None):
+            if not (wrong := wrong_arrays(saved, record["checksums"])):
+                _move_away(workdir, list(damaged))
+                return Restored(step, saved, record["run"])
+            problem = f"not what was saved: {', '.join(wrong)}"
+        damaged[step] = problem or "another host cannot read it"
+        warn(f"checkpoint of step {step} is damaged: {damaged[step]}\n  trying the one before")
+    if damaged:
+        raise InputError(
+            "\n".join(
+                [
+                    f"no checkpoint in {workdir / CHECKPOINTS} can be restored",
+                    *(f"step {step}: {problem}" for step, problem in damaged.items()),
+                    "to start the run over, move that folder away",
+                ]
+            )
+        )
+    return None
+
+
+def _move_away(workdir: epath.Path, steps: list[int]) -> None:
+    """Make room for checkpoints of the same steps, without losing what may be of use to someone."""
+    if jax.process_index() == 0:
+        for step in steps:
+            target = workdir / DAMAGED / str(step)
+            target.parent.mkdir(exist_ok=True)
+            target.rmtree(missing_ok=True)
+            (workdir / CHECKPOINTS / str(step)).rename(target)
+    if steps:
+        sync_global_devices("damaged checkpoints moved away")
+
+
+def _on_all_hosts(value: bool) -> bool:
+    return bool(np.all(process_allgather(np.array([value]))))

@@ -1,0 +1,228 @@
+"""Saving, keeping, verifying and restoring states."""
+
+import json
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxclip.checkpoint import CHECKPOINTS, load_variables, saved_steps
+from flaxclip.checkpoint_manager import CheckpointConfig, CheckpointManager
+from flaxclip.checksum import diverged_replicas, tree_checksums
+from flaxclip.errors import InputError
+from flaxclip.restore import restore_latest
+from flaxclip.sharding import MeshConfig, make_mesh
+
+RECORD = {"data": {"records": 3}}
+
+
+def state_on(mesh, spec, scale=1.0):
+    """A tree of arrays of several types, the matrix divided over the mesh by `spec`."""
+    rng = np.random.default_rng(0)
+    place = lambda value, spec: jax.device_put(value, jax.NamedSharding(mesh, spec))  # noqa: E731
+    whole = jax.P()
+    return {
+        "params": {
+            "kernel": place(np.float32(rng.standard_normal((64, 32)) * scale), spec),
+            "bias": place(jnp.asarray(rng.standard_normal(33), jnp.bfloat16), whole),
+        },
+        "training": {
+            "step": place(np.int32(7), whole),
+            "mask": place(rng.random(16) < 0.5, whole),
+        },
+    }
+
+
+def abstract(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(fsdp=2))
+
+
+@pytest.fixture(scope="module")
+def saved(mesh, tmp_path_factory):
+    """A workdir with checkpoints of steps 1 and 2, which hold different numbers."""
+    workdir = tmp_path_factory.mktemp("saved")
+    manager = CheckpointManager(workdir, CheckpointConfig(keep=5), RECORD)
+    for step in (1, 2):
+        manager.save(step, state_on(mesh, jax.P("fsdp"), scale=step), {})
+    assert manager.close()
+    (workdir / "config.json").write_text("{}")
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def restore(workdir, like, warnings=None):
+    heard = [] if warnings is None else warnings
+    return restore_latest(workdir, abstract(like), heard.append)
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        (MeshConfig(fsdp=2), jax.P("fsdp")),
+        (MeshConfig(fsdp=8), jax.P(None, "fsdp")),
+        (MeshConfig(), jax.P()),
+        (MeshConfig(tensor=4), jax.P("tensor")),
+    ],
+)
+def test_a_state_comes_back_bit_for_bit_on_any_mesh(workdir, config, spec):
+    like = state_on(make_mesh(config), spec, scale=2)
+    warnings = []
+    restored = restore(workdir, like, warnings)
+    assert (restored.step, restored.record, warnings) == (2, RECORD, [])
+    jax.tree.map(np.testing.assert_array_equal, restored.trees, like)
+    assert restored.trees["params"]["kernel"].sharding.spec == spec
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def cut_short(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, lambda path: path.unlink()])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(workdir, mesh, damage):
+    """Whichever file of it is hit: either the state still is what was saved, or it is not used."""
+    like = state_on(mesh, jax.P("fsdp"), scale=2)
+    step = workdir / CHECKPOINTS / "2"
+    whole = shutil.copytree(step, workdir / "whole")
+    files = [path for path in step.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    noticed = []
+    for path in [largest, step / "_CHECKPOINT_METADATA", step / "params" / "_METADATA"]:
+        damage(path)
+        warnings = []
+        restored = restore(workdir, like, warnings)
+        if restored.step == 1:
+            noticed.append(path)
+            assert "checkpoint of step 2" in warnings[0]
+        else:
+            jax.tree.map(np.testing.assert_array_equal, restored.trees, like)
+        shutil.rmtree(step, ignore_errors=True)
+        shutil.copytree(whole, step)
+    assert largest in noticed
+    assert step / "_CHECKPOINT_METADATA" in noticed
+
+
+def test_numbers_that_are_not_those_that_were_saved_are_noticed(workdir, mesh):
+    """Both files are sound to Orbax, but the parameters are those of another step."""
+    step = workdir / CHECKPOINTS / "2"
+    shutil.rmtree(step / "params")
+    shutil.copytree(workdir / CHECKPOINTS / "1" / "params", step / "params")
+    warnings = []
+    like = state_on(mesh, jax.P("fsdp"))
+    with pytest.raises(InputError, match="not what was saved: params/kernel"):
+        load_variables(workdir, 2, {"params": abstract(like)["params"]})
+    assert restore(workdir, like, warnings).step == 1
+    assert "not what was saved: params/kernel" in warnings[0]
+
+
+def test_a_damaged_checkpoint_makes_room_for_its_step_to_come_again(workdir, mesh):
+    flip_a_bit(workdir / CHECKPOINTS / "2" / "_CHECKPOINT_METADATA")
+    like = state_on(mesh, jax.P("fsdp"), scale=2)
+    assert restore(workdir, like).step == 1
+    assert (workdir / "damaged" / "2" / "_CHECKPOINT_METADATA").exists()
+    manager = CheckpointManager(workdir, CheckpointConfig(keep=5), RECORD)
+    manager.save(2, like, {})
+    assert manager.close()
+    assert restore(workdir, like).step == 2
+
+
+def test_where_all_are_damaged_the_run_does_not_start_over(workdir, mesh):
+    for step in ("1", "2"):
+        flip_a_bit(workdir / CHECKPOINTS / step / "_CHECKPOINT_METADATA")
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be restored") as error:
+        restore(workdir, state_on(mesh, jax.P()))
+    assert "step 1: " in str(error.value)
+    assert "step 2: " in str(error.value)
+
+
+def test_what_a_killed_save_left_is_cleared_away_and_never_taken_for_a_checkpoint(workdir, mesh):
+    unfinished = workdir / CHECKPOINTS / "3.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / CHECKPOINTS / "2", unfinished)
+    # In object storage nothing is renamed: there an unfinished one only lacks this file.
+    bare = shutil.copytree(workdir / CHECKPOINTS / "2", workdir / CHECKPOINTS / "4")
+    (bare / "commit_success.txt").unlink()
+    assert saved_steps(workdir) == [1, 2]
+    shutil.rmtree(bare)
+    manager = CheckpointManager(workdir, CheckpointConfig(keep=5), RECORD)
+    manager.save(3, state_on(mesh, jax.P()), {})
+    assert manager.close()
+    assert saved_steps(workdir) == [1, 2, 3]
+    assert not unfinished.exists()
+
+
+def test_latest_every_and_best_are_kept(tmp_path, mesh):
+    config = CheckpointConfig(keep=2, keep_every=4, keep_best="loss")
+    manager = CheckpointManager(tmp_path, config, RECORD)
+    for step, loss in enumerate([5.0, 1.0, 4.0, 3.0, 2.5, 2.4, 2.3], 1):
+        manager.save(step, state_on(mesh, jax.P()), {"loss": loss})
+    manager.close()
+    assert saved_steps(tmp_path) == [2, 4, 6, 7]
+    assert manager.stall_seconds > 0
+
+
+def test_minutes_are_counted_by_a_clock_that_does_not_jump(tmp_path, mesh, monkeypatch):
+    manager = CheckpointManager(tmp_path, CheckpointConfig(every_minutes=1.0), RECORD)
+    now, wall = time.monotonic(), time.time()
+    monkeypatch.setattr(time, "time", lambda: wall + 1e6)
+    assert not manager.due()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    assert manager.due()
+    manager.save(1, state_on(mesh, jax.P()), {})
+    assert not manager.due()
+    manager.close()
+
+
+def test_a_checksum_is_the_same_on_any_mesh_and_changes_with_any_bit(mesh):
+    whole, divided = state_on(mesh, jax.P()), state_on(mesh, jax.P("data", "fsdp"))
+    sums = tree_checksums(whole)
+    assert sums == tree_checksums(divided)
+    assert list(json.loads(json.dumps(sums))) == [
+        "params/bias",
+        "params/kernel",
+        "training/mask",
+        "training/step",
+    ]
+    kernel = np.array(whole["params"]["kernel"])
+    for index in [(0, 0), (63, 31), (17, 5)]:
+        other = kernel.copy()
+        other.view(np.uint32)[index] ^= 1 << 31
+        assert tree_checksums([jnp.asarray(other)])["0"] != sums["params/kernel"]
+    swapped = kernel.copy()
+    swapped[[3, 4]] = swapped[[4, 3]]
+    assert tree_checksums([jnp.asarray(swapped)])["0"] != sums["params/kernel"]
+
+
+@pytest.mark.parametrize("spec", [jax.P(), jax.P("fsdp")])
+def test_a_replica_that_differs_in_one_bit_is_found_and_named(mesh, spec):
+    tree = state_on(mesh, spec)
+    assert diverged_replicas(tree, mesh) == []
+    kernel = tree["params"]["kernel"]
+    parts = [np.array(shard.data) for shard in kernel.addressable_shards]
+    parts[5].view(np.uint32)[2, 3] ^= 1
+    devices = [shard.device for shard in kernel.addressable_shards]
+    tree["params"]["kernel"] = jax.make_array_from_single_device_arrays(
+        kernel.shape,
+        kernel.sharding,
+        [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)],
+    )
+    assert diverged_replicas(tree, mesh) == [f"params/kernel on device {devices[5].id} of host 0"]
