@@ -15,6 +15,7 @@ from jax._src import distributed
 from flaxclip.exit_codes import PreemptedError
 
 _PREFIX = "flaxclip/request"
+_LISTEN_MS = 500
 
 
 def coordination_client() -> Any | None:
@@ -42,13 +43,18 @@ class Requests:
 
     def __enter__(self) -> "Requests":
         if self._client is not None:
-            threading.Thread(target=self._listen, name="requests", daemon=True).start()
+            self._listener = threading.Thread(target=self._listen, name="requests", daemon=True)
+            self._listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._followed:
             self._closed = True
             self._followed.notify_all()
+        # Python, when it exits, ends threads by an exception; one that is inside the service's
+        # client then aborts the process.
+        if self._client is not None:
+            self._listener.join()
 
     def make(self, kind: str) -> None:
         """Ask all hosts for `kind`; may be called from a signal handler."""
@@ -110,7 +116,7 @@ class Requests:
         while not self._closed:
             number = self._number
             try:
-                self._client.blocking_key_value_get(f"{_PREFIX}/{number}/kind", 2000)
+                self._client.blocking_key_value_get(f"{_PREFIX}/{number}/kind", _LISTEN_MS)
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" in str(error):
                     continue

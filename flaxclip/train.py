@@ -40,7 +40,7 @@ from flaxclip.stop_signals import StopSignals, exit_on_signals
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 from flaxclip.train_step import Metrics, make_train_step
 from flaxclip.watchdog import Watchdog
-from flaxclip.workdir import check_same_data, claim_workdir
+from flaxclip.workdir import check_same_data, claim_workdir, hold_workdir
 
 
 def train(
@@ -61,14 +61,14 @@ def train(
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
-    claim_workdir(config, resume_with_changes)
-    start_step = max(saved_steps(config.workdir), default=0)
-    announce(config, mesh, source, start_step)
-    if start_step >= config.steps:
-        return
-    clock.finished("data and checkpoints")
-    progress = ProgressReport(start_step, config.steps)
-    with jax.set_mesh(mesh):
+    with hold_workdir(config.workdir), jax.set_mesh(mesh):
+        claim_workdir(config, resume_with_changes)
+        start_step = max(saved_steps(config.workdir), default=0)
+        announce(config, mesh, source, start_step)
+        if start_step >= config.steps:
+            return
+        clock.finished("data and checkpoints")
+        progress = ProgressReport(start_step, config.steps)
         ema = config.optim.ema_decay is not None
         like = abstract_train_state(config.model, tx, mesh, ema)
         restored = restore_latest(config.workdir, _to_trees(like), progress.warn)

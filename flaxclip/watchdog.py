@@ -47,11 +47,13 @@ class Watchdog:
         self._ended = threading.Event()
 
     def __enter__(self) -> "Watchdog":
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self._watcher.join(timeout=5)  # as long as a lost service may hold it up
 
     def doing(self, what: str) -> None:
         """What the training loop is about to do, for the messages."""

@@ -1,6 +1,10 @@
 """A workdir belongs to one run, and to one process group of that run at a time."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +16,42 @@ from flaxclip.config_json import from_json, to_json
 from flaxclip.data.source import Source
 from flaxclip.errors import InputError
 from flaxclip.provenance import data_fingerprint
+
+LOCK_FILE = "lock"
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: str) -> Iterator[None]:
+    """While this lives, no other run can hold `workdir`; a crash, too, lets it go.
+
+    Host 0 holds it for all. Only a file system can tell whether somebody lives: a workdir in object
+    storage is not held.
+
+    Raises:
+        InputError: another run holds it, or it cannot be written.
+    """
+    path = epath.Path(workdir) / LOCK_FILE
+    if jax.process_index() != 0 or "://" in workdir:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "a+")  # noqa: SIM115, held until the end of the run
+    except OSError as error:
+        raise _cannot_write(workdir, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise InputError(
+                f"{workdir} belongs to {lock.read()}, which is training in it\n"
+                "wait for it, stop it, or name another --workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
 
 
 def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
@@ -48,10 +88,7 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
             unfinished.write_text(to_json(config))
             unfinished.replace(path)
     except OSError as error:
-        raise InputError(
-            f"cannot write into workdir {config.workdir}: {error.strerror or error}\n"
-            "name a folder that can be created and written with --workdir"
-        ) from None
+        raise _cannot_write(config.workdir, error) from None
 
 
 def check_same_data(
@@ -74,6 +111,13 @@ def check_same_data(
             + "\nthe order of the records would change; give back the shards as they were, "
             "or go on with --resume-with-changes data"
         )
+
+
+def _cannot_write(workdir: str, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write into workdir {workdir}: {error.strerror or error}\n"
+        "name a folder that can be created and written with --workdir"
+    )
 
 
 def _covered(name: str, may_change: Sequence[str]) -> bool:

@@ -48,7 +48,7 @@ class Cloud:
         for name, text in commands.items():
             (bin_ / name).write_text(text)
             (bin_ / name).chmod(0o755)
-        self.env = os.environ | {
+        self.env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {
             "PATH": f"{bin_}:{os.environ['PATH']}",
             "STUB_CLOUD": str(folder),
         }

@@ -1,0 +1,147 @@
+"""A real job of several hosts on one machine: to try out what only several hosts can do.
+
+    python launch/local_cluster.py --processes 2 --devices-per-process 4 --restarts 3 -- \
+        python -m flaxclip.train --workdir runs/two-hosts
+
+The processes are an Open MPI job to JAX, and find each other by its variables. Signals to this one
+go to all of them. Where they end otherwise than with 0, 2 or 3 (flaxclip/exit_codes.py), and there
+are restarts left, all of them start again, as the launchers for real clusters do it.
+"""
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Annotated
+
+import tyro
+
+from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED
+
+_USAGE_ERROR = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalCluster:
+    """Run a command in several processes that JAX joins to one job."""
+
+    processes: Annotated[int, tyro.conf.arg(metavar="P")] = 2
+    """Hosts of the job."""
+    devices_per_process: Annotated[int, tyro.conf.arg(metavar="D")] = 1
+    """Virtual CPU devices of each."""
+    restarts: int = 0
+    """How often the job is started again after it was preempted or has lost a host."""
+
+
+class Job:
+    """The processes of one start, and their output, line by line behind the name of its host."""
+
+    def __init__(self, cluster: LocalCluster, command: list[str]):
+        port = _free_port()
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ | _open_mpi(rank, cluster, port),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(cluster.processes)
+        ]
+        for rank, process in enumerate(self.processes):
+            _say(f"host {rank} is process {process.pid}")
+        self._readers = [
+            threading.Thread(target=_repeat, args=(rank, process))
+            for rank, process in enumerate(self.processes)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def wait(self) -> list[int]:
+        """Exit codes, once all have ended; negative where a signal ended one."""
+        codes = [process.wait() for process in self.processes]
+        for reader in self._readers:
+            reader.join()
+        return codes
+
+    def send(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+def run(cluster: LocalCluster, command: list[str]) -> int:
+    """The exit code for the whole."""
+    job, told = None, False
+
+    def forward(number: int, _: object) -> None:
+        nonlocal told
+        told = True
+        if job is not None:
+            job.send(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    for left in range(cluster.restarts, -1, -1):
+        job = Job(cluster, command)
+        codes = job.wait()
+        _say(f"exit codes {', '.join(map(str, codes))}")
+        if not any(codes):
+            return 0
+        if hopeless := {_USAGE_ERROR, TRAINING_FAILED}.intersection(codes):
+            return min(hopeless)
+        if told or left == 0:
+            return PREEMPTED
+        _say(f"starting again; {left} restarts left")
+        time.sleep(1)
+    raise AssertionError("the last start returns")
+
+
+def _open_mpi(rank: int, cluster: LocalCluster, port: int) -> dict[str, str]:
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count="
+        f"{cluster.devices_per_process}",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        # JAX takes an Open MPI job to be one where this is set; the address above is the one used.
+        "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": str(cluster.processes),
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _repeat(rank: int, process: subprocess.Popen[str]) -> None:
+    for line in process.stdout:
+        print(f"[host {rank}] {line}", end="", flush=True)
+
+
+def _say(text: str) -> None:
+    print(f"local_cluster: {text}", flush=True)
+
+
+def main() -> int:
+    """The command line."""
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    cluster = tyro.cli(LocalCluster, args=words[:split], prog="local_cluster.py")
+    command = words[split + 1 :]
+    if not command:
+        print("local_cluster.py: which command? give it after --", file=sys.stderr)
+        return _USAGE_ERROR
+    return run(cluster, command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
