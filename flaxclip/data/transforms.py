@@ -50,6 +50,25 @@ class ImageTransform:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
 
+def open_image(encoded: bytes) -> PIL.Image.Image:
+    """The picture's format, size and colour mode, from its header alone: pixels come with `load`.
+
+    Raises:
+        UnreadableRecordError: not a picture, or one of more than `MAX_PIXELS`.
+    """
+    if not encoded:
+        raise UnreadableRecordError("empty image file")
+    try:
+        image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    except PIL.UnidentifiedImageError:
+        found = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}: starts with {encoded[:16]!r}"
+        raise UnreadableRecordError(found) from None
+    except Exception as error:
+        raise _broken_image(error) from error
+    _check_pixels(*image.size)
+    return image
+
+
 def decode_image(encoded: bytes) -> PIL.Image.Image:
     """The picture in `encoded`, in the colour mode it was stored in; at most 8 bits a channel.
 
@@ -57,20 +76,11 @@ def decode_image(encoded: bytes) -> PIL.Image.Image:
         UnreadableRecordError: not a picture, a broken one, one of more than `MAX_PIXELS`, or one
             whose colours have no defined conversion to RGB.
     """
-    if not encoded:
-        raise UnreadableRecordError("empty image file")
+    image = open_image(encoded)
     try:
-        image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        _check_pixels(*image.size)
         image.load()
-    except UnreadableRecordError:
-        raise
-    except PIL.UnidentifiedImageError:
-        found = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}: starts with {encoded[:16]!r}"
-        raise UnreadableRecordError(found) from None
-    except Exception as error:  # Pillow's decoders answer broken files with nearly any exception
-        reason = f"broken image: {type(error).__name__}: {error}"
-        raise UnreadableRecordError(reason) from error
+    except Exception as error:
+        raise _broken_image(error) from error
     # Alpha in a palette is dropped below either way; with this entry Pillow warns of it each time.
     image.info.pop("transparency", None)
     return _with_8_bit_channels(image)
@@ -170,6 +180,11 @@ def _with_8_bit_channels(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode not in _MODES_WITH_AN_RGB:
         raise UnreadableRecordError(f"no defined conversion to RGB from pixel mode {image.mode}")
     return image
+
+
+def _broken_image(error: Exception) -> UnreadableRecordError:
+    # Pillow's decoders answer broken files with nearly any exception.
+    return UnreadableRecordError(f"broken image: {type(error).__name__}: {error}")
 
 
 def _check_pixels(width: int, height: int) -> None:
