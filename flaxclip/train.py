@@ -23,7 +23,8 @@ from flaxclip.checksum import diverged_replicas
 from flaxclip.command_line import RunCommand, parse
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
-from flaxclip.data.loader import batch_records, load_batches, open_source
+from flaxclip.data.loader import load_batches, open_source
+from flaxclip.data.order import batch_records
 from flaxclip.data.source import Batch, Source
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
@@ -124,7 +125,7 @@ def run_steps(
     monitor = LossMonitor(
         health,
         config.workdir,
-        lambda step: batch_records(source, config.seed, config.batch_size, step),
+        lambda step: batch_records(source, config.data.order, config.seed, config.batch_size, step),
         progress.warn,
     )
 

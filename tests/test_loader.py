@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxclip.data.loader import DataConfig, ExampleLoader, HostRows, load_batches, record_order
+from flaxclip.data.loader import DataConfig, ExampleLoader, load_batches
+from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.data.transforms import ImageTransform
@@ -94,16 +95,21 @@ def test_hosts_together_load_the_same_global_batches(hosts):
 
 
 def test_every_epoch_is_another_permutation():
-    order = record_order(50, seed=3)
-    first, second = ([order[i] for i in range(n * 50, n * 50 + 50)] for n in range(2))
-    assert sorted(first) == sorted(second) == list(range(50))
+    order = draw_order(ScenesSource("unseen", 16), OrderConfig(), seed=3)
+    first, second = ([order[i].record for i in range(n * 960, n * 960 + 960)] for n in range(2))
+    assert sorted(first) == sorted(second) == list(range(960))
     assert first != second != sorted(second)
 
 
 def example_loader(source, crop_scale=(0.5, 1.0), seed=0):
     tokenizer = load_tokenizer("clip", 20)
     return ExampleLoader(
-        source, record_order(len(source), seed), tokenizer, ImageTransform(32), crop_scale, seed
+        source,
+        draw_order(source, OrderConfig(), seed),
+        tokenizer,
+        ImageTransform(32),
+        crop_scale,
+        seed,
     )
 
 
@@ -129,8 +135,8 @@ def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named
     assert sorted(name.split(":")[0] for name in replaced) == ["0.tar/007"] * 2 + ["0.tar/011"] * 2
 
     load = example_loader(source, crop_scale=None)
-    broken = next(position for position in range(40) if load.order[position] == 7)
-    again = next(position for position in range(40, 80) if load.order[position] == 7)
+    broken = next(position for position in range(40) if load.order[position].record == 7)
+    again = next(position for position in range(40, 80) if load.order[position].record == 7)
     assert np.array_equal(load(broken).tokens, load(again).tokens)
     assert "not a" in load(broken).replaced[0]
 

@@ -21,7 +21,9 @@ def test_unseen_combinations_take_two_of_every_colour_and_shape():
 
 
 def test_training_neither_draws_nor_names_an_unseen_combination(train):
-    labels, captions = zip(*((train.label(i), train[i].caption) for i in range(4000)), strict=True)
+    labels, captions = zip(
+        *((train.label(i), train[i].captions[0]) for i in range(4000)), strict=True
+    )
     drawn = [train.classes[label] for label in labels]
     assert set(drawn) == set(SEEN)
     for (colour, shape), caption in zip(drawn, captions, strict=True):
@@ -34,7 +36,7 @@ def test_an_example_is_a_function_of_split_and_index_alone(train):
     again = ScenesSource("train", 32)
     for index in (9_999_999, 0, 7):
         assert np.array_equal(train[index].image, again[index].image)
-        assert train[index].caption == again[index].caption
+        assert train[index].captions[0] == again[index].captions[0]
     assert not np.array_equal(train[0].image, ScenesSource("seen", 32)[0].image)
 
 

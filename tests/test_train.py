@@ -83,7 +83,7 @@ def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
     for index in range(16):
         picture = io.BytesIO()
         PIL.Image.fromarray(source[index].image).save(picture, "PNG")
-        pairs[f"{index}"] = (picture.getvalue(), source[index].caption)
+        pairs[f"{index}"] = (picture.getvalue(), source[index].captions[0])
     write_shard(tmp_path / "0.tar", pairs)
     config = tiny_config(tmp_path / "run", steps=150, log_every=50, checkpoint=NEVER)
     config = dataclasses.replace(

@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 
 from flaxclip.data import tar_index
-from flaxclip.data.source import UnreadableRecordError
+from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.tar_scan import COUNTS
 from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
@@ -68,7 +68,10 @@ def shards(tmp_path) -> pathlib.Path:
 
 
 def _as_list(source: WebDatasetSource) -> list[tuple[str, bytes, str]]:
-    return [(source.name(index), *source[index]) for index in range(len(source))]
+    return [
+        (source.name(index), source[index].image, *source[index].captions)
+        for index in range(len(source))
+    ]
 
 
 def test_records_are_read_as_stored_in_the_order_of_shards_and_members(shards):
@@ -108,17 +111,17 @@ def test_every_image_extension_and_both_kinds_of_caption(tmp_path):
         members += [(f"{number}.json", json.dumps({"caption": f"json {number} é"}).encode())]
     members += [("both.jpg", _picture(9)), ("both.txt", "té".encode()), ("both.json", b"broken")]
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
-    assert [source[n].caption for n in range(4)] == [f"json {n} é" for n in range(4)]
+    assert [source[n].captions[0] for n in range(4)] == [f"json {n} é" for n in range(4)]
     assert [source[n].image for n in range(4)] == [
         _picture(n, kind) for n, kind in enumerate(kinds.values())
     ]
-    assert source[4].caption == "té"  # .txt wins, whatever the .json holds
+    assert source[4].captions[0] == "té"  # .txt wins, whatever the .json holds
 
 
 def test_members_of_a_record_need_not_be_neighbours(tmp_path):
     members = sorted(_members(0, 5), key=lambda member: member[0].split(".")[1])
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
-    assert [source[n].caption for n in range(5)] == [f"caption {n}" for n in range(5)]
+    assert [source[n].captions[0] for n in range(5)] == [f"caption {n}" for n in range(5)]
 
 
 def test_keys_end_at_the_first_dot_of_the_base_name_as_in_webdataset(tmp_path):
@@ -140,8 +143,8 @@ def test_keys_end_at_the_first_dot_of_the_base_name_as_in_webdataset(tmp_path):
             f"{tar_format}.tar/{long}",
             f"{tar_format}.tar/ключ",
         ]
-        assert source[0] == (_picture(0), "long")
-        assert source[1] == (_picture(1), "not ASCII")
+        assert source[0] == Pair(_picture(0), ("long",))
+        assert source[1] == Pair(_picture(1), ("not ASCII",))
         assert source.shards["captions_without_image"].tolist() == [1]
 
 
@@ -171,9 +174,9 @@ def test_what_is_no_pair_is_counted_for_each_shard_and_logged(tmp_path, caplog):
         "repeated_keys": [0, 1],
     }
     assert [source[n] for n in (3, 4, 5)] == [
-        (_picture(1), "two pictures"),
-        (_picture(3), "first"),
-        (_picture(4), "second"),
+        Pair(_picture(1), ("two pictures",)),
+        Pair(_picture(3), ("first",)),
+        Pair(_picture(4), ("second",)),
     ]
     assert caplog.messages[-1] == (
         "6 pairs in 2 shards; 1 images without caption, 2 captions without image, "
@@ -192,9 +195,10 @@ def test_what_is_no_pair_is_counted_for_each_shard_and_logged(tmp_path, caplog):
         ("0.json", b"\xff\xfe", "not UTF-8"),
         ("0.json", b"[" * 200_000, "broken JSON"),
         ("0.json", b'{"caption": ""}', "empty caption"),
-        ("0.json", b'{"caption": null}', 'no text under the key "caption"'),
-        ("0.json", b'{"text": "a cat"}', 'no text under the key "caption"'),
-        ("0.json", b'["a cat"]', 'no text under the key "caption"'),
+        ("0.json", b'{"caption": null}', "empty caption"),
+        ("0.json", b'{"caption": 7}', "'caption' holds int 7, not a text"),
+        ("0.json", b'{"text": "a cat"}', "no text under 'txt' or 'caption'; it has: text"),
+        ("0.json", b'["a cat"]', r"JSON holds list \['a cat'\], not an object"),
         ("0.json", b'{"caption": "\\ud83d"}', "surrogate"),
     ],
 )
@@ -204,13 +208,13 @@ def test_a_bad_caption_makes_its_record_unreadable_and_no_other(tmp_path, member
     assert len(source) == 2
     with pytest.raises(UnreadableRecordError, match=reason):
         source[0]
-    assert source[1].caption == "fine"
+    assert source[1].captions[0] == "fine"
     assert source.name(0) == "a.tar/0"
 
 
 def test_positions_outside_the_source_are_index_errors(shards):
     source = WebDatasetSource(str(shards / "*.tar"))
-    assert source[np.int64(11)].caption == "caption 11"
+    assert source[np.int64(11)].captions[0] == "caption 11"
     for index in (-1, 12):
         with pytest.raises(IndexError, match=f"record {index} of 12"):
             source[index]
@@ -330,14 +334,14 @@ def test_a_second_opening_reads_no_tar(shards, monkeypatch):
 def test_a_changed_shard_is_indexed_anew(shards):
     pattern = str(shards / "*.tar")
     before = WebDatasetSource(pattern)
-    assert before[5].caption == "caption 5"
+    assert before[5].captions[0] == "caption 5"
     _tar(shards / "00001.tar", _members(100, 102))
     after = WebDatasetSource(pattern)
     assert len(after) == 10
-    assert after[5] == (_picture(101), "caption 101")
+    assert after[5] == Pair(_picture(101), ("caption 101",))
     with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
         before[5]
-    assert before[11].caption == "caption 11"
+    assert before[11].captions[0] == "caption 11"
 
 
 def test_a_changed_time_alone_is_a_change(shards):
@@ -353,7 +357,7 @@ def test_a_deleted_shard_makes_its_records_unreadable_and_no_other(shards):
     with pytest.raises(UnreadableRecordError, match=r"00001.tar: No such file"):
         source[4]
     assert source.name(4) == "00001.tar/000000004"
-    assert source[0].caption == "caption 0"
+    assert source[0].captions[0] == "caption 0"
 
 
 def test_a_damaged_index_is_built_again(shards, cache):
@@ -400,7 +404,7 @@ def test_many_shards_are_indexed_in_parallel_with_the_same_result(tmp_path, cach
 
 
 def _captions(source: WebDatasetSource) -> list[str]:
-    return [source[index].caption for index in range(len(source))]
+    return [source[index].captions[0] for index in range(len(source))]
 
 
 def test_a_copy_in_another_process_reads_the_same_and_travels_light(shards, tmp_path):
@@ -424,7 +428,7 @@ def test_threads_share_a_bounded_number_of_open_shards(tmp_path):
     source = WebDatasetSource(str(tmp_path / "*.tar"))
     order = np.random.default_rng(0).permutation(np.repeat(numbers, 10)).tolist()
     with ThreadPoolExecutor(8) as pool:
-        captions = list(pool.map(lambda index: source[index].caption, order))
+        captions = list(pool.map(lambda index: source[index].captions[0], order))
     assert captions == [f"caption {index}" for index in order]
     if os.path.isdir("/proc/self/fd"):
         targets = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
@@ -469,7 +473,7 @@ def test_damaged_tars_never_raise_anything_but_input_and_record_errors(tmp_path)
         for index in range(len(source)):
             source.name(index)
             try:
-                assert source[index].caption.strip()
+                assert source[index].captions[0].strip()
             except UnreadableRecordError:
                 continue
     assert opened > 20

@@ -1,31 +1,158 @@
-"""What all tokenizers do with captions before they take them apart."""
+"""From what is stored beside a picture to the captions that training draws from."""
 
-import html
-from collections.abc import Sequence
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import ftfy
+import numpy as np
 
+from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.errors import InputError
 
 
-def mend(text: str) -> str:
-    """Mend mojibake and resolve HTML entities (twice: `&amp;lt;`), as open_clip does."""
-    # Most captions are plain ASCII, in which there is nothing to mend: half of the work saved.
-    if not (text.isascii() and text.isprintable()) or "&" in text:
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return text
+@dataclasses.dataclass(frozen=True)
+class CaptionConfig:
+    """Which of a record's fields are captions.
 
+    Where a field holds a list, each of its texts is a caption, and together they are drawn as often
+    as one. Fields that a record lacks, or that are blank in it, leave their share to the others; a
+    record that lacks all of them is unreadable.
+    """
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise InputError unless `texts` is a sequence of strings, and not itself a string."""
-    if isinstance(texts, str):
-        raise InputError(
-            f"got one string, {texts[:40]!r}, where a list of strings is expected\n"
-            "put it into a list: [text]"
-        )
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
+    keys: tuple[str, ...] = ()
+    """Fields: `txt` for the text file beside a picture, else a key of its JSON or a column of the
+    table. Of several, every visit to a record draws one. None given: the first that a record has of
+    txt and caption; in a table the column called caption, text or title."""
+    weights: tuple[float, ...] = ()
+    """How often each of `keys` is drawn, relative to the others. None given: all alike."""
+    templates: tuple[str, ...] = ()
+    """Sentences with `{}`, in which the field's text takes its place: makes captions of labels.
+    Every visit draws one."""
+    class_names: tuple[str, ...] = ()
+    """Names of classes 0, 1, …, where a field holds the number of one."""
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.keys):
             raise InputError(
-                f"text {index} of {len(texts)} is of type {type(text).__name__}, not a string\n"
-                f"found {text!r:.40}; expected every text to be a str, '' if there is none"
+                f"captions.weights has {len(self.weights)} numbers for {len(self.keys)} keys\n"
+                "give one for each of captions.keys, or none"
             )
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise InputError(
+                f"captions.weights are {self.weights}\nexpected numbers above 0; "
+                "leave out the key of a caption that is never to be drawn"
+            )
+        for template in self.templates:
+            if "{}" not in template:
+                raise InputError(
+                    f"caption template {template!r} has no {{}}\n"
+                    "expected it where the text goes, as in 'a photo of a {}'"
+                )
+
+
+DEFAULT_CAPTIONS = CaptionConfig()
+
+
+def make_captions(
+    fields: Mapping[str, Any], config: CaptionConfig, default_keys: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+    """`Pair.captions` and `Pair.weights` of a record.
+
+    Args:
+        fields: what `Source.fields` gives, or the part of it that `config` asks for.
+        config: which of them are captions.
+        default_keys: in place of `config.keys` where that is empty; the first that is there counts.
+
+    Raises:
+        UnreadableRecordError: there is no caption, or a field that should hold one holds something
+            else.
+    """
+    if config.keys:
+        found = [texts_of(key, fields.get(key), config) for key in config.keys]
+    else:
+        present = (key for key in default_keys if key in fields)
+        found = [texts_of(key, fields[key], config) for key in itertools.islice(present, 1)]
+    if not any(found):
+        raise UnreadableRecordError(_why_none(fields, config.keys or default_keys))
+    captions = tuple(text for texts in found for text in texts)
+    shares = config.weights or (1.0,) * len(found)
+    weights = tuple(
+        share / len(texts) for texts, share in zip(found, shares, strict=True) for _ in texts
+    )
+    return captions, None if len(set(weights)) == 1 else weights
+
+
+def texts_of(key: str, value: Any, config: CaptionConfig) -> list[str]:
+    """The captions in a field, none of them blank.
+
+    Raises:
+        UnreadableRecordError: it holds neither a text, nor the number of a class, nor a list.
+    """
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in texts_of(key, item, config)]
+    if value is None:
+        return []
+    if config.class_names and isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < len(config.class_names):
+            names = len(config.class_names)
+            raise UnreadableRecordError(f"class {value} under {key!r}, of {names:,} class names")
+        value = config.class_names[value]
+    if not isinstance(value, str):
+        raise UnreadableRecordError(f"{key!r} holds {_shown(value)}, not a text")
+    if not value.strip():
+        return []
+    try:  # JSON can name code points that no UTF-8 text holds; tokenizers stumble over them
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnreadableRecordError("caption holds half of a surrogate pair") from error
+    # Not str.format: a caption, or a template, may hold other braces.
+    return [template.replace("{}", value) for template in config.templates] or [value]
+
+
+def draw_caption(pair: Pair, rng: np.random.Generator) -> str:
+    """One of the pair's captions."""
+    if len(pair.captions) == 1:
+        return pair.captions[0]
+    weights = np.ones(len(pair.captions)) if pair.weights is None else np.array(pair.weights)
+    return pair.captions[rng.choice(len(pair.captions), p=weights / weights.sum())]
+
+
+def utf8(text: bytes) -> str:
+    """`text` decoded.
+
+    Raises:
+        UnreadableRecordError: it is not UTF-8.
+    """
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableRecordError(f"caption is not UTF-8: {error}") from error
+
+
+def json_fields(text: bytes) -> dict[str, Any]:
+    """The object that `text` holds.
+
+    Raises:
+        UnreadableRecordError: it is not UTF-8, not JSON, or no object.
+    """
+    try:
+        fields = json.loads(utf8(text))
+    except (ValueError, RecursionError) as error:
+        raise UnreadableRecordError(f"broken JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UnreadableRecordError(f"JSON holds {_shown(fields)}, not an object")
+    return fields
+
+
+def _why_none(fields: Mapping[str, Any], keys: Sequence[str]) -> str:
+    blank = [key for key in keys if key in fields]
+    if blank:
+        return f"empty caption: {', '.join(map(repr, blank))}"
+    others = ", ".join(itertools.islice(fields, 8))
+    return f"no text under {' or '.join(map(repr, keys))}; it has: {others or 'nothing'}"
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.40}"

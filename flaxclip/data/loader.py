@@ -16,11 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.captions import CaptionConfig, draw_caption
+from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
+from flaxclip.data.order import Draw, HostRows, OrderConfig, draw_order, example_rng, stand_in
 from flaxclip.data.source import Batch, Source, UnreadableRecordError
 from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess, random_resized_crop
-from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.sharding import batch_sharding
@@ -30,35 +31,39 @@ MAX_REPLACEMENTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which pairs, and how a picture is cropped."""
+class DataConfig(CorpusConfig):
+    """Which pairs, in which order, and how a picture is cropped."""
 
-    path: tuple[str, ...] = ("scenes",)
-    """`scenes` for the built-in data, or webdataset tar shards as img2dataset writes them: files,
-    globs, or brace patterns such as 'gs://bucket/{00000..01242}.tar'."""
+    mixture: tuple[MixtureCorpus, ...] = ()
+    """Several corpora, each with captions of its own, in place of `path` and `captions`."""
     heldout: tuple[str, ...] = ()
     """Shards that are never trained on: the benchmark's default retrieval task."""
+    order: OrderConfig = OrderConfig()
     crop_scale: tuple[float, float] | None = (0.9, 1.0)
     """Area of the random crop over the picture's. None: the centre crop of evaluation."""
     workers: int = 1
     """Processes a host that read, decode and tokenise. 0: the training process itself."""
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise InputError("data.path is empty\nname shards, or 'scenes' for the built-in data")
+        super().__post_init__()
         if self.workers < 0:
             raise InputError(f"data.workers is {self.workers}\nit must not be negative")
+        if self.mixture and (self.path, self.captions) != (CorpusConfig.path, CaptionConfig()):
+            raise InputError(
+                "data.mixture and data.path, or data.captions, are both given\n"
+                "name every corpus in the mixture, each with its own captions"
+            )
 
 
 def open_source(config: DataConfig, image_size: int) -> Source:
-    """The corpus that `config.path` names.
+    """The corpus, or mixture of corpora, that `config` names.
 
     Raises:
-        InputError: shards that are missing, empty, cut off, or hold no pairs.
+        InputError: see `open_corpus`.
     """
-    if config.path == ("scenes",):
-        return ScenesSource("train", image_size)
-    return WebDatasetSource(config.path)
+    if config.mixture:
+        return open_mixture(config.mixture, image_size)
+    return open_corpus(config, image_size)
 
 
 class LoadedBatch(NamedTuple):
@@ -92,7 +97,7 @@ def load_batches(
     rows = HostRows(batch_size, stop_step, jax.process_index(), jax.process_count())
     examples = ExampleLoader(
         source=source,
-        order=record_order(len(source), seed),
+        order=draw_order(source, config.order, seed),
         tokenizer=load_tokenizer(model.tokenizer, model.text.context_length, model.tokenizer_file),
         transform=ImageTransform(model.vision.image_size, model.resize, model.interpolation),
         crop_scale=config.crop_scale,
@@ -143,44 +148,6 @@ def load_batches(
         device_batches.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class HostRows:
-    """Positions in the endless stream of examples that one host loads, step after step.
-
-    Row r of the global batch at step s has position `s * batch_size + r`, whoever loads it.
-    """
-
-    batch_size: int
-    steps: int
-    process_index: int
-    process_count: int
-
-    @property
-    def local_batch_size(self) -> int:
-        return self.batch_size // self.process_count
-
-    def __len__(self) -> int:
-        return self.steps * self.local_batch_size
-
-    def __getitem__(self, index: int) -> int:
-        step, row = divmod(index, self.local_batch_size)
-        return step * self.batch_size + self.process_index * self.local_batch_size + row
-
-
-def record_order(records: int, seed: int) -> grain.MapDataset[int]:
-    """Position in the stream -> record, without end: every epoch is another permutation."""
-    return grain.MapDataset.range(records).seed(seed).shuffle().repeat()
-
-
-def batch_records(source: Source, seed: int, batch_size: int, step: int) -> list[str]:
-    """Names of the records that the global batch of the `step`-th update holds, row by row.
-
-    An unreadable record has its own name here, though another one stands in for it.
-    """
-    order, first = record_order(len(source), seed), (step - 1) * batch_size
-    return [source.name(int(order[first + row])) for row in range(batch_size)]
-
-
 class Example(NamedTuple):
     """One row of a batch, and what is to be said about it."""
 
@@ -195,7 +162,7 @@ class ExampleLoader:
     """Position in the stream -> example, as a pure function; runs in worker processes."""
 
     source: Source
-    order: grain.MapDataset[int]
+    order: grain.MapDataset[Draw]
     tokenizer: Tokenizer
     transform: ImageTransform
     crop_scale: tuple[float, float] | None
@@ -207,29 +174,27 @@ class ExampleLoader:
         Raises:
             InputError: `MAX_REPLACEMENTS` records in a row are unreadable.
         """
-        epoch, record = position // len(self.source), int(self.order[position])
+        draw = self.order[position]
         replaced: list[str] = []
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                return self._load(record, epoch, tuple(replaced))
+                return self._load(draw, tuple(replaced))
             except UnreadableRecordError as error:
-                replaced.append(f"{self.source.name(record)}: {error}".replace("\n", " "))
-                # A function of the broken record's number alone, so that every host and every
-                # restart agrees on the stand-in.
-                stand_ins = np.random.Generator(np.random.Philox(key=[record, attempt]))
-                record = int(stand_ins.integers(len(self.source)))
+                replaced.append(f"{self.source.name(draw.record)}: {error}".replace("\n", " "))
+                draw = draw._replace(record=stand_in(self.source, draw.record, attempt))
         raise InputError(
             f"{MAX_REPLACEMENTS} records in a row are unreadable; the first: {replaced[0]}\n"
             "a few broken records are replaced by others, but this corpus is broken at large"
         )
 
-    def _load(self, record: int, epoch: int, replaced: tuple[str, ...]) -> Example:
-        image, caption = self.source[record]
+    def _load(self, draw: Draw, replaced: tuple[str, ...]) -> Example:
+        pair = self.source[draw.record]
         if self.crop_scale is None:
-            pixels = preprocess(image, self.transform)
+            pixels = preprocess(pair.image, self.transform)
         else:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=record))
-            pixels = random_resized_crop(image, self.transform.size, rng, self.crop_scale)
+            rng = example_rng(self.seed, draw, "image")
+            pixels = random_resized_crop(pair.image, self.transform.size, rng, self.crop_scale)
+        caption = draw_caption(pair, example_rng(self.seed, draw, "caption"))
         tokens, truncated = self.tokenizer.encode([caption])
         return Example(pixels, tokens[0], bool(truncated[0]), replaced)
 

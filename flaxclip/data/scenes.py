@@ -110,7 +110,11 @@ class ScenesSource:
         caption = CAPTIONS[rng.integers(len(CAPTIONS))].format(
             **scene._asdict() | {"position": POSITIONS[scene.position]}
         )
-        return Pair(_render(rng, scene, self.image_size, self.shift(index)), caption)
+        return Pair(_render(rng, scene, self.image_size, self.shift(index)), (caption,))
+
+    def fields(self, index: int) -> dict[str, str]:
+        """The caption, as if it stood in a text file beside the picture."""
+        return {"txt": self[index].captions[0]}
 
     def label(self, index: int) -> int:
         """Position of the example's combination in `classes`."""

@@ -9,7 +9,7 @@ import sentencepiece
 import tokenizers
 from jaxtyping import Bool, Int32
 
-from flaxclip.data.captions import check_texts, mend
+from flaxclip.data.text_cleaning import check_texts, mend
 from flaxclip.errors import InputError
 
 _PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))

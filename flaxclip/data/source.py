@@ -1,16 +1,20 @@
 """What every kind of corpus looks like to the loader, and what the loader makes of it."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Int32, UInt8
 
 
 class Pair(NamedTuple):
-    """One image with its caption, as stored: the image encoded, or already as pixels."""
+    """One image with its captions, as stored: the image encoded, or already as pixels."""
 
     image: bytes | UInt8[np.ndarray, "height width 3"]
-    caption: str
+    captions: tuple[str, ...]
+    """At least one, none of them blank; a visit to the record draws one."""
+    weights: tuple[float, ...] | None = None
+    """How often each caption is drawn, relative to the others. None: all alike."""
 
 
 class Batch(NamedTuple):
@@ -37,13 +41,27 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Pair:
-        """The record at `index`, for 0 <= index < len.
+        """The record at `index`, for 0 <= index < len, with the captions that training draws from.
 
         Raises:
             UnreadableRecordError: the record is there but cannot be used.
         """
         ...
 
+    def fields(self, index: int) -> Mapping[str, Any]:
+        """All that is stored beside the image, by name: JSON values. Not needed for training.
+
+        The text beside a picture is `txt`; the values of its JSON, and the columns of a table,
+        have their own names.
+
+        Raises:
+            UnreadableRecordError: it cannot be read.
+        """
+        ...
+
     def name(self, index: int) -> str:
-        """What a person would look for to find this record, e.g. `00003.tar/000030017`."""
+        """What a person would look for to find this record, e.g. `00003.tar/000030017`.
+
+        Up to the last slash it names the shard or folder, by which broken records are counted.
+        """
         ...

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flaxclip.data.tar_scan import COUNTS, RECORD, ShardScan, scan_shard, shown
+from flaxclip.data.shard_paths import shown
+from flaxclip.data.tar_scan import COUNTS, RECORD, ShardScan, scan_shard
 from flaxclip.errors import InputError
 
 SHARD = np.dtype(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flaxclip.data.shard_paths import shown
 from flaxclip.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # open_clip's order, where a key has several
@@ -184,9 +185,3 @@ def _looks_like(path: str) -> str:
         if start.startswith(magic):
             return f"compressed by {program}. Random access needs plain tars: decompress it"
     return f"starts with {start!r}" if start else "fetch the shard again, or leave it out"
-
-
-def shown(path: str) -> str:
-    """A path for a message: relative where it lies below the working folder."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Int32
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from flaxclip.data.captions import check_texts, mend
 from flaxclip.data.siglip_tokenizer import SigLIPTokenizer
+from flaxclip.data.text_cleaning import check_texts, mend
 from flaxclip.errors import InputError
 
 _CLIP_MERGES = Path(__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"

@@ -1,32 +1,31 @@
 """webdataset tar shards of pictures and captions, as img2dataset writes them, in random access.
 
     source = WebDatasetSource("shards/{00000..01242}.tar")
-    source[7]            # Pair(image=b"...", caption="a red bicycle")
+    source[7]            # Pair(image=b"...", captions=("a red bicycle",))
     source.name(7)       # "00000.tar/000000007"
 
-A record is a picture (.jpg .jpeg .png .webp) and a .txt or a .json with the key "caption", under
-one key; a .txt wins over a .json. Its members need not be neighbours. A key that comes again in the
-same shard is another record, as in open_clip; `source.shards` counts these. Tars are local, or
-mounted: they are read by position, without unpacking.
+A record is a picture (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
+the .txt is the caption, and where there is none the JSON's "caption". The members of a record need
+not be neighbours. A key that comes again in the same shard is another record, as in open_clip;
+`source.shards` counts these. Tars are local, or mounted: they are read by position, without
+unpacking.
 """
 
 import functools
-import glob
-import itertools
-import json
 import logging
 import operator
 import os
-from collections.abc import Iterator, Sequence
-from typing import SupportsIndex
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
-import braceexpand
 import numpy as np
 
+from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions, utf8
+from flaxclip.data.shard_paths import expand_shards
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.tar_index import TarIndex, build_index, open_index
-from flaxclip.errors import InputError
 
+DEFAULT_CAPTION_KEYS = ("txt", "caption")
 _MAX_MEMBER_BYTES = 2**28  # as large as the largest picture that transforms decode, in raw RGB
 _OPEN_SHARDS = 128  # kept open in each process; the usual limit is 1,024 files
 
@@ -41,17 +40,21 @@ class WebDatasetSource:
     when they first read them.
     """
 
-    def __init__(self, shards: str | Sequence[str]) -> None:
+    def __init__(
+        self, shards: str | Sequence[str], captions: CaptionConfig = DEFAULT_CAPTIONS
+    ) -> None:
         """Index the shards, or open the index that an earlier call has built.
 
         Args:
             shards: a path, a brace pattern (`{00000..01242}.tar`), a glob, or a list of these.
+            captions: which texts are captions.
 
         Raises:
             InputError: a pattern matches nothing or a shard is named twice, is missing, cannot be
                 read, is not a tar, is truncated or has no pairs.
         """
-        self.paths = _expand([shards] if isinstance(shards, str) else shards)
+        self.paths = expand_shards([shards] if isinstance(shards, str) else shards)
+        self._captions = captions
         self._folder = build_index(self.paths)
         self._open()
         self._report()
@@ -61,10 +64,15 @@ class WebDatasetSource:
 
     def __getitem__(self, index: SupportsIndex) -> Pair:
         record = self._index.records[_checked(index, len(self))]
-        image = self._read(record, "image")
-        if record["txt_offset"]:
-            return Pair(image, _checked_caption(_utf8(self._read(record, "txt"))))
-        return Pair(image, _checked_caption(_json_caption(self._read(record, "json"))))
+        keys = self._captions.keys
+        # JSON is read only where a caption may be in it.
+        fields = self._fields(record, set(keys) != {"txt"} if keys else not record["txt_offset"])
+        captions = make_captions(fields, self._captions, DEFAULT_CAPTION_KEYS)
+        return Pair(self._read(record, "image"), *captions)
+
+    def fields(self, index: SupportsIndex) -> dict[str, Any]:
+        """The record's JSON, and its text under `txt`."""
+        return self._fields(self._index.records[_checked(index, len(self))], with_json=True)
 
     def name(self, index: SupportsIndex) -> str:
         """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
@@ -81,7 +89,7 @@ class WebDatasetSource:
         return self._index.shards
 
     def __getstate__(self) -> dict:
-        return {"paths": self.paths, "_folder": self._folder}
+        return {"paths": self.paths, "_captions": self._captions, "_folder": self._folder}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -90,6 +98,14 @@ class WebDatasetSource:
     def _open(self) -> None:
         self._index: TarIndex = open_index(self._folder)
         self._common_folder = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+
+    def _fields(self, record: np.void, with_json: bool) -> dict[str, Any]:
+        fields = {}
+        if record["json_offset"] and with_json:
+            fields = json_fields(self._read(record, "json"))
+        if record["txt_offset"]:
+            fields["txt"] = utf8(self._read(record, "txt"))
+        return fields
 
     def _read(self, record: np.void, member: str) -> bytes:
         offset, size = int(record[f"{member}_offset"]), int(record[f"{member}_size"])
@@ -147,66 +163,3 @@ def _checked(index: SupportsIndex, length: int) -> int:
     if not 0 <= index < length:
         raise IndexError(f"record {index} of {length:,}")
     return index
-
-
-def _utf8(text: bytes) -> str:
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UnreadableRecordError(f"caption is not UTF-8: {error}") from error
-
-
-def _json_caption(text: bytes) -> str:
-    try:
-        fields = json.loads(_utf8(text))
-    except (ValueError, RecursionError) as error:
-        raise UnreadableRecordError(f"broken JSON: {error}") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("caption"), str):
-        raise UnreadableRecordError('JSON has no text under the key "caption"')
-    return fields["caption"]
-
-
-def _checked_caption(caption: str) -> str:
-    if not caption.strip():
-        raise UnreadableRecordError("empty caption")
-    try:  # JSON can name code points that no UTF-8 text holds; tokenizers stumble over them
-        caption.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UnreadableRecordError("caption holds half of a surrogate pair") from error
-    return caption
-
-
-def _expand(patterns: Sequence[str]) -> list[str]:
-    """Absolute paths of the shards, sorted."""
-    paths = [path for pattern in patterns for path in _expand_one(pattern)]
-    if not paths:
-        raise InputError("no shards given\nexpected a path, a brace pattern, a glob, or a list")
-    paths = sorted(os.path.abspath(path) for path in paths)
-    for path, following in itertools.pairwise(paths):
-        if path == following:
-            raise InputError(f"shard given twice: {path}\nto weigh corpora, mix several sources")
-    return paths
-
-
-def _expand_one(pattern: str) -> Iterator[str]:
-    if "://" in pattern:
-        raise InputError(f"shards must be local or mounted files, not {pattern}")
-    pattern = os.path.expanduser(pattern)
-    if os.path.isdir(pattern):
-        advice = f"expected tar files: '{os.path.join(pattern, '*.tar')}'?"
-        raise InputError(f"{pattern} is a folder\n{advice}")
-    if os.path.exists(pattern):  # its name may hold [ or {
-        yield pattern
-        return
-    try:
-        expanded = list(braceexpand.braceexpand(pattern))
-    except ValueError as error:
-        raise InputError(f"bad brace pattern {pattern}: {error}") from None
-    for path in expanded:
-        if glob.has_magic(path) and not os.path.exists(path):
-            matches = glob.glob(path)
-            if not matches:
-                raise InputError(f"no shard matches {path}\nchecked from {os.getcwd()}")
-            yield from matches
-        else:
-            yield path  # whether it exists is seen when it is indexed

@@ -68,7 +68,7 @@ def read_pairs(
 
 def _caption(source: WebDatasetSource, index: int) -> str:
     try:
-        return source[index].caption
+        return source[index].captions[0]
     except UnreadableRecordError as error:
         raise InputError(
             f"{source.name(index)}: {error}\n"

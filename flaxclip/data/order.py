@@ -1,0 +1,179 @@
+"""Position in the stream of examples -> which record, at which of its visits; in constant time.
+
+The stream has no end, and every row of every batch has its position in it: row r of the batch of
+step s (counted from 0) has position s * batch_size + r. So nothing is dropped: a batch in which an
+epoch ends goes on with the first records of the next one, and no batch is short.
+
+In `epochs` every record comes once before any comes again. A mixture has no epochs of its own: each
+of its corpora does, and passes through them at the pace of its weight.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import grain
+import numpy as np
+
+from flaxclip.data.mixture import MixtureSource
+from flaxclip.data.source import Source
+from flaxclip.errors import InputError
+
+_STRETCHES = 16  # a window holds: enough to mix, few enough to be read in a row
+
+
+class Draw(NamedTuple):
+    """What stands at a position of the stream."""
+
+    record: int
+    visit: int
+    """Tells this appearance of the record from its others: all randomness of an example is a
+    function of (seed, visit, record). In `epochs` it is the epoch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OrderConfig:
+    """In which order a corpus is gone through."""
+
+    sampling: Literal["epochs", "with_replacement"] = "epochs"
+    """`epochs`: every record once, in another order each time. `with_replacement`: each draw from
+    all records."""
+    window: int | None = None
+    """None: an epoch is shuffled as a whole, so that neighbours in a batch lie far apart in the
+    corpus. A number of records: runs of neighbouring records, a sixteenth of it each, are shuffled
+    as a whole, and records within each sixteen runs in a row. For disks and object storage that are
+    slow at random access."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < _STRETCHES:
+            raise InputError(f"order.window is {self.window}\nit must be at least {_STRETCHES}")
+        if self.window is not None and self.sampling == "with_replacement":
+            raise InputError(
+                "order.window goes with sampling by epochs alone\n"
+                "drawing with replacement jumps through the whole corpus"
+            )
+
+
+def draw_order(source: Source, config: OrderConfig, seed: int) -> grain.MapDataset[Draw]:
+    """The stream of draws from `source`, without end; `order[position]` takes constant time.
+
+    Raises:
+        InputError: the seed is negative.
+    """
+    if seed < 0:
+        raise InputError(f"seed is {seed}\nit must not be negative")
+    if not isinstance(source, MixtureSource):
+        return grain.MapDataset.source(CorpusOrder(len(source), config, (seed,)))
+    parts = [
+        grain.MapDataset.source(CorpusOrder(len(part), config, (seed, number), start))
+        for number, (part, start) in enumerate(zip(source.sources, source.starts, strict=True))
+    ]
+    return grain.MapDataset.mix(parts, list(source.weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusOrder:
+    """The draws from one corpus, by their number."""
+
+    records: int
+    config: OrderConfig
+    seeds: tuple[int, ...]
+    first_record: int = 0
+    """In the mixture that the corpus is a part of."""
+
+    def __len__(self) -> int:
+        return 2**62  # Grain knows no endless source
+
+    def __getitem__(self, number: int) -> Draw:
+        if self.config.sampling == "with_replacement":
+            record = int(np.random.default_rng((*self.seeds, number)).integers(self.records))
+            return Draw(self.first_record + record, number)
+        epoch, position = divmod(number, self.records)
+        window = self.config.window
+        if window is None or window >= self.records:
+            record = _permutation(self.records, (*self.seeds, epoch))[position]
+        else:
+            record = self._windowed(position, -(-window // _STRETCHES), (*self.seeds, epoch))
+        return Draw(self.first_record + int(record), epoch)
+
+    def _windowed(self, position: int, stretch: int, seeds: tuple[int, ...]) -> int:
+        """Shuffle positions within their window, then whole stretches of records."""
+        size = stretch * _STRETCHES
+        window, position = divmod(position, size)
+        size = min(size, self.records - window * size)
+        position = window * stretch * _STRETCHES + _permutation(size, (*seeds, window))[position]
+
+        # The last stretch is shorter than the others, which are permuted; it is put among them.
+        whole, short = divmod(self.records, stretch)
+        short_at = _hash((*seeds, 2**32)) % (whole + 1) * stretch
+        if short_at <= position < short_at + short:
+            return whole * stretch + position - short_at
+        if position >= short_at + short:
+            position -= short
+        place, offset = divmod(position, stretch)
+        return int(_permutation(whole, (*seeds, 2**32 + 1))[place]) * stretch + offset
+
+
+@functools.lru_cache(64)
+def _permutation(length: int, seeds: tuple[int, ...]) -> grain.MapDataset[int]:
+    """One of 0, …, length - 1, computed value by value: nothing of that length is kept."""
+    return grain.MapDataset.range(length).shuffle(seed=_hash(seeds))
+
+
+def _hash(seeds: tuple[int, ...]) -> int:
+    # Not their sum: epoch 1 of seed 0 would be epoch 0 of seed 1.
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+def example_rng(seed: int, draw: Draw, purpose: Literal["caption", "image"]) -> np.random.Generator:
+    """The randomness of one example; captions and pictures have their own."""
+    # Philox counts upwards in the counter's first word: records must differ in another.
+    counter = [0, draw.record, ("caption", "image").index(purpose), 0]
+    return np.random.Generator(np.random.Philox(key=[seed, draw.visit], counter=counter))
+
+
+def stand_in(source: Source, record: int, attempt: int) -> int:
+    """A record, of the same corpus, to take the place of an unreadable one.
+
+    A function of the broken record's number alone, so that every host and every restart agrees.
+    """
+    start, stop = 0, len(source)
+    if isinstance(source, MixtureSource):
+        start, stop = source.bounds(record)
+    rng = np.random.Generator(np.random.Philox(key=[record, attempt]))
+    return int(rng.integers(start, stop))
+
+
+@dataclasses.dataclass(frozen=True)
+class HostRows:
+    """Positions in the endless stream of examples that one host loads, step after step.
+
+    Row r of the global batch at step s has position `s * batch_size + r`, whoever loads it.
+    """
+
+    batch_size: int
+    steps: int
+    process_index: int
+    process_count: int
+
+    @property
+    def local_batch_size(self) -> int:
+        return self.batch_size // self.process_count
+
+    def __len__(self) -> int:
+        return self.steps * self.local_batch_size
+
+    def __getitem__(self, index: int) -> int:
+        step, row = divmod(index, self.local_batch_size)
+        return step * self.batch_size + self.process_index * self.local_batch_size + row
+
+
+def batch_records(
+    source: Source, config: OrderConfig, seed: int, batch_size: int, step: int
+) -> list[str]:
+    """Names of the records that the global batch of the `step`-th update holds, row by row.
+
+    An unreadable record has its own name here, though another one stands in for it.
+    """
+    order, first = draw_order(source, config, seed), (step - 1) * batch_size
+    return [source.name(order[first + row].record) for row in range(batch_size)]
