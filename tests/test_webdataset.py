@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import numpy as np
 import PIL.Image
 import pytest
@@ -299,9 +300,21 @@ def test_a_pattern_that_cannot_be_meant_is_refused(shards, pattern, message):
         WebDatasetSource(patterns)
 
 
-def test_remote_shards_are_refused():
-    with pytest.raises(InputError, match=r"local or mounted files, not gs://bucket/\{0\.\.9\}"):
-        WebDatasetSource("gs://bucket/{0..9}.tar")
+def test_shards_in_object_storage_are_indexed_and_read_by_range(shards):
+    bucket = fsspec.filesystem("memory")
+    for path in shards.glob("*.tar"):
+        bucket.pipe_file(f"memory://bucket/shards/{path.name}", path.read_bytes())
+    local = WebDatasetSource(str(shards / "*.tar"))
+    for pattern in ("memory://bucket/shards/*.tar", "memory://bucket/shards/{00000..00002}.tar"):
+        assert _as_list(WebDatasetSource(pattern)) == _as_list(local)
+    remote = WebDatasetSource("memory://bucket/shards/{00000..00002}.tar")
+    bucket.pipe_file("memory://bucket/shards/00001.tar", b"")
+    with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
+        remote[5]
+    with pytest.raises(InputError, match=r"1 of 4 shards do not exist\nfirst: memory://bucket"):
+        WebDatasetSource("memory://bucket/shards/{00000..00003}.tar")
+    with pytest.raises(InputError, match=r"no shard matches memory://bucket/none/\*.tar"):
+        WebDatasetSource("memory://bucket/none/*.tar")
 
 
 def test_permission_denied_is_told(monkeypatch):

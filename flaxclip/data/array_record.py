@@ -15,6 +15,7 @@ can be read alone; pictures are compressed already.
 """
 
 import bisect
+import concurrent.futures
 import functools
 import itertools
 import json
@@ -28,6 +29,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions
 from flaxclip.data.shard_paths import expand_shards, shown
 from flaxclip.data.source import Pair, UnreadableRecordError
+from flaxclip.data.storage import local_copy
 from flaxclip.errors import InputError
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
@@ -62,7 +64,7 @@ def decode_record(data: bytes) -> tuple[str, bytes, dict[str, Any]]:
 
 
 class ArrayRecordSource:
-    """A `Source` over ArrayRecord shards, sorted by path."""
+    """A `Source` over ArrayRecord shards, sorted by path; remote ones are copied into the cache."""
 
     def __init__(
         self, shards: str | Sequence[str], captions: CaptionConfig = DEFAULT_CAPTIONS
@@ -72,9 +74,12 @@ class ArrayRecordSource:
         Raises:
             InputError: a pattern matches nothing, or a shard is missing, cut off or empty.
         """
-        self.paths = expand_shards([shards] if isinstance(shards, str) else shards)
+        self.paths = expand_shards([shards] if isinstance(shards, str) else shards, "array_record")
         self._captions = captions
-        self._ends = list(itertools.accumulate(count_records(path) for path in self.paths))
+        # The library reads local files alone.
+        self._files = [local_copy(path) for path in self.paths]
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            self._ends = list(itertools.accumulate(pool.map(count_records, self._files)))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -94,11 +99,10 @@ class ArrayRecordSource:
 
     def _read(self, index: int) -> tuple[str, bytes, dict[str, Any]]:
         shard, position = self._locate(index)
-        path = self.paths[shard]
         try:
-            (data,) = _open_shard(path).read([position])
+            (data,) = _open_shard(self._files[shard]).read([position])
         except (OSError, RuntimeError, IndexError, ValueError) as error:
-            raise UnreadableRecordError(f"{path}: {error}") from error
+            raise UnreadableRecordError(f"{self.paths[shard]}: {error}") from error
         return decode_record(data)
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -121,7 +125,7 @@ def count_records(path: str) -> int:
         finally:
             reader.close()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["not whole"])[0]
         raise InputError(
             f"cannot read shard {shown(path)}: {reason}\n"
             "expected an ArrayRecord file, whole; make it or fetch it again, or leave it out"

@@ -94,7 +94,8 @@ def texts_of(key: str, value: Any, config: CaptionConfig) -> list[str]:
         return [text for item in value for text in texts_of(key, item, config)]
     if value is None:
         return []
-    if config.class_names and isinstance(value, int) and not isinstance(value, bool):
+    if config.class_names and (_is_number(value) or (isinstance(value, str) and value.isdecimal())):
+        value = int(value)  # in CSV all values are texts
         if not 0 <= value < len(config.class_names):
             names = len(config.class_names)
             raise UnreadableRecordError(f"class {value} under {key!r}, of {names:,} class names")
@@ -152,6 +153,10 @@ def _why_none(fields: Mapping[str, Any], keys: Sequence[str]) -> str:
         return f"empty caption: {', '.join(map(repr, blank))}"
     others = ", ".join(itertools.islice(fields, 8))
     return f"no text under {' or '.join(map(repr, keys))}; it has: {others or 'nothing'}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:

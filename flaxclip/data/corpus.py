@@ -4,14 +4,22 @@ A new kind of corpus is a file with a class that follows the `Source` protocol, 
 """
 
 import dataclasses
+from typing import Literal
 
 from flaxclip.data.array_record import ArrayRecordSource
 from flaxclip.data.captions import CaptionConfig
+from flaxclip.data.folder import FolderSource
 from flaxclip.data.mixture import MixtureSource
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source
+from flaxclip.data.storage import is_folder
+from flaxclip.data.table import EXTENSIONS as TABLE_EXTENSIONS
+from flaxclip.data.table import TableSource
+from flaxclip.data.tfds import TfdsSource
 from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
+
+_TFDS = "tfds:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +27,15 @@ class CorpusConfig:
     """Pictures and their captions: where they are, and what in them is a caption."""
 
     path: tuple[str, ...] = ("scenes",)
-    """`scenes` for the built-in data, or shards: webdataset tars (.tar) as img2dataset writes them,
-    or ArrayRecord (.array_record) as flaxclip.data.prepare does. Files, globs, or brace patterns
-    such as 'shards/{00000..01242}.tar'."""
+    """One of: `scenes`, the built-in data; webdataset tars as img2dataset writes them (.tar);
+    ArrayRecord shards as flaxclip.data.prepare does (.array_record); tables of pictures' paths and
+    captions (.csv .tsv .parquet); a folder of pictures with texts beside them or in folders of
+    classes; `tfds:NAME` for a data set of tensorflow-datasets. Files may be patterns, such as
+    'shards/{00000..01242}.tar' or 'gs://bucket/*.tar'."""
+    image_key: str | None = None
+    """Column of a table, or feature of TFDS, that holds the pictures. None: the usual one."""
+    split: str = "train"
+    """Of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
 
     def __post_init__(self) -> None:
@@ -48,11 +62,42 @@ def open_corpus(config: CorpusConfig, image_size: int) -> Source:
     Raises:
         InputError: shards that are missing, empty, cut off, or hold no pairs.
     """
-    if config.path == ("scenes",):
-        return ScenesSource("train", image_size)
-    if all("array_record" in path.rpartition("/")[2] for path in config.path):
-        return ArrayRecordSource(config.path, config.captions)
-    return WebDatasetSource(config.path, config.captions)
+    first, *more = config.path
+    kinds = {_kind(path) for path in config.path}
+    if len(kinds) > 1 or (more and kinds & {"scenes", "tfds", "folder"}):
+        raise InputError(
+            f"data.path names several corpora: {' '.join(config.path)}\n"
+            "give shards or tables of one kind, or a data.mixture of corpora"
+        )
+    match kinds.pop():
+        case "scenes":
+            return ScenesSource("train", image_size)
+        case "tfds":
+            name = first.removeprefix(_TFDS)
+            return TfdsSource(name, config.split, config.image_key, config.captions)
+        case "array_record":
+            return ArrayRecordSource(config.path, config.captions)
+        case "table":
+            return TableSource(config.path, config.image_key, config.captions)
+        case "folder":
+            return FolderSource(first, config.captions)
+        case _:
+            return WebDatasetSource(config.path, config.captions)
+
+
+def _kind(path: str) -> Literal["scenes", "tfds", "array_record", "table", "tar", "folder"]:
+    name = path.rstrip("/").rpartition("/")[2]
+    if path == "scenes":
+        return "scenes"
+    if path.startswith(_TFDS):
+        return "tfds"
+    if ".array_record" in name:  # TFDS adds the number of the shard after it
+        return "array_record"
+    if name.endswith(TABLE_EXTENSIONS):
+        return "table"
+    if name.endswith(".tar") or not is_folder(path):
+        return "tar"
+    return "folder"
 
 
 def open_mixture(corpora: tuple[MixtureCorpus, ...], image_size: int) -> MixtureSource:

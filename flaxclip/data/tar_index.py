@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxclip.data.shard_paths import shown
+from flaxclip.data.storage import Version, cache_folder, version_of
 from flaxclip.data.tar_scan import COUNTS, RECORD, ShardScan, scan_shard
 from flaxclip.errors import InputError
 
@@ -72,18 +73,17 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
     """The folder that holds the index of these shards, built if there is none yet.
 
     Args:
-        paths: absolute paths of tar files.
+        paths: absolute paths, or URLs, of tar files.
 
     Raises:
         InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs;
             or the index cannot be written.
     """
-    stats = _stat_all(paths)
+    versions = _versions_of_all(paths)
     identity = hashlib.sha256(f"{_FORMAT}".encode())
-    for path, stat in zip(paths, stats, strict=True):
-        identity.update(os.fsencode(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}"))
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = pathlib.Path(cache, "flaxclip", "tar_index", identity.hexdigest()[:32])
+    for path, version in zip(paths, versions, strict=True):
+        identity.update(os.fsencode(f"\0{path}\0{version.size}\0{version.mtime_ns}"))
+    folder = cache_folder("tar_index") / identity.hexdigest()[:32]
     if folder.exists():
         try:
             open_index(folder)
@@ -101,7 +101,7 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
             "set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     try:
-        _write(partial, stats, _scan_all(paths))
+        _write(partial, versions, _scan_all(paths))
         # Fails if another process was first: a folder that is not empty is never replaced.
         partial.rename(folder)
     except OSError as error:
@@ -115,38 +115,43 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
     return folder
 
 
-def _write(
-    folder: pathlib.Path, stats: Sequence[os.stat_result], scans: Iterator[ShardScan]
-) -> None:
-    shards = np.zeros(len(stats), SHARD)
+def _write(folder: pathlib.Path, versions: Sequence[Version], scans: Iterator[ShardScan]) -> None:
+    shards = np.zeros(len(versions), SHARD)
     with (folder / "records").open("wb") as records, (folder / "keys").open("wb") as keys:
-        for number, (stat, scan) in enumerate(zip(stats, scans, strict=True)):
+        for number, (version, scan) in enumerate(zip(versions, scans, strict=True)):
             scan.records["shard"] = number
             scan.records["key_end"] += keys.tell()
             records.write(scan.records.tobytes())
             keys.write(scan.keys)
-            shards[number]["size"], shards[number]["mtime_ns"] = stat.st_size, stat.st_mtime_ns
+            shards[number]["size"], shards[number]["mtime_ns"] = version
             for name, count in scan.counts.items():
                 shards[number][name] = count
     shards.tofile(folder / "shards")
 
 
-def _stat_all(paths: Sequence[str]) -> list[os.stat_result]:
-    stats, missing = [], []
-    for path in paths:
+def _versions_of_all(paths: Sequence[str]) -> list[Version]:
+    missing = []
+
+    def look(path: str) -> Version:
         try:
-            stats.append(os.stat(path))
+            return version_of(path)
         except FileNotFoundError:
             missing.append(path)
         except OSError as error:
-            raise InputError(f"cannot open shard {shown(path)}: {error.strerror}") from None
+            reason = error.strerror or error
+            raise InputError(f"cannot open shard {shown(path)}: {reason}") from None
+        return Version(0, 0)
+
+    # In object storage each is a request.
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        versions = list(pool.map(look, paths))
     if missing:
         raise InputError(
             f"{len(missing):,} of {len(paths):,} shards do not exist\n"
-            f"first: {shown(missing[0])}\n"
+            f"first: {shown(min(missing))}\n"
             "check the pattern, or finish the download"
         )
-    return stats
+    return versions
 
 
 def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxclip.data.shard_paths import shown
+from flaxclip.data.storage import open_to_read
 from flaxclip.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # open_clip's order, where a key has several
@@ -57,7 +58,7 @@ def scan_shard(path: str) -> ShardScan | InputError:
     """The pairs in a shard, or, returned, why it cannot be used: several shards may have failed."""
     try:
         with (
-            open(path, "rb") as file,
+            open_to_read(path) as file,
             tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar,
         ):
             return _scan_members(tar, path)
@@ -66,7 +67,7 @@ def scan_shard(path: str) -> ShardScan | InputError:
     except (tarfile.TarError, ValueError, OverflowError) as error:
         return InputError(f"not a tar: {shown(path)}\n{error}; {_looks_like(path)}")
     except OSError as error:
-        return InputError(f"cannot read shard {shown(path)}: {error.strerror}")
+        return InputError(f"cannot read shard {shown(path)}: {error.strerror or error}")
 
 
 class _Header(tarfile.TarInfo):
@@ -92,7 +93,8 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
     groups: list[tuple[str, dict[str, tuple[int, int]]]] = []
     last_of_key: dict[str, dict[str, tuple[int, int]]] = {}
     counts = dict.fromkeys(COUNTS, 0)
-    size = os.fstat(tar.fileobj.fileno()).st_size
+    size = tar.fileobj.seek(0, os.SEEK_END)
+    tar.fileobj.seek(0)
     members, first = 0, None
     while (member := _next_member(tar, path, members, size)) is not None:
         members += 1
@@ -179,7 +181,7 @@ def _broken(path: str, number: int, position: int, reason: str) -> InputError:
 
 def _looks_like(path: str) -> str:
     magics = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         start = file.read(16)
     for magic, program in magics.items():
         if start.startswith(magic):

@@ -7,11 +7,10 @@
 A record is a picture (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
 the .txt is the caption, and where there is none the JSON's "caption". The members of a record need
 not be neighbours. A key that comes again in the same shard is another record, as in open_clip;
-`source.shards` counts these. Tars are local, or mounted: they are read by position, without
-unpacking.
+`source.shards` counts these. Tars are read by position, without unpacking; in object storage, a
+ranged request a member.
 """
 
-import functools
 import logging
 import operator
 import os
@@ -23,11 +22,11 @@ import numpy as np
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions, utf8
 from flaxclip.data.shard_paths import expand_shards
 from flaxclip.data.source import Pair, UnreadableRecordError
+from flaxclip.data.storage import Version, read_range
 from flaxclip.data.tar_index import TarIndex, build_index, open_index
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
 _MAX_MEMBER_BYTES = 2**28  # as large as the largest picture that transforms decode, in raw RGB
-_OPEN_SHARDS = 128  # kept open in each process; the usual limit is 1,024 files
 
 _logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class WebDatasetSource:
         start = int(ends[index - 1]) if index else 0
         key = self._index.keys[start : int(ends[index])].tobytes().decode("utf-8", "replace")
         path = self.paths[self._index.records["shard"][index]]
-        return f"{os.path.relpath(path, self._common_folder)}/{key}"
+        return f"{path[len(self._common_folder) :].lstrip('/')}/{key}"
 
     @property
     def shards(self) -> np.ndarray:
@@ -97,7 +96,9 @@ class WebDatasetSource:
 
     def _open(self) -> None:
         self._index: TarIndex = open_index(self._folder)
-        self._common_folder = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        # By characters, up to a slash: commonpath would spoil URLs.
+        folders = [f"{os.path.dirname(path)}/" for path in self.paths]
+        self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
 
     def _fields(self, record: np.void, with_json: bool) -> dict[str, Any]:
         fields = {}
@@ -112,17 +113,8 @@ class WebDatasetSource:
         if size > _MAX_MEMBER_BYTES:
             raise UnreadableRecordError(f"{member} of {size:,} bytes or more")
         shard = self._index.shards[record["shard"]]
-        path = self.paths[record["shard"]]
-        indexed = int(shard["size"]), int(shard["mtime_ns"])
-        try:
-            file = _open_shard(path, *indexed)
-            stat = os.fstat(file.descriptor)
-            data = os.pread(file.descriptor, size, offset)
-        except OSError as error:
-            raise UnreadableRecordError(f"{path}: {error.strerror}") from error
-        if (stat.st_size, stat.st_mtime_ns) != indexed or len(data) != size:
-            raise UnreadableRecordError(f"{path} has changed since it was indexed")
-        return data
+        indexed = Version(int(shard["size"]), int(shard["mtime_ns"]))
+        return read_range(self.paths[record["shard"]], offset, size, indexed)
 
     def _report(self) -> None:
         shards = self._index.shards
@@ -137,25 +129,6 @@ class WebDatasetSource:
             f"{len(shards):,}",
             f"; {found} (most in {os.path.basename(self.paths[worst])})" if found else "",
         )
-
-
-class _OpenShard:
-    """A file descriptor, closed with its last user: another thread may read while it is evicted."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-@functools.lru_cache(_OPEN_SHARDS)
-def _open_shard(path: str, size: int, mtime_ns: int) -> _OpenShard:
-    """Size and time are in the cache's key, so that a new version of a shard is opened anew."""
-    del size, mtime_ns
-    return _OpenShard(path)
 
 
 def _checked(index: SupportsIndex, length: int) -> int:

@@ -1,0 +1,371 @@
+"""Every kind of corpus behind the one protocol; tars have a file of their own."""
+
+import csv
+import io
+import json
+import logging
+import multiprocessing
+import pickle
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from flaxclip.data.array_record import encode_record
+from flaxclip.data.captions import CaptionConfig, draw_caption
+from flaxclip.data.corpus import CorpusConfig, open_corpus
+from flaxclip.data.loader import DataConfig, open_source
+from flaxclip.data.source import Pair, Source, UnreadableRecordError
+from flaxclip.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def picture(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def open_at(*paths, **options) -> Source:
+    return open_corpus(CorpusConfig(tuple(map(str, paths)), **options), 32)
+
+
+def write_array_record(path, records):
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def write_rows(path, rows):
+    """A table of paths, with a column `caption`; its pictures beside it."""
+    (path.parent / "images").mkdir(exist_ok=True)
+    for number, _ in enumerate(rows):
+        (path.parent / f"images/{number}.png").write_bytes(picture(number))
+    table = [(f"images/{number}.png", *row) for number, row in enumerate(rows)]
+    if path.suffix == ".parquet":
+        names = ("filepath", "caption", "class")
+        rows = [dict(zip(names, row, strict=True)) for row in table]
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerows([("filepath", "caption", "class"), *table])
+    return path
+
+
+ROWS = [("a cat", 0), ('a "dog", ß\nand more', 1), ("NA", 1)]
+
+
+def write_folder(root):
+    (root / "deep").mkdir(parents=True)
+    for number, name in enumerate(("b", "a", "deep/c")):
+        (root / f"{name}.png").write_bytes(picture(number))
+    (root / "a.txt").write_text("text a")
+    (root / "b.json").write_text('{"caption": "json b", "score": 0.5}')
+    return root
+
+
+def write_tfds(tmp_path, monkeypatch):
+    """What `tfds build` leaves of a set like coco_captions."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    def feature(**values):
+        lists = {"bytes_list": tf_feature_pb2.BytesList, "int64_list": tf_feature_pb2.Int64List}
+        return tf_feature_pb2.Feature(**{k: lists[k](value=v) for k, v in values.items()})
+
+    folder = tmp_path / "tfds/toy/1.0.0"
+    folder.mkdir(parents=True)
+    tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        }
+    ).save_config(str(folder))
+    examples = [
+        tf_example_pb2.Example(
+            features=tf_feature_pb2.Features(
+                feature={
+                    "image": feature(bytes_list=[picture(number)]),
+                    "captions/id": feature(int64_list=[1, 2]),
+                    "captions/text": feature(bytes_list=[b"one %d" % number, b"two %d" % number]),
+                    "label": feature(int64_list=[number % 2]),
+                }
+            )
+        ).SerializeToString()
+        for number in range(3)
+    ]
+    write_array_record(folder / "toy-train.array_record-00000-of-00001", examples)
+    info = {
+        "name": "toy", "version": "1.0.0", "fileFormat": "array_record",
+        "splits": [{
+            "name": "train", "shardLengths": ["3"], "numBytes": "300",
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        }],
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_array_record_keeps_every_field(tmp_path):
+    fields = {"txt": "a cat", "alt": ["one", "two"], "n": 2**70, "half": "\ud83d", "none": None}
+    records = [encode_record(f"key{n}", picture(n), fields | {"n": n}) for n in range(5)]
+    write_array_record(tmp_path / "b.array_record", records[3:])
+    write_array_record(
+        tmp_path / "a.array_record", [*records[:3], encode_record("x", b"y", fields)]
+    )
+    source = open_at(tmp_path / "*.array_record")
+    assert [source[n] for n in (0, 1, 2, 4, 5)] == [Pair(picture(n), ("a cat",)) for n in range(5)]
+    assert source.fields(3) == fields
+    assert [source.name(n) for n in (3, 4)] == ["a.array_record/3", "b.array_record/0"]
+
+
+def test_array_record_of_another_kind_or_cut_off_is_told(tmp_path):
+    write_array_record(tmp_path / "other.array_record", [b"not ours"])
+    with pytest.raises(UnreadableRecordError, match="no record of an image with fields"):
+        open_at(tmp_path / "other.array_record")[0]
+    whole = [encode_record("k", picture(1), {"txt": "a"})] * 9
+    write_array_record(tmp_path / "whole.array_record", whole)
+    data = (tmp_path / "whole.array_record").read_bytes()
+    for size in (0, 100, len(data) // 2, len(data) - 100):
+        (tmp_path / "cut.array_record").write_bytes(data[:size])
+        with pytest.raises(InputError, match=r"cut.array_record"):
+            open_at(tmp_path / "cut.array_record")
+    with pytest.raises(InputError, match=r"cannot read shard .*none.array_record"):
+        open_at(tmp_path / "none.array_record")
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv", "pairs.parquet"])
+def test_tables_of_paths_and_captions(tmp_path, name):
+    source = open_at(write_rows(tmp_path / name, ROWS))
+    assert [source[n] for n in range(3)] == [
+        Pair(picture(n), (caption,)) for n, (caption, _) in enumerate(ROWS)
+    ]
+    assert source.name(1) == f"{name}/1"
+    assert source.fields(2)["caption"] == "NA"
+    labels = CaptionConfig(("class",), templates=("a {}", "the {}"), class_names=("cat", "dog"))
+    labelled = open_at(tmp_path / name, captions=labels)
+    assert labelled[1].captions == ("a dog", "the dog")
+    (tmp_path / "images/1.png").unlink()
+    with pytest.raises(UnreadableRecordError, match=r"images/1.png: No such file"):
+        source[1]
+
+
+def test_a_table_is_read_once_and_again_when_it_has_changed(tmp_path, cache):
+    path = write_rows(tmp_path / "a.csv", ROWS)
+    open_at(path)
+    (copy,) = (cache / "flaxclip/tables").iterdir()
+    open_at(path)
+    assert list((cache / "flaxclip/tables").iterdir()) == [copy]
+    write_rows(path, ROWS[:1])
+    assert len(open_at(path)) == 1
+
+
+def test_rows_of_csv_that_cannot_be_used_are_counted_or_spoil_themselves_alone(tmp_path, caplog):
+    path = write_rows(tmp_path / "a.csv", ROWS)
+    path.write_bytes(path.read_bytes() + b"images/0.png,caf\xe9,0\nimages/0.png\na,b,c,d\n")
+    with caplog.at_level(logging.WARNING, "flaxclip"):
+        source = open_at(path)
+    assert "2 rows left out, which do not have the header's 3 columns" in caplog.text
+    assert len(source) == 4
+    with pytest.raises(UnreadableRecordError, match="not UTF-8"):
+        source[3]
+
+
+def test_parquet_with_pictures_as_hugging_face_stores_them(tmp_path):
+    images = [{"bytes": picture(n), "path": None} for n in range(4)]
+    for number in range(2):
+        rows = {"image": images[2 * number : 2 * number + 2], "text": [["a", "b"], ["c", " "]]}
+        pa.parquet.write_table(pa.table(rows), tmp_path / f"{number}.parquet")
+    source = open_at(tmp_path / "*.parquet")
+    assert source[3] == Pair(picture(3), ("c",))
+    assert source[2] == Pair(picture(2), ("a", "b"))
+    assert source.fields(2) == {"text": ["a", "b"]}
+    assert source.name(3) == "1.parquet/1"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("filepath,words\na,b\n", {}, "no column named as those of captions are: .*words\nlooked"),
+        ("image,path,text\na,b,c\n", {}, "several columns named as those of images"),
+        ("image,text\na,b\n", {"image_key": "jpg"}, "no column 'jpg' in .*which has: image, text"),
+        ("image,text,text\na,b,c\n", {}, "two columns of one name"),
+        ("image,text\n", {}, "no rows in"),
+        ("", {}, "is no table|no rows in"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(tmp_path, text, options, message):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        open_at(tmp_path / "a.csv", **options)
+
+
+def test_tables_with_other_columns_and_broken_ones_are_refused(tmp_path):
+    (tmp_path / "0.csv").write_text("image,text\na,b\n")
+    (tmp_path / "1.csv").write_text("text,image\na,b\n")
+    with pytest.raises(InputError, match=r"differ in their columns: .*1.csv has text, image"):
+        open_at(tmp_path / "*.csv")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(InputError, match=r"a.parquet is no table"):
+        open_at(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"no table .*none.csv"):
+        open_at(tmp_path / "none.csv")
+
+
+def test_a_folder_with_texts_beside_pictures(tmp_path, caplog):
+    source = open_at(write_folder(tmp_path / "photos"))
+    assert [source[n] for n in range(2)] == [
+        Pair(picture(1), ("text a",)),
+        Pair(picture(0), ("json b",)),
+    ]
+    assert source.fields(1) == {"caption": "json b", "score": 0.5}
+    assert source.name(0) == "photos/a.png"
+    assert "2 pictures in" in caplog.text
+    assert "1 left out, without a text or a class" in caplog.text
+
+
+def test_a_folder_of_classes(tmp_path):
+    for number, name in enumerate(("great_auk", "cat", "cat")):
+        (tmp_path / "birds" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "birds" / name / f"{number}.PNG").write_bytes(picture(number))
+    captions = CaptionConfig(templates=("a photo of a {}.",))
+    source = open_at(tmp_path / "birds", captions=captions)
+    assert [source[n].captions for n in range(3)] == [
+        ("a photo of a cat.",),
+        ("a photo of a cat.",),
+        ("a photo of a great auk.",),
+    ]
+    assert source[2].image == picture(0)
+    assert source.name(2) == "birds/great_auk/0.PNG"
+
+
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(
+        InputError, match=r"no pictures with captions in .*\n1 files, 0 of them pic"
+    ):
+        open_at(tmp_path)
+    (tmp_path / "0.tar").write_bytes(b"")
+    with pytest.raises(InputError, match=r"holds shards\ngive '.*/\*.tar'"):
+        open_at(tmp_path)
+
+
+def test_tfds_by_name_without_tensorflow(tmp_path, monkeypatch):
+    folder = write_tfds(tmp_path, monkeypatch)
+    source = open_at(f"tfds:{folder}")
+    assert source[2] == Pair(picture(2), ("one 2", "two 2"))
+    assert source.fields(1) == {
+        "captions/id": [1, 2],
+        "captions/text": ["one 1", "two 1"],
+        "label": "dog",
+    }
+    assert source.name(1).endswith("/train/1")
+    labels = CaptionConfig(("label",), templates=("a {}",))
+    assert open_at(f"tfds:{folder}", captions=labels)[1].captions == ("a dog",)
+    assert len(open_at(f"tfds:{folder}", split="train[:2]")) == 2
+    with pytest.raises(InputError, match=r"no split 'test'.*\nit has: train"):
+        open_at(f"tfds:{folder}", split="test")
+    with pytest.raises(InputError, match=r"no feature 'title'\nit has: .*captions/text \(Text\)"):
+        open_at(f"tfds:{folder}", captions=CaptionConfig(("title",)))
+    with pytest.raises(InputError, match=r"no data set nothing in .*\nprepare it:.* tfds build"):
+        open_at("tfds:nothing")
+    with pytest.raises(InputError, match=r"is not a data set that TFDS has prepared"):
+        open_at(f"tfds:{tmp_path}")
+
+
+def test_remote_tables_folders_and_array_records(tmp_path):
+    bucket = fsspec.filesystem("memory")
+    write_folder(tmp_path / "photos")
+    write_rows(tmp_path / "rows.csv", ROWS)
+    write_array_record(tmp_path / "a.array_record", [encode_record("k", b"i", {"txt": "t"})] * 3)
+    for path in tmp_path.rglob("*.*"):
+        if path.is_file():
+            bucket.pipe_file(f"memory://corpora/{path.relative_to(tmp_path)}", path.read_bytes())
+    for name in ("photos", "rows.csv", "a.array_record", "*.array_record"):
+        local, remote = open_at(tmp_path / name), open_at(f"memory://corpora/{name}")
+        assert [remote[n] for n in range(len(remote))] == [local[n] for n in range(len(local))]
+
+
+def _pairs(source):
+    return [source[index] for index in range(len(source))]
+
+
+def test_copies_in_other_processes_read_the_same(tmp_path, monkeypatch):
+    write_array_record(tmp_path / "a.array_record", [encode_record("k", b"i", {"txt": "t"})] * 3)
+    sources = [
+        open_at(tmp_path / "a.array_record"),
+        open_at(write_rows(tmp_path / "rows.csv", ROWS)),
+        open_at(write_folder(tmp_path / "photos")),
+        open_at(f"tfds:{write_tfds(tmp_path, monkeypatch)}"),
+    ]
+    expected = [_pairs(source) for source in sources]  # files are open when they are sent
+    assert max(len(pickle.dumps(source)) for source in sources) < 3000
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(_pairs, sources) == expected
+    for source in sources:
+        for index in (-1, len(source)):
+            with pytest.raises(IndexError, match=f"record {index} of 3|record {index} of 2"):
+                source[index]
+
+
+def test_several_corpora_in_one_path_are_refused(tmp_path):
+    for paths in (("a.tar", "b.csv"), ("scenes", "a.tar"), (str(tmp_path), str(tmp_path))):
+        with pytest.raises(InputError, match="names several corpora"):
+            open_at(*paths)
+
+
+def test_a_mixture_beside_a_path_is_refused(tmp_path):
+    from flaxclip.data.corpus import MixtureCorpus
+
+    with pytest.raises(InputError, match=r"data.mixture and data.path, or data.captions, are both"):
+        DataConfig(path=("a.tar",), mixture=(MixtureCorpus(),))
+    assert len(open_source(DataConfig(mixture=(MixtureCorpus(), MixtureCorpus())), 32)) == 2 * 10**7
+
+
+FIELDS = {"txt": "t", "alt": ["a", "b"], "blank": " ", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [
+        (CaptionConfig(), {"t": 1}),
+        (CaptionConfig(("alt",)), {"a": 0.5, "b": 0.5}),
+        (CaptionConfig(("txt", "alt")), {"t": 0.5, "a": 0.25, "b": 0.25}),
+        (CaptionConfig(("txt", "alt"), (1, 9)), {"t": 0.1, "a": 0.45, "b": 0.45}),
+        (CaptionConfig(("txt", "blank", "none"), (1, 5, 5)), {"t": 1}),
+        (CaptionConfig(templates=("{}!", "{} {}")), {"t!": 0.5, "t t": 0.5}),
+    ],
+)
+def test_captions_are_drawn_as_often_as_their_weights_say(config, shares):
+    from flaxclip.data.captions import make_captions
+
+    pair = Pair(b"", *make_captions(FIELDS, config, ("txt", "caption")))
+    rng = np.random.default_rng(0)
+    drawn = [draw_caption(pair, rng) for _ in range(4000)]
+    found = {caption: drawn.count(caption) / 4000 for caption in set(drawn)}
+    assert found == pytest.approx(shares, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keys": ("a", "b"), "weights": (1.0,)}, "1 numbers for 2 keys"),
+        ({"keys": ("a",), "weights": (0.0,)}, "numbers above 0"),
+        ({"templates": ("a photo",)}, "has no {}"),
+    ],
+)
+def test_captions_that_cannot_be_meant_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        CaptionConfig(**options)
