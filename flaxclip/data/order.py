@@ -120,6 +120,7 @@ def _permutation(length: int, seeds: tuple[int, ...]) -> grain.MapDataset[int]:
     return grain.MapDataset.range(length).shuffle(seed=_hash(seeds))
 
 
+@functools.lru_cache(64)
 def _hash(seeds: tuple[int, ...]) -> int:
     # Not their sum: epoch 1 of seed 0 would be epoch 0 of seed 1.
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])

@@ -7,9 +7,10 @@ from jaxtyping import UInt8
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.corpus import CorpusConfig, open_corpus
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.storage import version_of
 from flaxclip.errors import InputError
 
 TRAIN_SCENES = 12_000
@@ -49,24 +50,26 @@ def read_scenes(
 def read_pairs(
     task: Task, source: DataSource, split: str, data_dir: Path, image_size: int
 ) -> Captioned:
-    """Image–caption pairs; the source's name is a pattern of shards, or several lines of them.
+    """Image–caption pairs; the source's name is what `--data.path` takes, a line each.
+
+    Of several captions that a picture has, the first is taken.
 
     A caption that several pictures have is one candidate, right for each of them.
 
     Raises:
         InputError: the shards cannot be read, or a caption.
     """
-    del task, split, data_dir, image_size
-    pairs = WebDatasetSource(source.name.split("\n"))
-    stats = [(path, Path(path).stat()) for path in pairs.paths]
-    identity = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    del task, split, data_dir
+    pairs = open_corpus(CorpusConfig(tuple(source.name.split("\n"))), image_size)
+    paths = getattr(pairs, "paths", ())  # a corpus that is not in shards has none
+    identity = repr((source.name, len(pairs), [(path, version_of(path)) for path in paths]))
     captions = [_caption(pairs, index) for index in range(len(pairs))]
     place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     belongs = [(picture, place[caption]) for picture, caption in enumerate(captions)]
     return Captioned(PairPictures(pairs, identity), tuple(place), np.array(belongs))
 
 
-def _caption(source: WebDatasetSource, index: int) -> str:
+def _caption(source: Source, index: int) -> str:
     try:
         return source[index].captions[0]
     except UnreadableRecordError as error:
