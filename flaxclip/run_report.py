@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from flaxclip.checkpoint_manager import CheckpointManager
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import LoadedBatch
+from flaxclip.data.replacements import Replacements
 from flaxclip.data.source import Source
 from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
@@ -34,26 +35,27 @@ class RunReport:
         self._meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
         self._learning_rate = make_schedule(config.optim, config.steps)
         self._writer = MetricWriter(config.workdir, start_step)
-        self._truncated = self._replaced = 0  # on this host
+        self._truncated, self._replaced = 0, Replacements()  # on this host
 
     def loaded(self, step: int, batch: LoadedBatch) -> None:
         """The batch of `step` has been taken; says which of its records were unreadable."""
         self._progress.advance(step)
         self._meter.waited_for_data(batch.wait_seconds)
         self._truncated += batch.truncated
-        self._replaced += len(batch.replaced)
-        for record in batch.replaced:
-            self._progress.warn(f"step {step}: unreadable record, replaced by another: {record}")
+        for line in self._replaced.add(step, batch.replaced):
+            self._progress.warn(line)
 
     def done(self, step: int, metrics: Mapping[str, float]) -> None:
         """`step` is done; every `log_every`-th is reported. Every host must call this."""
         steps = self._config.steps
         if step % self._config.log_every and step not in (self._first_step, steps):
             return
+        for line in self._replaced.recent():
+            self._progress.warn(line)
         rates = self._meter.lap(step)
         stall, self._checkpoints.stall_seconds = self._checkpoints.stall_seconds, 0.0
         on_hosts = process_allgather(
-            np.array([[self._truncated, self._replaced, self._checkpoints.failed_saves]]),
+            np.array([[self._truncated, self._replaced.total, self._checkpoints.failed_saves]]),
             tiled=True,
         )
         truncated, replaced, failed_saves = (int(count) for count in on_hosts.sum(axis=0))
@@ -70,7 +72,9 @@ class RunReport:
         self._progress.report(step, scalars, seconds_left)
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """Flush and close the files; say how many records of this host were unreadable."""
+        for line in self._replaced.summary():
+            self._progress.warn(line)
         self._writer.close()
 
 

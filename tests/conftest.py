@@ -12,6 +12,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flaxclip-test
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import hypothesis
 import jax
 from jaxtyping import install_import_hook
 
@@ -19,3 +20,5 @@ import tests.typecheck  # noqa: F401  (the hook finds it by name)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("flaxclip", "tests.typecheck.check")
+# python -m pytest tests/test_corpus_fuzz.py --hypothesis-profile=long
+hypothesis.settings.register_profile("long", max_examples=20_000)

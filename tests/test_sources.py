@@ -174,7 +174,7 @@ def test_a_table_is_read_once_and_again_when_it_has_changed(tmp_path, cache):
 
 def test_rows_of_csv_that_cannot_be_used_are_counted_or_spoil_themselves_alone(tmp_path, caplog):
     path = write_rows(tmp_path / "a.csv", ROWS)
-    path.write_bytes(path.read_bytes() + b"images/0.png,caf\xe9,0\nimages/0.png\na,b,c,d\n")
+    path.write_bytes(path.read_bytes() + b"images/0.png,caf\xe9,0\nimages/0.png\n\n\xe9,b,c,d\n")
     with caplog.at_level(logging.WARNING, "flaxclip"):
         source = open_at(path)
     assert "2 rows left out, which do not have the header's 3 columns" in caplog.text

@@ -24,7 +24,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
@@ -43,6 +42,7 @@ from flaxclip.errors import InputError
 EXTENSIONS = (".csv", ".tsv", ".parquet")
 _IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path")
 _CAPTION_COLUMNS = ("caption", "text", "title")
+_CSV_ROWS = 2**14  # in memory at a time, while a table is copied
 _FORMAT = 1  # to be raised with any change of what follows from the same tables
 
 _logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
     with open_to_read(path) as file:
         try:
             yield from read(path, file)
-        except (pa.ArrowInvalid, csv.Error, UnicodeDecodeError) as error:
+        except (pa.ArrowInvalid, csv.Error, UnicodeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{shown(path)} is no table: {reason}\nexpected {', '.join(EXTENSIONS)}"
@@ -225,30 +225,25 @@ def _parquet_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
 
 
 def _csv_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
-    delimiter = "\t" if path.endswith(".tsv") else ","
-    text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
-    names = next(csv.reader(text, delimiter=delimiter), [])
-    text.detach()
+    # Not pyarrow's reader, which loses rows that are neither whole nor UTF-8 without a word. Bytes
+    # that are not UTF-8 are kept, and refused row by row: one of them must not spoil the table.
+    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+    reader = csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",")
+    names = next(reader, [])
     if len(set(names)) < len(names):
         raise InputError(f"{shown(path)} has two columns of one name: {', '.join(names)}\nrename")
+    schema = pa.schema([(name, pa.binary()) for name in names])
     left_out = 0
-
-    def leave_out(_: pyarrow.csv.InvalidRow) -> str:
-        nonlocal left_out
-        left_out += 1
-        return "skip"
-
-    file.seek(0)
-    reader = pyarrow.csv.open_csv(
-        file,
-        pyarrow.csv.ReadOptions(use_threads=False),
-        pyarrow.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out
-        ),
-        # Bytes, decoded row by row: one caption that is not UTF-8 must not spoil the table.
-        pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary())),
-    )
-    yield from reader
+    while lines := list(itertools.islice(reader, _CSV_ROWS)):
+        rows = [line for line in lines if len(line) == len(names)]
+        # An empty line is no row.
+        left_out += sum(bool(line) and len(line) != len(names) for line in lines)
+        columns = [
+            pa.array([value.encode("utf-8", "surrogateescape") for value in column], pa.binary())
+            for column in zip(*rows, strict=True)
+        ]
+        if rows:
+            yield pa.record_batch(columns, schema)
     if left_out:
         _logger.warning(
             "%s: %s rows left out, which do not have the header's %d columns",
