@@ -1,5 +1,6 @@
 """Files on disk and in object storage: by path, or by a URL that fsspec knows (gs://, s3://)."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -84,11 +85,8 @@ def read_file(path: str, max_bytes: int) -> bytes:
     Raises:
         UnreadableRecordError: it cannot be read, or is larger.
     """
-    try:
-        with open_to_read(path) as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise UnreadableRecordError(f"{path}: {error.strerror or error}") from error
+    with _unreadable_on_failure(path), open_to_read(path) as file:
+        data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise UnreadableRecordError(f"{path} has more than {max_bytes:,} bytes")
     return data
@@ -103,7 +101,7 @@ def read_range(path: str, offset: int, size: int, expected: Version) -> bytes:
     Raises:
         UnreadableRecordError: it cannot be read, or is not in the expected state any more.
     """
-    try:
+    with _unreadable_on_failure(path):
         if is_remote(path):
             version = _first_seen_version(path)
             data = file_system_of(path).cat_file(path, start=offset, end=offset + size)
@@ -112,11 +110,24 @@ def read_range(path: str, offset: int, size: int, expected: Version) -> bytes:
             stat = os.fstat(file.descriptor)
             version = Version(stat.st_size, stat.st_mtime_ns)
             data = os.pread(file.descriptor, size, offset)
-    except OSError as error:
-        raise UnreadableRecordError(f"{path}: {error.strerror or error}") from error
     if version != expected or len(data) != size:
         raise UnreadableRecordError(f"{path} has changed since it was indexed")
     return data
+
+
+@contextlib.contextmanager
+def _unreadable_on_failure(path: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise UnreadableRecordError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        # Clients of object storage, having tried again by themselves, have errors of their own.
+        raise UnreadableRecordError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 class _OpenFile:
