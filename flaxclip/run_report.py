@@ -96,7 +96,7 @@ def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -
         f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
         f"image {c.vision.layers} x {c.vision.width}, text {c.text.layers} x {c.text.width}, "
         f"{c.dtype} activations",
-        "data": f"{' '.join(config.data.path)}: {len(source):,} pairs, "
+        "data": f"{config.data.corpora}: {len(source):,} pairs, "
         f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
         "batch": f"{config.batch_size:,} pairs, {step_flops(config) / 1e12:.3g} TFLOP a step",
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, "

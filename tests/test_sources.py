@@ -15,9 +15,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from flaxclip.config_json import from_json, to_json
 from flaxclip.data.array_record import encode_record
 from flaxclip.data.captions import CaptionConfig, draw_caption
-from flaxclip.data.corpus import CorpusConfig, open_corpus
+from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus
 from flaxclip.data.loader import DataConfig, open_source
 from flaxclip.data.source import Pair, Source, UnreadableRecordError
 from flaxclip.errors import InputError
@@ -326,12 +327,24 @@ def test_several_corpora_in_one_path_are_refused(tmp_path):
             open_at(*paths)
 
 
-def test_a_mixture_beside_a_path_is_refused(tmp_path):
-    from flaxclip.data.corpus import MixtureCorpus
-
+def test_a_mixture_beside_a_path_is_refused():
     with pytest.raises(InputError, match=r"data.mixture and data.path, or data.captions, are both"):
         DataConfig(path=("a.tar",), mixture=(MixtureCorpus(),))
-    assert len(open_source(DataConfig(mixture=(MixtureCorpus(), MixtureCorpus())), 32)) == 2 * 10**7
+
+
+def test_a_mixture_survives_json_and_its_corpora_keep_their_captions(tmp_path):
+    labels = CaptionConfig(("class",), templates=("a {}",), class_names=("cat", "dog"))
+    table = str(write_rows(tmp_path / "pairs.csv", ROWS))
+    photos = str(write_folder(tmp_path / "photos"))
+    mixture = (MixtureCorpus((table,), captions=labels, weight=3), MixtureCorpus((photos,)))
+    config = DataConfig(mixture=mixture)
+    assert from_json(DataConfig, to_json(config), "config.json") == config
+    assert config.corpora == f"3 x {table} + 1 x {photos}"
+    source = open_source(config, 32)
+    assert [source[n].captions[0] for n in range(5)] == [
+        *("a cat", "a dog", "a dog"),
+        *("text a", "json b"),
+    ]
 
 
 FIELDS = {"txt": "t", "alt": ["a", "b"], "blank": " ", "n": 3}

@@ -117,7 +117,7 @@ def default_tasks(data: DataConfig | None) -> list[Task]:
     Raises:
         InputError: there are none.
     """
-    if data is not None and data.path == ("scenes",):
+    if data is not None and data.path == ("scenes",) and not data.mixture:
         return find_tasks(["scenes"])
     if data is not None and data.heldout:
         sources = (DataSource("pairs", "\n".join(data.heldout)),)

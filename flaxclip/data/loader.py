@@ -54,6 +54,13 @@ class DataConfig(CorpusConfig):
                 "name every corpus in the mixture, each with its own captions"
             )
 
+    @property
+    def corpora(self) -> str:
+        """What is trained on, in words."""
+        if self.mixture:
+            return " + ".join(f"{corpus.weight:g} x {corpus.path[0]}" for corpus in self.mixture)
+        return " ".join(self.path)
+
 
 def open_source(config: DataConfig, image_size: int) -> Source:
     """The corpus, or mixture of corpora, that `config` names.
