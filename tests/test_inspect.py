@@ -1,0 +1,106 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from flaxclip.data.inspection import inspect_source
+from flaxclip.data.source import Pair, UnreadableRecordError
+from tests.pair_shards import picture, write_shards
+
+
+def _inspect(*args, cache):
+    return subprocess.run(
+        [sys.executable, "-m", "flaxclip.data.inspect", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "COLUMNS": "100"},
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder)
+    return folder
+
+
+def test_a_small_corpus_is_read_whole_and_its_figures_are_called_exact(shards, tmp_path):
+    pictures = tmp_path / "pictures"
+    run = _inspect(shards / "*.tar", "--pictures", pictures, "--samples", 4, cache=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "73" in run.stdout
+    assert "exact: all 73 records read" in run.stdout
+    assert "exact: 6.85%" in run.stdout  # 5 of 73 broken
+    assert "estimated" not in run.stdout
+    assert "00000.tar/00022: broken image" in run.stdout
+    assert len(list(pictures.glob("*.jpg"))) == 4
+    again = _inspect(shards / "*.tar", "--pictures", pictures, cache=tmp_path)
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_a_sample_gives_estimates_that_are_called_so(shards, tmp_path):
+    run = _inspect(shards / "*.tar", "--sample", 30, "--json", cache=tmp_path)
+    report = json.loads(run.stdout)
+    assert (report["records"], report["read"], report["exact"]) == (73, 30, False)
+    assert report["statistics"]["pairs"] + report["broken"]["of_those_read"] == 30
+    low, high = report["broken"]["interval_95"]
+    assert low <= 5 / 73 <= high
+    assert len(report["samples"]) == 10
+    assert {"record", "captions", "width", "height", "bytes", "format"} <= set(report["samples"][0])
+
+
+class _Corpus:
+    """A billion records, every tenth broken; reading is counted."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 10**9
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index % 10 == 3:
+            raise UnreadableRecordError("broken")
+        return Pair(_PICTURE, (f"caption {index}",))
+
+    def fields(self, index):
+        return {"txt": f"caption {index}"}
+
+    def name(self, index):
+        return f"shard/{index}"
+
+
+_PICTURE = picture(0)
+
+
+def test_a_corpus_of_any_size_costs_what_its_sample_costs():
+    corpus = _Corpus()
+    inspection = inspect_source(corpus, sample=2_000, shown=5, seed=1)
+    assert len(set(corpus.read)) == 2_000
+    assert corpus.read == sorted(corpus.read)
+    assert max(np.diff(corpus.read)) < 10**7  # from all over the corpus
+    low, high = inspection.broken_interval
+    assert low < 0.1 < high
+    assert high - low < 0.03
+    assert len(inspection.samples) == 5
+    assert inspect_source(_Corpus(), 2_000, 5, 1).broken == inspection.broken
+
+
+def test_prepare_without_beam_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['apache_beam'] = None; import flaxclip.data.prepare as p; p.main()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "scenes", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert "pip install 'flaxclip[beam]'" in run.stderr
+    assert not (tmp_path / "out").exists()
