@@ -300,7 +300,7 @@ def test_a_pattern_that_cannot_be_meant_is_refused(shards, pattern, message):
         WebDatasetSource(patterns)
 
 
-def test_shards_in_object_storage_are_indexed_and_read_by_range(shards):
+def test_shards_in_object_storage_are_indexed_and_read_by_range(shards, monkeypatch):
     bucket = fsspec.filesystem("memory")
     for path in shards.glob("*.tar"):
         bucket.pipe_file(f"memory://bucket/shards/{path.name}", path.read_bytes())
@@ -308,6 +308,14 @@ def test_shards_in_object_storage_are_indexed_and_read_by_range(shards):
     for pattern in ("memory://bucket/shards/*.tar", "memory://bucket/shards/{00000..00002}.tar"):
         assert _as_list(WebDatasetSource(pattern)) == _as_list(local)
     remote = WebDatasetSource("memory://bucket/shards/{00000..00002}.tar")
+    requests = []
+    cat_file = type(bucket).cat_file
+    monkeypatch.setattr(
+        type(bucket), "cat_file", lambda *a, **k: requests.append(a) or cat_file(*a, **k)
+    )
+    assert remote.fields(7) == {"caption": "json 7", "txt": "caption 7"}
+    assert remote[7] == local[7]
+    assert len(requests) == 2  # picture, JSON and text lie together
     bucket.pipe_file("memory://bucket/shards/00001.tar", b"")
     with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
         remote[5]

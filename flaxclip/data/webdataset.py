@@ -7,8 +7,8 @@
 A record is a picture (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
 the .txt is the caption, and where there is none the JSON's "caption". The members of a record need
 not be neighbours. A key that comes again in the same shard is another record, as in open_clip;
-`source.shards` counts these. Tars are read by position, without unpacking; in object storage, a
-ranged request a member.
+`source.shards` counts these. Tars are read by position, without unpacking; in object storage, by a
+ranged request where its members are neighbours.
 """
 
 import logging
@@ -22,10 +22,11 @@ import numpy as np
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions, utf8
 from flaxclip.data.shard_paths import expand_shards
 from flaxclip.data.source import Pair, UnreadableRecordError
-from flaxclip.data.storage import Version, read_range
+from flaxclip.data.storage import Version, is_remote, read_range
 from flaxclip.data.tar_index import TarIndex, build_index, open_index
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
+_SMALL_GAP = 2**16  # bytes between a record's members, rather read along than asked for apart
 _MAX_MEMBER_BYTES = 2**28  # as large as the largest picture that transforms decode, in raw RGB
 
 _logger = logging.getLogger(__name__)
@@ -64,14 +65,18 @@ class WebDatasetSource:
     def __getitem__(self, index: SupportsIndex) -> Pair:
         record = self._index.records[_checked(index, len(self))]
         keys = self._captions.keys
-        # JSON is read only where a caption may be in it.
-        fields = self._fields(record, set(keys) != {"txt"} if keys else not record["txt_offset"])
-        captions = make_captions(fields, self._captions, DEFAULT_CAPTION_KEYS)
-        return Pair(self._read(record, "image"), *captions)
+        # Only what a caption may be in.
+        wanted = ("txt", "json") if record["txt_offset"] == 0 else ("txt",)
+        if keys:
+            wanted = ("txt",) * ("txt" in keys) + ("json",) * (set(keys) != {"txt"})
+        image, *texts = self._read(record, ("image", *wanted))
+        captions = make_captions(_fields(wanted, texts), self._captions, DEFAULT_CAPTION_KEYS)
+        return Pair(image, *captions)
 
     def fields(self, index: SupportsIndex) -> dict[str, Any]:
         """The record's JSON, and its text under `txt`."""
-        return self._fields(self._index.records[_checked(index, len(self))], with_json=True)
+        record = self._index.records[_checked(index, len(self))]
+        return _fields(("txt", "json"), self._read(record, ("txt", "json")))
 
     def name(self, index: SupportsIndex) -> str:
         """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
@@ -100,21 +105,26 @@ class WebDatasetSource:
         folders = [f"{os.path.dirname(path)}/" for path in self.paths]
         self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
 
-    def _fields(self, record: np.void, with_json: bool) -> dict[str, Any]:
-        fields = {}
-        if record["json_offset"] and with_json:
-            fields = json_fields(self._read(record, "json"))
-        if record["txt_offset"]:
-            fields["txt"] = utf8(self._read(record, "txt"))
-        return fields
-
-    def _read(self, record: np.void, member: str) -> bytes:
-        offset, size = int(record[f"{member}_offset"]), int(record[f"{member}_size"])
-        if size > _MAX_MEMBER_BYTES:
-            raise UnreadableRecordError(f"{member} of {size:,} bytes or more")
+    def _read(self, record: np.void, members: Sequence[str]) -> list[bytes | None]:
+        """The members' data; None for those that the record does not have."""
+        places = {}
+        for member in members:
+            offset, size = int(record[f"{member}_offset"]), int(record[f"{member}_size"])
+            if size > _MAX_MEMBER_BYTES:
+                raise UnreadableRecordError(f"{member} of {size:,} bytes or more")
+            if offset:
+                places[member] = offset, size
         shard = self._index.shards[record["shard"]]
-        indexed = Version(int(shard["size"]), int(shard["mtime_ns"]))
-        return read_range(self.paths[record["shard"]], offset, size, indexed)
+        path, indexed = self.paths[record["shard"]], Version(*shard[["size", "mtime_ns"]].tolist())
+        start = min((offset for offset, _ in places.values()), default=0)
+        length = max((sum(place) for place in places.values()), default=0) - start
+        if is_remote(path) and length <= sum(size for _, size in places.values()) + _SMALL_GAP:
+            # One request rather than one for each: they take long to begin.
+            data = read_range(path, start, length, indexed)
+            found = {m: data[o - start : o - start + size] for m, (o, size) in places.items()}
+        else:
+            found = {m: read_range(path, *place, indexed) for m, place in places.items()}
+        return [found.get(member) for member in members]
 
     def _report(self) -> None:
         shards = self._index.shards
@@ -129,6 +139,14 @@ class WebDatasetSource:
             f"{len(shards):,}",
             f"; {found} (most in {os.path.basename(self.paths[worst])})" if found else "",
         )
+
+
+def _fields(members: Sequence[str], texts: Sequence[bytes | None]) -> dict[str, Any]:
+    found = dict(zip(members, texts, strict=True))
+    fields = json_fields(found["json"]) if found.get("json") is not None else {}
+    if found.get("txt") is not None:
+        fields["txt"] = utf8(found["txt"])
+    return fields
 
 
 def _checked(index: SupportsIndex, length: int) -> int:
