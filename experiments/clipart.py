@@ -11,6 +11,7 @@ ten of 374 for 22.5% of them; chance is 2.7%.
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
@@ -31,7 +32,7 @@ def get_config() -> TrainConfig:
         data=DataConfig(
             path=("clipart/train-*.tar",),
             heldout=("clipart/heldout-*.tar",),
-            crop_scale=(0.5, 1.0),
+            augment=AugmentConfig(crop_scale=(0.5, 1.0)),
         ),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=50, weight_decay=0.2, max_grad_norm=1.0),
         checkpoint=CheckpointConfig(every_steps=200),

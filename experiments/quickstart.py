@@ -10,6 +10,7 @@ there in a third of the steps that AdamW takes. Expect more than 95% on `scenes-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -20,7 +21,7 @@ def get_config() -> TrainConfig:
         model=VARIANTS["ViT-tiny"],
         batch_size=128,
         steps=1000,
-        data=DataConfig(crop_scale=None),
+        data=DataConfig(augment=AugmentConfig(crop_scale=None)),
         optim=OptimConfig(optimizer="muon", peak_lr=3e-3, warmup_steps=150, weight_decay=0.1),
         log_every=100,
         checkpoint=CheckpointConfig(every_steps=500),

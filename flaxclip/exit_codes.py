@@ -3,7 +3,8 @@
 0    the run is finished
 2    something given cannot be used: the message says what
 3    training itself went wrong; starting it again unattended would not help
-75   stopped on a signal or because a host was lost: the same command continues the run
+75   stopped on a signal, or because a host or a process that loads data was lost: the same
+     command continues the run
 
 Launchers restart on 75 (EX_TEMPFAIL of sysexits.h), and where a process was killed by a signal.
 """

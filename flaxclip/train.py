@@ -23,9 +23,11 @@ from flaxclip.checksum import diverged_replicas
 from flaxclip.command_line import RunCommand, parse
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
+from flaxclip.data.batch import Batch
 from flaxclip.data.loader import load_batches, open_source
 from flaxclip.data.order import batch_records
-from flaxclip.data.source import Batch, Source
+from flaxclip.data.source import Source
+from flaxclip.data.worker_pool import WorkerError
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, LossMonitor
@@ -262,7 +264,7 @@ def main() -> None:
                 resume_with_changes=command.resume_with_changes,
                 debug_nans=command.debug_nans,
             )
-        except PreemptedError as stop:
+        except (PreemptedError, WorkerError) as stop:
             _leave(stop, PREEMPTED)
         except TrainingFailedError as failure:
             _leave(failure, TRAINING_FAILED)

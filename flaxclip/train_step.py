@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from flaxclip.accumulate import loss_and_gradients
 from flaxclip.config import TrainConfig
-from flaxclip.data.source import Batch
+from flaxclip.data.batch import Batch
 from flaxclip.losses.pairs import ContrastiveLoss
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxclip.data.loader import DataConfig, ExampleLoader, load_batches
+from flaxclip.data.examples import ExampleLoader
+from flaxclip.data.loader import DataConfig, load_batches
 from flaxclip.data.order import OrderConfig, draw_order
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
@@ -18,6 +20,8 @@ from flaxclip.models.variants import VARIANTS
 from flaxclip.sharding import MeshConfig, make_mesh
 
 TINY = VARIANTS["ViT-tiny"]
+HALF = AugmentConfig(crop_scale=(0.5, 1.0))
+WHOLE = AugmentConfig(crop_scale=None)
 
 
 def write_shard(path, pairs):
@@ -40,7 +44,7 @@ def take(source, *, config=None, start=0, stop=3, seed=0, batch_size=16):
     mesh = make_mesh(MeshConfig())
     return list(
         load_batches(
-            config or DataConfig(crop_scale=None, workers=0),
+            config or DataConfig(augment=WHOLE, workers=0),
             TINY,
             source,
             mesh,
@@ -73,10 +77,11 @@ def test_a_batch_is_a_function_of_seed_and_step(scenes):
 
 def test_worker_processes_change_nothing(scenes):
     alone = take(scenes, stop=4)
-    workers = take(scenes, config=DataConfig(crop_scale=None, workers=2), stop=4)
-    for one, two in zip(alone, workers, strict=True):
-        assert np.array_equal(host(one).images, host(two).images)
-        assert np.array_equal(host(one).tokens, host(two).tokens)
+    for workers in (1, 2):
+        config = DataConfig(augment=WHOLE, workers=workers)
+        for one, other in zip(alone, take(scenes, config=config, stop=4), strict=True):
+            assert np.array_equal(host(one).images, host(other).images)
+            assert np.array_equal(host(one).tokens, host(other).tokens)
 
 
 def test_batches_lie_divided_over_the_mesh(scenes):
@@ -85,14 +90,14 @@ def test_batches_lie_divided_over_the_mesh(scenes):
     assert {shard.data.shape[0] for shard in images.addressable_shards} == {2}
 
 
-def example_loader(source, crop_scale=(0.5, 1.0), seed=0):
+def example_loader(source, augment=HALF, seed=0):
     tokenizer = load_tokenizer("clip", 20)
     return ExampleLoader(
         source,
         draw_order(source, OrderConfig(), seed),
         tokenizer,
         ImageTransform(32),
-        crop_scale,
+        augment,
         seed,
     )
 
@@ -118,7 +123,7 @@ def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named
     replaced = list(itertools.chain.from_iterable(loaded.replaced for loaded in batches))
     assert sorted(name.split(":")[0] for name in replaced) == ["0.tar/007"] * 2 + ["0.tar/011"] * 2
 
-    load = example_loader(source, crop_scale=None)
+    load = example_loader(source, WHOLE)
     broken = next(position for position in range(40) if load.order[position].record == 7)
     again = next(position for position in range(40, 80) if load.order[position].record == 7)
     assert np.array_equal(load(broken).tokens, load(again).tokens)

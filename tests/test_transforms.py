@@ -14,8 +14,6 @@ from flaxclip.data.transforms import (
     ImageTransform,
     decode_image,
     preprocess,
-    random_resized_crop,
-    sample_crop,
 )
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transforms.npz"
@@ -45,14 +43,6 @@ def test_evaluation_transform_is_pixel_exact_to_open_clips(golden, name, mode):
     np.testing.assert_array_equal(out, golden[f"{name}/{mode}"])
 
 
-@pytest.mark.parametrize("name", ["wide", "tall"])
-def test_training_crop_is_pixel_exact_to_torchvisions_at_the_same_place(golden, monkeypatch, name):
-    place = tuple(golden[f"{name}/crop_box"].tolist())
-    monkeypatch.setattr("flaxclip.data.transforms.sample_crop", lambda *_: place)
-    out = random_resized_crop(golden[f"{name}/file"].tobytes(), SIZE, np.random.default_rng(0))
-    np.testing.assert_array_equal(out, golden[f"{name}/crop"])
-
-
 def test_bytes_pixels_and_pillow_images_give_the_same():
     pixels, transform = _noise(31, 47), ImageTransform(SIZE)
     image = PIL.Image.fromarray(pixels)
@@ -65,34 +55,6 @@ def test_pixels_of_the_target_size_pass_through_uncopied():
     pixels = _noise(SIZE, SIZE)
     assert preprocess(pixels, ImageTransform(SIZE)) is pixels
     assert preprocess(pixels, ImageTransform(SIZE, "squash")) is pixels
-
-
-def test_training_crops_depend_on_the_generator_alone():
-    pixels = _noise(40, 45)  # much wider, and the centred part is all that fits
-    first, again, other = (
-        random_resized_crop(pixels, SIZE, np.random.default_rng(seed)) for seed in (1, 1, 2)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-
-
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (30, 400), (400, 30), (1, 1), (5, 7)])
-@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.08, 1.0)])
-def test_training_crops_lie_inside_the_picture_and_have_the_asked_shape(height, width, scale):
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        top, left, crop_height, crop_width = sample_crop(height, width, rng, scale, (3 / 4, 4 / 3))
-        assert 0 <= top <= top + crop_height <= height
-        assert 0 <= left <= left + crop_width <= width
-        if min(height, width) > 20:  # smaller ones round to coarser ratios
-            assert 0.7 < crop_width / crop_height < 1.4
-
-
-def test_a_whole_square_is_cropped_to_itself():
-    pixels = _noise(SIZE, SIZE)
-    rng = np.random.default_rng(0)
-    out = random_resized_crop(pixels, SIZE, rng, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    np.testing.assert_array_equal(out, pixels)
 
 
 def test_16_bit_greyscale_keeps_its_high_byte():
@@ -127,8 +89,6 @@ def test_cmyk_and_transparency_yield_rgb_without_a_warning(recwarn):
         _file(image.convert("1")),
     ):
         assert preprocess(file, ImageTransform(SIZE)).shape == (SIZE, SIZE, 3)
-        crop = random_resized_crop(file, SIZE, np.random.default_rng(0))
-        assert crop.shape == (SIZE, SIZE, 3)
     assert not recwarn.list
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
@@ -23,7 +24,7 @@ def tiny_config(workdir, **changes) -> TrainConfig:
         model=TINY_MODEL,
         batch_size=16,
         steps=8,
-        data=DataConfig(crop_scale=None, workers=0),
+        data=DataConfig(augment=AugmentConfig(crop_scale=None), workers=0),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=2),
         log_every=2,
         checkpoint=CheckpointConfig(every_steps=4),

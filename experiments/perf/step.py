@@ -46,7 +46,7 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
     import numpy as np
 
     from flaxclip.config import TrainConfig
-    from flaxclip.data.source import Batch
+    from flaxclip.data.batch import Batch
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh

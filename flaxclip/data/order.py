@@ -153,7 +153,6 @@ class HostRows:
     """
 
     batch_size: int
-    steps: int
     process_index: int
     process_count: int
 
@@ -161,12 +160,10 @@ class HostRows:
     def local_batch_size(self) -> int:
         return self.batch_size // self.process_count
 
-    def __len__(self) -> int:
-        return self.steps * self.local_batch_size
-
-    def __getitem__(self, index: int) -> int:
-        step, row = divmod(index, self.local_batch_size)
-        return step * self.batch_size + self.process_index * self.local_batch_size + row
+    def of_step(self, step: int) -> range:
+        """Positions of this host's rows of the batch of `step`, counted from 0."""
+        first = step * self.batch_size + self.process_index * self.local_batch_size
+        return range(first, first + self.local_batch_size)
 
 
 def batch_records(

@@ -1,10 +1,10 @@
-"""What every kind of corpus looks like to the loader, and what the loader makes of it."""
+"""What every kind of corpus looks like to the loader."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import UInt8
 
 
 class Pair(NamedTuple):
@@ -15,13 +15,6 @@ class Pair(NamedTuple):
     """At least one, none of them blank; a visit to the record draws one."""
     weights: tuple[float, ...] | None = None
     """How often each caption is drawn, relative to the others. None: all alike."""
-
-
-class Batch(NamedTuple):
-    """Row i of both is a pair; a NumPy batch on the host, a `jax.Array` one on the mesh."""
-
-    images: UInt8[Array, "batch height width 3"]
-    tokens: Int32[Array, "batch length"]
 
 
 class UnreadableRecordError(Exception):

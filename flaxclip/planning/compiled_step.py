@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 
 from flaxclip.config import TrainConfig
-from flaxclip.data.source import Batch
+from flaxclip.data.batch import Batch
 from flaxclip.flops import count_bfloat16_passes
 from flaxclip.models.clip import example_inputs
 from flaxclip.optim import make_optimizer

@@ -1,0 +1,83 @@
+"""Memory that worker processes write batches into, and the training process reads them from."""
+
+import dataclasses
+import math
+import mmap
+import os
+import tempfile
+
+import numpy as np
+
+from flaxclip.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """One host's part of a batch."""
+
+    rows: int
+    image_size: int
+    context_length: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of images and tokens together."""
+        return self.rows * (3 * self.image_size**2 + 4 * self.context_length)
+
+
+_DEFAULT_BYTES = 2**30
+_MOST_SLOTS = 16  # more would make the first step late, and no later one early
+
+
+def count_slots(batch_bytes: int, prefetch_bytes: int | None) -> int:
+    """Batches of `batch_bytes` that fit into `prefetch_bytes`; at most 16.
+
+    Raises:
+        InputError: fewer than two do: one that is filled while the other is moved to the devices.
+    """
+    if prefetch_bytes is None:
+        prefetch_bytes = max(_DEFAULT_BYTES, 2 * batch_bytes)
+    if prefetch_bytes < 2 * batch_bytes:
+        raise InputError(
+            f"data.prefetch_bytes is {prefetch_bytes:,}, less than two batches\n"
+            f"this host's part of a batch has {batch_bytes:,} bytes: expected twice that or more"
+        )
+    return min(prefetch_bytes // batch_bytes, _MOST_SLOTS)
+
+
+class SharedBatches:
+    """Slots, each of which holds a batch, and what every worker is doing.
+
+    Attributes:
+        images: [slots rows size size 3] uint8.
+        tokens: [slots rows length] int32.
+        positions: [workers] int64, the position in the stream that each is loading, or -1.
+    """
+
+    def __init__(self, descriptor: int, shape: BatchShape, slots: int, workers: int):
+        """Map the memory behind `descriptor`, which `create_shared_memory` has made."""
+        size, rows = shape.image_size, shape.rows
+        arrays = {
+            "positions": ((workers,), np.int64),
+            "tokens": ((slots, rows, shape.context_length), np.int32),
+            "images": ((slots, rows, size, size, 3), np.uint8),
+        }
+        sizes = [math.prod(dims) * np.dtype(kind).itemsize for dims, kind in arrays.values()]
+        os.ftruncate(descriptor, sum(sizes))
+        self._memory = mmap.mmap(descriptor, sum(sizes))
+        offset = 0
+        for (name, (dims, kind)), nbytes in zip(arrays.items(), sizes, strict=True):
+            setattr(self, name, np.ndarray(dims, kind, self._memory, offset))
+            offset += nbytes
+
+
+def create_shared_memory() -> int:
+    """A file descriptor that stands for memory, still of no size.
+
+    It has no name, so the kernel frees it with its last user, however that ends; and unlike
+    /dev/shm, which containers limit to 64 MB by default, it may be as large as memory is.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("flaxclip")
+    with tempfile.TemporaryFile() as file:  # macOS has none: a file that is unlinked already
+        return os.dup(file.fileno())

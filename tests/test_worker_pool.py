@@ -1,0 +1,174 @@
+import faulthandler
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from flaxclip.data.examples import Example
+from flaxclip.data.shared_batches import BatchShape, count_slots
+from flaxclip.data.worker_pool import LocalLoading, WorkerError, WorkerPool
+from flaxclip.errors import InputError
+
+SHAPE = BatchShape(rows=40, image_size=4, context_length=3)
+
+
+def name(position):
+    return f"shard.tar/{position:03}"
+
+
+def positions(step):
+    return range(step * 40, step * 40 + 40)
+
+
+def loading(before=lambda position: None):
+    """A function that is sent to workers by value: they need not import this module."""
+
+    def load(position):
+        before(position)
+        image = np.full((4, 4, 3), position % 251, np.uint8)
+        replaced = (f"{position}: broken",) if position % 17 == 0 else ()
+        return Example(image, np.full(3, position, np.int32), position % 5 == 0, replaced)
+
+    return load
+
+
+def pool(load, *, steps=3, workers=2, slots=2, stall_seconds=60.0):
+    return WorkerPool(
+        load,
+        name,
+        SHAPE,
+        range(steps),
+        positions,
+        workers=workers,
+        slots=slots,
+        stall_seconds=stall_seconds,
+    )
+
+
+def copies(batches):
+    return [
+        batch._replace(images=batch.images.copy(), tokens=batch.tokens.copy()) for batch in batches
+    ]
+
+
+def blocking_at(position, file):
+    """Leave word of the process in `file`, and hang."""
+
+    def before(here):
+        if here == position:
+            pathlib.Path(file).write_text(str(os.getpid()))
+            time.sleep(1000)
+
+    return before
+
+
+def wait_for(file):
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.02)
+    return int(file.read_text())
+
+
+def is_alive(process):
+    try:
+        return pathlib.Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_any_number_of_workers_makes_the_batches_that_none_makes():
+    expected = copies(LocalLoading(loading(), range(3), positions))
+    for workers in (1, 3):
+        batches = pool(loading(), workers=workers)
+        for batch, other in zip(copies(batches), expected, strict=True):
+            np.testing.assert_array_equal(batch.images, other.images)
+            np.testing.assert_array_equal(batch.tokens, other.tokens)
+            assert (batch.truncated, batch.replaced) == (other.truncated, other.replaced)
+        batches.close()
+
+
+def test_a_killed_worker_ends_the_iteration_with_the_name_of_its_record(tmp_path):
+    batches = pool(loading(blocking_at(57, str(tmp_path / "process"))))
+    threading.Thread(
+        target=lambda: os.kill(wait_for(tmp_path / "process"), signal.SIGKILL), daemon=True
+    ).start()
+    with pytest.raises(WorkerError, match=r"killed by SIGKILL, at record shard.tar/057\n.*memory"):
+        list(batches)
+    batches.close()
+
+
+def test_a_worker_that_crashes_is_named_with_its_record():
+    batches = pool(loading(lambda position: faulthandler._sigsegv() if position == 5 else None))
+    with pytest.raises(WorkerError, match=r"killed by SIGSEGV, at record shard.tar/005"):
+        next(iter(batches))
+    batches.close()
+
+
+def test_a_stalled_worker_is_reported_in_time_with_its_stack(tmp_path, caplog, capfd):
+    batches = pool(loading(blocking_at(57, str(tmp_path / "process"))), stall_seconds=4.0)
+    with pytest.raises(WorkerError, match=r"has been at record shard.tar/057 for \d+ s"):
+        list(batches)
+    assert time.time() - (tmp_path / "process").stat().st_mtime < 15
+    assert "at record shard.tar/057" in caplog.text
+    assert "in before" in capfd.readouterr().err  # the worker's own stack
+    process = wait_for(tmp_path / "process")
+    batches.close()
+    assert not is_alive(process)
+
+
+def test_errors_in_workers_arrive_with_their_kind():
+    def refuse(position):
+        if position == 50:
+            raise InputError("this corpus is broken at large")
+
+    def stumble(position):
+        return 1 / (position - 50)
+
+    for before, kind, message in (
+        (refuse, InputError, "^this corpus is broken at large$"),
+        (stumble, WorkerError, r"(?s)failed over record shard.tar/050\n.*ZeroDivisionError"),
+    ):
+        batches = pool(loading(before))
+        with pytest.raises(kind, match=message):
+            list(batches)
+        batches.close()
+
+
+def test_workers_are_no_further_ahead_than_the_slots(tmp_path):
+    def note(position):
+        with open(tmp_path / "loaded", "a") as file:
+            file.write(f"{position}\n")
+
+    batches = pool(loading(note), steps=20, slots=3)
+    made = iter(batches)
+    next(made)
+    time.sleep(1.0)  # long enough for workers to overrun, if they could
+    loaded = [int(line) for line in (tmp_path / "loaded").read_text().split()]
+    assert sorted(loaded) == list(range(3 * 40))
+    batches.close()
+
+
+def test_prefetching_is_bounded_in_bytes():
+    batch = BatchShape(rows=256, image_size=224, context_length=77).nbytes
+    assert batch == 256 * (224 * 224 * 3 + 77 * 4)
+    assert count_slots(batch, 5 * batch + 1) == 5
+    assert count_slots(2 * batch, None) == 2**30 // (2 * batch)
+    assert count_slots(2**30, None) == 2
+    assert count_slots(1000, None) == 16
+    with pytest.raises(InputError, match=r"data.prefetch_bytes is 1,999, less than two batches"):
+        count_slots(1000, 1999)
+
+
+def test_workers_end_with_the_training_process_and_ignore_signals_to_its_group(tmp_path):
+    batches = pool(loading(blocking_at(57, str(tmp_path / "process"))))
+    next(iter(batches))
+    process = wait_for(tmp_path / "process")
+    os.kill(process, signal.SIGTERM)
+    os.kill(process, signal.SIGINT)
+    time.sleep(0.3)
+    assert is_alive(process)
+    batches.close()
+    assert not is_alive(process)
