@@ -151,9 +151,7 @@ def open_clip_side(folder: Path, workers: int):
         workers=workers,
         world_size=1,
     )
-    transform = open_clip.image_transform_v2(
-        open_clip.transform.PreprocessCfg(size=224), is_train=True
-    )
+    transform = open_clip.image_transform(224, is_train=True)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     data = get_wds_dataset(arguments, transform, is_train=True, tokenizer=tokenizer)
     for images, _ in data.dataloader:

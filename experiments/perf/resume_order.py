@@ -35,6 +35,7 @@ EXPERIMENT = """
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
@@ -48,7 +49,7 @@ def get_config():
             text=TextConfig(context_length=8, width=16, layers=1, heads=1),
             embed_dim=8,
         ),
-        data=DataConfig(path=("shards/*.tar",), crop_scale=None),
+        data=DataConfig(path=("shards/*.tar",), augment=AugmentConfig(crop_scale=None)),
         optim=OptimConfig(warmup_steps=2),
         checkpoint=CheckpointConfig(every_steps=5),
     )

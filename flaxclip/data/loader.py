@@ -108,16 +108,17 @@ def load_batches(
     shape = BatchShape(rows.local_batch_size, model.vision.image_size, model.text.context_length)
     steps = range(start_step, stop_step)
     workers = available_cores() if config.workers is None else config.workers
-    if not workers:
-        return feed_devices(LocalLoading(examples, steps, rows.of_step), mesh)
-    pool = WorkerPool(
-        examples,
-        examples.name,
-        shape,
-        steps,
-        rows.of_step,
-        workers=workers,
-        slots=count_slots(shape.nbytes, config.prefetch_bytes),
-        stall_seconds=config.stall_seconds,
-    )
-    return feed_devices(pool, mesh)
+    if workers:
+        host_batches = WorkerPool(
+            examples,
+            examples.name,
+            shape,
+            steps,
+            rows.of_step,
+            workers=workers,
+            slots=count_slots(shape.nbytes, config.prefetch_bytes),
+            stall_seconds=config.stall_seconds,
+        )
+    else:
+        host_batches = LocalLoading(examples, steps, rows.of_step)
+    yield from feed_devices(host_batches, mesh)
