@@ -5,6 +5,7 @@
     python -m flaxclip.train EXPERIMENT.py --model ViT-B-16      another architecture
 
 The same command again resumes where the run stopped. `exit_codes.py` says how it may end.
+With `--debug`, an error says where in the code it arose.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from flaxclip.optim import make_optimizer
 from flaxclip.progress import ProgressReport
 from flaxclip.provenance import run_record
 from flaxclip.restore import restore_latest
-from flaxclip.run_report import RunReport, announce
+from flaxclip.run_report import RunReport, announce, explain_out_of_memory, peak_memory
 from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
 from flaxclip.startup import StartupClock, keep_compiled_programs, keep_freed_memory
 from flaxclip.stop_signals import StopSignals, exit_on_signals
@@ -67,13 +68,13 @@ def train(
     with hold_workdir(config.workdir), jax.set_mesh(mesh):
         claim_workdir(config, resume_with_changes)
         start_step = max(saved_steps(config.workdir), default=0)
-        announce(config, mesh, source, start_step)
+        ema = config.optim.ema_decay is not None
+        like = abstract_train_state(config.model, tx, mesh, ema)
+        announce(config, mesh, source, like, start_step)
         if start_step >= config.steps:
             return
         clock.finished("data and checkpoints")
         progress = ProgressReport(start_step, config.steps)
-        ema = config.optim.ema_decay is not None
-        like = abstract_train_state(config.model, tx, mesh, ema)
         restored = restore_latest(config.workdir, _to_trees(like), progress.warn)
         if restored is None:
             start_step = 0
@@ -179,6 +180,8 @@ def run_steps(
                 jax.block_until_ready(metrics)
                 clock.finished("step")
                 progress.say(clock.summary())
+                if memory := peak_memory(jax.local_devices()[0].memory_stats()):
+                    progress.say(memory)
             report.loaded(step, loaded)
             if pending is not None:
                 settle(*pending)
@@ -209,7 +212,7 @@ def run_steps(
                 "the message above says why; when that is mended, the same command goes on"
             )
     if not last:
-        raise PreemptedError(f"stopped after step {step}, which is saved")
+        raise PreemptedError(f"stopped after step {step}, which is saved; the same command goes on")
 
 
 def check_replicas(state: TrainState, mesh: Mesh, step: int) -> None:
@@ -254,16 +257,17 @@ def main() -> None:
     keep_freed_memory()
     keep_compiled_programs()
     with exit_on_input_error("flaxclip.train"):
-        command = parse(Command, sys.argv[1:], "flaxclip.train")
+        command = parse(Command, sys.argv[1:], "flaxclip.train", __doc__)
         config = command.config
         join_hosts(config.health.host_timeout_seconds)
         exit_on_signals()
         try:
-            train(
-                config,
-                resume_with_changes=command.resume_with_changes,
-                debug_nans=command.debug_nans,
-            )
+            with explain_out_of_memory(config):
+                train(
+                    config,
+                    resume_with_changes=command.resume_with_changes,
+                    debug_nans=command.debug_nans,
+                )
         except (PreemptedError, WorkerError) as stop:
             _leave(stop, PREEMPTED)
         except TrainingFailedError as failure:

@@ -1,5 +1,6 @@
 """What a run is at a step, and its birth on the mesh."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +74,14 @@ def abstract_train_state(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
         shardings,
+    )
+
+
+def bytes_per_device(state: TrainState) -> int:
+    """What one device holds of `state`, which may be abstract."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
     )
 
 

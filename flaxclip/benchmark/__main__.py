@@ -1,10 +1,12 @@
 """Measure a checkpoint.
 
-python -m flaxclip.benchmark runs/quickstart
-python -m flaxclip.benchmark runs/mine --tasks clip27 retrieval --data DATASETS --out results
-python -m flaxclip.benchmark runs/mine --images photos --labels "cat,dog"
-python -m flaxclip.benchmark runs/mine --watch
-python -m flaxclip.benchmark report results other_results --out page.html
+    python -m flaxclip.benchmark runs/quickstart
+    python -m flaxclip.benchmark runs/mine --tasks clip27 retrieval --data DATASETS --out results
+    python -m flaxclip.benchmark runs/mine --images photos --labels "cat,dog"
+    python -m flaxclip.benchmark runs/mine --watch
+    python -m flaxclip.benchmark report results other_results --out page.html
+
+With `--debug`, an error says where in the code it arose.
 """
 
 import dataclasses
@@ -70,7 +72,7 @@ def main() -> None:
 
             report_command(sys.argv[2:])
             return
-        command = tyro.cli(Command, prog="python -m flaxclip.benchmark")
+        command = tyro.cli(Command, prog="python -m flaxclip.benchmark", description=__doc__)
         join_hosts()
         if command.watch:
             watch(command.checkpoint, lambda step: run(_at_step(command, step)))
