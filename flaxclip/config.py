@@ -44,6 +44,8 @@ class TrainConfig:
     alone see a part at a time."""
     log_every: int = 50
     """Steps between two reports."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the run reports to, besides its files. None: none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 
@@ -62,7 +64,7 @@ class TrainConfig:
 
 # A resumed run may differ in these alone: they change neither the parameters nor their order.
 RESUMABLE_FIELDS = ("workdir", "mesh", "loss_form", "data.workers", "data.heldout", "log_every",
-                    "checkpoint", "health")  # fmt: skip
+                    "wandb", "checkpoint", "health")  # fmt: skip
 
 
 def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:

@@ -1,16 +1,21 @@
 """What a run reports of itself: metric files, throughput, model FLOPs utilisation."""
 
+import importlib.util
 import json
 import math
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from flaxclip.chips import find_chip
+from flaxclip.errors import InputError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -52,11 +57,24 @@ class Throughput:
 
 
 class MetricWriter:
-    """Appends scalars to `metrics.jsonl`, and writes them for TensorBoard, on process 0 alone."""
+    """Scalars into `metrics.jsonl`; they and pictures for TensorBoard, and for W&B on request.
 
-    def __init__(self, workdir: epath.PathLike, start_step: int = 0):
-        """What a killed run has reported of steps after `start_step`, which come again, goes."""
+    On process 0 alone; on the others it does nothing.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        start_step: int = 0,
+        wandb_project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        """What a killed run has reported of steps after `start_step`, which come again, goes.
+
+        W&B keeps the first report of a step. `config` is what it shows beside the run.
+        """
         self._jsonl: TextIO | None = None
+        self._wandb = None
         if jax.process_index() == 0:
             folder = epath.Path(workdir)
             _drop_lines_after(folder / METRICS_FILE, start_step)
@@ -64,24 +82,70 @@ class MetricWriter:
             self._tensorboard = SummaryWriter(
                 str(folder / "tensorboard"), purge_step=start_step + 1
             )
+            if wandb_project is not None:
+                self._wandb = _open_wandb(folder, wandb_project, config)
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """One line; a scalar that is None (not known) is null there and left out of TensorBoard."""
+        """One line; a scalar that is None (not known) is null there and nowhere else."""
         if self._jsonl is None:
             return
         # JSON has no NaN: a diverged loss is written as its name, and stays readable by any tool.
         line = {name: _finite(value) for name, value in scalars.items()}
         self._jsonl.write(json.dumps({"step": step, "time": time.time(), **line}) + "\n")
         self._jsonl.flush()
-        for name, value in scalars.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, step)
+        known = {name: value for name, value in scalars.items() if value is not None}
+        for name, value in known.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(known, step=step)
+
+    def write_pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
+        """Pictures of `step`, by name."""
+        if self._jsonl is None:
+            return
+        for name, picture in pictures.items():
+            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            shown = {name: wandb.Image(picture) for name, picture in pictures.items()}
+            self._wandb.log(shown, step=step)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all of them."""
         if self._jsonl is not None:
             self._jsonl.close()
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def check_wandb(project: str | None) -> None:
+    """Raise `InputError` where W&B is asked for and not installed."""
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            f"--wandb {project}: Weights & Biases is not installed\n"
+            "pip install 'flaxclip[wandb]', or leave it out: metrics.jsonl and tensorboard/ have "
+            "the same scalars"
+        )
+
+
+def _open_wandb(folder: epath.Path, project: str, config: Mapping[str, Any] | None) -> Any:
+    """The W&B run of the workdir: a resumed run goes on in the one that it began."""
+    import wandb
+
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8])
+    is_local = "://" not in str(folder)
+    return wandb.init(
+        project=project,
+        name=folder.name,
+        id=id_file.read_text(),
+        resume="allow",
+        dir=folder if is_local else None,
+        config=dict(config or {}),
+    )
 
 
 def _drop_lines_after(path: epath.Path, step: int) -> None:

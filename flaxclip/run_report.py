@@ -1,6 +1,7 @@
 """What the training loop says of itself: metric files, the terminal, and how much went wrong."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -19,6 +20,7 @@ from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
 from flaxclip.optim import make_schedule
 from flaxclip.progress import ProgressReport
+from flaxclip.run_pictures import RunPictures
 from flaxclip.train_state import TrainState, bytes_per_device
 
 
@@ -28,6 +30,8 @@ class RunReport:
     def __init__(
         self,
         config: TrainConfig,
+        source: Source,
+        mesh: Mesh,
         start_step: int,
         progress: ProgressReport,
         checkpoints: CheckpointManager,
@@ -38,7 +42,10 @@ class RunReport:
         self._first_step = start_step + 1
         self._meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
         self._learning_rate = make_schedule(config.optim, config.steps)
-        self._writer = MetricWriter(config.workdir, start_step)
+        self._writer = MetricWriter(
+            config.workdir, start_step, config.wandb, dataclasses.asdict(config)
+        )
+        self._pictures = RunPictures(config, source, mesh)
         self._truncated, self._replaced = 0, Replacements()  # on this host
 
     def loaded(self, step: int, batch: LoadedBatch) -> None:
@@ -74,6 +81,10 @@ class RunReport:
         self._writer.write(step, scalars)
         seconds_left = (steps - step) * self._config.batch_size / rates["images_per_second"]
         self._progress.report(step, scalars, seconds_left)
+
+    def pictures(self, step: int, state: TrainState) -> None:
+        """How the model sees a few pairs after `step`. Every host must call this."""
+        self._writer.write_pictures(step, self._pictures.draw(state))
 
     def close(self) -> None:
         """Flush and close the files; say how many records of this host were unreadable."""

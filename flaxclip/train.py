@@ -32,6 +32,7 @@ from flaxclip.data.worker_pool import WorkerError
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, LossMonitor
+from flaxclip.metrics import check_wandb
 from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.optim import make_optimizer
 from flaxclip.progress import ProgressReport
@@ -61,6 +62,7 @@ def train(
         TrainingFailedError: the numbers went bad.
     """
     clock = StartupClock()
+    check_wandb(config.wandb)
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
@@ -124,7 +126,7 @@ def run_steps(
     )
     health = config.health
     max_skipped = 1 if debug_nans else health.max_skipped
-    report = RunReport(config, start_step, progress, checkpoints)
+    report = RunReport(config, source, mesh, start_step, progress, checkpoints)
     monitor = LossMonitor(
         health,
         config.workdir,
@@ -200,6 +202,8 @@ def run_steps(
             if save_wanted and (not monitor.skipped_in_a_row or last or request == "stop"):
                 save(step, state)
                 save_wanted = False
+                if request != "stop":
+                    report.pictures(step, state)
             if step % health.check_replicas_every == 0:
                 check_replicas(state, mesh, step)
             if request == "stop":

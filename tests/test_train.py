@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from flaxclip.checkpoint import load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig
@@ -80,6 +82,81 @@ def test_metrics_are_written_for_every_report(finished_run):
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["replaced_records"] == 0
     assert list((finished_run / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_gets_the_same_scalars_and_a_picture_with_every_checkpoint(finished_run):
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").open()]
+    scalars, pictures = read_events(finished_run / "tensorboard")
+    for line in lines:
+        known = {name: value for name, value in line.items() if isinstance(value, float)}
+        del known["time"]
+        np.testing.assert_allclose(
+            [scalars[name, line["step"]] for name in known], list(known.values()), rtol=1e-6
+        )
+    assert sorted(pictures) == [
+        (name, step) for name in ("predictions", "similarities") for step in (4, 8)
+    ]
+    for picture in pictures.values():
+        assert min(PIL.Image.open(io.BytesIO(picture)).size) > 200
+
+
+def read_events(folder):
+    """(name, step) -> scalar, and -> PNG."""
+    scalars, pictures = {}, {}
+    (path,) = folder.glob("events.*")
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        # TFRecord: length, its checksum, the record, its checksum.
+        (length,) = struct.unpack_from("<Q", data, place)
+        event = Event.FromString(data[place + 12 : place + 12 + length])
+        place += 12 + length + 4
+        for value in event.summary.value:
+            if value.HasField("image"):
+                pictures[value.tag, event.step] = value.image.encoded_image_string
+            else:
+                scalars[value.tag, event.step] = value.simple_value
+    return scalars, pictures
+
+
+def test_weights_and_biases_get_the_same(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")  # the extra flaxclip[wandb]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for steps in (4, 8):  # the second one resumes the first
+        config = tiny_config(tmp_path / "run", wandb="clip", steps=steps)
+        train(config, resume_with_changes=("steps",))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    logged, ids, images = {}, set(), 0
+    for path in sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")):
+        ids.add(path.stem)
+        for history in wandb_histories(path):
+            items = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in history.item
+            }
+            images += sum(isinstance(value, dict) for value in items.values())
+            if "loss" in items:
+                logged[history.step.num] = items["loss"]
+    assert len(ids) == 1
+    assert images == 4
+    assert logged == {line["step"]: line["loss"] for line in lines}
+
+
+def wandb_histories(path):
+    """What was logged, from the file that W&B writes offline: LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, record = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:  # the end of a block is padding
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            message, record = Record.FromString(record), b""
+            if message.HasField("history"):
+                yield message.history
 
 
 def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
@@ -173,6 +250,13 @@ def test_bad_input_is_a_message_and_exit_code_2(experiment, finished_run, tmp_pa
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_that_is_not_installed_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'flaxclip\[wandb\]'"):
+        train(tiny_config(tmp_path / "run", wandb="clip"))
     assert not (tmp_path / "run").exists()
 
 
