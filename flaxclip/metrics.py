@@ -80,7 +80,10 @@ class MetricWriter:
             _drop_lines_after(folder / METRICS_FILE, start_step)
             self._jsonl = (folder / METRICS_FILE).open("a")
             self._tensorboard = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=start_step + 1
+                str(folder / "tensorboard"),
+                purge_step=start_step + 1,
+                # Its files are named by the second, and a start in the same one would overwrite.
+                filename_suffix=f".{start_step}",
             )
             if wandb_project is not None:
                 self._wandb = _open_wandb(folder, wandb_project, config)
@@ -143,7 +146,7 @@ def _open_wandb(folder: epath.Path, project: str, config: Mapping[str, Any] | No
         name=folder.name,
         id=id_file.read_text(),
         resume="allow",
-        dir=folder if is_local else None,
+        dir=str(folder) if is_local else None,
         config=dict(config or {}),
     )
 

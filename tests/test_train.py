@@ -5,7 +5,6 @@ import json
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import tarfile
@@ -14,10 +13,10 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from flaxclip.checkpoint import load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.config import load_experiment
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.errors import InputError
 from flaxclip.models.clip import abstract_variables
@@ -26,6 +25,7 @@ from flaxclip.run_report import explain_out_of_memory, peak_memory
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
 from flaxclip.train_state import abstract_train_state
+from tests.metric_files import read_events
 from tests.test_loader import jpeg, write_shard
 from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
 
@@ -98,65 +98,6 @@ def test_tensorboard_gets_the_same_scalars_and_a_picture_with_every_checkpoint(f
     ]
     for picture in pictures.values():
         assert min(PIL.Image.open(io.BytesIO(picture)).size) > 200
-
-
-def read_events(folder):
-    """(name, step) -> scalar, and -> PNG."""
-    scalars, pictures = {}, {}
-    (path,) = folder.glob("events.*")
-    data, place = path.read_bytes(), 0
-    while place < len(data):
-        # TFRecord: length, its checksum, the record, its checksum.
-        (length,) = struct.unpack_from("<Q", data, place)
-        event = Event.FromString(data[place + 12 : place + 12 + length])
-        place += 12 + length + 4
-        for value in event.summary.value:
-            if value.HasField("image"):
-                pictures[value.tag, event.step] = value.image.encoded_image_string
-            else:
-                scalars[value.tag, event.step] = value.simple_value
-    return scalars, pictures
-
-
-def test_weights_and_biases_get_the_same(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")  # the extra flaxclip[wandb]
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for steps in (4, 8):  # the second one resumes the first
-        config = tiny_config(tmp_path / "run", wandb="clip", steps=steps)
-        train(config, resume_with_changes=("steps",))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    logged, ids, images = {}, set(), 0
-    for path in sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")):
-        ids.add(path.stem)
-        for history in wandb_histories(path):
-            items = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in history.item
-            }
-            images += sum(isinstance(value, dict) for value in items.values())
-            if "loss" in items:
-                logged[history.step.num] = items["loss"]
-    assert len(ids) == 1
-    assert images == 4
-    assert logged == {line["step"]: line["loss"] for line in lines}
-
-
-def wandb_histories(path):
-    """What was logged, from the file that W&B writes offline: LevelDB's log format."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, place, record = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        if (left := 32768 - place % 32768) < 7:  # the end of a block is padding
-            place += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            message, record = Record.FromString(record), b""
-            if message.HasField("history"):
-                yield message.history
 
 
 def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
@@ -258,6 +199,23 @@ def test_wandb_that_is_not_installed_is_said(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pip install 'flaxclip\[wandb\]'"):
         train(tiny_config(tmp_path / "run", wandb="clip"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_such", "ModuleNotFoundError: No module named 'nothing_such'\nin line 1"),
+        ("\n\ndef get_config(:", "in line 3"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError: division by zero\nin line 2"),
+        ("def get_config():\n    return 1", "returned a int"),
+        ("x = 1", "defines no get_config"),
+    ],
+)
+def test_an_experiment_that_does_not_run_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_experiment(str(path))
 
 
 def test_debug_adds_the_traceback(experiment, tmp_path):

@@ -15,7 +15,7 @@ from flaxclip.planning.topology import Topology
 
 # They decide what a run reads and writes, not what it computes.
 _UNRELATED = (
-    "workdir", "steps", "seed", "data", "log_every", "checkpoint", "health",
+    "workdir", "steps", "seed", "data", "log_every", "wandb", "checkpoint", "health",
 )  # fmt: skip
 
 
