@@ -43,7 +43,7 @@ class RunReport:
         self._meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
         self._learning_rate = make_schedule(config.optim, config.steps)
         self._writer = MetricWriter(
-            config.workdir, start_step, config.wandb, dataclasses.asdict(config)
+            config.workdir, start_step, config.wandb, dataclasses.asdict(config), progress.warn
         )
         self._pictures = RunPictures(config, source, mesh)
         self._truncated, self._replaced = 0, Replacements()  # on this host

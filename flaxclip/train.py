@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 
 from flaxclip.checkpoint import saved_steps
 from flaxclip.checkpoint_manager import CheckpointManager
-from flaxclip.checksum import diverged_replicas
 from flaxclip.command_line import RunCommand, parse
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
@@ -31,7 +30,7 @@ from flaxclip.data.source import Source
 from flaxclip.data.worker_pool import WorkerError
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
-from flaxclip.health import ANOMALIES_FILE, LossMonitor
+from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
 from flaxclip.metrics import check_wandb
 from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.optim import make_optimizer
@@ -67,7 +66,11 @@ def train(
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
-    with hold_workdir(config.workdir), jax.set_mesh(mesh):
+    with (
+        hold_workdir(config.workdir),
+        jax.set_mesh(mesh),
+        Watchdog(config.health.host_timeout_seconds) as watchdog,
+    ):
         claim_workdir(config, resume_with_changes)
         start_step = max(saved_steps(config.workdir), default=0)
         ema = config.optim.ema_decay is not None
@@ -77,23 +80,37 @@ def train(
             return
         clock.finished("data and checkpoints")
         progress = ProgressReport(start_step, config.steps)
-        restored = restore_latest(config.workdir, _to_trees(like), progress.warn)
+        record = run_record(config, source)
+        restored = restore_latest(config.workdir, like.trees, progress.warn)
         if restored is None:
             start_step = 0
             state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
         else:
             start_step = restored.step
-            check_same_data(source, restored.record, start_step, resume_with_changes)
-            state = _from_trees(restored.trees)
+            check_same_data(
+                record["data"], restored.record["data"], start_step, resume_with_changes
+            )
+            state = TrainState.from_trees(restored.trees)
         clock.finished("state")
         checkpoints = CheckpointManager(
             config.workdir,
             config.checkpoint,
-            run_record(config, source),
+            record,
             progress.warn,
             config.health.host_timeout_seconds,
         )
-        run_steps(config, mesh, source, state, start_step, checkpoints, progress, clock, debug_nans)
+        run_steps(
+            config,
+            mesh,
+            source,
+            state,
+            start_step,
+            checkpoints,
+            progress,
+            watchdog,
+            clock,
+            debug_nans,
+        )
 
 
 def run_steps(
@@ -104,6 +121,7 @@ def run_steps(
     start_step: int,
     checkpoints: CheckpointManager,
     progress: ProgressReport,
+    watchdog: Watchdog,
     clock: StartupClock,
     debug_nans: bool = False,
 ) -> None:
@@ -143,18 +161,16 @@ def run_steps(
         monitor.check(step, scalars)
 
     def save(step: int, state: TrainState) -> None:
-        watchdog.exempt()
-        checkpoints.save(step, _to_trees(state), monitor.medians())
+        watchdog.exempt(f"saving step {step}")
+        checkpoints.save(step, state.trees, monitor.medians())
 
     def give_up(step: int, state: TrainState, batch: Batch) -> None:
         """Save the moment before the updates that were skipped, and stop."""
         skipped = monitor.skipped_in_a_row
         before = step - skipped
         if before not in saved_steps(config.workdir):
-            save(
-                before,
-                state._replace(step=state.step - skipped, skipped=state.skipped - skipped),
-            )
+            steps_back = {"step": state.step - skipped, "skipped": state.skipped - skipped}
+            save(before, state._replace(**steps_back))
         checkpoints.close()
         where = find_nonfinite(config.model, state.params, state.batch_stats, batch)
         raise TrainingFailedError(
@@ -168,7 +184,6 @@ def run_steps(
         progress,
         contextlib.closing(batches),
         contextlib.closing(report),
-        Watchdog(health.host_timeout_seconds) as watchdog,
         Requests(health.host_timeout_seconds) as requests,
         StopSignals(requests),
     ):
@@ -198,18 +213,18 @@ def run_steps(
                 pending = None
             if monitor.skipped_in_a_row >= max_skipped:
                 give_up(step, state, loaded.batch)
+            if step % health.check_replicas_every == 0:
+                check_replicas(state, mesh, step)
             # While updates are skipped, the latest checkpoint stays the moment before.
             if save_wanted and (not monitor.skipped_in_a_row or last or request == "stop"):
                 save(step, state)
                 save_wanted = False
                 if request != "stop":
                     report.pictures(step, state)
-            if step % health.check_replicas_every == 0:
-                check_replicas(state, mesh, step)
             if request == "stop":
                 break
             watchdog.doing(f"waiting for the data of step {step + 1}")
-        watchdog.exempt()
+        watchdog.exempt("waiting for the last save")
         if not checkpoints.close():
             raise InputError(
                 f"step {step} could not be saved into {config.workdir}\n"
@@ -217,32 +232,6 @@ def run_steps(
             )
     if not last:
         raise PreemptedError(f"stopped after step {step}, which is saved; the same command goes on")
-
-
-def check_replicas(state: TrainState, mesh: Mesh, step: int) -> None:
-    """Raise `TrainingFailedError` where copies of an array differ between devices."""
-    if diverged := diverged_replicas(state, mesh):
-        raise TrainingFailedError(
-            "\n".join(
-                [
-                    f"at step {step} copies of the state differ between devices",
-                    *diverged[:8],
-                    f"{len(diverged)} arrays in all: a device computes wrongly, or the program is "
-                    "not the same on all hosts; nothing has been saved since",
-                ]
-            )
-        )
-
-
-def _to_trees(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds: what everybody reads, and `training`, for the run alone."""
-    training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
-    return state.variables | {"training": training}
-
-
-def _from_trees(trees: dict[str, Any]) -> TrainState:
-    variables = {name: tree for name, tree in trees.items() if name != "training"}
-    return TrainState(**({"batch_stats": {}, "ema": {}} | variables | trees["training"]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

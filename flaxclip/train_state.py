@@ -34,6 +34,18 @@ class TrainState(NamedTuple):
         average = {"ema": self.ema} if self.ema else {}
         return {"params": self.params} | stats | average
 
+    @property
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint holds: `variables`, and `training`, for the trainer alone."""
+        training = {"step": self.step, "opt_state": self.opt_state, "skipped": self.skipped}
+        return self.variables | {"training": training}
+
+    @classmethod
+    def from_trees(cls, trees: dict[str, Any]) -> "TrainState":
+        """The inverse of `trees`."""
+        variables = {name: tree for name, tree in trees.items() if name != "training"}
+        return cls(**({"batch_stats": {}, "ema": {}} | variables | trees["training"]))
+
 
 def _new_state(
     key: Array, config: CLIPConfig, tx: optax.GradientTransformation, ema: bool
