@@ -96,10 +96,11 @@ class HostReports:
             if host not in self._heard or self._heard[host][0] != report:
                 self._heard[host] = report, now
         for host, (report, since) in self._heard.items():
-            if now - since > self._silent_seconds:
+            # One that has not reported yet may still be opening its data: JAX watches over it.
+            if report and now - since > self._silent_seconds:
                 self.lost = (
-                    f"{_who(host, report.get('name', 'name unknown'))} is dead or frozen: silent "
-                    f"for {now - since:.0f} s, {report.get('doing', 'not started')} before"
+                    f"{_who(host, report['name'])} is dead or frozen: silent for "
+                    f"{now - since:.0f} s, {report['doing']} before"
                 )
                 self._client.key_value_set(_LOST, self.lost, allow_overwrite=True)
 

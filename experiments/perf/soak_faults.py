@@ -28,7 +28,7 @@ class Life:
         self.log.parent.mkdir(exist_ok=True)
         here = Path(__file__).parent
         run, launcher = here / "soak_run.py", here.parents[1] / "launch" / "local_cluster.py"
-        size = ["--processes", str(HOSTS), "--devices-per-process", "4", "--patience", "30"]
+        size = ["--processes", str(HOSTS), "--devices-per-process", "4", "--patience", "60"]
         flags = ["--workdir", self.workdir, "--steps", str(steps)]
         flags += ["--data.path", f"{folder.parent}/shards/*.tar"]
         self._first_step = self.steps_done()

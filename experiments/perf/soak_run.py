@@ -26,7 +26,7 @@ from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
 from flaxclip.optim import OptimConfig
 
-SAVE_STEPS = 5
+SAVE_STEPS = 50
 SHARDS, PAIRS = 4, 256
 NAN_RECORD = "2.tar/130"
 
@@ -35,7 +35,7 @@ def get_config() -> TrainConfig:
     """Every step reported, a checkpoint every `SAVE_STEPS`."""
     return TrainConfig(
         workdir="unset",
-        steps=300,
+        steps=3000,
         batch_size=16,
         model=CLIPConfig(
             vision=VisionConfig(image_size=16, patch_size=8, width=32, layers=1, heads=2),
@@ -45,7 +45,7 @@ def get_config() -> TrainConfig:
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=20),
         log_every=1,
         checkpoint=CheckpointConfig(every_steps=SAVE_STEPS),
-        health=HealthConfig(host_timeout_seconds=60, check_replicas_every=50),
+        health=HealthConfig(host_timeout_seconds=20, check_replicas_every=50),
     )
 
 
