@@ -168,8 +168,9 @@ class MetricWriter:
         if self._events is None:
             folder = self._folder / "tensorboard"
             folder.mkdir(exist_ok=True)
-            # It names files by the second, and a start in the same one would overwrite.
-            self._events = EventsWriter(str(folder / f"events.{uuid.uuid4().hex[:8]}"))
+            # It names files by the second, and another one in the same second would overwrite.
+            suffix = f".{time.monotonic_ns():020}"
+            self._events = EventsWriter(str(folder / "events"), suffix)
             start = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=self._purge_step, session_log=start))
         for summary in summaries:

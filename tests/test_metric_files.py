@@ -13,7 +13,7 @@ def test_metrics_wait_for_room_on_the_disk_and_training_goes_on(tmp_path):
 import resource, sys
 from flaxclip.metrics import MetricWriter
 warnings = []
-writer = MetricWriter(sys.argv[1], 0, warnings.append)
+writer = MetricWriter(sys.argv[1], warn=warnings.append)
 limit = lambda soft: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
 for step in range(1, 31):
     if step == 11: limit(1000)
