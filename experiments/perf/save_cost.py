@@ -18,7 +18,7 @@ import numpy as np
 from flaxclip.checkpoint import saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig, CheckpointManager
 from flaxclip.config import TrainConfig
-from flaxclip.data.source import Batch
+from flaxclip.data.batch import Batch
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
