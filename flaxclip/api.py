@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,13 +12,12 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
-from flaxclip.checkpoint import load_config, load_variables, resolve_checkpoint
 from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
-from flaxclip.interop.foreign import find_foreign
 from flaxclip.interop.name_table import unflatten
-from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables
+from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.variants import VARIANTS
+from flaxclip.weights import open_weights
 
 Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
 
@@ -57,7 +55,9 @@ class CLIPModel:
     def tokenizer(self) -> Tokenizer:
         """Texts to ids; made on first use, since pictures alone can do without a vocabulary."""
         c = self.config
-        return load_tokenizer(c.tokenizer, c.text.context_length, c.tokenizer_file)
+        return load_tokenizer(
+            c.tokenizer, c.text.context_length, c.tokenizer_file, c.text.vocab_size
+        )
 
     @property
     def params(self) -> dict[str, Any]:
@@ -123,32 +123,13 @@ def load(path: epath.PathLike, model: str | None = None, tokenizer: str | None =
         InputError: there is no such model, it is damaged or of no architecture that we have, or it
             cannot tell how it was trained.
     """
-    foreign = find_foreign(str(path), model)
-    if foreign is None:
-        config, variables = _load_ours(path)
-    else:
-        # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
-        flat = {name: jnp.array(value) for name, value in foreign.variables()}
-        config, variables = foreign.config, unflatten(flat)
+    weights = open_weights(str(path), model)
+    config, device = weights.config, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
+    flat = {name: jnp.asarray(value) for name, value in weights.read(device)}
     if tokenizer is not None:
         config = dataclasses.replace(config, tokenizer_file=tokenizer)
-    return CLIPModel(config, variables)
-
-
-def _load_ours(path: epath.PathLike) -> tuple[CLIPConfig, dict[str, Any]]:
-    workdir, step = resolve_checkpoint(path)
-    config = load_config(workdir, "model", CLIPConfig)
-    # A workdir is moved as a whole, so the copy in it counts.
-    if config.tokenizer_file is not None:
-        copy = workdir / Path(config.tokenizer_file).name
-        if copy.exists():
-            config = dataclasses.replace(config, tokenizer_file=str(copy))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        abstract_variables(config),
-    )
-    return config, load_variables(workdir, step, abstract)
+    return CLIPModel(config, unflatten(flat))
 
 
 def available_models() -> list[str]:

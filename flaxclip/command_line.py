@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import tyro
+from etils import epath
 
+from flaxclip.checkpoint import CONFIG_FILE
 from flaxclip.config import TrainConfig, load_experiment
+from flaxclip.config_json import from_json
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.variants import VARIANTS
+from flaxclip.weights import open_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,8 @@ def parse(
 ) -> Command:
     """The command that `args` ask for; `description` is what `--help` begins with.
 
-    Flags default to the values of the experiment, so that is looked at first; likewise `--model`,
-    whose architecture is what the flags `--model.…` change.
+    Flags default to the values of the experiment, so that is looked at first; likewise `--model`
+    and `--init-from`, whose architecture is what the flags `--model.…` change.
 
     Raises:
         InputError: no such experiment or model.
@@ -50,10 +54,17 @@ def parse(
     experiment = args[0] if args and not args[0].startswith("-") else "quickstart"
     config = load_experiment(experiment)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--model")
-    name = peek.parse_known_args(args)[0].model
-    if name is not None:
-        config = dataclasses.replace(config, model=variant(name))
+    for flag in ("--model", "--init-from", "--init-model", "--workdir"):
+        peek.add_argument(flag)
+    flags = peek.parse_known_args(args)[0]
+    if flags.model is not None:
+        config = dataclasses.replace(config, model=variant(flags.model))
+    elif flags.init_from is not None:
+        theirs = _model_of_weights(
+            flags.init_from, flags.init_model, flags.workdir or config.workdir
+        )
+        how = {name: getattr(config.model, name) for name in ("dtype", "unroll", "remat")}
+        config = dataclasses.replace(config, model=dataclasses.replace(theirs, **how))
     return tyro.cli(
         command,
         args=args,
@@ -62,6 +73,16 @@ def parse(
         description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _model_of_weights(path: str, model: str | None, workdir: str) -> CLIPConfig:
+    """The model of the weights; a run that is resumed no longer needs these."""
+    file = epath.Path(workdir) / CONFIG_FILE
+    if file.exists():
+        run = from_json(TrainConfig, file.read_text(), file)
+        if run.init_from == path:
+            return run.model
+    return open_weights(path, model).config
 
 
 def variant(name: str) -> CLIPConfig:

@@ -33,6 +33,16 @@ class TrainConfig:
     seed: int = 0
     """Decides the first parameters and the order of the data."""
     model: CLIPConfig = CLIPConfig()
+    init_from: str | None = None
+    """Weights to start from, anything that `flaxclip.load` takes: a run, a file or directory of
+    another library, a URL. On the command line the run's model is then that of the weights, but
+    for what --model and its fields say; resolution and context length may be others. None: random
+    parameters."""
+    init_model: str | None = None
+    """Architecture of the weights, as --model takes it, for a file that does not tell."""
+    init_only: tuple[str, ...] = ()
+    """Regular expressions: of the weights those in whose names one is found are taken, such as
+    ^vision/, and the rest of the model starts from random parameters. Empty: all."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's cross-entropy over the batch, or SigLIP's over single pairs, which learns a bias."""
     loss_form: Form = "auto"
@@ -56,6 +66,11 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
+        if self.init_from is None and (self.init_only or self.init_model):
+            raise InputError(
+                "init_only and init_model are about the weights to start from\n"
+                "name these with --init-from"
+            )
         if self.loss == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError(
                 "the sigmoid loss needs a logit bias, and the model has none\n"

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers
 
 from flaxclip.errors import InputError
+from flaxclip.fine_tuning import check_patterns, frozen_mask, map_names, rate_multipliers
 
 MAX_LOGIT_SCALE = math.log(100)
 """Radford et al. 2021, section 2.5: logits are never scaled by more than 100."""
@@ -67,11 +67,26 @@ class OptimConfig:
     are saved beside the others, and are what `flaxclip.load` reads. None: no average."""
     max_grad_norm: float | None = None
     """Gradients whose global norm is larger are scaled down to it. None: never."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions: parameters in whose names one is found stay as they are, and take no
+    memory for momentum. ^vision/ locks the image tower (LiT, Zhai et al. 2022)."""
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
+    """Regular expressions, and factors on the learning rate of parameters in whose names they are
+    found; the first that is counts."""
+    layer_decay: tuple[tuple[str, float], ...] = ()
+    """Likewise, and factors once for each layer from a parameter up to its tower's output: with
+    ^vision/ 0.75 the last block has 0.75 of the learning rate, the one below it 0.5625."""
 
     def __post_init__(self) -> None:
         for name in ("peak_lr", "warmup_steps", "cooldown_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InputError(f"optim.{name} is {getattr(self, name)}\nit must not be negative")
+        for name, factor in (*self.lr_multipliers, *self.layer_decay):
+            if not 0 <= factor < math.inf:
+                raise InputError(
+                    f"optim has the factor {factor} on the learning rate of {name!r}\n"
+                    "it must not be negative, nor infinite"
+                )
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise InputError(
                 f"optim.max_grad_norm is {self.max_grad_norm}\n"
@@ -142,33 +157,62 @@ def decay_mask(params: Any) -> Any:
                 return decay
         raise ValueError(f"parameter {name} matches none of DECAY_RULES; add one for it")
 
-    return _map_names(decays, params)
+    return map_names(lambda name, _: decays(name), params)
 
 
-def _map_names(function: Callable[[str], Any], params: Any) -> Any:
-    """A tree like `params` of `function` of each parameter's name, as `text/projection/kernel`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: function(jax.tree_util.keystr(path, simple=True, separator="/")), params
-    )
+def check_optim_patterns(config: OptimConfig, params: Any) -> None:
+    """Raise `InputError` where a pattern of `config` is in the name of no parameter, or all freeze.
+
+    `params` may be shapes.
+    """
+    for field in ("freeze", "lr_multipliers", "layer_decay"):
+        rules = getattr(config, field)
+        patterns = rules if field == "freeze" else [pattern for pattern, _ in rules]
+        check_patterns(f"optim.{field}", patterns, params)
+    if all(jax.tree.leaves(frozen_mask(config.freeze, params))):
+        raise InputError(
+            f"optim.freeze {' '.join(config.freeze)} freezes all parameters\nleave some to train"
+        )
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer of `config`, for a run of `steps` updates.
 
     What tells one from another is the direction of a step; clipping, weight decay and learning
-    rate are the same for all.
+    rate are the same for all. Frozen parameters are out of it: their gradients do not count for
+    clipping, and there is no momentum of theirs.
     """
     clip = (
         optax.identity()
         if config.max_grad_norm is None
         else optax.clip_by_global_norm(config.max_grad_norm)
     )
-    return optax.chain(
+    update = optax.chain(
         clip,
         _direction(config),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     )
+    if config.freeze:
+
+        def groups(params: Any) -> Any:
+            frozen = frozen_mask(config.freeze, params)
+            return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+
+        update = optax.partition({"trained": update, "frozen": optax.set_to_zero()}, groups)
+    if config.lr_multipliers or config.layer_decay:
+        update = optax.chain(update, _scale_by_name(config))
+    return update
+
+
+def _scale_by_name(config: OptimConfig) -> optax.GradientTransformation:
+    """Multiply updates, weight decay included, by the factors of `config`."""
+
+    def scale(updates: Any, params: Any) -> Any:
+        rates = rate_multipliers(config.lr_multipliers, config.layer_decay, params)
+        return jax.tree.map(lambda update, rate: update * rate, updates, rates)
+
+    return optax.stateless(scale)
 
 
 def _direction(config: OptimConfig) -> optax.GradientTransformation:
@@ -196,11 +240,11 @@ def _direction(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon_matrices(params: Any) -> Any:
-    def matrix(name: str) -> MuonDimensionNumbers | None:
+    def matrix(name: str, _: Any) -> MuonDimensionNumbers | None:
         found = (axes for pattern, axes in MUON_MATRICES if re.search(pattern, name))
         return next(found, None)
 
-    return _map_names(matrix, params)
+    return map_names(matrix, params)
 
 
 def update_average(

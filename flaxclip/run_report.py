@@ -22,6 +22,7 @@ from flaxclip.optim import make_schedule
 from flaxclip.progress import ProgressReport
 from flaxclip.run_pictures import RunPictures
 from flaxclip.train_state import TrainState, bytes_per_device
+from flaxclip.train_step import step_flops
 
 
 class RunReport:
@@ -91,11 +92,6 @@ class RunReport:
         for line in self._replaced.summary():
             self._progress.warn(line)
         self._writer.close()
-
-
-def step_flops(config: TrainConfig) -> int:
-    """Model FLOPs of one update."""
-    return config.batch_size * model_cost(config.model).training_flops
 
 
 def announce(

@@ -31,9 +31,11 @@ from flaxclip.data.worker_pool import WorkerError
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
+from flaxclip.initial_weights import describe, open_initial_weights, start_from
 from flaxclip.metrics import check_wandb
+from flaxclip.models.clip import abstract_variables
 from flaxclip.models.find_nonfinite import find_nonfinite
-from flaxclip.optim import make_optimizer
+from flaxclip.optim import check_optim_patterns, make_optimizer
 from flaxclip.progress import ProgressReport
 from flaxclip.provenance import run_record
 from flaxclip.restore import restore_latest
@@ -66,6 +68,10 @@ def train(
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
+    check_optim_patterns(config.optim, abstract_variables(config.model)["params"])
+    initial = None
+    if config.init_from is not None and not saved_steps(config.workdir):
+        initial = open_initial_weights(config)
     with (
         hold_workdir(config.workdir),
         jax.set_mesh(mesh),
@@ -83,10 +89,14 @@ def train(
         record = run_record(config, source)
         restored = restore_latest(config.workdir, like.trees, progress.warn)
         if restored is None:
-            start_step = 0
+            start_step, started_from = 0, None
             state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
+            if initial is not None:
+                state, started_from = start_from(initial, config, mesh, state)
+                progress.say(describe(started_from))
         else:
             start_step = restored.step
+            started_from = restored.record.get("initial_weights")
             check_same_data(
                 record["data"], restored.record["data"], start_step, resume_with_changes
             )
@@ -95,7 +105,7 @@ def train(
         checkpoints = CheckpointManager(
             config.workdir,
             config.checkpoint,
-            record,
+            record | {"initial_weights": started_from},
             progress.warn,
             config.health.host_timeout_seconds,
         )

@@ -12,10 +12,12 @@ from jaxtyping import Array, Float
 from flaxclip.accumulate import loss_and_gradients
 from flaxclip.config import TrainConfig
 from flaxclip.data.batch import Batch
+from flaxclip.fine_tuning import frozen_mask, stop_frozen_gradients
 from flaxclip.losses.pairs import ContrastiveLoss
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
-from flaxclip.models.clip import CLIP
+from flaxclip.models.clip import CLIP, abstract_variables
+from flaxclip.models.cost import model_cost
 from flaxclip.optim import clamp_logit_scale, update_average
 from flaxclip.sharding import batch_sharding, pair_axes
 from flaxclip.train_state import TrainState
@@ -37,6 +39,16 @@ def make_loss(
     )
 
 
+def step_flops(config: TrainConfig) -> int:
+    """Model FLOPs of one update: nothing is recomputed, and the loss left out.
+
+    A tower that is frozen as a whole has no gradients.
+    """
+    frozen = frozen_mask(config.optim.freeze, abstract_variables(config.model)["params"])
+    locked = [tower for tower in ("vision", "text") if all(jax.tree.leaves(frozen[tower]))]
+    return config.batch_size * model_cost(config.model).training_flops(locked)
+
+
 def make_train_step(
     config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -50,8 +62,13 @@ def make_train_step(
     """
     model = CLIP(config.model)
     compute_loss = make_loss(config, mesh)
+    frozen = config.optim.freeze
+    # SigLIP's scale is free: published models learned 118.
+    clamps = config.loss == "softmax" and not frozen_mask(frozen, state.params)["logit_scale"]
 
     def embed(params, batch_stats, batch):
+        # Of a locked tower there is no backward pass at all.
+        params = stop_frozen_gradients(frozen, params)
         variables = {"params": params, "batch_stats": batch_stats}
         (zimg, ztxt, _), updated = model.apply(
             variables, *batch, train=True, mutable=["batch_stats"]
@@ -59,6 +76,7 @@ def make_train_step(
         return (zimg, ztxt), updated.get("batch_stats", {})
 
     def loss(embeddings, params):
+        params = stop_frozen_gradients(frozen, params)
         result = compute_loss(*embeddings, params)
         return result.loss, result
 
@@ -68,7 +86,7 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        if config.loss == "softmax":  # SigLIP's scale is free: published models learned 118
+        if clamps:
             params = clamp_logit_scale(params)
         ema = state.ema
         if config.optim.ema_decay is not None:

@@ -82,6 +82,11 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
                 return
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # The model is of no use without its vocabulary, which may be in a cache.
+            if vocabulary := config.model.tokenizer_file:
+                source, copy = epath.Path(vocabulary), path.parent / epath.Path(vocabulary).name
+                if source.exists() and not copy.exists():
+                    source.copy(copy)
             replace_text(path, to_json(config))
     except OSError as error:
         raise _cannot_write(config.workdir, error) from None

@@ -18,10 +18,12 @@ from flax.traverse_util import flatten_dict
 import flaxclip
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
+from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.export import export
 from flaxclip.interop.huggingface import huggingface_table
 from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.openai import config_from_shapes
 from flaxclip.models.clip import CLIPConfig, init_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
@@ -89,6 +91,22 @@ def openai_file(path, config, variables, dtype=np.float32):
     }
     constants = {name: np.array(value) for name, value in constants.items()}
     path.write_bytes(saved(tensors | constants, script=True))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 0), (3, 3), (1, 1, 1), (10**12, 10**12)])
+@pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
+def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(config, shape):
+    """An architecture is read from shapes, so they come before any check of the whole."""
+    shapes = open_clip_table(config).their_shapes()
+    for name in shapes.keys() - {"logit_scale"}:  # which may have one axis or none
+        changed = shapes | {name: shape}
+        tensors = {n: StoredTensor(n, s, np.dtype("f4"), None) for n, s in changed.items()}
+
+        def recognise(changed=changed, tensors=tensors):
+            open_clip_table(config_from_shapes(changed), changed).check(tensors)
+
+        with pytest.raises(InputError):
+            recognise()
 
 
 @pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
@@ -162,6 +180,13 @@ def test_a_model_without_its_vocabulary_embeds_pictures_and_asks_for_it(tmp_path
     assert model.encode_image(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 64)
     with pytest.raises(InputError, match="needs a file with its vocabulary"):
         model.encode_text(["a cat"])
+
+
+def test_a_vocabulary_that_is_larger_than_the_models_is_refused(vocabulary):
+    small = dataclasses.replace(SIGLIP, text=dataclasses.replace(SIGLIP.text, vocab_size=20))
+    model = flaxclip.api.CLIPModel(dataclasses.replace(small, tokenizer_file=vocabulary), {})
+    with pytest.raises(InputError, match=r"has \d\d tokens, but the text tower knows 20"):
+        model.tokenize(["a cat"])
 
 
 def test_a_lit_of_big_vision_is_refused_by_name(tmp_path):
@@ -248,6 +273,15 @@ OPEN_CLIP, PROCESSOR = "open_clip_config.json", "preprocessor_config.json"
         ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__layers", 2, "tensors unknown: transformer"),
         ("open_clip", OPEN_CLIP, "preprocess_cfg__resize_mode", "longest", "resize_mode"),
         ("open_clip", OPEN_CLIP, "preprocess_cfg__size", 336, "preprocess_cfg.size is 336"),
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__layers", 10**9, "layers is 1000000000"),
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__head_width", 0, "head_width: Input"),
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__head_width", 999, "heads is 0"),
+        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__mlp_ratio", float("nan"), "mlp_ratio: Inp"),
+        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__norm_kwargs__eps", -1, "norm_eps is -1"),
+        ("open_clip", OPEN_CLIP, "preprocess_cfg__std", [1, 0, 1], r"image_std\[1\] is 0"),
+        ("huggingface", "config.json", "text_config__num_attention_heads", 0, "_heads: Input sh"),
+        ("huggingface", "config.json", "text_config__num_hidden_layers", 10**18, "layers is 1"),
+        ("huggingface", PROCESSOR, "rescale_factor", 1, "rescale_factor is 1"),
         ("huggingface", "config.json", "model_type", "blip", "a model of type 'blip'"),
         ("huggingface", "config.json", "vision_config__hidden_act", "relu", "hidden_act"),
         ("huggingface", "config.json", "text_config__eos_token_id", 7, "eos_token_id is 7"),

@@ -50,9 +50,8 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
-    from flaxclip.train import step_flops
     from flaxclip.train_state import init_train_state
-    from flaxclip.train_step import make_train_step
+    from flaxclip.train_step import make_train_step, step_flops
 
     config = dataclasses.replace(VARIANTS[model], dtype=precision)
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(OptimConfig(), steps=10_000)

@@ -111,23 +111,39 @@ class CLIPTokenizer:
 TOKENIZERS = ("clip", "siglip", "siglip2")
 
 
-def load_tokenizer(name: str, context_length: int, file: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str, context_length: int, file: str | None = None, vocab_size: int | None = None
+) -> Tokenizer:
     """The tokenizer of that name, making rows of `context_length` ids.
 
     Args:
         name: one of `TOKENIZERS`.
         context_length: ids a row.
         file: the vocabulary of SigLIP's and SigLIP 2's.
+        vocab_size: ids that the text tower has embeddings for. None: all that there are.
 
     Raises:
-        InputError: no tokenizer has that name, it cannot make rows that short, or not read `file`.
+        InputError: no tokenizer has that name, it cannot make rows that short, or not read `file`,
+            or it makes ids that the text tower does not know.
     """
     match name:
         case "clip":
-            return CLIPTokenizer(context_length)
+            tokenizer: Tokenizer = CLIPTokenizer(context_length)
         case "siglip" | "siglip2":
-            return SigLIPTokenizer(context_length, file, keep_punctuation=name == "siglip2")
-    raise InputError(f"unknown tokenizer {name!r}\nexpected one of: {', '.join(TOKENIZERS)}")
+            tokenizer = SigLIPTokenizer(context_length, file, keep_punctuation=name == "siglip2")
+        case _:
+            raise InputError(
+                f"unknown tokenizer {name!r}\nexpected one of: {', '.join(TOKENIZERS)}"
+            )
+    # JAX would take the last embedding for every id beyond it, and say nothing.
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"the vocabulary{f' in {file}' if file else ''} has {tokenizer.vocab_size:,} tokens, "
+            f"but the text tower knows {vocab_size:,}\n"
+            "it is another one than the model was trained with; name that one's file, or set "
+            "--model.text.vocab-size for a new model"
+        )
+    return tokenizer
 
 
 def clip_vocabulary(start: str, end: str) -> tuple[dict[str, int], list[tuple[str, str]]]:

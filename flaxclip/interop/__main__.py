@@ -7,7 +7,6 @@
 With `--debug`, an error says where in the code it arose.
 """
 
-import collections
 import dataclasses
 import shutil
 from pathlib import Path
@@ -17,15 +16,15 @@ import jax
 import tyro
 
 from flaxclip.api import load
-from flaxclip.checkpoint import load_config, resolve_checkpoint, save_variables
+from flaxclip.checkpoint import save_variables
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.interop.export import export, new_folder
-from flaxclip.interop.foreign import find_foreign
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.weights import open_weights
 
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
 
@@ -75,17 +74,9 @@ def info(command: Info) -> None:
     Raises:
         InputError: it is none that we can read.
     """
-    foreign = find_foreign(command.src, command.model)
-    if foreign is None:
-        workdir, step = resolve_checkpoint(command.src)
-        config = load_config(workdir, "model", CLIPConfig)
-        kind, stored = f"flaxclip, step {step}", "float32"
-    else:
-        foreign.table.check(foreign.tensors)
-        config, kind = foreign.config, foreign.kind
-        types = collections.Counter(str(tensor.dtype) for tensor in foreign.tensors.values())
-        stored = ", ".join(types)
-    for name, text in {"format": f"{kind}; {stored}", **_describe(config)}.items():
+    weights = open_weights(command.src, command.model)
+    lines = {"format": f"{weights.kind}; {weights.stored}", **_describe(weights.config)}
+    for name, text in lines.items():
         print(f"{name:13} {text}")
 
 

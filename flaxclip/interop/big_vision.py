@@ -1,5 +1,6 @@
 """big_vision's two-tower checkpoints (.npz): SigLIP and SigLIP 2, named by Flax modules."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.name_table import (
     NameTable,
     Rule,
+    axes_of,
     bind,
     prefixed,
     text_axes,
@@ -120,14 +122,7 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
                 "image towers with attention pooling and no head can be read, such as SigLIP's"
             )
 
-    def axes(name: str, rank: int) -> tuple[int, ...]:
-        if len(shapes.get(name, ())) != rank:
-            found = f"of shape {list(shapes[name])}" if name in shapes else "missing"
-            raise InputError(
-                f"tensor {name} is {found}\nexpected {rank} axes, as in SigLIP of big_vision"
-            )
-        return shapes[name]
-
+    axes = functools.partial(axes_of, shapes)
     patch_size, _, _, width = axes("img/embedding/kernel", 4)
     vocab_size, text_width = axes("txt/Embed_0/embedding", 2)
     grid = math.isqrt(axes("img/pos_embedding", 3)[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flaxclip.errors import InputError
-from flaxclip.interop.source import parse, read_json
+from flaxclip.interop.source import Size, parse, read_json
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.layers import Activation
 from flaxclip.models.text_transformer import TextConfig
@@ -27,12 +27,12 @@ _GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
 # CLIPTextConfig, CLIPVisionConfig, SiglipTextConfig, SiglipVisionConfig and Siglip2VisionConfig.
 @dataclasses.dataclass(frozen=True)
 class _CLIPText:
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
+    vocab_size: Size = 49408
+    hidden_size: Size = 512
+    intermediate_size: Size = 2048
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 8
+    max_position_embeddings: Size = 77
     hidden_act: _Act = "quick_gelu"
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
@@ -40,40 +40,40 @@ class _CLIPText:
 
 @dataclasses.dataclass(frozen=True)
 class _CLIPVision:
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    image_size: int = 224
-    patch_size: int = 32
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 12
+    image_size: Size = 224
+    patch_size: Size = 32
     hidden_act: _Act = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class _SiglipText:
-    vocab_size: int = 32000
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    max_position_embeddings: int = 64
+    vocab_size: Size = 32000
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 12
+    max_position_embeddings: Size = 64
     hidden_act: _Act = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class _SiglipVision:
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    image_size: int = 224
-    patch_size: int = 16
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 12
+    image_size: Size = 224
+    patch_size: Size = 16
     hidden_act: _Act = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     vision_use_head: Literal[True] = True
-    num_patches: int = 256
+    num_patches: Size = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,8 @@ class _Processor:
     do_center_crop: bool | None = None
     do_resize: Literal[True] = True
     do_normalize: Literal[True] = True
+    do_rescale: Literal[True] = True
+    rescale_factor: float = 1 / 255
 
 
 def read_config(folder: Path) -> tuple[CLIPConfig, str]:
@@ -188,6 +190,11 @@ def _preprocessing(folder: Path, image_size: int, naflex: bool) -> dict[str, Any
     if naflex:
         values = values | {"size": {"height": image_size, "width": image_size}}
     processor = parse(_Processor, values, path)
+    if not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-4):
+        raise InputError(
+            f"{path}: rescale_factor is {processor.rescale_factor}\nexpected 1 / 255: pixels "
+            "between 0 and 1 before mean and deviation"
+        )
     size = {"shortest_edge": processor.size} if isinstance(processor.size, int) else processor.size
     crop = processor.crop_size
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop

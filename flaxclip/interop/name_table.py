@@ -199,6 +199,19 @@ def prefixed(rules: Iterable[Rule], ours: str, theirs: str) -> list[Rule]:
     return [Rule(ours + rule.ours, theirs + rule.theirs, rule.axes) for rule in rules]
 
 
+def axes_of(shapes: Mapping[str, tuple[int, ...]], name: str, rank: int) -> tuple[int, ...]:
+    """Lengths of the axes of a tensor that an architecture is read from.
+
+    Raises:
+        InputError: there is no such tensor, or it has another number of axes, or no numbers.
+    """
+    shape = shapes.get(name, ())
+    if len(shape) != rank or 0 in shape:
+        found = f"of shape {list(shape)}" if name in shapes else "missing"
+        raise InputError(f"tensor {name} is {found}\nexpected {rank} axes, none of them empty")
+    return shape
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The nested variables of paths such as `params/vision/ln_post/scale`."""
     return unflatten_dict(flat, sep="/")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flaxclip.errors import InputError
-from flaxclip.interop.source import parse, read_json
+from flaxclip.interop.source import Ratio, Size, parse, read_json
 from flaxclip.interop.timm_siglip import TIMM_TOWERS
 from flaxclip.models.clip import INITIAL_LOGIT_SCALE, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from flaxclip.models.layers import Activation
@@ -44,7 +44,7 @@ class _Block:
     scale_fc: Literal[False] = False
     output_tokens: Literal[False] = False
     final_ln_after_pool: Literal[False] = False
-    mlp_ratio: float = 4.0
+    mlp_ratio: Ratio = 4.0
     act_kwargs: _Act | None = None
     norm_kwargs: _Norm | None = None
 
@@ -52,10 +52,10 @@ class _Block:
 @dataclasses.dataclass(frozen=True)
 class _Vision(_Block):
     layers: int | tuple[int, int, int, int] = 12
-    width: int = 768
-    head_width: int = 64
-    patch_size: int | None = 16
-    image_size: int = 224
+    width: Size = 768
+    head_width: Size = 64
+    patch_size: Size | None = 16
+    image_size: Size = 224
     patch_dropout: float = 0.0  # of training alone
     attentional_pool: Literal[False] = False
     attn_pooler_queries: int = 256
@@ -69,7 +69,7 @@ class _Vision(_Block):
 @dataclasses.dataclass(frozen=True)
 class _TimmVision:
     timm_model_name: str
-    image_size: int = 224
+    image_size: Size = 224
     timm_pool: Literal["map"] = "map"
     timm_proj: Literal["none", ""] = "none"
     timm_model_pretrained: bool = False
@@ -80,10 +80,10 @@ class _TimmVision:
 
 @dataclasses.dataclass(frozen=True)
 class _Text(_Block):
-    context_length: int = 77
-    vocab_size: int = 49408
-    width: int = 512
-    heads: int = 8
+    context_length: Size = 77
+    vocab_size: Size = 49408
+    width: Size = 512
+    heads: Size = 8
     layers: int = 12
     hf_tokenizer_name: str | None = None
     tokenizer_mode: None = None
@@ -100,7 +100,7 @@ class _Text(_Block):
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    embed_dim: int
+    embed_dim: Size
     vision_cfg: dict[str, Any]
     text_cfg: dict[str, Any]
     quick_gelu: bool = False

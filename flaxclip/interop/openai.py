@@ -3,8 +3,10 @@
 openai/CLIP, `clip/model.py`, `build_model`. Tensors have the names of `open_clip.py`.
 """
 
+import functools
 import math
 
+from flaxclip.interop.name_table import axes_of
 from flaxclip.interop.open_clip import Shapes, layers_in
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.layers import Activation
@@ -24,40 +26,40 @@ def config_from_shapes(shapes: Shapes, activation: Activation = "quick_gelu") ->
     Raises:
         InputError: they are not named as OpenAI's and open_clip's are.
     """
+    axes = functools.partial(axes_of, shapes)
     block = "transformer.resblocks.{}.mlp.c_fc.weight"
     text_layers = layers_in(shapes, block)
-    mlp_width, text_width = shapes[block.format(0)]
-    # Shapes that do not belong together make a configuration that the table then refuses by name.
-    context_length = shapes.get("positional_embedding", (1,))[0]
+    mlp_width, text_width = axes(block.format(0), 2)
     return CLIPConfig(
         vision=_vision(shapes, activation),
         text=TextConfig(
-            context_length=context_length,
-            vocab_size=shapes.get("token_embedding.weight", (1,))[0],
+            context_length=axes("positional_embedding", 2)[0],
+            vocab_size=axes("token_embedding.weight", 2)[0],
             width=text_width,
             layers=text_layers,
             heads=text_width // HEAD_WIDTH,
             mlp_ratio=mlp_width / text_width,
             activation=activation,
         ),
-        embed_dim=shapes.get("text_projection", (1,))[-1],
+        embed_dim=axes("text_projection", 2)[1],
     )
 
 
 def _vision(shapes: Shapes, activation: Activation) -> VisionConfig | ResNetConfig:
+    axes = functools.partial(axes_of, shapes)
     if "visual.proj" not in shapes:
         stages = [layers_in(shapes, f"visual.layer{n}.{{}}.conv1.weight") for n in (1, 2, 3, 4)]
-        positions = shapes.get("visual.attnpool.positional_embedding", (1,))[0]
+        positions = axes("visual.attnpool.positional_embedding", 2)[0]
         return ResNetConfig(
             image_size=32 * math.isqrt(positions - 1),
-            width=shapes["visual.layer1.0.conv1.weight"][0],
+            width=axes("visual.layer1.0.conv1.weight", 4)[0],
             layers=tuple(stages),
         )
     block = "visual.transformer.resblocks.{}.mlp.c_fc.weight"
     layers = layers_in(shapes, block)
-    mlp_width, width = shapes[block.format(0)]
-    patch_size = shapes.get("visual.conv1.weight", (1,))[-1]
-    positions = shapes.get("visual.positional_embedding", (1,))[0]
+    mlp_width, width = axes(block.format(0), 2)
+    patch_size = axes("visual.conv1.weight", 4)[-1]
+    positions = axes("visual.positional_embedding", 2)[0]
     return VisionConfig(
         image_size=patch_size * math.isqrt(positions - 1),
         patch_size=patch_size,

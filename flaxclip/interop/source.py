@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pydantic
@@ -15,6 +15,9 @@ from flaxclip.interop.name_table import NameTable
 from flaxclip.models.clip import CLIPConfig
 
 T = TypeVar("T")
+
+Size = Annotated[int, pydantic.Field(gt=0)]
+Ratio = Annotated[float, pydantic.Field(gt=0, lt=1000)]
 
 
 @dataclasses.dataclass(frozen=True)

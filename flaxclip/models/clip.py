@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxclip.errors import InputError
+from flaxclip.models.layers import check_sizes
 from flaxclip.models.modified_resnet import ModifiedResNet, ResNetConfig
 from flaxclip.models.text_transformer import TextConfig, TextTransformer
 from flaxclip.models.transformer import Remat
@@ -56,6 +57,8 @@ class CLIPConfig:
     """What transformer blocks keep for their backward pass: memory against recomputation."""
 
     def __post_init__(self) -> None:
+        check_sizes("model", {"embed_dim": self.embed_dim})
+        check_sizes("model", {f"image_std[{i}]": std for i, std in enumerate(self.image_std)})
         if (
             isinstance(self.vision, VisionConfig)
             and self.vision.pool == "map"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -31,8 +31,28 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def check_heads(tower: str, width: int, heads: int) -> None:
-    """Raise `InputError` unless every head gets the same number of channels."""
+MAX_LAYERS = 1000
+"""The deepest published tower has 48. A file that asks for a billion is damaged, or an attack."""
+
+
+def check_sizes(tower: str, sizes: Mapping[str, float]) -> None:
+    """Raise `InputError` where a size is not positive, or there are absurdly many layers."""
+    for name, size in sizes.items():
+        most = MAX_LAYERS if name == "layers" else 2**31
+        if not 0 < size < most:
+            raise InputError(
+                f"{tower} {name} is {size}\nexpected a positive number, below {most:,}"
+            )
+
+
+def check_transformer(
+    tower: str, width: int, layers: int, heads: int, mlp_ratio: float, norm_eps: float
+) -> None:
+    """Raise `InputError` unless there is a transformer of these sizes."""
+    sizes = {"width": width, "layers": layers, "heads": heads, "mlp_ratio": mlp_ratio}
+    check_sizes(tower, sizes)
+    if not 0 < norm_eps < 1:
+        raise InputError(f"{tower} norm_eps is {norm_eps}\nexpected a small number, such as 1e-6")
     if width % heads:
         raise InputError(
             f"{tower} width {width} is not divisible by its {heads} heads\n"

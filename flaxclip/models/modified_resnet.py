@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from flaxclip.errors import InputError
 from flaxclip.models.attention_pool import AttentionPool
-from flaxclip.models.layers import Initializer, logical, uniform
+from flaxclip.models.layers import Initializer, check_sizes, logical, uniform
 
 EXPANSION = 4
 """Channels that a block puts out, over those of its 3x3 convolution (He et al. 2016)."""
@@ -40,6 +40,9 @@ class ResNetConfig:
     """Normalise with the running statistics while training too, and leave them as they are."""
 
     def __post_init__(self) -> None:
+        check_sizes("vision", {"image_size": self.image_size, "width": self.width})
+        for layers in self.layers:
+            check_sizes("vision", {"layers": layers})
         if self.image_size % self.patch_size:
             raise InputError(
                 f"image_size {self.image_size} is not divisible by {self.patch_size}\n"

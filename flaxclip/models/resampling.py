@@ -1,15 +1,11 @@
 """Position embeddings for another resolution or context length, as open_clip resizes them."""
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig
 
 
@@ -39,54 +35,17 @@ def resize_context(
     return resized.astype(embedding.dtype)
 
 
-def resample_positions(params: dict[str, Any], old: CLIPConfig, new: CLIPConfig) -> dict[str, Any]:
-    """Parameters of a model like `old`, for one like `new`, which may see another resolution and
-    context length; only position embeddings are changed.
+def resample_position_embedding(
+    name: str, value: Float[Array | np.ndarray, "..."], old: CLIPConfig, new: CLIPConfig
+) -> Float[Array | np.ndarray, "..."]:
+    """The parameter `name` of a model like `old`, as one like `new` needs it.
 
-    Raises:
-        InputError: the two differ in what cannot be resampled, such as a width.
+    Position embeddings are resized to the resolution and the context length of `new`; all others
+    stay as they are.
     """
-    _check_same_but_for_positions(old, new)
-    vision, text = params["vision"], params["text"]
-    if new.vision.grid != old.vision.grid:
-        positions = resize_grid(vision["position_embedding"], old.vision.grid, new.vision.grid)
-        vision = vision | {"position_embedding": positions}
-    if new.text.context_length != old.text.context_length:
-        positions = resize_context(text["position_embedding"], new.text.context_length)
-        text = text | {"position_embedding": positions}
-    return params | {"vision": vision, "text": text}
-
-
-# Fields of a tower that change no shape but that of its position embedding, or none at all.
-_FREE_FIELDS = ("image_size", "context_length", "activation", "norm_eps", "frozen_statistics")
-
-
-def _check_same_but_for_positions(old: CLIPConfig, new: CLIPConfig) -> None:
-    def shape_fields(config: CLIPConfig) -> dict[str, Any]:
-        fields = {"embed_dim": config.embed_dim, "logit_bias": config.init_logit_bias is not None}
-        for name in ("vision", "text"):
-            tower = getattr(config, name)
-            fields[f"{name} kind"] = type(tower).__name__
-            fields |= {
-                f"{name}.{field.name}": getattr(tower, field.name)
-                for field in dataclasses.fields(tower)
-                if field.name not in _FREE_FIELDS
-            }
-        return fields
-
-    ours, theirs = shape_fields(new), shape_fields(old)
-    differing = [
-        f"{name}: {theirs.get(name)!r} in the weights, {ours.get(name)!r} asked for"
-        for name in sorted(ours | theirs)
-        if ours.get(name) != theirs.get(name)
-    ]
-    if differing:
-        raise InputError(
-            "\n".join(
-                [
-                    "the weights are of another architecture than the configuration",
-                    *differing,
-                    "only the resolution and the context length of given weights can be changed",
-                ]
-            )
-        )
+    if name == "vision/position_embedding" and new.vision.grid != old.vision.grid:
+        return resize_grid(value, old.vision.grid, new.vision.grid)
+    length = new.text.context_length
+    if name == "text/position_embedding" and length != old.text.context_length:
+        return resize_context(value, length)
+    return value

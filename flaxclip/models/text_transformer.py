@@ -11,7 +11,8 @@ from flaxclip.errors import InputError
 from flaxclip.models.layers import (
     Activation,
     BlockInit,
-    check_heads,
+    check_sizes,
+    check_transformer,
     layer_norm,
     logical,
 )
@@ -38,7 +39,11 @@ class TextConfig:
     ways and the projection has a bias."""
 
     def __post_init__(self) -> None:
-        check_heads("text", self.width, self.heads)
+        sizes = {"context_length": self.context_length, "vocab_size": self.vocab_size}
+        check_sizes("text", sizes)
+        check_transformer(
+            "text", self.width, self.layers, self.heads, self.mlp_ratio, self.norm_eps
+        )
 
     @property
     def mlp_width(self) -> int:

@@ -13,7 +13,8 @@ from flaxclip.models.attention_pool import MAPHead
 from flaxclip.models.layers import (
     Activation,
     BlockInit,
-    check_heads,
+    check_sizes,
+    check_transformer,
     layer_norm,
     logical,
 )
@@ -40,13 +41,21 @@ class VisionConfig:
     token, norm or projection, and patches embedded with a bias."""
 
     def __post_init__(self) -> None:
+        sizes = {"image_size": self.image_size, "patch_size": self.patch_size}
+        check_sizes("vision", sizes)
+        if self.grid < 1:
+            raise InputError(
+                f"image_size {self.image_size} is smaller than patch_size {self.patch_size}"
+            )
         # SigLIP So400m/14 at 384 pixels leaves the last 6 of each row and column unseen.
         if self.image_size % self.patch_size and self.pool == "class":
             raise InputError(
                 f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}\n"
                 "choose an image size that is a multiple of the patch size"
             )
-        check_heads("vision", self.width, self.heads)
+        check_transformer(
+            "vision", self.width, self.layers, self.heads, self.mlp_ratio, self.norm_eps
+        )
 
     @property
     def mlp_width(self) -> int:

@@ -9,6 +9,7 @@ from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.roofline import Roofline, roofline
 from flaxclip.planning.store import stored_or_compiled
 from flaxclip.planning.topology import Topology
+from flaxclip.train_step import step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> Ru
         config=config,
         parameters=cost.parameters,
         forward_flops_per_pair=cost.forward_flops,
-        model_flops_per_step=config.batch_size * cost.training_flops,
+        model_flops_per_step=step_flops(config),
         step=step,
         roofline=roofline(step, topology.chip) if can_bound else None,
         decode_rate=decode_rate,

@@ -1,0 +1,131 @@
+"""What becomes of each parameter in fine-tuning, by its name: frozen, or at a rate of its own.
+
+A parameter's name is its path, such as `vision/transformer/blocks/mlp/fc1/kernel`; a pattern is a
+regular expression that is found anywhere in it. Layers are stacked, so a name stands for all of
+them, and a rate may be an array of one number a layer.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxclip.errors import InputError
+
+Rate = float | np.ndarray
+"""Factor on the learning rate: one for the parameter, or one for each of its stacked layers."""
+
+# Below all layers. A ResNet's position embedding is none of them: it belongs to its pooling.
+_INPUTS = re.compile(
+    r"(patch_embedding|class_embedding|token_embedding|position_embedding|ln_pre|stem)(/|$)"
+)
+
+
+def map_names(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """A tree like `params`, of `function` of each parameter's name and value."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        params,
+    )
+
+
+def frozen_mask(patterns: Sequence[str], params: Any) -> Any:
+    """A tree of booleans: which parameters a pattern freezes."""
+    return map_names(lambda name, _: any(re.search(p, name) for p in patterns), params)
+
+
+def stop_frozen_gradients(patterns: Sequence[str], params: Any) -> Any:
+    """`params`, of which the frozen ones are constants: no gradient is computed for these."""
+    return jax.tree.map(
+        lambda frozen, leaf: jax.lax.stop_gradient(leaf) if frozen else leaf,
+        frozen_mask(patterns, params),
+        params,
+    )
+
+
+def rate_multipliers(
+    multipliers: Sequence[tuple[str, float]],
+    layer_decay: Sequence[tuple[str, float]],
+    params: Mapping[str, Any],
+) -> Any:
+    """A tree of factors on the learning rate, each a number or of shape [layers, 1, ...].
+
+    Args:
+        multipliers: patterns and factors; the first pattern that is found in a name counts.
+        layer_decay: patterns and factors a layer; likewise. A tower's last layer has the factor
+            once, each layer below it once more, the embeddings most often, what comes after the
+            layers not at all (Clark et al. 2020, "ELECTRA", appendix A; Bao et al. 2022, "BEiT",
+            appendix H).
+        params: of a CLIP, or their shapes.
+    """
+
+    def first(rules: Sequence[tuple[str, float]], name: str) -> float:
+        return next((value for pattern, value in rules if re.search(pattern, name)), 1.0)
+
+    def rate(name: str, leaf: Any) -> Rate:
+        decay = first(layer_decay, name)
+        factor = first(multipliers, name)
+        tower, _, rest = name.partition("/")
+        if decay == 1.0 or not rest:  # scalars come after both towers
+            return factor
+        return factor * decay ** _layers_above(rest, leaf, params[tower])
+
+    return map_names(rate, params)
+
+
+def _layers_above(name: str, leaf: Any, tower: Mapping[str, Any]) -> Rate:
+    """How many steps of the layers' decay lie between a parameter and the tower's output."""
+    layers, count = _numbered_layers(tower)
+    for prefix, (first, stacked) in layers.items():
+        if name.startswith(prefix):
+            if not stacked:
+                return count + 1 - first
+            above = np.float32(count + 1 - first) - np.arange(leaf.shape[0], dtype=np.float32)
+            return above.reshape(-1, *[1] * (leaf.ndim - 1))
+    is_input = _INPUTS.match(name) and not (name == "position_embedding" and "stem" in tower)
+    return count + 1 if is_input else 0
+
+
+def _numbered_layers(tower: Mapping[str, Any]) -> tuple[dict[str, tuple[int, bool]], int]:
+    """Prefix of names -> number of its first layer, from 1, and whether it is a stack.
+
+    And how many layers there are.
+    """
+
+    def length(stack: Any) -> int:
+        return jax.tree.leaves(stack)[0].shape[0]
+
+    if "transformer" in tower:
+        return {"transformer/blocks/": (1, True)}, length(tower["transformer"]["blocks"])
+    layers, count = {}, 0
+    for stage in sorted(name for name in tower if name.startswith("stage")):
+        layers[f"{stage}/first/"] = (count + 1, False)
+        count += 1
+        if "rest" in tower[stage]:
+            layers[f"{stage}/rest/"] = (count + 1, True)
+            count += length(tower[stage]["rest"])
+    return layers, count
+
+
+def check_patterns(field: str, patterns: Iterable[str], params: Any) -> None:
+    """That each pattern can be read and is found in a parameter's name.
+
+    Raises:
+        InputError: it cannot, or is in none: a typing error would train, or freeze, the wrong ones.
+    """
+    names: list[str] = []
+    map_names(lambda name, _: names.append(name), params)
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise InputError(
+                f"{field} has the pattern {pattern!r}, which is no regular expression: {error}"
+            ) from None
+        if not found:
+            raise InputError(
+                f"{field} has the pattern {pattern!r}, which is in the name of no parameter\n"
+                "names are such as " + ", ".join(names[:: max(1, len(names) // 8)])
+            )

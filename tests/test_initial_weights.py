@@ -1,0 +1,211 @@
+"""Runs that start from weights: of another library, of another size, of one tower."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
+
+import flaxclip
+from flaxclip.checkpoint import CHECKPOINTS, absolute, read_record, save_variables
+from flaxclip.errors import InputError
+from flaxclip.initial_weights import open_initial_weights, start_from
+from flaxclip.interop.export import export
+from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.resampling import resize_context, resize_grid
+from flaxclip.optim import OptimConfig, make_optimizer
+from flaxclip.sharding import MeshConfig, make_mesh
+from flaxclip.train_state import init_train_state
+from tests.test_interop import variables_of
+from tests.test_train import run_cli
+from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
+
+# Not what the experiment asks for: it has to come from the file.
+MODEL = dataclasses.replace(
+    TINY_MODEL,
+    vision=dataclasses.replace(TINY_MODEL.vision, activation="gelu"),
+    text=dataclasses.replace(TINY_MODEL.text, activation="gelu", context_length=12),
+    image_mean=(0.5, 0.4, 0.3),
+)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    values = variables_of(MODEL)
+    return {"params": values["params"] | {"logit_scale": jnp.float32(3.0)}}
+
+
+@pytest.fixture
+def theirs(variables, tmp_path):
+    export(MODEL, variables, tmp_path / "theirs", "huggingface", overwrite=False)
+    (tmp_path / "tiny.py").write_text(EXPERIMENT)
+    return tmp_path / "theirs"
+
+
+def record_of(workdir, step):
+    return read_record(absolute(workdir) / CHECKPOINTS / str(step))["run"]["initial_weights"]
+
+
+def test_the_command_line_starts_from_others_weights_at_another_size(theirs, variables, tmp_path):
+    run = run_cli(
+        "flaxclip.train", "tiny.py", "--workdir", "run", "--init-from", "theirs", "--steps", "1",
+        "--model.vision.image-size", "24", "--model.text.context-length", "15",
+        "--optim.peak-lr", "0", "--optim.warmup-steps", "0", "--data.workers", "0",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "started from theirs (transformers, clip): 38 arrays; " in run.stdout
+    assert "text.context_length 12 -> 15; vision.image_size 16 -> 24" in run.stdout
+
+    model = flaxclip.load(tmp_path / "run")
+    assert model.config == dataclasses.replace(
+        MODEL,
+        vision=dataclasses.replace(MODEL.vision, image_size=24),
+        text=dataclasses.replace(MODEL.text, context_length=15),
+    )
+    expected = flatten_dict(variables["params"], sep="/")
+    for name, resize, sizes in (
+        ("vision/position_embedding", resize_grid, (2, 3)),
+        ("text/position_embedding", resize_context, (15,)),
+    ):
+        expected[name] = resize(expected[name], *sizes)
+    for name, value in flatten_dict(model.params, sep="/").items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
+
+    record = record_of(tmp_path / "run", 1)
+    assert (record["path"], record["format"]) == ("theirs", "transformers, clip")
+    assert record["born_fresh"] == []
+    assert record["resampled"]["text.context_length"] == "12 -> 15"
+
+
+def test_the_command_line_locks_the_image_tower_and_resumes_without_the_weights(
+    theirs, variables, tmp_path
+):
+    command = (
+        "flaxclip.train", "tiny.py", "--workdir", "run", "--init-from", "theirs",
+        "--init-only", "^vision/", "--optim.freeze", "^vision/", "--optim.ema-decay", "0.9",
+        "--optim.lr-multipliers", "^text/", "2", "logit", "0.5", "--optim.layer-decay", "^text/",
+        "0.75", "--data.workers", "0",
+    )  # fmt: skip
+    first = run_cli(*command, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "20 arrays; 18 born fresh: logit_scale, text/ln_final/bias, " in first.stdout
+    model = flaxclip.load(tmp_path / "run")
+    expected = flatten_dict(variables["params"], sep="/")
+    for name, value in flatten_dict(model.params, sep="/").items():
+        if name.startswith("vision/"):
+            np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
+        else:
+            assert not np.allclose(value, expected[name]), name
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["optim"]["lr_multipliers"] == [["^text/", 2.0], ["logit", 0.5]]
+
+    # As if a machine had been lost: what was saved is enough.
+    shutil.rmtree(theirs)
+    shutil.rmtree(tmp_path / "run" / CHECKPOINTS / "8")
+    again = run_cli(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "start    step 4 of 8" in again.stdout
+    assert record_of(tmp_path / "run", 8) == record_of(tmp_path / "run", 4)
+    assert record_of(tmp_path / "run", 8)["arrays"] == 20
+
+
+@pytest.mark.parametrize("source", ["theirs", "ours"])
+def test_weights_are_laid_out_over_the_mesh_as_the_run_lays_them_out(
+    source, theirs, variables, tmp_path
+):
+    save_variables(tmp_path / "ours", MODEL, variables)
+    config = tiny_config(tmp_path / "run", model=MODEL, init_from=str(tmp_path / source))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    initial = open_initial_weights(config)
+    tx = make_optimizer(OptimConfig(), 10_000)
+    with jax.set_mesh(mesh):
+        fresh = init_train_state(jax.random.key(0), MODEL, tx, mesh, ema=True)
+        state, _ = start_from(initial, config, mesh, fresh)
+    jax.tree.map(np.testing.assert_array_equal, state.params, variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, fresh)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+
+
+def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_born(tmp_path):
+    old = dataclasses.replace(MODEL, vision=ResNetConfig(64, 4, (1, 2, 1, 1)))
+    variables = variables_of(old)
+    save_variables(tmp_path / "ours", old, variables)
+    new = dataclasses.replace(
+        old,
+        vision=dataclasses.replace(old.vision, frozen_statistics=True),
+        init_logit_bias=-7.0,
+        dtype="bfloat16",
+    )
+    config = tiny_config(tmp_path / "run", model=new, init_from=str(tmp_path / "ours"))
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        fresh = init_train_state(jax.random.key(0), new, make_optimizer(OptimConfig(), 9999), mesh)
+        state, record = start_from(open_initial_weights(config), config, mesh, fresh)
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
+    assert state.params["logit_bias"] == -7
+    assert record["born_fresh"] == ["logit_bias"]
+
+
+def change(tower, **fields):
+    return {tower: dataclasses.replace(getattr(MODEL, tower), **fields)}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (change("text", activation="quick_gelu"), {}, "text.activation: 'gelu' -> 'quick_gelu'"),
+        (change("vision", norm_eps=1e-6), {}, "vision.norm_eps: 1e-05 -> 1e-06"),
+        (change("vision", width=64), {}, "vision.width: 32 -> 64"),
+        (change("vision", patch_size=4), {}, "vision.patch_size: 8 -> 4"),
+        ({"vision": ResNetConfig(64, 4, (1, 2, 1, 1))}, {}, "vision: 'VisionConfig' -> 'ResNetC"),
+        ({"image_mean": (0.5, 0.5, 0.5)}, {}, "image_mean: (0.5, 0.4, 0.3) -> (0.5, 0.5, 0.5)"),
+        ({"tokenizer": "siglip"}, {}, "tokenizer: 'clip' -> 'siglip'"),
+        (
+            {"embed_dim": 24} | change("text", width=64),
+            {"init_only": ("^vision/",)},
+            "vision/projection/kernel in theirs has shape [32, 16]\nexpected [32, 24]",
+        ),
+        ({}, {"init_only": ("^visual/",)}, "init_only ^visual/ is in no name in theirs"),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_what_differs(
+    model, options, message, theirs, monkeypatch
+):
+    monkeypatch.chdir(theirs.parent)
+    model = dataclasses.replace(MODEL, **model)
+    config = tiny_config("run", model=model, init_from="theirs", **options)
+    with pytest.raises(InputError) as error:
+        open_initial_weights(config)
+    assert message in str(error.value)
+
+
+def test_what_is_not_taken_may_be_anything(theirs):
+    model = dataclasses.replace(MODEL, **change("text", width=64, activation="quick_gelu"))
+    config = tiny_config("run", model=model, init_from=str(theirs), init_only=("^vision/",))
+    assert len(open_initial_weights(config).names) == 20
+
+
+def test_a_bare_state_dict_needs_its_models_name(tmp_path):
+    model = flaxclip.models.variants.VARIANTS["ViT-tiny"]
+    tensors = open_clip_table(model).to_theirs(variables_of(model))
+    path = str(tmp_path / "epoch_32.safetensors")
+    safetensors.numpy.save_file(tensors, path)
+    config = tiny_config("run", model=model, init_from=path)
+    with pytest.raises(InputError, match=r"does not tell whether .* QuickGELU"):
+        open_initial_weights(config)
+    config = dataclasses.replace(config, init_model="ViT-tiny")
+    assert open_initial_weights(config).changes == {}
+
+
+def test_options_about_weights_that_are_not_there_are_refused():
+    with pytest.raises(InputError, match="name these with --init-from"):
+        tiny_config("run", init_only=("^vision/",))
