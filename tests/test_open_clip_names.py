@@ -1,7 +1,9 @@
 """open_clip's, timm's and big_vision's names and axes, against a list that was written by hand."""
 
+import dataclasses
 import json
 import math
+import struct
 from pathlib import Path
 
 import jax
@@ -13,13 +15,16 @@ from flaxclip.errors import InputError
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.name_table import unflatten
 from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.open_clip_json import open_clip_json
 from flaxclip.interop.openai import config_from_shapes
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
+from flaxclip.weights import open_weights
 from tests.parity.foreign_params import from_open_clip, from_timm_siglip
 from tests.parity.open_clip_cases import EMBED_DIM, RESNET, TEXT, random_tensors
+from tests.parity.state_dict_reference import fingerprint
 from tests.test_siglip import CONFIGS
 
 CASES = {
@@ -90,8 +95,12 @@ def test_big_visions_axes_are_ours_but_for_stacks_and_joint_projections(stacked)
         np.testing.assert_array_equal(back[name], tensor, strict=True)
 
 
+GOLDEN = Path(__file__).parent / "golden" / "open_clip_state_dicts.json"
+STATE_DICTS = json.loads(GOLDEN.read_text())
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variable_of_a_variant_has_its_tensors(name):
+def test_every_variable_of_a_variant_has_its_tensors_and_these_are_open_clips(name):
     """Paths and shapes; without memory for the larger ones' numbers."""
     config = VARIANTS[name]
     table = open_clip_table(config)
@@ -100,6 +109,36 @@ def test_every_variable_of_a_variant_has_its_tensors(name):
     assert ours == {path: leaf.shape for path, leaf in fresh.items()}
     numbers = sum(math.prod(shape) for shape in table.their_shapes().values())
     assert numbers == sum(leaf.size for leaf in jax.tree.leaves(fresh))
+    if name != "ViT-tiny":
+        assert fingerprint(table.their_shapes()) == STATE_DICTS[name]
+
+
+@pytest.mark.parametrize("name", ["ViT-bigG-14", "RN50x64", "ViT-SO400M-14-SigLIP"])
+def test_the_header_of_a_full_size_file_tells_all_before_a_number_is_read(name, tmp_path):
+    """Gigabytes that are not on the disk either: after its header the file is one hole."""
+    config = VARIANTS[name]
+    if config.vision.image_size == 224 and "SigLIP" in name:  # timm's name, GELU and all
+        vision = dataclasses.replace(config.vision, activation="gelu")
+        config = dataclasses.replace(config, vision=vision)
+    shapes, end, header = open_clip_table(config).their_shapes(), 0, {}
+    for tensor, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[tensor] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    path = tmp_path / "open_clip_model.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.truncate(8 + len(encoded) + end)
+    text = json.dumps(open_clip_json(config))
+    (tmp_path / "open_clip_config.json").write_text(text)
+    weights = open_weights(str(tmp_path))
+    assert weights.config == config
+    assert path.stat().st_size > 2e9 > 1e6 > 512 * path.stat().st_blocks
+
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        open_weights(str(tmp_path))
 
 
 OPENAI = ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14-336"]

@@ -1,7 +1,7 @@
 """Time and peak memory of loading weights, against the size of the file and reading its bytes.
 
-python experiments/perf/load.py ViT-B-32
-python experiments/perf/load.py ViT-L-14
+python -m experiments.perf.load ViT-B-32
+python -m experiments.perf.load ViT-L-14
 
 Random weights are written as safetensors and as a torch file; each is then loaded in a process of
 its own, after one that only reads the file, so that both find it in the page cache.
@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import safetensors.numpy
 from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.open_clip_json import open_clip_json
 from flaxclip.models.variants import VARIANTS
+from tests.torch_files import Tensor, pickled
 
 _CHILD = """
 import sys, time
@@ -47,10 +49,16 @@ def measure(path: Path, what: str) -> tuple[float, float, float]:
 
 
 def write_torch(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """As `torch.save` writes a state dict."""
-    from tests.torch_files import saved
-
-    path.write_bytes(saved(tensors))
+    """As `torch.save` writes a state dict, one storage after the other."""
+    described = {}
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (name, array) in enumerate(tensors.items()):
+            strides = tuple(step // array.itemsize for step in array.strides)
+            described[name] = Tensor(
+                str(number), "FloatStorage", array.size, 0, array.shape, strides
+            )
+            archive.writestr(f"archive/data/{number}", array.tobytes())
+        archive.writestr("archive/data.pkl", pickled(described))
 
 
 def main() -> None:

@@ -100,7 +100,12 @@ def load_batches(
     examples = ExampleLoader(
         source=source,
         order=draw_order(source, config.order, seed),
-        tokenizer=load_tokenizer(model.tokenizer, model.text.context_length, model.tokenizer_file),
+        tokenizer=load_tokenizer(
+            model.tokenizer,
+            model.text.context_length,
+            model.tokenizer_file,
+            model.text.vocab_size,
+        ),
         transform=ImageTransform(model.vision.image_size, model.resize, model.interpolation),
         augment=config.augment,
         seed=seed,
