@@ -1,7 +1,8 @@
 """A model's weights wherever they are: of a run of ours, or in another library's files."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,22 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
-from flaxclip.checkpoint import load_config, load_variables, resolve_checkpoint
+from flaxclip.checkpoint import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    load_config,
+    load_variables,
+    resolve_checkpoint,
+)
+from flaxclip.errors import InputError
+from flaxclip.interop.files import COMPANIONS, fetch_tree
 from flaxclip.interop.foreign import find_foreign
 from flaxclip.models.clip import CLIPConfig, abstract_variables
+
+_READ_IN_PLACE = ("gs", "s3", "az")
+"""What etils and Orbax read themselves; a run elsewhere is copied first."""
+
+_BESIDE = (CONFIG_FILE, *COMPANIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +62,8 @@ def open_weights(path: str, model: str | None = None) -> Weights:
         return Weights(
             foreign.kind, ", ".join(types), foreign.config, lambda _: foreign.variables()
         )
+    if "://" in path and path.split("://", 1)[0] not in _READ_IN_PLACE:
+        path = str(_fetch_run(path))
     workdir, step = resolve_checkpoint(path)
     config = _our_config(workdir)
 
@@ -63,6 +79,25 @@ def open_weights(path: str, model: str | None = None) -> Weights:
         yield from flatten_dict(load_variables(workdir, step, abstract), sep="/").items()
 
     return Weights(f"flaxclip, step {step}", "float32", config, read)
+
+
+def _fetch_run(url: str) -> Path:
+    """A local copy of the workdir at `url`, with one step: its latest, or the one that it names."""
+    parts = re.fullmatch(rf"(.*)/{CHECKPOINTS}/(\d+)/?", url)
+    workdir, only = parts.groups() if parts else (url.rstrip("/"), r"\d+")
+
+    def choose(names: Sequence[str]) -> list[str]:
+        complete = re.compile(rf"{CHECKPOINTS}/({only})/commit_success.txt")
+        steps = [int(found[1]) for name in names if (found := complete.fullmatch(name))]
+        if not steps or CONFIG_FILE not in names:
+            raise InputError(
+                f"no model at {url}\nexpected the workdir of a run with a checkpoint, weights of "
+                "another library, or the directory of one"
+            )
+        step = f"{CHECKPOINTS}/{max(steps)}/"
+        return [name for name in names if name in _BESIDE or name.startswith(step)]
+
+    return fetch_tree(workdir, choose)
 
 
 def _our_config(workdir: epath.Path) -> CLIPConfig:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ import sentencepiece
 from flax.traverse_util import flatten_dict
 
 import flaxclip
+from flaxclip.checkpoint import save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
 from flaxclip.interop.archives import StoredTensor
@@ -29,6 +31,7 @@ from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import VisionConfig
+from tests.hub_stand_in import hub
 from tests.torch_files import saved
 
 # Heads are 64 channels wide in OpenAI's files, whose configurations are read from shapes.
@@ -338,6 +341,34 @@ def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
     remote.rm("/models/clip", recursive=True)
     remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
     assert_same(flaxclip.load("memory://models/clip"), CLIP, doubled)
+
+
+def test_a_run_at_a_url_is_copied_with_one_of_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    doubled = jax.tree.map(lambda x: 2 * x, variables_of(CLIP))
+    for step, variables in (("0", variables_of(CLIP)), ("7", doubled)):
+        save_variables(tmp_path / step, CLIP, variables)
+        (tmp_path / step / "checkpoints" / "0").rename(tmp_path / "0" / "checkpoints" / step)
+    fsspec.filesystem("memory").put(str(tmp_path / "0"), "/runs/mine", recursive=True)
+    assert_same(flaxclip.load("memory://runs/mine"), CLIP, doubled)
+    assert_same(flaxclip.load("memory://runs/mine/checkpoints/0"), CLIP, variables_of(CLIP))
+    for url in ("memory://runs/mine/checkpoints/3", "memory://runs"):
+        with pytest.raises(InputError, match=f"(no model at|cannot read) {url}"):
+            flaxclip.load(url)
+
+
+def test_the_hubs_own_client_reads_a_repository(tmp_path):
+    """The real client; in place of the Hub, which cannot be reached from a test, a small server."""
+    export(CLIP, variables_of(CLIP), tmp_path / "out", "huggingface", overwrite=False)
+    with hub("someone/clip", tmp_path / "out") as address:
+        environment = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub")}
+        environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-m", "flaxclip.interop", "info", "hf://someone/clip"]
+        result = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    assert "transformers, clip; float32" in result.stdout
 
 
 def test_urls_that_cannot_be_read_say_what_to_do(monkeypatch):

@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -73,6 +75,28 @@ def tokenizer_file(folder: Path) -> str | None:
     return str(found[0]) if found else None
 
 
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `url`, and the path in it."""
+    protocol = url.split("://", 1)[0]
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        package = _EXTRAS.get(protocol)
+        advice = f"pip install {package}" if package else "see the protocols of fsspec"
+        raise InputError(f"cannot read {url}: {error}\n{advice}") from None
+
+
+@contextmanager
+def _errors_of(url: str) -> Iterator[None]:
+    """Whatever goes wrong is an InputError; every protocol has errors of its own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot read {url}: {type(error).__name__}: {error}") from None
+
+
 def fetch(url: str) -> Path | None:
     """A local copy of the weights at `url`, with the files beside them that say how to use them.
 
@@ -82,14 +106,8 @@ def fetch(url: str) -> Path | None:
     Raises:
         InputError: the protocol is not known or its package not installed, or nothing is there.
     """
-    protocol = url.split("://", 1)[0]
-    try:
-        files, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        package = _EXTRAS.get(protocol)
-        advice = f"pip install {package}" if package else "see the protocols of fsspec"
-        raise InputError(f"cannot read {url}: {error}\n{advice}") from None
-    try:
+    files, root = _open(url)
+    with _errors_of(url):
         if root.endswith(WEIGHTS_SUFFIXES):
             folder, weights = str(PurePosixPath(root).parent), PurePosixPath(root).name
         else:
@@ -111,15 +129,37 @@ def fetch(url: str) -> Path | None:
             listed = json.loads(files.cat_file(f"{folder}/{weights}")).get("weight_map", {})
             wanted += sorted({str(name) for name in listed.values()} & sizes.keys())
         states = [(name, files.ukey(f"{folder}/{name}")) for name in wanted]
-        key = hashlib.sha256(repr((url, states)).encode()).hexdigest()[:32]
-        target = _cache() / key
-        if not target.is_dir():
-            _copy(files, folder, wanted, target)
+        target = _copied(files, folder, states)
         return target / weights if PurePosixPath(root).name == weights else target
-    except InputError:
-        raise
-    except Exception as error:  # every protocol has errors of its own
-        raise InputError(f"cannot read {url}: {type(error).__name__}: {error}") from None
+
+
+def fetch_tree(url: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Path:
+    """A local copy of the files that `choose` takes from the names of all those under `url`.
+
+    Raises:
+        InputError: the protocol is not known or its package not installed, or they cannot be read;
+            and what `choose` raises.
+    """
+    files, root = _open(url)
+    with _errors_of(url):
+        found = files.find(root)
+        names = [name[len(root) :].lstrip("/") for name in found]
+        for name in names:
+            if ".." in PurePosixPath(name).parts:
+                raise InputError(f"{url} has a file {name!r}, outside of it")
+        wanted = choose(names)
+        return _copied(files, root, [(name, files.ukey(f"{root}/{name}")) for name in wanted])
+
+
+def _copied(
+    files: fsspec.AbstractFileSystem, folder: str, states: Sequence[tuple[str, str]]
+) -> Path:
+    """The folder in the cache with the files of these names in these states."""
+    key = hashlib.sha256(repr((files.protocol, folder, states)).encode()).hexdigest()[:32]
+    target = _cache() / key
+    if not target.is_dir():
+        _copy(files, folder, [name for name, _ in states], target)
+    return target
 
 
 def _cache() -> Path:
@@ -133,6 +173,7 @@ def _copy(files: fsspec.AbstractFileSystem, folder: str, names: list[str], targe
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
     try:
         for name in names:
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             files.get_file(f"{folder}/{name}", str(unfinished / name))
         unfinished.rename(target)
     except OSError:
