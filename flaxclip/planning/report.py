@@ -198,7 +198,13 @@ def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
 
 def variants_table() -> Table:
     """Every named architecture, what it costs and what it wants to be fed."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="GFLOPs: forward, of a pair. ResNets pool from one query; with open_clip's, which "
+        "pools from every position and drops all but one, RN50 has 18.18.",
+        caption_justify="left",
+    )
     table.add_column("name", no_wrap=True)
     for column in ("M params", "GFLOPs/pair", "px/patch", "context"):
         table.add_column(column, justify="right", no_wrap=True)
