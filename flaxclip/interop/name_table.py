@@ -150,7 +150,8 @@ class NameTable:
                 np.asarray(tensors[name]).astype(np.float32, copy=False)
                 for name in binding.their_names()
             ]
-            yield from zip(binding.our_names(), binding.to_ours(parts), strict=True)
+            ours = map(np.asarray, binding.to_ours(parts))  # a scalar is an array, too
+            yield from zip(binding.our_names(), ours, strict=True)
 
     def to_theirs(self, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inverse of `to_ours`: their state dict, float32, from our nested variables.
