@@ -138,7 +138,7 @@ def test_rates_scale_updates_and_weight_decay_alike(step):
 
 
 def test_a_locked_tower_has_no_backward_pass():
-    config = TINY
+    config = VARIANTS["ViT-tiny"]
     images, tokens = example_inputs(config)
     variables = abstract_variables(config)
 
