@@ -52,16 +52,10 @@ def _content_hash(source: Source, index: int) -> bytes:
     return hashlib.sha256(image).digest() + hashlib.sha256(text.encode()).digest()
 
 
-def run_record(
-    config: TrainConfig, source: Source, initial: dict[str, Any] | None
-) -> dict[str, Any]:
-    """JSON that every checkpoint carries: configuration, data, versions, devices.
-
-    `initial` is the record of the weights that the run has started from, None if at random.
-    """
+def run_record(config: TrainConfig, source: Source) -> dict[str, Any]:
+    """JSON that every checkpoint carries: configuration, data, versions, devices."""
     return {
         "config": json.loads(to_json(config)),
-        "initial_weights": initial,
         "data": data_fingerprint(source),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
