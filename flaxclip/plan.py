@@ -3,6 +3,7 @@
     python -m flaxclip.plan EXPERIMENT --topology v5e:16x16
     python -m flaxclip.plan EXPERIMENT --topology v5p:4x4x4 --model ViT-L-14 --batch-size 16384
     python -m flaxclip.plan EXPERIMENT --topology v6e:16x16 --search mesh batch
+    python -m flaxclip.plan EXPERIMENT --topology v5e:16x16 --slices 4
     python -m flaxclip.plan EXPERIMENT --topology cpu:8        virtual devices: memory and traffic
     python -m flaxclip.plan --list                             all architectures and their cost
 
@@ -31,6 +32,8 @@ class Command(RunCommand):
 
     topology: str = "v5e:16x16"
     """Slice to plan for, as v5e:16x16, v6e:16x16, v5p:4x4x4; or cpu:8 for virtual devices."""
+    slices: int = 1
+    """Slices of that kind, joined by the data centre's network."""
     search: tuple[Dimension, ...] = ()
     """Numbers to choose: the fastest ones that fit, as far as a few compilations can tell."""
     compiles: int = 5
@@ -63,7 +66,7 @@ def run(command: Command) -> None:
             does not fit.
     """
     console, progress = make_console(), Console(stderr=True)
-    topology = open_topology(command.topology)
+    topology = open_topology(command.topology, command.slices)
     config = command.config
     if command.search:
         if topology.chip is None:

@@ -31,6 +31,7 @@ from flaxclip.data.worker_pool import WorkerError
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, LossMonitor
+from flaxclip.models.clip import check_tensor_divides
 from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.optim import make_optimizer
 from flaxclip.progress import ProgressReport
@@ -62,6 +63,7 @@ def train(
     clock = StartupClock()
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
+    check_tensor_divides(config.model, config.mesh.tensor)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
     with hold_workdir(config.workdir), jax.set_mesh(mesh):

@@ -10,7 +10,6 @@ from flaxclip.models.cost import model_cost
 from flaxclip.planning.compiled_step import CompiledStep
 from flaxclip.planning.report import variants_table
 from flaxclip.planning.run_plan import make_plan
-from flaxclip.planning.store import stored_step
 from flaxclip.planning.topology import open_topology
 from tests.test_train import experiment, run_cli  # noqa: F401  (a module's fixture)
 from tests.tiny_run import TINY_MODEL, tiny_config
@@ -53,6 +52,7 @@ def test_a_run_is_planned_on_virtual_devices(experiment, cache):  # noqa: F811
         (("--topology", "cpu:"), "expected, for example, cpu:8"),
         (("--topology", "cpu:8", "--mesh.fsdp", "3"), "does not fit 8 devices"),
         (("--topology", "cpu:8", "--batch-size", "12"), "choose 8 or 16"),
+        (("--topology", "cpu:8", "--mesh.tensor", "4"), "--mesh.tensor can be 1, 2 with"),
         (("--topology", "cpu:8", "--search", "mesh"), "name a TPU topology"),
         (("--model", "ViT-B-33"), "did you mean ViT-B-32?"),
     ],
@@ -89,7 +89,7 @@ def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
     config = tiny_config("unused")
     figures = make_plan(config, topology, decode_rate=500.0)
     assert isinstance(figures.step, CompiledStep)
-    assert figures.step == stored_step(config, topology)
+    assert make_plan(config, topology, decode_rate=500.0).step == figures.step  # stored
     assert figures.step.argument_bytes > 3 * 4 * figures.parameters
     assert figures.step.peak_bytes < topology.chip.hbm_bytes
     # Gradients are summed over all chips: at least a parameter's four bytes each.

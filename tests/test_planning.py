@@ -226,7 +226,7 @@ def test_a_step_that_does_not_fit_comes_with_numbers_that_should():
 def test_what_was_compiled_is_not_compiled_again(tmp_path, monkeypatch):
     topology, calls = Topology("cpu:8", jax.devices(), None), []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(store, "compile_step", lambda *args: calls.append(args) or compiled_step())
+    monkeypatch.setattr(store, "compile_step", lambda step: calls.append(step) or compiled_step())
     config = tiny_config("unused")
     assert store.stored_or_compiled(config, topology) == compiled_step()
     elsewhere = dataclasses.replace(config, workdir="another", log_every=7)

@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec
 from flaxclip.data.loader import load_batches
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.errors import InputError
+from flaxclip.models.clip import check_tensor_divides
+from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import make_optimizer
 from flaxclip.sharding import MeshConfig, check_batch_divides, make_mesh, mesh_shardings
 from flaxclip.train_state import init_train_state
@@ -97,8 +99,15 @@ def test_fsdp_divides_parameters_and_moments():
 
 
 def test_a_mesh_that_does_not_fit_is_refused_with_the_numbers():
-    with pytest.raises(InputError, match="does not fit 8 devices"):
+    with pytest.raises(InputError, match=r"(?s)data=3 .* does not fit 8 devices.*--mesh.data 8"):
         make_mesh(MeshConfig(data=3))
+    with pytest.raises(InputError, match=r"try --mesh.fsdp 2 or --mesh.tensor 2"):
+        make_mesh(MeshConfig(fsdp=4, tensor=4))
+
+
+def test_heads_that_tensor_does_not_divide_are_refused_with_those_that_it_may_be():
+    with pytest.raises(InputError, match=r"(?s)vision tower's 12 heads.*tensor can be 1, 2, 4 "):
+        check_tensor_divides(VARIANTS["ViT-B-32"], 8)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():

@@ -67,6 +67,28 @@ class CLIPConfig:
             )
 
 
+def check_tensor_divides(config: CLIPConfig, tensor: int) -> None:
+    """Raise `InputError` unless `tensor` devices get equally many heads and MLP channels."""
+    towers: dict[str, VisionConfig | ResNetConfig | TextConfig] = {
+        "vision": config.vision,
+        "text": config.text,
+    }
+    transformers = {name: c for name, c in towers.items() if not isinstance(c, ResNetConfig)}
+    counts = {
+        f"the {name} tower's {count} {what}": count
+        for name, c in transformers.items()
+        for what, count in (("heads", c.heads), ("MLP channels", c.mlp_width))
+    }
+    for what, count in counts.items():
+        if count % tensor:
+            common = math.gcd(*counts.values())
+            fitting = [str(n) for n in range(1, common + 1) if common % n == 0]
+            raise InputError(
+                f"{what} are not divisible by mesh.tensor {tensor}\n"
+                f"--mesh.tensor can be {', '.join(fitting)} with this model"
+            )
+
+
 class CLIP(nn.Module):
     """`apply(variables, x, method=...)` with `encode_image` or `encode_text`."""
 
