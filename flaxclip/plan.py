@@ -74,7 +74,8 @@ def run(command: Command) -> None:
                 f"{command.topology} has no speed to search by\n"
                 "name a TPU topology, such as --topology v5e:16x16"
             )
-        trials = search(config, topology, command.search, command.compiles, progress.print)
+        dimensions = {*command.search, *(("remat",) if config.model.remat == "auto" else ())}
+        trials = search(config, topology, dimensions, command.compiles, progress.print)
         if not trials or isinstance(trials[0].step, Refusal):
             raise InputError(
                 f"nothing that was tried fits {command.topology}\n"
@@ -85,7 +86,7 @@ def run(command: Command) -> None:
         config = trials[0].config
     plan = make_plan(config, topology, command.decode_rate)
     if isinstance(plan.step, Refusal):
-        raise InputError(refusal_message(config, topology, plan.step))
+        raise InputError(refusal_message(plan.config, topology, plan.step))
     if command.json:
         print(plan_json(plan))
     else:

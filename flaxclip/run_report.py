@@ -80,7 +80,7 @@ class RunReport:
 
 def step_flops(config: TrainConfig) -> int:
     """Model FLOPs of one update."""
-    return config.batch_size * model_cost(config.model).training_flops
+    return config.batch_size * model_cost(config.model, config.kept_patches).training_flops
 
 
 def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -> None:

@@ -34,6 +34,7 @@ from flaxclip.health import ANOMALIES_FILE, LossMonitor
 from flaxclip.models.clip import check_tensor_divides
 from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.optim import make_optimizer
+from flaxclip.planning.advice import refusal_explained
 from flaxclip.progress import ProgressReport
 from flaxclip.provenance import run_record
 from flaxclip.restore import restore_latest
@@ -42,7 +43,7 @@ from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
 from flaxclip.startup import StartupClock, keep_compiled_programs, keep_freed_memory
 from flaxclip.stop_signals import StopSignals, exit_on_signals
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
-from flaxclip.train_step import Metrics, make_train_step
+from flaxclip.train_step import Metrics, choose_remat, make_train_step, step_fits
 from flaxclip.watchdog import Watchdog
 from flaxclip.workdir import check_same_data, claim_workdir, hold_workdir
 
@@ -75,6 +76,7 @@ def train(
         clock.finished("data and checkpoints")
         progress = ProgressReport(start_step, config.steps)
         ema = config.optim.ema_decay is not None
+        config = choose_remat(config, lambda tried: step_fits(tried, tx, mesh))
         like = abstract_train_state(config.model, tx, mesh, ema)
         restored = restore_latest(config.workdir, _to_trees(like), progress.warn)
         if restored is None:
@@ -175,7 +177,8 @@ def run_steps(
             last, first = step == config.steps, step == start_step + 1
             if first:
                 clock.finished("first batch")
-            state, metrics = train_step(state, loaded.batch)
+            with refusal_explained(config, mesh):
+                state, metrics = train_step(state, loaded.batch)
             if first:
                 clock.finished("compilation")
                 jax.block_until_ready(metrics)

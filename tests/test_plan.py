@@ -11,6 +11,7 @@ from flaxclip.planning.compiled_step import CompiledStep
 from flaxclip.planning.report import variants_table
 from flaxclip.planning.run_plan import make_plan
 from flaxclip.planning.topology import open_topology
+from flaxclip.sharding import MeshConfig
 from tests.test_train import experiment, run_cli  # noqa: F401  (a module's fixture)
 from tests.tiny_run import TINY_MODEL, tiny_config
 
@@ -83,16 +84,22 @@ def test_all_architectures_are_listed_with_their_published_cost():
 )
 def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    topology = open_topology("v5e:2x2")
-    assert len(topology.devices) == 4
+    topology = open_topology("v5e:2x2", slices=2)
+    assert len(topology.devices) == 8
     assert topology.chip.device_kind == "TPU v5 lite"
-    config = tiny_config("unused")
+    config = tiny_config("unused", mesh=MeshConfig(fsdp=4))
     figures = make_plan(config, topology, decode_rate=500.0)
     assert isinstance(figures.step, CompiledStep)
     assert make_plan(config, topology, decode_rate=500.0).step == figures.step  # stored
-    assert figures.step.argument_bytes > 3 * 4 * figures.parameters
+    assert figures.step.argument_bytes > 3 * 4 * figures.parameters / 4
     assert figures.step.peak_bytes < topology.chip.hbm_bytes
-    # Gradients are summed over all chips: at least a parameter's four bytes each.
-    summed = sum(row.operand_bytes for row in figures.step.traffic if row.kind == "all-reduce")
-    assert summed >= 4 * figures.parameters
+    between = [row for row in figures.step.traffic if row.network == "DCN"]
+    within = [row for row in figures.step.traffic if row.network == "ICI"]
+    # Parameters are gathered within a slice. Between slices travels what each chip has summed of
+    # the gradients, at least a parameter's four bytes over four chips, and embeddings.
+    gathered = sum(row.received_bytes for row in within if row.kind == "all-gather")
+    assert gathered >= 4 * figures.parameters * 3 / 4
+    assert sum(row.operand_bytes for row in between) >= 4 * figures.parameters / 4
+    embeddings = 4 * config.batch_size * config.model.embed_dim
+    assert sum(row.received_bytes for row in between if row.kind == "all-gather") <= 2 * embeddings
     assert figures.roofline.expected >= figures.roofline.compiler > figures.roofline.matrix_units

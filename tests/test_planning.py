@@ -7,17 +7,20 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from flaxclip import sharding
 from flaxclip.chips import find_chip
+from flaxclip.errors import InputError
 from flaxclip.flops import count_bfloat16_passes, count_flops
 from flaxclip.planning import search, store
-from flaxclip.planning.advice import refusal_message
+from flaxclip.planning.advice import refusal_explained, refusal_message
 from flaxclip.planning.collectives import find_collectives, parse_groups, torus_axes
 from flaxclip.planning.compiled_step import CompiledStep, Refusal, Traffic, parse_refusal
 from flaxclip.planning.hlo import parse_program
 from flaxclip.planning.memory_traffic import hbm_traffic
 from flaxclip.planning.roofline import roofline
 from flaxclip.planning.topology import Topology
-from tests.tiny_run import tiny_config
+from flaxclip.train_step import choose_remat
+from tests.tiny_run import TINY_MODEL, tiny_config
 
 P = PartitionSpec
 V5E = find_chip("TPU v5 lite")
@@ -221,6 +224,32 @@ def test_a_step_that_does_not_fit_comes_with_numbers_that_should():
     message = refusal_message(config, topology, Refusal(62 * 2**30, 15.75 * 2**30))
     assert "needs 62 GiB of 15.8 GiB a chip" in message
     assert "try --batch-size 8192 (1024 pairs a chip)" in message
+
+
+def test_a_run_whose_step_does_not_fit_says_the_same():
+    config = dataclasses.replace(tiny_config("unused"), batch_size=8 * 4096, loss_form="tiled")
+    mesh = sharding.make_mesh(config.mesh)
+    with (
+        pytest.raises(InputError, match=r"(?s)does not fit 8 x cpu.*try --batch-size 8192"),
+        refusal_explained(config, mesh),
+    ):
+        # The words of the TPU compiler; a CPU never refuses.
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 62.00G of 15.75G hbm.")
+    with pytest.raises(jax.errors.JaxRuntimeError), refusal_explained(config, mesh):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_auto_takes_the_fastest_rematerialisation_that_fits():
+    config = tiny_config("unused", model=dataclasses.replace(TINY_MODEL, remat="auto"))
+
+    def chosen(*fitting):
+        return choose_remat(config, lambda tried: tried.model.remat in fitting).model.remat
+
+    assert chosen("none", "names", "full") == "none"
+    assert chosen("names", "full") == "names"
+    assert chosen() == "full"
+    named = tiny_config("unused")
+    assert choose_remat(named, lambda _: False) is named
 
 
 def test_what_was_compiled_is_not_compiled_again(tmp_path, monkeypatch):

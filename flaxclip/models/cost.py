@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from flaxclip.flops import count_flops
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
@@ -24,10 +25,17 @@ class Cost(NamedTuple):
 
 
 @functools.cache
-def model_cost(config: CLIPConfig) -> Cost:
-    """Parameters and forward FLOPs a pair of `config`."""
+def model_cost(config: CLIPConfig, kept_patches: int | None = None) -> Cost:
+    """Parameters and forward FLOPs a pair of `config`, whose image tower sees all patches or so
+    many.
+    """
     variables = abstract_variables(config)
+    kept = None if kept_patches is None else jax.ShapeDtypeStruct((1, kept_patches), jnp.int32)
+
+    def forward(variables, kept, *inputs):
+        return CLIP(config).apply(variables, *inputs, kept=kept)
+
     return Cost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        forward_flops=count_flops(CLIP(config).apply, variables, *example_inputs(config)),
+        forward_flops=count_flops(forward, variables, kept, *example_inputs(config)),
     )

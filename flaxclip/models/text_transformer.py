@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from flaxclip.errors import InputError
 from flaxclip.models.layers import (
     Activation,
+    AttentionKernel,
     BlockInit,
     check_heads,
     layer_norm,
@@ -53,6 +54,7 @@ class TextTransformer(nn.Module):
     dtype: jnp.dtype
     unroll: int = 1
     remat: Remat = "names"
+    attention: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
@@ -94,6 +96,7 @@ class TextTransformer(nn.Module):
             unroll=self.unroll,
             remat=self.remat,
             norm_eps=c.norm_eps,
+            attention_kernel=self.attention,
             name="transformer",
         )(x)
         if c.pool == "end":

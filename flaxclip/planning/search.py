@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 from flaxclip.config import TrainConfig
-from flaxclip.models.transformer import Remat
+from flaxclip.models.transformer import REMAT_BY_SPEED, Remat
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.estimate import estimated_memory, estimated_seconds
 from flaxclip.planning.roofline import roofline
@@ -150,7 +150,7 @@ def _candidates(
         ]
     models = [config.model]
     if "remat" in vary:
-        models = [dataclasses.replace(config.model, remat=remat) for remat in get_args(Remat)]
+        models = [dataclasses.replace(config.model, remat=remat) for remat in REMAT_BY_SPEED]
     batches = [config.batch_size]
     if "batch" in vary:
         batches = [chips * pairs for pairs in _powers_of_two(MAX_PAIRS_PER_CHIP)]
