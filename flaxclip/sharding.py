@@ -1,12 +1,14 @@
 """The device mesh, and the one table that says which array axis lies along which mesh axis."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from flaxclip.errors import InputError
 
@@ -168,6 +170,20 @@ def pair_axes(batch_size: int, mesh: Mesh) -> tuple[str, ...]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis divided over the batch axes, the others whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def divide_batch(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """Pin activations to the batch axes of the context's mesh, if there is one that divides them.
+
+    Where parameters are divided over fsdp too, the partitioner would rather leave them where they
+    are, and have every device compute a part of the channels of all examples.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(BATCH_AXES) <= set(mesh.axis_names):
+        return x
+    if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
 def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:

@@ -37,7 +37,9 @@ def fastest(run: Callable[[], object], repetitions: int) -> float:
     return min(seconds)
 
 
-def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> dict[str, float]:
+def flaxclip_step(
+    model: str, batch_size: int, precision: str, steps: int, remat: str = "none", unroll: int = 1
+) -> dict[str, float]:
     """Our step's seconds, its model FLOPs, and what a matrix product reaches, in FLOP/s."""
     import dataclasses
 
@@ -49,12 +51,14 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
     from flaxclip.data.batch import Batch
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
+    from flaxclip.run_report import step_flops
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
-    from flaxclip.train import step_flops
+    from flaxclip.startup import keep_compiled_programs
     from flaxclip.train_state import init_train_state
     from flaxclip.train_step import make_train_step
 
-    config = dataclasses.replace(VARIANTS[model], dtype=precision)
+    keep_compiled_programs()
+    config = dataclasses.replace(VARIANTS[model], dtype=precision, remat=remat, unroll=unroll)
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(OptimConfig(), steps=10_000)
     rng = np.random.default_rng(0)
     side, length = config.vision.image_size, config.text.context_length

@@ -16,6 +16,7 @@ from flaxclip.models.layers import (
     BlockInit,
     layer_norm,
 )
+from flaxclip.sharding import divide_batch
 
 Remat = Literal["auto", "none", "names", "dots", "offload", "full"]
 """What a block keeps for its backward pass. `none` recomputes nothing. `names` keeps what is dear
@@ -92,7 +93,7 @@ class Transformer(nn.Module):
         # The barrier ends a fusion with its block. Unrolled, XLA would otherwise recompute the sum
         # of all earlier blocks' outputs in every norm, at a cost that grows with depth squared.
         stack = nn.scan(
-            lambda block, x, _: (jax.lax.optimization_barrier(block(x)), None),
+            lambda block, x, _: (jax.lax.optimization_barrier(divide_batch(block(x))), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.layers,
@@ -115,5 +116,5 @@ class Transformer(nn.Module):
             self.attention_kernel,
             name="blocks",
         )
-        x, _ = stack(block, x, None)
+        x, _ = stack(block, divide_batch(x), None)
         return x
