@@ -13,7 +13,13 @@ from flaxclip.errors import InputError
 from flaxclip.flops import count_bfloat16_passes, count_flops
 from flaxclip.planning import search, store
 from flaxclip.planning.advice import refusal_explained, refusal_message
-from flaxclip.planning.collectives import find_collectives, parse_groups, torus_axes
+from flaxclip.planning.collectives import (
+    find_collectives,
+    parse_groups,
+    parse_slices,
+    parse_transfer_kind,
+    torus_axes,
+)
 from flaxclip.planning.compiled_step import CompiledStep, Refusal, Traffic, parse_refusal
 from flaxclip.planning.hlo import parse_program
 from flaxclip.planning.memory_traffic import hbm_traffic
@@ -100,6 +106,22 @@ def test_groups_of_devices_are_read_in_all_of_the_ways_that_xla_writes_them(text
 def test_groups_that_cannot_be_read_are_not_guessed():
     with pytest.raises(ValueError, match="no groups of devices"):
         parse_groups("replica_groups=something_new")
+
+
+@pytest.mark.parametrize(
+    ("target", "slices"),
+    [
+        ('"{1,2}x{0:3}"', (0, 1)),
+        ('"{1:4}x{0:3}"', (0, 1, 2, 3)),
+        ("{{100002->200000},{200002->100000}}", (0, 1)),
+    ],
+)
+def test_slices_that_exchange_are_read_as_the_tpu_compiler_writes_them(target, slices):
+    attributes = f"{{_xla_megascale_target={target},_xla_megascale_transfer_type="
+    assert parse_slices(attributes) == slices
+    assert parse_transfer_kind(attributes + '"ALL_REDUCE"}') == "all-reduce"
+    with pytest.raises(ValueError, match="no kind of transfer"):
+        parse_transfer_kind(attributes + '"SOMETHING_NEW"}')
 
 
 def test_a_group_has_the_links_of_the_dimensions_that_it_extends_along():

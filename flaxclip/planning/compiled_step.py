@@ -15,7 +15,6 @@ from flaxclip.models.clip import check_tensor_divides, example_inputs
 from flaxclip.optim import make_optimizer
 from flaxclip.planning.collectives import (
     Kind,
-    crosses_slices,
     find_collectives,
     torus_axes,
 )
@@ -35,9 +34,9 @@ class Traffic:
     network: Literal["ICI", "DCN"]
     """Within a slice, or between slices."""
     group_size: int
-    """Chips that exchange with one another."""
+    """Chips that exchange with one another; between slices, the slices."""
     torus_axes: int
-    """Dimensions of the network of chips that a group extends along."""
+    """Dimensions of the network of chips that a group extends along; 0 between slices."""
     exchanges: int
     """How many run, those in loops as often as the loops do."""
     operand_bytes: int
@@ -147,8 +146,10 @@ def _traffic(program: Program, devices: list[jax.Device]) -> tuple[Traffic, ...]
     coords = [getattr(device, "coords", (index,)) for index, device in enumerate(devices)]
     totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0, 0.0])
     for exchange in find_collectives(program):
-        network = "DCN" if crosses_slices(exchange, devices) else "ICI"
-        key = (exchange.kind, network, exchange.group_size, torus_axes(exchange, coords))
+        network, axes = (
+            ("DCN", 0) if exchange.between_slices else ("ICI", torus_axes(exchange, coords))
+        )
+        key = (exchange.kind, network, exchange.group_size, axes)
         total = totals[key]
         total[0] += exchange.repeats
         total[1] += exchange.repeats * exchange.operand_bytes
