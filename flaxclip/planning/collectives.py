@@ -190,8 +190,8 @@ def parse_transfer_kind(attributes: str) -> Kind:
 def parse_slices(attributes: str) -> tuple[int, ...]:
     """Slices that exchange with one another, counted from 0.
 
-    XLA writes slices and the chips in each, `"{1,2}x{0:3}"` or `"{1:4}x{0:3}"`, and pairs of chips
-    as `{{100002->200000},...}`, a slice's number times 100,000 and a chip's.
+    XLA counts from 1, and writes slices and the chips in each, `"{1,2}x{0:3}"`, or pairs of chips,
+    `{{100002->200000},...}`: a slice's number times 100,000 and a chip's.
 
     Raises:
         ValueError: none of these.
@@ -200,14 +200,10 @@ def parse_slices(attributes: str) -> tuple[int, ...]:
     if pairs:
         chips = re.findall(r"(\d+)->(\d+)", pairs.group(1))
         return tuple(sorted({int(chip) // 100_000 - 1 for pair in chips for chip in pair}))
-    found = re.search(r'_xla_megascale_target="?\{([\d:,]+)\}x', attributes)
+    found = re.search(r'_xla_megascale_target="?\{([\d,]+)\}x', attributes)
     if not found:
         raise ValueError(f"no slices that can be read in {attributes[:200]!r}")
-    slices: list[int] = []
-    for part in found.group(1).split(","):
-        first, _, last = part.partition(":")
-        slices += range(int(first) - 1, int(last or first))
-    return tuple(slices)
+    return tuple(number - 1 for number in _numbers(found.group(1)))
 
 
 def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
