@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
+from etils import epath
 
 from flaxclip.api import CLIPModel, load
 from flaxclip.benchmark.embeddings import Embedder
@@ -111,7 +112,7 @@ def follow(command: Command) -> None:
     watch(command.checkpoint, measure, lambda: write_report([out], out / "report.html"))
 
 
-def _default_out(checkpoint: str, workdir: Path | None, step: int | None) -> Path:
+def _default_out(checkpoint: str, workdir: epath.PathLike | None, step: int | None) -> Path:
     """Beside what is measured; here, in a folder of its name, where that lies in a bucket."""
     name = checkpoint.rstrip("/").rpartition("/")[2]
     if workdir is None:
@@ -167,7 +168,7 @@ def run(command: Command) -> Measured:
     return measured
 
 
-def _tasks(command: Command, workdir: Path | None) -> list[Task]:
+def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
     if command.images is not None:
         return [own_task(command.images, command.labels)] if _has_folders(command) else []
     if command.labels:
