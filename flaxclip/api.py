@@ -143,7 +143,7 @@ def _load_ours(path: epath.PathLike) -> tuple[CLIPConfig, dict[str, Any]]:
         copy = workdir / Path(config.tokenizer_file).name
         if copy.exists():
             config = dataclasses.replace(config, tokenizer_file=str(copy))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         abstract_variables(config),

@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from flaxclip.checksum import tree_checksums
 from flaxclip.config_json import field_from_json, to_json
 from flaxclip.errors import InputError
+from flaxclip.storage import absolute
 
 T = TypeVar("T")
 
@@ -163,9 +164,3 @@ def _sha256(content: dict[str, Any]) -> str:
 def one_line(error: Exception) -> str:
     """The first line of its message: those of storage libraries go on for pages."""
     return (str(error).strip().splitlines() or [""])[0][:300] or type(error).__name__
-
-
-def absolute(path: epath.PathLike) -> epath.Path:
-    """A path that Orbax takes."""
-    # Orbax refuses relative paths; `resolve` leaves gs:// and the like alone.
-    return epath.Path(path).expanduser().resolve()

@@ -9,9 +9,10 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from flaxclip.checkpoint import CHECKPOINTS, absolute, one_line, saved_steps, sealed_record
+from flaxclip.checkpoint import CHECKPOINTS, one_line, saved_steps, sealed_record
 from flaxclip.checksum import tree_checksums
 from flaxclip.errors import InputError
+from flaxclip.storage import absolute
 
 _RETRY_SECONDS = 30.0
 """After a save that failed, e.g. on a full disk."""

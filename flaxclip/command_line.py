@@ -35,8 +35,10 @@ class RunCommand:
 Command = TypeVar("Command", bound=RunCommand)
 
 
-def parse(command: type[Command], args: Sequence[str], program: str) -> Command:
-    """The command that `args` ask for.
+def parse(
+    command: type[Command], args: Sequence[str], program: str, description: str | None
+) -> Command:
+    """The command that `args` ask for; `description` is what `--help` begins with.
 
     Flags default to the values of the experiment, so that is looked at first; likewise `--model`,
     whose architecture is what the flags `--model.…` change.
@@ -57,6 +59,7 @@ def parse(command: type[Command], args: Sequence[str], program: str) -> Command:
         args=args,
         default=command(experiment=experiment, config=config),
         prog=f"python -m {program}",
+        description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 

@@ -1,8 +1,11 @@
 """A training run's whole configuration: the parts' own configs, composed."""
 
+import contextlib
 import dataclasses
 import importlib.resources
 import runpy
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +54,8 @@ class TrainConfig:
     Li et al. 2023): 0.5 halves the tower's work. Finish with a few hundred steps without it."""
     log_every: int = 50
     """Steps between two reports."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the run reports to, besides its files. None: none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 
@@ -79,7 +84,7 @@ class TrainConfig:
 
 # A resumed run may differ in these alone: they change neither the parameters nor their order.
 RESUMABLE_FIELDS = ("workdir", "mesh", "model.remat", "model.unroll", "loss_form", "data.workers",
-                    "data.heldout", "log_every", "checkpoint", "health")  # fmt: skip
+                    "data.heldout", "log_every", "wandb", "checkpoint", "health")  # fmt: skip
 
 
 def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:
@@ -110,7 +115,8 @@ def load_experiment(name: str) -> TrainConfig:
         name: path of the file, or the bare name of one that comes with flaxclip.
 
     Raises:
-        InputError: no such file, or it has no `get_config`, or that returns something else.
+        InputError: no such file, or it cannot be run, or has no `get_config`, or that returns
+            something else.
     """
     path = Path(name)
     shipped = Path(str(importlib.resources.files("flaxclip.experiments")))
@@ -121,16 +127,36 @@ def load_experiment(name: str) -> TrainConfig:
         raise InputError(
             f"no experiment at {name}\ngive the path of a Python file, or one of: {known}"
         )
-    get_config = runpy.run_path(str(path)).get("get_config")
+    with _errors_of(path):
+        get_config = runpy.run_path(str(path)).get("get_config")
     if get_config is None:
         raise InputError(
             f"{path} is no experiment: it defines no get_config\n"
             "expected a function get_config() that returns a flaxclip.config.TrainConfig"
         )
-    config = get_config()
+    with _errors_of(path):
+        config = get_config()
     if not isinstance(config, TrainConfig):
         raise InputError(
             f"get_config() of {path} returned a {type(config).__name__}\n"
             "expected a flaxclip.config.TrainConfig"
         )
     return config
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in the experiment itself into an `InputError` that names the line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else max(lines[-1:], default=None)
+        raise InputError(
+            f"experiment {path} does not run: {type(error).__name__}: {error}\n"
+            f"in line {line}; --debug shows the way there"
+        ) from error

@@ -1,6 +1,7 @@
 """The one error that users are meant to meet: something they gave cannot be used."""
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,10 +16,18 @@ class InputError(ValueError):
 
 @contextmanager
 def exit_on_input_error(program: str) -> Iterator[None]:
-    """Turn an `InputError` into a message on standard error and exit code 2."""
+    """Turn an `InputError` into a message on standard error and exit code 2.
+
+    `--debug` on the command line, wherever, adds the traceback.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
     try:
         yield
     except InputError as error:
+        if debug:
+            traceback.print_exc()
         first, *rest = str(error).splitlines()
         print("\n".join([f"{program}: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
         sys.exit(2)

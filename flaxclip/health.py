@@ -6,11 +6,16 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
+from flaxclip.checksum import diverged_replicas
 from flaxclip.errors import InputError
+from flaxclip.exit_codes import TrainingFailedError
+from flaxclip.storage import append_text
 
 ANOMALIES_FILE = "anomalies.jsonl"
 
@@ -99,5 +104,22 @@ class LossMonitor:
         self._warn(f"step {step}: {what}\n  its batch: {first}, ... (all in {self._file})")
         line = {"step": step, "what": what, "records": records}
         line |= {name: str(value) for name, value in metrics.items()}
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            append_text(self._file, json.dumps(line) + "\n")
+        except OSError as error:  # e.g. a full disk, which must not stop the run
+            self._warn(f"cannot write {self._file}: {error.strerror or error}")
+
+
+def check_replicas(state: Any, mesh: Mesh, step: int) -> None:
+    """Raise `TrainingFailedError` where copies of an array differ between devices."""
+    if diverged := diverged_replicas(state, mesh):
+        raise TrainingFailedError(
+            "\n".join(
+                [
+                    f"at step {step} copies of the state differ between devices",
+                    *diverged[:8],
+                    f"{len(diverged)} arrays in all: a device computes wrongly, or the program is "
+                    "not the same on all hosts; this step is not saved",
+                ]
+            )
+        )

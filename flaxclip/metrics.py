@@ -1,18 +1,29 @@
 """What a run reports of itself: metric files, throughput, model FLOPs utilisation."""
 
+import importlib.util
 import json
 import math
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from typing import TextIO
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
+from jaxtyping import UInt8
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import image as image_summary
 
 from flaxclip.chips import find_chip
+from flaxclip.errors import InputError
+from flaxclip.storage import is_remote, replace_text
 
 METRICS_FILE = "metrics.jsonl"
+_COPY_SECONDS = 60.0
 
 
 class Throughput:
@@ -52,36 +63,155 @@ class Throughput:
 
 
 class MetricWriter:
-    """Appends scalars to `metrics.jsonl`, and writes them for TensorBoard, on process 0 alone."""
+    """Scalars into `metrics.jsonl`; they and pictures for TensorBoard, and for W&B on request.
 
-    def __init__(self, workdir: epath.PathLike, start_step: int = 0):
-        """What a killed run has reported of steps after `start_step`, which come again, goes."""
-        self._jsonl: TextIO | None = None
-        if jax.process_index() == 0:
-            folder = epath.Path(workdir)
-            _drop_lines_after(folder / METRICS_FILE, start_step)
-            self._jsonl = (folder / METRICS_FILE).open("a")
-            self._tensorboard = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=start_step + 1
-            )
+    On process 0 alone; on the others it does nothing. What cannot be written, e.g. on a full disk,
+    is reported through `warn` once and never stops training: lines wait until there is room, for
+    TensorBoard it is lost. In object storage, where nothing can be appended to, both are copied
+    from a local folder every minute.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        start_step: int = 0,
+        wandb_project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        warn: Callable[[str], None] = print,
+    ):
+        """What a killed run has reported of steps after `start_step`, which come again, goes.
+
+        W&B keeps the first report of a step. `config` is what it shows beside the run.
+        """
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        self._warn, self._warned = warn, False
+        self._workdir = self._folder = epath.Path(workdir)
+        self._copied_at = time.monotonic()
+        if is_remote(workdir):
+            self._folder = epath.Path(tempfile.mkdtemp(prefix="flaxclip-metrics-"))
+            if (self._workdir / METRICS_FILE).exists():
+                (self._workdir / METRICS_FILE).copy(self._folder / METRICS_FILE)
+        _drop_lines_after(self._folder / METRICS_FILE, start_step)
+        # Unbuffered, so that it is known how much of a line there was room for.
+        self._file = open(self._folder / METRICS_FILE, "ab", buffering=0)  # noqa: SIM115
+        self._unwritten = b""
+        self._events: EventsWriter | None = None
+        self._purge_step = start_step + 1
+        self._wandb = None
+        if wandb_project is not None:
+            self._wandb = _open_wandb(self._workdir, wandb_project, config)
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """One line; a scalar that is None (not known) is null there and left out of TensorBoard."""
-        if self._jsonl is None:
+        """One line; a scalar that is None (not known) is null there and nowhere else."""
+        if not self._writes:
             return
         # JSON has no NaN: a diverged loss is written as its name, and stays readable by any tool.
         line = {name: _finite(value) for name, value in scalars.items()}
-        self._jsonl.write(json.dumps({"step": step, "time": time.time(), **line}) + "\n")
-        self._jsonl.flush()
-        for name, value in scalars.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, step)
+        text = json.dumps({"step": step, "time": time.time(), **line}) + "\n"
+        self._unwritten += text.encode()
+        known = {name: value for name, value in scalars.items() if value is not None}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in known.items()]
+        self._write_files(step, [Summary(value=[value]) for value in values])
+        if self._wandb is not None:
+            self._wandb.log(known, step=step)
+
+    def write_pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
+        """Pictures of `step`, by name."""
+        if not self._writes:
+            return
+        self._write_files(
+            step,
+            [image_summary(name, x, dataformats="HWC") for name, x in pictures.items()],
+        )
+        if self._wandb is not None:
+            import wandb
+
+            shown = {name: wandb.Image(picture) for name, picture in pictures.items()}
+            self._wandb.log(shown, step=step)
 
     def close(self) -> None:
-        """Flush and close both."""
-        if self._jsonl is not None:
-            self._jsonl.close()
-            self._tensorboard.close()
+        """Flush and close all of them."""
+        if not self._writes:
+            return
+        try:
+            self._write_lines()
+            self._copy_to_remote()
+        except OSError as error:
+            self._warn(f"the last metrics cannot be written: {error.strerror or error}")
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _write_files(self, step: int, summaries: Sequence[Summary]) -> None:
+        try:
+            self._write_lines()
+            self._write_events(step, summaries)
+            if time.monotonic() - self._copied_at > _COPY_SECONDS:
+                self._copy_to_remote()
+        except OSError as error:
+            # A file that ends within an event cannot be read on: begin another.
+            self._events = None
+            if not self._warned:
+                self._warn(f"metrics of step {step} cannot be written: {error.strerror or error}")
+            self._warned = True
+        else:
+            self._warned = False
+
+    def _write_lines(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def _write_events(self, step: int, summaries: Sequence[Summary]) -> None:
+        """Written at once: tensorboardX's own thread would end at the first error, unnoticed."""
+        if self._events is None:
+            folder = self._folder / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            # It names files by the second, and another one in the same second would overwrite.
+            suffix = f".{time.monotonic_ns():020}"
+            self._events = EventsWriter(str(folder / "events"), suffix)
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=self._purge_step, session_log=start))
+        for summary in summaries:
+            self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+        self._events.flush()
+        self._purge_step = step + 1
+
+    def _copy_to_remote(self) -> None:
+        self._copied_at = time.monotonic()
+        if self._folder != self._workdir:
+            for path in [self._folder / METRICS_FILE, *(self._folder / "tensorboard").glob("*")]:
+                target = self._workdir / path.relative_to(self._folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.copy(target, overwrite=True)
+
+
+def check_wandb(project: str | None) -> None:
+    """Raise `InputError` where W&B is asked for and not installed."""
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            f"--wandb {project}: Weights & Biases is not installed\n"
+            "pip install 'flaxclip[wandb]', or leave it out: metrics.jsonl and tensorboard/ have "
+            "the same scalars"
+        )
+
+
+def _open_wandb(folder: epath.Path, project: str, config: Mapping[str, Any] | None) -> Any:
+    """The W&B run of the workdir: a resumed run goes on in the one that it began."""
+    import wandb
+
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8])
+    return wandb.init(
+        project=project,
+        name=folder.name,
+        id=id_file.read_text(),
+        resume="allow",
+        dir=None if is_remote(folder) else str(folder),
+        config=dict(config or {}),
+    )
 
 
 def _drop_lines_after(path: epath.Path, step: int) -> None:
@@ -91,9 +221,7 @@ def _drop_lines_after(path: epath.Path, step: int) -> None:
     # The last line of a killed run may be cut off.
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text("".join(kept))
-        unfinished.replace(path)
+        replace_text(path, "".join(kept))
 
 
 def _finite(value: float | None) -> float | str | None:

@@ -7,7 +7,8 @@
     python -m flaxclip.plan EXPERIMENT --topology cpu:8        virtual devices: memory and traffic
     python -m flaxclip.plan --list                             all architectures and their cost
 
-Flags are those of `flaxclip.train`, and a few of its own.
+Flags are those of `flaxclip.train`, and a few of its own. With `--debug`, an error says where
+it arose.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ def main() -> None:
     with exit_on_input_error("flaxclip.plan"):
         # Whatever this machine has, it only compiles and counts.
         jax.config.update("jax_platforms", "cpu")
-        command = parse(Command, sys.argv[1:], "flaxclip.plan")
+        command = parse(Command, sys.argv[1:], "flaxclip.plan", __doc__)
         if command.list:
             make_console().print(variants_table())
         else:

@@ -11,22 +11,45 @@ import jax
 
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import to_json
-from flaxclip.data.source import Source
+from flaxclip.data.source import Source, UnreadableRecordError
 
 _PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _SAMPLED_NAMES = 1024
+_SAMPLED_RECORDS = 32
 
 
 def data_fingerprint(source: Source) -> dict[str, Any]:
-    """Number of records, and a hash of the names of up to 1,024 of them, evenly spaced.
+    """Number of records, a hash of the names of up to 1,024 of them, and of what is in 32.
 
-    It tells corpora apart whose records are other ones, fewer, more, or in another order; not
-    those that differ only in what is inside their records.
+    Evenly spaced. It tells corpora apart whose records are other ones, fewer, more, or in another
+    order, and those whose captions or pictures were all made anew; not those of which a few
+    records differ.
     """
     records = len(source)
-    count = min(records, _SAMPLED_NAMES)
-    names = "\n".join(source.name(index * records // count) for index in range(count))
-    return {"records": records, "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+
+    def spaced(count: int) -> list[int]:
+        count = min(records, count)
+        return [index * records // count for index in range(count)]
+
+    names = "\n".join(source.name(index) for index in spaced(_SAMPLED_NAMES))
+    contents = hashlib.sha256()
+    for index in spaced(_SAMPLED_RECORDS):
+        contents.update(_content_hash(source, index))
+    return {
+        "records": records,
+        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "contents_sha256": contents.hexdigest(),
+    }
+
+
+def _content_hash(source: Source, index: int) -> bytes:
+    try:
+        image, captions, weights = source[index]
+    except UnreadableRecordError:
+        return hashlib.sha256(b"unreadable").digest()
+    image = image if isinstance(image, bytes) else image.tobytes()
+    text = json.dumps([captions, weights])
+    return hashlib.sha256(image).digest() + hashlib.sha256(text.encode()).digest()
 
 
 def run_record(config: TrainConfig, source: Source) -> dict[str, Any]:

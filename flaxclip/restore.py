@@ -10,7 +10,6 @@ from jax.experimental.multihost_utils import process_allgather, sync_global_devi
 
 from flaxclip.checkpoint import (
     CHECKPOINTS,
-    absolute,
     load_tree,
     one_line,
     read_record,
@@ -18,6 +17,7 @@ from flaxclip.checkpoint import (
     wrong_arrays,
 )
 from flaxclip.errors import InputError
+from flaxclip.storage import absolute
 
 DAMAGED = "damaged"
 
@@ -55,6 +55,8 @@ def restore_latest(
         if _on_all_hosts(problem is None):
             if not (wrong := wrong_arrays(saved, record["checksums"])):
                 _move_away(workdir, list(damaged))
+                if damaged:
+                    warn(f"going on from step {step}")
                 return Restored(step, saved, record["run"])
             problem = f"not what was saved: {', '.join(wrong)}"
         damaged[step] = problem or "another host cannot read it"

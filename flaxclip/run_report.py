@@ -1,6 +1,8 @@
 """What the training loop says of itself: metric files, the terminal, and how much went wrong."""
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -12,10 +14,14 @@ from flaxclip.config import TrainConfig
 from flaxclip.data.loader import LoadedBatch
 from flaxclip.data.replacements import Replacements
 from flaxclip.data.source import Source
+from flaxclip.errors import InputError
+from flaxclip.losses.pairs import choose_form
 from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
 from flaxclip.optim import make_schedule
 from flaxclip.progress import ProgressReport
+from flaxclip.run_pictures import RunPictures
+from flaxclip.train_state import TrainState, bytes_per_device
 
 
 class RunReport:
@@ -24,6 +30,8 @@ class RunReport:
     def __init__(
         self,
         config: TrainConfig,
+        source: Source,
+        mesh: Mesh,
         start_step: int,
         progress: ProgressReport,
         checkpoints: CheckpointManager,
@@ -34,7 +42,10 @@ class RunReport:
         self._first_step = start_step + 1
         self._meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
         self._learning_rate = make_schedule(config.optim, config.steps)
-        self._writer = MetricWriter(config.workdir, start_step)
+        self._writer = MetricWriter(
+            config.workdir, start_step, config.wandb, dataclasses.asdict(config), progress.warn
+        )
+        self._pictures = RunPictures(config, source, mesh)
         self._truncated, self._replaced = 0, Replacements()  # on this host
 
     def loaded(self, step: int, batch: LoadedBatch) -> None:
@@ -71,6 +82,10 @@ class RunReport:
         seconds_left = (steps - step) * self._config.batch_size / rates["images_per_second"]
         self._progress.report(step, scalars, seconds_left)
 
+    def pictures(self, step: int, state: TrainState) -> None:
+        """How the model sees a few pairs after `step`. Every host must call this."""
+        self._writer.write_pictures(step, self._pictures.draw(state))
+
     def close(self) -> None:
         """Flush and close the files; say how many records of this host were unreadable."""
         for line in self._replaced.summary():
@@ -83,27 +98,76 @@ def step_flops(config: TrainConfig) -> int:
     return config.batch_size * model_cost(config.model, config.kept_patches).training_flops
 
 
-def announce(config: TrainConfig, mesh: Mesh, source: Source, start_step: int) -> None:
-    """What is about to run, in a few lines, before anything slow happens."""
+def announce(
+    config: TrainConfig, mesh: Mesh, source: Source, state: TrainState, start_step: int
+) -> None:
+    """What is about to run, in ten lines, before anything slow happens; `state` may be abstract."""
     if jax.process_index() != 0:
         return
-    size = model_cost(config.model).parameters
-    c = config.model
+    c, optim = config.model, config.optim
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     seen = config.steps * config.batch_size
+    flops = step_flops(config)
+    every = f"every {config.checkpoint.every_steps:,} steps"
+    if config.checkpoint.every_minutes is not None:
+        every += f" and every {config.checkpoint.every_minutes:g} minutes"
+    form = choose_form(config.loss_form, config.batch_size, mesh.size)
+    parts = "" if config.accumulate == 1 else f" in {config.accumulate} parts"
+    start = f"at step {start_step:,}, where its last checkpoint is" if start_step else "at step 0"
+    if start_step >= config.steps:
+        start = f"not at all: step {start_step:,} of {config.steps:,}: this run is finished"
     lines = {
-        "model": f"{size / 1e6:.1f} M parameters, "
+        "model": f"{model_cost(c).parameters / 1e6:.1f} M parameters, "
         f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
         f"image {c.vision.layers} x {c.vision.width}, text {c.text.layers} x {c.text.width}, "
         f"{c.dtype} activations",
         "data": f"{config.data.corpora}: {len(source):,} pairs, "
         f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
-        "batch": f"{config.batch_size:,} pairs, {step_flops(config) / 1e12:.3g} TFLOP a step",
+        "batch": f"{config.batch_size:,} pairs{parts}, {config.loss} loss over all of them, {form}",
+        "optim": f"{optim.optimizer}, rate {optim.peak_lr:g} after {optim.warmup_steps:,} steps, "
+        f"then {optim.schedule}; weight decay {optim.weight_decay:g}",
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, "
         f"{jax.process_count()} host(s), mesh {axes}",
+        "memory": f"{_mebibytes(bytes_per_device(state))} of state a device{_memory_limit()}, "
+        "activations beside it",
+        "work": f"{config.steps:,} steps of {flops / 1e12:.3g} TFLOP, "
+        f"{config.steps * flops / 1e18:.3g} EFLOP in all; saved {every}",
         "workdir": config.workdir,
-        "start": f"step {start_step} of {config.steps}"
-        + ("" if start_step < config.steps else ": this run is finished"),
+        "start": start,
     }
     for name, text in lines.items():
         print(f"{name:8} {text}", flush=True)
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _memory_limit() -> str:
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return "" if limit is None else f" of {_mebibytes(limit)}"
+
+
+def peak_memory(stats: Mapping[str, int] | None) -> str | None:
+    """What a device has used at most, from its `memory_stats()`; None where none are kept."""
+    if not stats or "peak_bytes_in_use" not in stats:
+        return None
+    text = f"memory of a device at the peak: {_mebibytes(stats['peak_bytes_in_use'])}"
+    return text + (f" of {_mebibytes(stats['bytes_limit'])}" if "bytes_limit" in stats else "")
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
+    """Turn what XLA says of memory that is not there into an `InputError` with the cures."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"the devices' memory is too small for batch size {config.batch_size:,}\n"
+            f"{str(error).splitlines()[0]}\n"
+            f"in order of cost: --model.remat full (now {config.model.remat}), "
+            f"--accumulate {2 * config.accumulate}, a larger --mesh.fsdp (now {config.mesh.fsdp}), "
+            "or a smaller --batch-size; python -m flaxclip.plan says beforehand what fits"
+        ) from error

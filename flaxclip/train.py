@@ -5,13 +5,14 @@
     python -m flaxclip.train EXPERIMENT.py --model ViT-B-16      another architecture
 
 The same command again resumes where the run stopped. `exit_codes.py` says how it may end.
+With `--debug`, an error says where in the code it arose.
 """
 
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
@@ -19,7 +20,6 @@ from jax.sharding import Mesh
 
 from flaxclip.checkpoint import saved_steps
 from flaxclip.checkpoint_manager import CheckpointManager
-from flaxclip.checksum import diverged_replicas
 from flaxclip.command_line import RunCommand, parse
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
@@ -30,7 +30,8 @@ from flaxclip.data.source import Source
 from flaxclip.data.worker_pool import WorkerError
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
-from flaxclip.health import ANOMALIES_FILE, LossMonitor
+from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
+from flaxclip.metrics import check_wandb
 from flaxclip.models.clip import check_tensor_divides
 from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.optim import make_optimizer
@@ -38,7 +39,7 @@ from flaxclip.planning.advice import refusal_explained
 from flaxclip.progress import ProgressReport
 from flaxclip.provenance import run_record
 from flaxclip.restore import restore_latest
-from flaxclip.run_report import RunReport, announce
+from flaxclip.run_report import RunReport, announce, explain_out_of_memory, peak_memory
 from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
 from flaxclip.startup import StartupClock, keep_compiled_programs, keep_freed_memory
 from flaxclip.stop_signals import StopSignals, exit_on_signals
@@ -62,39 +63,58 @@ def train(
         TrainingFailedError: the numbers went bad.
     """
     clock = StartupClock()
+    check_wandb(config.wandb)
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     check_tensor_divides(config.model, config.mesh.tensor)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
-    with hold_workdir(config.workdir), jax.set_mesh(mesh):
+    with (
+        hold_workdir(config.workdir),
+        jax.set_mesh(mesh),
+        Watchdog(config.health.host_timeout_seconds) as watchdog,
+    ):
         claim_workdir(config, resume_with_changes)
         start_step = max(saved_steps(config.workdir), default=0)
-        announce(config, mesh, source, start_step)
+        ema = config.optim.ema_decay is not None
+        like = abstract_train_state(config.model, tx, mesh, ema)
+        announce(config, mesh, source, like, start_step)
         if start_step >= config.steps:
             return
         clock.finished("data and checkpoints")
         progress = ProgressReport(start_step, config.steps)
-        ema = config.optim.ema_decay is not None
+        record = run_record(config, source)
         config = choose_remat(config, lambda tried: step_fits(tried, tx, mesh))
-        like = abstract_train_state(config.model, tx, mesh, ema)
-        restored = restore_latest(config.workdir, _to_trees(like), progress.warn)
+        restored = restore_latest(config.workdir, like.trees, progress.warn)
         if restored is None:
             start_step = 0
             state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
         else:
             start_step = restored.step
-            check_same_data(source, restored.record, start_step, resume_with_changes)
-            state = _from_trees(restored.trees)
+            check_same_data(
+                record["data"], restored.record["data"], start_step, resume_with_changes
+            )
+            state = TrainState.from_trees(restored.trees)
         clock.finished("state")
         checkpoints = CheckpointManager(
             config.workdir,
             config.checkpoint,
-            run_record(config, source),
+            record,
             progress.warn,
             config.health.host_timeout_seconds,
         )
-        run_steps(config, mesh, source, state, start_step, checkpoints, progress, clock, debug_nans)
+        run_steps(
+            config,
+            mesh,
+            source,
+            state,
+            start_step,
+            checkpoints,
+            progress,
+            watchdog,
+            clock,
+            debug_nans,
+        )
 
 
 def run_steps(
@@ -105,6 +125,7 @@ def run_steps(
     start_step: int,
     checkpoints: CheckpointManager,
     progress: ProgressReport,
+    watchdog: Watchdog,
     clock: StartupClock,
     debug_nans: bool = False,
 ) -> None:
@@ -127,7 +148,7 @@ def run_steps(
     )
     health = config.health
     max_skipped = 1 if debug_nans else health.max_skipped
-    report = RunReport(config, start_step, progress, checkpoints)
+    report = RunReport(config, source, mesh, start_step, progress, checkpoints)
     monitor = LossMonitor(
         health,
         config.workdir,
@@ -144,18 +165,16 @@ def run_steps(
         monitor.check(step, scalars)
 
     def save(step: int, state: TrainState) -> None:
-        watchdog.exempt()
-        checkpoints.save(step, _to_trees(state), monitor.medians())
+        watchdog.exempt(f"saving step {step}")
+        checkpoints.save(step, state.trees, monitor.medians())
 
     def give_up(step: int, state: TrainState, batch: Batch) -> None:
         """Save the moment before the updates that were skipped, and stop."""
         skipped = monitor.skipped_in_a_row
         before = step - skipped
         if before not in saved_steps(config.workdir):
-            save(
-                before,
-                state._replace(step=state.step - skipped, skipped=state.skipped - skipped),
-            )
+            steps_back = {"step": state.step - skipped, "skipped": state.skipped - skipped}
+            save(before, state._replace(**steps_back))
         checkpoints.close()
         where = find_nonfinite(config.model, state.params, state.batch_stats, batch)
         raise TrainingFailedError(
@@ -169,7 +188,6 @@ def run_steps(
         progress,
         contextlib.closing(batches),
         contextlib.closing(report),
-        Watchdog(health.host_timeout_seconds) as watchdog,
         Requests(health.host_timeout_seconds) as requests,
         StopSignals(requests),
     ):
@@ -184,6 +202,8 @@ def run_steps(
                 jax.block_until_ready(metrics)
                 clock.finished("step")
                 progress.say(clock.summary())
+                if memory := peak_memory(jax.local_devices()[0].memory_stats()):
+                    progress.say(memory)
             report.loaded(step, loaded)
             if pending is not None:
                 settle(*pending)
@@ -198,49 +218,25 @@ def run_steps(
                 pending = None
             if monitor.skipped_in_a_row >= max_skipped:
                 give_up(step, state, loaded.batch)
+            if step % health.check_replicas_every == 0:
+                check_replicas(state, mesh, step)
             # While updates are skipped, the latest checkpoint stays the moment before.
             if save_wanted and (not monitor.skipped_in_a_row or last or request == "stop"):
                 save(step, state)
                 save_wanted = False
-            if step % health.check_replicas_every == 0:
-                check_replicas(state, mesh, step)
+                if request != "stop":
+                    report.pictures(step, state)
             if request == "stop":
                 break
             watchdog.doing(f"waiting for the data of step {step + 1}")
-        watchdog.exempt()
+        watchdog.exempt("waiting for the last save")
         if not checkpoints.close():
             raise InputError(
                 f"step {step} could not be saved into {config.workdir}\n"
                 "the message above says why; when that is mended, the same command goes on"
             )
     if not last:
-        raise PreemptedError(f"stopped after step {step}, which is saved")
-
-
-def check_replicas(state: TrainState, mesh: Mesh, step: int) -> None:
-    """Raise `TrainingFailedError` where copies of an array differ between devices."""
-    if diverged := diverged_replicas(state, mesh):
-        raise TrainingFailedError(
-            "\n".join(
-                [
-                    f"at step {step} copies of the state differ between devices",
-                    *diverged[:8],
-                    f"{len(diverged)} arrays in all: a device computes wrongly, or the program is "
-                    "not the same on all hosts; nothing has been saved since",
-                ]
-            )
-        )
-
-
-def _to_trees(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds: what everybody reads, and `training`, for the run alone."""
-    training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
-    return state.variables | {"training": training}
-
-
-def _from_trees(trees: dict[str, Any]) -> TrainState:
-    variables = {name: tree for name, tree in trees.items() if name != "training"}
-    return TrainState(**({"batch_stats": {}, "ema": {}} | variables | trees["training"]))
+        raise PreemptedError(f"stopped after step {step}, which is saved; the same command goes on")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,16 +255,17 @@ def main() -> None:
     keep_freed_memory()
     keep_compiled_programs()
     with exit_on_input_error("flaxclip.train"):
-        command = parse(Command, sys.argv[1:], "flaxclip.train")
+        command = parse(Command, sys.argv[1:], "flaxclip.train", __doc__)
         config = command.config
         join_hosts(config.health.host_timeout_seconds)
         exit_on_signals()
         try:
-            train(
-                config,
-                resume_with_changes=command.resume_with_changes,
-                debug_nans=command.debug_nans,
-            )
+            with explain_out_of_memory(config):
+                train(
+                    config,
+                    resume_with_changes=command.resume_with_changes,
+                    debug_nans=command.debug_nans,
+                )
         except (PreemptedError, WorkerError) as stop:
             _leave(stop, PREEMPTED)
         except TrainingFailedError as failure:

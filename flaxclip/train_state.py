@@ -1,5 +1,6 @@
 """What a run is at a step, and its birth on the mesh."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,18 @@ class TrainState(NamedTuple):
         stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         average = {"ema": self.ema} if self.ema else {}
         return {"params": self.params} | stats | average
+
+    @property
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint holds: `variables`, and `training`, for the trainer alone."""
+        training = {"step": self.step, "opt_state": self.opt_state, "skipped": self.skipped}
+        return self.variables | {"training": training}
+
+    @classmethod
+    def from_trees(cls, trees: dict[str, Any]) -> "TrainState":
+        """The inverse of `trees`."""
+        variables = {name: tree for name, tree in trees.items() if name != "training"}
+        return cls(**({"batch_stats": {}, "ema": {}} | variables | trees["training"]))
 
 
 def _new_state(
@@ -73,6 +86,14 @@ def abstract_train_state(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
         shardings,
+    )
+
+
+def bytes_per_device(state: TrainState) -> int:
+    """What one device holds of `state`, which may be abstract."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
     )
 
 

@@ -1,49 +1,40 @@
-"""A thread that notices when a step takes far too long, and on which host.
+"""A thread that notices when a step takes far too long, or a host is lost, and ends the wait.
 
 Without it a job that has lost a host waits in a collective for ever.
 """
 
 import collections
-import contextlib
 import faulthandler
-import json
 import os
-import socket
 import statistics
 import sys
 import threading
 import time
-from typing import Any
 
 import jax
 
-from flaxclip.coordination import coordination_client
 from flaxclip.exit_codes import PREEMPTED
+from flaxclip.host_reports import HostReports
 
-_PREFIX = "flaxclip/progress"
 _SLOW = 10  # times the median step: then all stacks are printed
 _SLOW_SECONDS = 10.0  # and at least this long: milliseconds are no reason to print stacks
 _WINDOW = 100
 
 
 class Watchdog:
-    """Context manager around the training loop, on every host.
+    """Context manager around a run, on every host.
 
-    A step that takes 10 times the median prints the stacks of all threads. One that takes longer
-    than `timeout_seconds` ends the process with the code of a restart, and says which hosts the
-    others were waiting for. The first step is exempt: it compiles.
+    A step that takes 10 times the median prints the stacks of all threads. A step that takes longer
+    than `timeout_seconds`, or a host that is silent for so long, ends the process with the code of
+    a restart, and with the name of that host. The first step is not timed: it compiles.
     """
 
     def __init__(self, timeout_seconds: float):
         self._timeout = timeout_seconds
-        self._interval = min(5.0, timeout_seconds / 10)
-        self._client = coordination_client()
+        self._hosts = HostReports(timeout_seconds)
         self._durations: collections.deque[float] = collections.deque(maxlen=_WINDOW)
-        self._doing, self._doing_since = "starting", time.monotonic()
-        self._step_done_at: float | None = None  # None: not watched
+        self._step_done_at: float | None = None  # None: not timed
         self._printed = False
-        self._reports = 0
-        self._heard: dict[int, tuple[str, float]] = {}  # host -> its last report, and since when
         self._ended = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -51,13 +42,16 @@ class Watchdog:
         self._watcher.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            self._await_news(error)
         self._ended.set()
-        self._watcher.join(timeout=5)  # as long as a lost service may hold it up
+        self._watcher.join()
+        self._hosts.close()
 
     def doing(self, what: str) -> None:
         """What the training loop is about to do, for the messages."""
-        self._doing, self._doing_since = what, time.monotonic()
+        self._hosts.doing(what)
 
     def step_done(self) -> None:
         """A step has been completed by the devices."""
@@ -66,84 +60,45 @@ class Watchdog:
             self._durations.append(now - self._step_done_at)
         self._step_done_at, self._printed = now, False
 
-    def exempt(self) -> None:
+    def exempt(self, what: str) -> None:
         """What comes now is not part of a step, e.g. a save; the next step begins after it."""
+        self._hosts.doing(what)
         self._step_done_at = None
 
-    def silent_hosts(self) -> list[str]:
-        """Hosts that have stopped reporting, from several looks at their reports."""
-        for _ in range(4):
-            self._listen()
-            time.sleep(self._interval)
-        return self._suspects()
-
     def _watch(self) -> None:
-        while not self._ended.wait(self._interval):
-            self._report()
+        while not self._ended.wait(self._hosts.interval):
+            if self._hosts.lost is not None:
+                self._leave(self._hosts.lost)
+            unheard = time.monotonic() - self._hosts.heard_at
+            if jax.process_count() > 1 and unheard > self._timeout:
+                self._leave(f"host 0, which the others talk through, is silent for {unheard:.0f} s")
             done_at = self._step_done_at
-            if done_at is None:
-                self._heard.clear()
-                continue
-            late = time.monotonic() - done_at
+            late = 0.0 if done_at is None else time.monotonic() - done_at
             slow = max(_SLOW * statistics.median(self._durations or [0.0]), _SLOW_SECONDS)
-            if late > min(slow, self._timeout / 2):
-                self._listen()
+            self._hosts.curious = late > min(slow, self._timeout / 2)
             if late > slow and not self._printed:
                 self._printed = True
-                self._print_stacks(late)
+                self._print_stacks(f"step takes {late:.0f} s, the median is far less")
             if late > self._timeout:
-                self._print_stacks(late)
-                _say(
-                    f"no step in {late:.0f} s (health.host_timeout_seconds is {self._timeout:g})\n"
-                    + "\n".join(f"  {host}" for host in self._suspects() or ["no host stands out"])
-                )
-                os._exit(PREEMPTED)
+                hosts = self._hosts.late() or ["no host stands out"]
+                self._leave("\n  ".join([f"no step in {late:.0f} s", *hosts]))
 
-    def _print_stacks(self, late: float) -> None:
-        host = f"host {jax.process_index()} ({socket.gethostname()})"
-        _say(f"{host} has been {self._doing} for {late:.0f} s; all its stacks:")
+    def _await_news(self, error: jax.errors.JaxRuntimeError) -> None:
+        """Wait until it is known whether a host is lost: then the watcher ends the process."""
+        if "RESOURCE_EXHAUSTED" in str(error):  # no host is to blame but this one
+            return
+        _say(f"{str(error).splitlines()[0]}\nwaiting to hear whether a host is lost")
+        self.exempt("hit by an error")
+        self._ended.wait(self._timeout)
+
+    def _leave(self, reason: str) -> None:
+        self._print_stacks("giving up")
+        _say(f"{reason} (health.host_timeout_seconds is {self._timeout:g})")
+        os._exit(PREEMPTED)
+
+    def _print_stacks(self, why: str) -> None:
+        _say(f"{why}; {self._hosts.own()}; all its stacks:")
         faulthandler.dump_traceback(all_threads=True)
-
-    def _report(self) -> None:
-        """Tell the other hosts that this one lives, and what it is doing."""
-        if self._client is None:
-            return
-        self._reports += 1  # so that each differs from the one before
-        since = time.monotonic() - self._doing_since
-        report = {"name": socket.gethostname(), "doing": self._doing, "since": since}
-        report["number"] = self._reports
-        # Raises where host 0, which holds the reports, is gone: `_listen` finds that out.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(
-                f"{_PREFIX}/{jax.process_index()}", json.dumps(report), allow_overwrite=True
-            )
-
-    def _listen(self) -> None:
-        """Read all hosts' reports; note since when each has been the same."""
-        if self._client is None:
-            return
-        now = time.monotonic()
-        try:
-            reports = dict(self._client.key_value_dir_get(_PREFIX))
-        except jax.errors.JaxRuntimeError:
-            reports = {}
-        for host in range(jax.process_count()):
-            report = reports.get(f"{_PREFIX}/{host}", "")
-            if host not in self._heard or self._heard[host][0] != report:
-                self._heard[host] = report, now
-
-    def _suspects(self) -> list[str]:
-        """The hosts that do not report; where all do, those that are not waiting for devices."""
-        silent, busy = [], []
-        for host, (text, since) in sorted(self._heard.items()):
-            report: dict[str, Any] = json.loads(text or "{}")
-            who = f"host {host} ({report.get('name', 'name unknown')})"
-            doing = report.get("doing", "nothing that it told")
-            if time.monotonic() - since > 2.5 * self._interval:
-                silent.append(f"{who} is dead or frozen; when last heard of it was {doing}")
-            elif not doing.startswith("waiting for the devices"):
-                busy.append(f"{who} is late: it has been {doing} for {report['since']:.0f} s")
-        return silent or busy
 
 
 def _say(text: str) -> None:

@@ -13,9 +13,8 @@ from etils import epath
 from flaxclip.checkpoint import CONFIG_FILE
 from flaxclip.config import TrainConfig, differing_fields
 from flaxclip.config_json import from_json, to_json
-from flaxclip.data.source import Source
 from flaxclip.errors import InputError
-from flaxclip.provenance import data_fingerprint
+from flaxclip.storage import is_remote, replace_text
 
 LOCK_FILE = "lock"
 
@@ -31,7 +30,7 @@ def hold_workdir(workdir: str) -> Iterator[None]:
         InputError: another run holds it, or it cannot be written.
     """
     path = epath.Path(workdir) / LOCK_FILE
-    if jax.process_index() != 0 or "://" in workdir:
+    if jax.process_index() != 0 or is_remote(workdir):
         yield
         return
     try:
@@ -83,34 +82,31 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
                 return
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # By a rename, so that other hosts see no file or all of it.
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(to_json(config))
-            unfinished.replace(path)
+            replace_text(path, to_json(config))
     except OSError as error:
         raise _cannot_write(config.workdir, error) from None
 
 
 def check_same_data(
-    source: Source, saved: Mapping[str, Any], step: int, may_change: Sequence[str] = ()
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], step: int, may_change: Sequence[str] = ()
 ) -> None:
-    """Raise `InputError` unless `source` is what the run has learned from up to `step`.
+    """Raise `InputError` unless the data is what the run has learned from up to `step`.
 
-    `saved` is the record of the run in that step's checkpoint.
+    `ours` and `theirs` are fingerprints (`provenance.data_fingerprint`): of the data now, and of
+    that in the step's checkpoint.
     """
-    ours, theirs = data_fingerprint(source), saved["data"]
-    if ours != theirs and "data" not in may_change:
-        records = theirs["records"]
-        raise InputError(
-            f"the data is not what this run has learned from up to step {step}\n"
-            + (
-                f"{records:,} records then, {len(source):,} now"
-                if records != len(source)
-                else f"{records:,} records then and now, but under other names or in another order"
-            )
-            + "\nthe order of the records would change; give back the shards as they were, "
-            "or go on with --resume-with-changes data"
-        )
+    if ours == theirs or "data" in may_change:
+        return
+    if ours["records"] != theirs["records"]:
+        difference = f"{theirs['records']:,} records then, {ours['records']:,} now"
+    elif ours["names_sha256"] != theirs["names_sha256"]:
+        difference = f"{ours['records']:,} records as then, of other names or in another order"
+    else:
+        difference = "records of the same names, but with other pictures or captions in them"
+    raise InputError(
+        f"the data is not what this run has learned from up to step {step}\n{difference}\n"
+        "give back the data as it was, or go on with --resume-with-changes data"
+    )
 
 
 def _cannot_write(workdir: str, error: OSError) -> InputError:

@@ -35,6 +35,9 @@ class LocalCluster:
     """Virtual CPU devices of each."""
     restarts: int = 0
     """How often the job is started again after it was preempted or has lost a host."""
+    patience: float = 360.0
+    """Seconds that the other processes may take to end after one has: longer than it takes them to
+    notice (health.host_timeout_seconds). What is left then, e.g. frozen, is killed."""
 
 
 class Job:
@@ -61,8 +64,17 @@ class Job:
         for reader in self._readers:
             reader.start()
 
-    def wait(self) -> list[int]:
+    def wait(self, patience: float) -> list[int]:
         """Exit codes, once all have ended; negative where a signal ended one."""
+        while all(process.poll() is None for process in self.processes):
+            time.sleep(0.1)
+        deadline = time.monotonic() + patience
+        for rank, process in enumerate(self.processes):
+            try:
+                process.wait(timeout=max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                _say(f"host {rank} is still there {patience:g} s after another has ended: killed")
+                process.kill()
         codes = [process.wait() for process in self.processes]
         for reader in self._readers:
             reader.join()
@@ -88,7 +100,7 @@ def run(cluster: LocalCluster, command: list[str]) -> int:
         signal.signal(number, forward)
     for left in range(cluster.restarts, -1, -1):
         job = Job(cluster, command)
-        codes = job.wait()
+        codes = job.wait(cluster.patience)
         _say(f"exit codes {', '.join(map(str, codes))}")
         if not any(codes):
             return 0

@@ -13,6 +13,8 @@ from flaxclip.checkpoint import CHECKPOINTS, load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig, CheckpointManager
 from flaxclip.checksum import diverged_replicas, tree_checksums
 from flaxclip.errors import InputError
+from flaxclip.exit_codes import TrainingFailedError
+from flaxclip.health import check_replicas
 from flaxclip.restore import restore_latest
 from flaxclip.sharding import MeshConfig, make_mesh
 
@@ -225,4 +227,7 @@ def test_a_replica_that_differs_in_one_bit_is_found_and_named(mesh, spec):
         kernel.sharding,
         [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)],
     )
-    assert diverged_replicas(tree, mesh) == [f"params/kernel on device {devices[5].id} of host 0"]
+    found = f"params/kernel on device {devices[5].id} of host 0"
+    assert diverged_replicas(tree, mesh) == [found]
+    with pytest.raises(TrainingFailedError, match=f"at step 7 copies of the state .*\n{found}\n1"):
+        check_replicas(tree, mesh, 7)

@@ -325,6 +325,30 @@ def test_pictures_are_left_shrunk_or_put_into_another_format():
         encode_picture(jpeg[:700], PictureEncoding())
 
 
+def test_pictures_that_are_encoded_anew_are_upright_and_opaque():
+    pixels = np.zeros((20, 40, 4), np.uint8)
+    pixels[:, :20] = (255, 0, 0, 255)  # the rest is black under full transparency
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    stored = np.asarray(PIL.Image.open(io.BytesIO(encode_picture(file.getvalue(), SMALL))))
+    assert stored.shape == (10, 20, 3)
+    assert stored[5, 2].tolist() == [255, 0, 0]
+    assert stored[5, 17].tolist() == [255, 255, 255]
+
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a viewer
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels[..., :3]).save(file, "JPEG", quality=95, exif=exif)
+    stored = PIL.Image.open(io.BytesIO(encode_picture(file.getvalue(), SMALL)))
+    assert stored.size == (10, 20)
+    assert stored.getexif() == {}
+    assert stored.getpixel((5, 2))[0] > 200
+    assert stored.getpixel((5, 17))[0] < 50
+
+
+SMALL = PictureEncoding(10, "PNG")
+
+
 def test_ranges_cover_all_records_once():
     for records in (1, 63, 64, 65, 100_000, 123_456_789):
         folder = PreparationFolder("out", records)

@@ -16,10 +16,16 @@ import pytest
 
 from flaxclip.checkpoint import load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.config import load_experiment
 from flaxclip.data.scenes import ScenesSource
+from flaxclip.errors import InputError
 from flaxclip.models.clip import abstract_variables
-from flaxclip.optim import OptimConfig
+from flaxclip.optim import OptimConfig, make_optimizer
+from flaxclip.run_report import explain_out_of_memory, peak_memory
+from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
+from flaxclip.train_state import abstract_train_state
+from tests.metric_files import read_events
 from tests.test_loader import jpeg, write_shard
 from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
 
@@ -78,6 +84,22 @@ def test_metrics_are_written_for_every_report(finished_run):
     assert list((finished_run / "tensorboard").glob("events.*"))
 
 
+def test_tensorboard_gets_the_same_scalars_and_a_picture_with_every_checkpoint(finished_run):
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").open()]
+    scalars, pictures = read_events(finished_run / "tensorboard")
+    for line in lines:
+        known = {name: value for name, value in line.items() if isinstance(value, float)}
+        del known["time"]
+        np.testing.assert_allclose(
+            [scalars[name, line["step"]] for name in known], list(known.values()), rtol=1e-6
+        )
+    assert sorted(pictures) == [
+        (name, step) for name in ("predictions", "similarities") for step in (4, 8)
+    ]
+    for picture in pictures.values():
+        assert min(PIL.Image.open(io.BytesIO(picture)).size) > 200
+
+
 def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
     source, pairs = ScenesSource("train", 32), {}
     for index in range(16):
@@ -124,10 +146,18 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     assert re.search(rf"first step after \d+\.\d s: {parts}", first.stdout)
     assert "python -m flaxclip.benchmark run" in first.stdout
     assert "\x1b" not in first.stdout
+    announced = dict(line.split(maxsplit=1) for line in first.stdout.splitlines()[:9])
+    assert list(announced) == [
+        "model", "data", "batch", "optim", "devices", "memory", "work", "workdir", "start",
+    ]  # fmt: skip
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state = abstract_train_state(TINY_MODEL, make_optimizer(OptimConfig(), 3000), mesh)
+    expected = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2**20
+    assert announced["memory"].startswith(f"{expected:.1f} MiB of state a device")
     again = run_cli(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "step 8 of 8: this run is finished" in again.stdout
-    assert "loss" not in again.stdout
+    assert "not at all: step 8 of 8: this run is finished" in again.stdout
+    assert "acc i→t" not in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -162,6 +192,57 @@ def test_bad_input_is_a_message_and_exit_code_2(experiment, finished_run, tmp_pa
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_wandb_that_is_not_installed_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'flaxclip\[wandb\]'"):
+        train(tiny_config(tmp_path / "run", wandb="clip"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_such", "ModuleNotFoundError: No module named 'nothing_such'\nin line 1"),
+        ("\n\ndef get_config(:", "in line 3"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError: division by zero\nin line 2"),
+        ("def get_config():\n    return 1", "returned a int"),
+        ("x = 1", "defines no get_config"),
+    ],
+)
+def test_an_experiment_that_does_not_run_is_named_with_its_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_experiment(str(path))
+
+
+def test_debug_adds_the_traceback(experiment, tmp_path):
+    command = ("flaxclip.train", experiment, "--batch-size", "0")
+    plain, debug = (run_cli(*command, *more, cwd=tmp_path) for more in ((), ("--debug",)))
+    assert "Traceback" not in plain.stderr
+    assert plain.returncode == debug.returncode == 2
+    assert "Traceback" in debug.stderr
+    assert debug.stderr.endswith(plain.stderr)
+
+
+def test_memory_that_is_not_there_is_explained(tmp_path):
+    config = tiny_config(tmp_path)
+    with (
+        pytest.raises(
+            InputError, match=r"too small for batch size 16\n.*RESOURCE_EXHAUSTED"
+        ) as info,
+        explain_out_of_memory(config),
+    ):
+        jax.block_until_ready(jax.numpy.zeros((2**50,)))
+    assert "--accumulate 2" in str(info.value)
+
+
+def test_the_peak_of_memory_is_said_where_devices_count_it():
+    assert peak_memory(None) is None
+    counted = {"peak_bytes_in_use": 3 * 2**30, "bytes_limit": 16 * 2**30}
+    assert peak_memory(counted) == "memory of a device at the peak: 3,072.0 MiB of 16,384.0 MiB"
 
 
 def test_eight_devices_refuse_a_batch_that_does_not_divide(experiment, tmp_path):

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from flaxclip.data.examples import Example
 from flaxclip.data.shared_batches import BatchShape, count_slots
+from flaxclip.data.worker import Example
 from flaxclip.data.worker_pool import LocalLoading, WorkerError, WorkerPool
 from flaxclip.errors import InputError
 

@@ -1,31 +1,20 @@
 """Position in the stream -> one row of a batch."""
 
 import dataclasses
-from typing import NamedTuple
 
 import grain
-import numpy as np
-from jaxtyping import Int32, UInt8
 
 from flaxclip.data.captions import draw_caption
-from flaxclip.data.order import Draw, example_rng, stand_in
+from flaxclip.data.order import CorpusOrder, Draw, example_rng, stand_in
 from flaxclip.data.source import Source, UnreadableRecordError
 from flaxclip.data.tokenizers import Tokenizer
 from flaxclip.data.training_transform import AugmentConfig, transform_for_training
 from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.worker import Example
 from flaxclip.errors import InputError
 
 MAX_REPLACEMENTS = 16
 """Records tried in place of an unreadable one. At 10% broken, all fail once in 10^16 examples."""
-
-
-class Example(NamedTuple):
-    """One row of a batch, and what is to be said about it."""
-
-    image: UInt8[np.ndarray, "height width 3"]
-    tokens: Int32[np.ndarray, " length"]
-    truncated: bool
-    replaced: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +22,7 @@ class ExampleLoader:
     """Position in the stream -> example, as a pure function; runs in worker processes."""
 
     source: Source
-    order: grain.MapDataset[Draw]
+    order: CorpusOrder | grain.MapDataset[Draw]
     tokenizer: Tokenizer
     transform: ImageTransform
     augment: AugmentConfig

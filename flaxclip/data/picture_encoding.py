@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from flaxclip.data.transforms import decode_image
+from flaxclip.data.transforms import decode_image, open_image
+from flaxclip.data.upright_picture import UprightPicture
 from flaxclip.errors import InputError
 
 
@@ -40,26 +41,30 @@ def encode_picture(
 ) -> bytes:
     """The picture as it is to be stored, seen to be whole by decoding all of it.
 
-    Pictures are resized by bicubic interpolation, in RGB. Pixels without a file become PNG, which
-    loses nothing, unless there is a format given.
+    A picture that is encoded anew is what training would see of the old one: upright, opaque, in
+    RGB; resized by bicubic interpolation. Pixels without a file become PNG, which loses nothing,
+    unless there is a format given.
 
     Raises:
         UnreadableRecordError: a picture that cannot be decoded.
     """
-    is_file = isinstance(image, bytes)
-    picture = decode_image(image) if is_file else PIL.Image.fromarray(image)
-    width, height = picture.size
-    shorter = min(width, height)
+    if isinstance(image, bytes):
+        header = open_image(image)
+        kind, shorter = header.format, min(header.size)
+    else:
+        kind, shorter = None, min(image.shape[:2])
     shrink = encoding.resize is not None and shorter > encoding.resize
-    # The decoder's own word for the format is lost with some conversions; the header keeps it.
-    if is_file and not shrink and encoding.image_format in (None, picture.format):
+    if kind is not None and not shrink and encoding.image_format in (None, kind):
+        decode_image(image)
         return image
-    picture = picture.convert("RGB")
+    pixels, _ = UprightPicture(image).decode(1.0)
+    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     if shrink:
         scale = encoding.resize / shorter
-        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        size = tuple(max(round(side * scale), 1) for side in picture.size)
         picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
-    kind = encoding.image_format or ("JPEG" if is_file else "PNG")
     file = io.BytesIO()
-    picture.save(file, kind, quality=encoding.quality)
+    picture.save(
+        file, encoding.image_format or ("JPEG" if kind else "PNG"), quality=encoding.quality
+    )
     return file.getvalue()

@@ -17,9 +17,20 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import cloudpickle
+import numpy as np
+from jaxtyping import Int32, UInt8
 
 from flaxclip.data.shared_batches import SharedBatches
 from flaxclip.errors import InputError
+
+
+class Example(NamedTuple):
+    """One row of a batch, and what is to be said about it."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    tokens: Int32[np.ndarray, " length"]
+    truncated: bool
+    replaced: tuple[str, ...]
 
 
 class Task(NamedTuple):

@@ -24,9 +24,8 @@ import cloudpickle
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from flaxclip.data.examples import Example
 from flaxclip.data.shared_batches import BatchShape, SharedBatches, create_shared_memory
-from flaxclip.data.worker import Done, Failed, Task
+from flaxclip.data.worker import Done, Example, Failed, Task
 
 _ROWS_A_TASK = 16  # few enough to divide a batch evenly, enough to make messages cheap
 _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels

@@ -1,8 +1,10 @@
 """Other libraries' weights into ours, and ours into theirs.
 
-python -m flaxclip.interop info ViT-B-32.pt
-python -m flaxclip.interop convert hf://google/siglip-base-patch16-224 runs/siglip --to flaxclip
-python -m flaxclip.interop convert runs/mine exported --to huggingface
+    python -m flaxclip.interop info ViT-B-32.pt
+    python -m flaxclip.interop convert hf://google/siglip-base-patch16-224 runs/siglip --to flaxclip
+    python -m flaxclip.interop convert runs/mine exported --to huggingface
+
+With `--debug`, an error says where in the code it arose.
 """
 
 import collections
@@ -58,10 +60,12 @@ class Convert:
 
 def main() -> None:
     """The command line."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"info": Info, "convert": Convert}, prog="python -m flaxclip.interop"
-    )
     with exit_on_input_error("flaxclip.interop"):
+        command = tyro.extras.subcommand_cli_from_dict(
+            {"info": Info, "convert": Convert},
+            prog="python -m flaxclip.interop",
+            description=__doc__,
+        )
         (info if isinstance(command, Info) else convert)(command)
 
 

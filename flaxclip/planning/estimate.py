@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from flaxclip.models.cost import model_cost
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import MeshConfig, make_mesh
-from flaxclip.train_state import abstract_train_state
+from flaxclip.train_state import abstract_train_state, bytes_per_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +77,7 @@ def _state_bytes(
     state = abstract_train_state(
         model, tx, make_mesh(mesh, list(devices)), optim.ema_decay is not None
     )
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
-    )
+    return bytes_per_device(state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,18 +144,25 @@ def test_a_full_disk_ends_it_with_a_message_and_room_lets_it_go_on(corpus, prepa
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def _workers_of(launcher: int) -> list[int]:
+    workers = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if b"flaxclip.data.prepare_worker" in words and str(launcher).encode() in words:
+            workers.append(int(folder.name))
+    return workers
+
+
 def test_a_worker_that_dies_ends_it_with_a_message(corpus, tmp_path):
     command = _command(corpus, tmp_path / "out", "--workers", "2")
     process = subprocess.Popen(command, env=_environment(corpus), stderr=subprocess.PIPE, text=True)
     workers = []
     while not workers:
         assert process.poll() is None
-        found = subprocess.run(
-            ["pgrep", "-f", f"flaxclip.data.prepare_worker {process.pid}"],
-            capture_output=True,
-            text=True,
-        )
-        workers = [int(pid) for pid in found.stdout.split()]
+        workers = _workers_of(process.pid)
         time.sleep(0.05)
     os.kill(workers[0], signal.SIGKILL)
     _, stderr = process.communicate(timeout=120)

@@ -1,12 +1,11 @@
-"""Real hosts (processes that `jax.distributed` joins), really killed."""
+"""Real hosts (processes that `jax.distributed` joins), really killed, frozen and told to stop."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,101 +14,105 @@ import pytest
 from flaxclip.checkpoint import load_variables, saved_steps
 from flaxclip.exit_codes import PREEMPTED
 from flaxclip.models.clip import abstract_variables
-from tests.tiny_run import EXPERIMENT, TINY_MODEL
+from tests.survival.jobs import ROOT, Job, cluster_command, train_command
+from tests.tiny_run import TINY_MODEL
 
-ROOT = Path(__file__).parents[2]
 STEPS = 100
 FLAGS = (
-    *("--steps", str(STEPS), "--log-every", "50", "--checkpoint.every-steps", "10"),
-    *("--health.host-timeout-seconds", "20"),
+    *("--steps", str(STEPS), "--log-every", "1", "--checkpoint.every-steps", "10"),
+    *("--checkpoint.keep-every", "80", "--health.host-timeout-seconds", "30"),
 )
 
 
-class Cluster:
-    """Two hosts of two devices each, which train in `folder`."""
+def params(folder):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        abstract_variables(TINY_MODEL),
+    )
+    return load_variables(folder / "run", STEPS, abstract)["params"]
 
-    def __init__(self, folder: Path, *flags: str, restarts: int = 0):
-        self.folder, self.log = folder, folder / "log"
-        (folder / "tiny.py").write_text(EXPERIMENT)
-        train = [sys.executable, "-m", "flaxclip.train", "tiny.py", "--workdir", "run"]
-        launcher = [sys.executable, ROOT / "launch" / "local_cluster.py"]
-        size = ["--processes", "2", "--devices-per-process", "2", "--restarts", str(restarts)]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [*launcher, *size, "--", *train, *FLAGS, *flags],
-                cwd=folder,
-                env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
 
-    def wait(self) -> int:
-        return self.process.wait(timeout=120)
+def losses(folder):
+    """Step and loss of every report."""
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+    return [(line["step"], line["loss"]) for line in lines]
 
-    def wait_for_checkpoint(self, step: int) -> None:
-        for _ in range(1200):
-            if max(saved_steps(self.folder / "run"), default=0) >= step:
-                return
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
 
-    def host(self, rank: int) -> int:
-        """Process that this host is now."""
-        return int(re.findall(rf"host {rank} is process (\d+)", self.log.read_text())[-1])
-
-    def params(self):
-        abstract = abstract_variables(TINY_MODEL)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract
-        )
-        return load_variables(self.folder / "run", STEPS, abstract)["params"]
+def assert_undisturbed(folder, undisturbed):
+    """No step is lost or taken twice, and not one bit of the parameters differs."""
+    assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
+    assert losses(folder) == losses(undisturbed)
+    jax.tree.map(np.testing.assert_array_equal, params(folder), params(undisturbed))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    cluster = Cluster(tmp_path_factory.mktemp("undisturbed"))
-    assert cluster.wait() == 0, cluster.log.read_text()
-    return cluster.params()
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = Job(folder, cluster_command(*FLAGS))
+    assert job.wait() == 0, job.text()
+    return folder
 
 
 def test_a_killed_host_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
     undisturbed, tmp_path
 ):
-    cluster = Cluster(tmp_path, restarts=2)
+    job = Job(tmp_path, cluster_command(*FLAGS, restarts=2))
     for starts, (step, rank) in enumerate(((10, 1), (40, 0)), 1):
-        cluster.wait_for_checkpoint(step)
-        while cluster.log.read_text().count("host 1 is process") < starts:
-            time.sleep(0.1)
-        os.kill(cluster.host(rank), signal.SIGKILL)
-    assert cluster.wait() == 0, cluster.log.read_text()
-    jax.tree.map(np.testing.assert_array_equal, cluster.params(), undisturbed)
+        job.wait_for_checkpoint(step)
+        job.wait_for_text("host 1 is process", starts)
+        os.kill(job.host(rank), signal.SIGKILL)
+    assert job.wait() == 0, job.text()
+    assert "host 1 (" in job.text()
+    assert_undisturbed(tmp_path, undisturbed)
 
 
 def test_a_run_that_is_told_to_stop_saves_its_step_on_all_hosts_and_goes_on_from_there(
     undisturbed, tmp_path
 ):
-    cluster = Cluster(tmp_path)
-    cluster.wait_for_checkpoint(10)
-    os.kill(cluster.host(1), signal.SIGTERM)  # one host's notice stops them all
-    assert cluster.wait() == PREEMPTED, cluster.log.read_text()
-    log = cluster.log.read_text()
-    assert "exit codes 75, 75" in log
-    (stopped_at,) = set(re.findall(r"stopped after step (\d+), which is saved", log))
-    assert int(stopped_at) == max(saved_steps(tmp_path / "run"))
-    again = Cluster(tmp_path)
-    assert again.wait() == 0, again.log.read_text()
-    assert f"step {stopped_at} of {STEPS}" in again.log.read_text()
-    jax.tree.map(np.testing.assert_array_equal, again.params(), undisturbed)
+    job = Job(tmp_path, cluster_command(*FLAGS))
+    job.wait_for_checkpoint(10)
+    os.kill(job.host(1), signal.SIGTERM)  # one host's notice stops them all
+    assert job.wait() == PREEMPTED, job.text()
+    assert "exit codes 75, 75" in job.text()
+    (stopped_at,) = set(re.findall(r"stopped after step (\d+), which is saved", job.text()))
+    assert int(stopped_at) == max(saved_steps(tmp_path / "run")) == losses(tmp_path)[-1][0]
+    again = Job(tmp_path, cluster_command(*FLAGS))
+    assert again.wait() == 0, again.text()
+    assert f"step {stopped_at} of {STEPS}" in again.text()
+    assert_undisturbed(tmp_path, undisturbed)
+
+
+def test_a_frozen_host_is_named_and_the_others_do_not_wait_for_ever(tmp_path):
+    """It holds its connections: nothing but its silence gives it away."""
+    job = Job(tmp_path, cluster_command(*FLAGS, "--steps", "100000", patience=3))
+    job.wait_for_checkpoint(10)
+    os.kill(job.host(1), signal.SIGSTOP)
+    assert job.wait() == PREEMPTED, job.text()
+    assert re.search(r"flaxclip.train: host 1 \(.*\) is dead or frozen: silent for", job.text())
+    assert "host 1 is still there 3 s after another has ended: killed" in job.text()
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (1, 1), (4, 2)])
+def test_a_run_goes_on_with_other_hosts_and_devices(undisturbed, tmp_path, processes, devices):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    for step in saved_steps(tmp_path / "run"):
+        if step > 80:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    mesh = ("--mesh.fsdp", "2") if devices > 1 else ()
+    job = Job(tmp_path, cluster_command(*FLAGS, *mesh, processes=processes, devices=devices))
+    assert job.wait() == 0, job.text()
+    assert f"step 80 of {STEPS}" in job.text()
+    ours, theirs = losses(tmp_path), losses(undisturbed)
+    assert ours[:80] == theirs[:80]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_lives(tmp_path):
-    cluster = Cluster(tmp_path, "--steps", "100000")
-    cluster.wait_for_checkpoint(10)
+    job = Job(tmp_path, cluster_command(*FLAGS, "--steps", "100000"))
+    job.wait_for_checkpoint(10)
     second = subprocess.run(
-        [sys.executable, "-m", "flaxclip.train", "tiny.py", "--workdir", "run"],
+        train_command(),
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
         capture_output=True,
@@ -117,6 +120,6 @@ def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_lives(tmp_p
         check=False,
     )
     assert second.returncode == 2
-    assert f"run belongs to process {cluster.host(0)} on " in second.stderr
-    cluster.process.send_signal(signal.SIGTERM)
-    assert cluster.wait() == PREEMPTED
+    assert f"run belongs to process {job.host(0)} on " in second.stderr
+    job.process.send_signal(signal.SIGTERM)
+    assert job.wait() == PREEMPTED

@@ -1,0 +1,34 @@
+"""Paths of local files and of objects in `gs://` and the like, where they differ."""
+
+from etils import epath
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether `path` is in object storage, as `gs://bucket/run` is."""
+    return "://" in str(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path that Orbax takes, which refuses relative ones."""
+    # `resolve` would take gs://bucket for a folder in the working directory.
+    path = epath.Path(path)
+    return path if is_remote(path) else path.expanduser().resolve()
+
+
+def append_text(path: epath.Path, text: str) -> None:
+    """Append to a file; in object storage, where that is not possible, write it anew."""
+    if is_remote(path):
+        path.write_text((path.read_text() if path.exists() else "") + text)
+    else:
+        with path.open("a") as file:
+            file.write(text)
+
+
+def replace_text(path: epath.Path, text: str) -> None:
+    """Write a file so that readers see the old one or all of the new one."""
+    if is_remote(path):  # an object appears when it is complete
+        path.write_text(text)
+    else:
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(text)
+        unfinished.replace(path)

@@ -1,0 +1,122 @@
+"""Who may train in a workdir, with which configuration, and on which data."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from flaxclip.config import TrainConfig
+from flaxclip.config_json import from_json
+from flaxclip.data.source import Pair, UnreadableRecordError
+from flaxclip.errors import InputError
+from flaxclip.optim import OptimConfig
+from flaxclip.provenance import data_fingerprint, run_record
+from flaxclip.sharding import MeshConfig
+from flaxclip.workdir import check_same_data, claim_workdir, hold_workdir
+from tests.tiny_run import tiny_config
+
+
+class Records:
+    """A corpus in a list."""
+
+    def __init__(self, pairs):
+        self._pairs = list(pairs.items())
+
+    def __len__(self):
+        return len(self._pairs)
+
+    def __getitem__(self, index):
+        pair = self._pairs[index][1]
+        if pair is None:
+            raise UnreadableRecordError("broken")
+        image, caption = pair
+        return Pair(image, (caption,))
+
+    def fields(self, index):
+        return {}
+
+    def name(self, index):
+        return self._pairs[index][0]
+
+
+PAIRS = {"a": (b"jpeg", "a cat"), "b": (np.zeros((2, 2, 3), np.uint8), "a dog"), "c": None}
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (PAIRS | {"d": (b"jpeg", "a bird")}, "3 records then, 4 now"),
+        (dict(reversed(PAIRS.items())), "of other names or in another order"),
+        (PAIRS | {"a": (b"jpeg", "a tomcat")}, "with other pictures or captions in them"),
+        (PAIRS | {"b": (np.ones((2, 2, 3), np.uint8), "a dog")}, "with other pictures or captions"),
+    ],
+    ids=["more", "another order", "another caption", "another picture"],
+)
+def test_a_run_goes_on_with_its_own_data_alone(now, message):
+    then, now = data_fingerprint(Records(PAIRS)), data_fingerprint(Records(now))
+    check_same_data(then, data_fingerprint(Records(PAIRS)), step=5)
+    with pytest.raises(InputError, match=message) as error:
+        check_same_data(now, then, step=5)
+    assert "up to step 5" in str(error.value)
+    check_same_data(now, then, 5, may_change=["data"])
+
+
+def test_a_checkpoint_says_what_its_numbers_come_from(tmp_path):
+    record = json.loads(json.dumps(run_record(tiny_config(tmp_path, seed=3), Records(PAIRS))))
+    assert record["config"]["seed"] == 3
+    assert record["data"]["records"] == 3
+    assert record["versions"]["jax"].startswith("0.")
+    assert {"python", "flax", "optax", "orbax-checkpoint", "grain"} <= set(record["versions"])
+    assert record["devices"] == "8 x cpu"
+
+
+def test_a_run_is_refused_in_each_field_that_would_make_it_another(tmp_path):
+    claim_workdir(tiny_config(tmp_path))
+    claim_workdir(tiny_config(tmp_path))
+    other = tiny_config(tmp_path, seed=5, batch_size=32, steps=9)
+    other = dataclasses.replace(other, optim=OptimConfig(peak_lr=2e-3, warmup_steps=2))
+    with pytest.raises(InputError) as error:
+        claim_workdir(other)
+    for line in (
+        "seed: 0 -> 5",
+        "batch_size: 16 -> 32",
+        "steps: 8 -> 9",
+        "optim.peak_lr: 0.001 -> 0.002",
+    ):
+        assert line in str(error.value)
+    with pytest.raises(InputError) as error:
+        claim_workdir(other, ["seed", "steps", "optim"])
+    assert "batch_size: 16 -> 32" in str(error.value)
+    assert "seed" not in str(error.value)
+    saved = lambda: from_json(TrainConfig, (tmp_path / "config.json").read_text(), "")  # noqa: E731
+    assert saved() == tiny_config(tmp_path)  # as long as it is refused, nothing is changed
+    claim_workdir(other, ["seed", "steps", "optim", "batch_size"])
+    assert saved() == other
+
+
+def test_what_changes_no_number_may_change_freely(tmp_path):
+    claim_workdir(tiny_config(tmp_path))
+    claim_workdir(tiny_config(tmp_path, mesh=MeshConfig(fsdp=2), log_every=1, loss_form="tiled"))
+
+
+def test_a_workdir_is_held_by_one_process_and_free_once_that_is_gone(tmp_path):
+    hold = (
+        "import sys, time; from flaxclip.workdir import hold_workdir\n"
+        "with hold_workdir(sys.argv[1]):\n"
+        "    print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", hold, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InputError, match=f"belongs to process {other.pid} on "),
+            hold_workdir(str(tmp_path)),
+        ):
+            pass
+        other.kill()
+        other.wait()
+    with hold_workdir(str(tmp_path)):
+        pass
