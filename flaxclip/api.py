@@ -124,7 +124,7 @@ def load(path: epath.PathLike, model: str | None = None, tokenizer: str | None =
             cannot tell how it was trained.
     """
     weights = open_weights(str(path), model)
-    config, device = weights.config, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    config, device = weights.config, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
     flat = {name: jnp.asarray(value) for name, value in weights.read(device)}
     if tokenizer is not None:

@@ -63,7 +63,9 @@ def parse(
         theirs = _model_of_weights(
             flags.init_from, flags.init_model, flags.workdir or config.workdir
         )
-        how = {name: getattr(config.model, name) for name in ("dtype", "unroll", "remat")}
+        how = {
+            name: getattr(config.model, name) for name in ("dtype", "unroll", "remat", "attention")
+        }
         config = dataclasses.replace(config, model=dataclasses.replace(theirs, **how))
     return tyro.cli(
         command,

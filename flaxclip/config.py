@@ -16,6 +16,7 @@ from flaxclip.health import HealthConfig
 from flaxclip.losses.pairs import Form
 from flaxclip.losses.sigmoid import neutral_logit_bias
 from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.patch_dropout import count_kept_patches
 from flaxclip.optim import OptimConfig
 from flaxclip.sharding import MeshConfig
 
@@ -45,6 +46,9 @@ class TrainConfig:
     ^vision/, and the rest of the model starts from random parameters. Empty: all."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's cross-entropy over the batch, or SigLIP's over single pairs, which learns a bias."""
+    bias_for_batch: bool = False
+    """Sets `model.init_logit_bias` to the log-odds of a match in a batch of `batch_size`, at which
+    the sigmoid loss starts lowest; SigLIP's -10 is that of 22,027 pairs."""
     loss_form: Form = "auto"
     """Whether a device's share of the similarity matrix exists as a whole (gathered) or one tile at
     a time (tiled): memory and speed alone. auto: gathered while it takes at most 256 MiB."""
@@ -55,6 +59,9 @@ class TrainConfig:
     """Parts that a batch is embedded in, one after another, for the memory of one of them and the
     time of another forward pass. Exact: the loss is that of the whole batch. A ResNet's batch norms
     alone see a part at a time."""
+    patch_dropout: float = 0.0
+    """Share of a picture's patches that the image tower does not see in an update, at random (FLIP,
+    Li et al. 2023): 0.5 halves the tower's work. Finish with a few hundred steps without it."""
     log_every: int = 50
     """Steps between two reports."""
     wandb: str | None = None
@@ -62,7 +69,17 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 
+    @property
+    def kept_patches(self) -> int | None:
+        """Patches that the image tower sees in an update; None for all."""
+        return count_kept_patches(self.model.vision, self.patch_dropout)
+
     def __post_init__(self) -> None:
+        if self.bias_for_batch:
+            bias = neutral_logit_bias(self.batch_size)
+            # Frozen for all others: the configuration is complete once it is made.
+            object.__setattr__(self, "model", dataclasses.replace(self.model, init_logit_bias=bias))
+        _ = self.kept_patches  # raises where patches cannot be left out
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
@@ -74,15 +91,15 @@ class TrainConfig:
         if self.loss == "sigmoid" and self.model.init_logit_bias is None:
             raise InputError(
                 "the sigmoid loss needs a logit bias, and the model has none\n"
-                "set --model.init-logit-bias: -10 as SigLIP does, or "
+                "set --model.init-logit-bias -10 as SigLIP does, or --bias-for-batch True for "
                 f"{neutral_logit_bias(self.batch_size):.2f}, the log-odds of a match in a batch of "
                 f"{self.batch_size}"
             )
 
 
 # A resumed run may differ in these alone: they change neither the parameters nor their order.
-RESUMABLE_FIELDS = ("workdir", "mesh", "loss_form", "data.workers", "data.heldout", "log_every",
-                    "wandb", "checkpoint", "health")  # fmt: skip
+RESUMABLE_FIELDS = ("workdir", "mesh", "model.remat", "model.unroll", "loss_form", "data.workers",
+                    "data.heldout", "log_every", "wandb", "checkpoint", "health")  # fmt: skip
 
 
 def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:

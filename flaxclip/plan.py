@@ -3,6 +3,7 @@
     python -m flaxclip.plan EXPERIMENT --topology v5e:16x16
     python -m flaxclip.plan EXPERIMENT --topology v5p:4x4x4 --model ViT-L-14 --batch-size 16384
     python -m flaxclip.plan EXPERIMENT --topology v6e:16x16 --search mesh batch
+    python -m flaxclip.plan EXPERIMENT --topology v5e:16x16 --slices 4
     python -m flaxclip.plan EXPERIMENT --topology cpu:8        virtual devices: memory and traffic
     python -m flaxclip.plan --list                             all architectures and their cost
 
@@ -32,6 +33,8 @@ class Command(RunCommand):
 
     topology: str = "v5e:16x16"
     """Slice to plan for, as v5e:16x16, v6e:16x16, v5p:4x4x4; or cpu:8 for virtual devices."""
+    slices: int = 1
+    """Slices of that kind, joined by the data centre's network."""
     search: tuple[Dimension, ...] = ()
     """Numbers to choose: the fastest ones that fit, as far as a few compilations can tell."""
     compiles: int = 5
@@ -64,7 +67,7 @@ def run(command: Command) -> None:
             does not fit.
     """
     console, progress = make_console(), Console(stderr=True)
-    topology = open_topology(command.topology)
+    topology = open_topology(command.topology, command.slices)
     config = command.config
     if command.search:
         if topology.chip is None:
@@ -72,7 +75,8 @@ def run(command: Command) -> None:
                 f"{command.topology} has no speed to search by\n"
                 "name a TPU topology, such as --topology v5e:16x16"
             )
-        trials = search(config, topology, command.search, command.compiles, progress.print)
+        dimensions = {*command.search, *(("remat",) if config.model.remat == "auto" else ())}
+        trials = search(config, topology, dimensions, command.compiles, progress.print)
         if not trials or isinstance(trials[0].step, Refusal):
             raise InputError(
                 f"nothing that was tried fits {command.topology}\n"
@@ -83,7 +87,7 @@ def run(command: Command) -> None:
         config = trials[0].config
     plan = make_plan(config, topology, command.decode_rate)
     if isinstance(plan.step, Refusal):
-        raise InputError(refusal_message(config, topology, plan.step))
+        raise InputError(refusal_message(plan.config, topology, plan.step))
     if command.json:
         print(plan_json(plan))
     else:

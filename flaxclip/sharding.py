@@ -1,14 +1,18 @@
 """The device mesh, and the one table that says which array axis lies along which mesh axis."""
 
 import dataclasses
+import math
 import os
 import sys
 import threading
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import PREEMPTED
@@ -77,8 +81,12 @@ def _give_up_joining(seconds: int) -> None:
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of `devices` (all of them by default) with axes data, fsdp and tensor.
 
+    Several TPU slices lie along `data`: what travels between them is what copies of the model have
+    to tell each other, gradients and embeddings.
+
     Raises:
-        InputError: the sizes do not multiply to the number of devices.
+        InputError: the sizes do not multiply to the number of devices, or a copy of the model
+            would lie across slices.
     """
     devices = jax.devices() if devices is None else devices
     rest = config.fsdp * config.tensor
@@ -86,17 +94,66 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if data * rest != len(devices) or data < 1:
         raise InputError(
             f"mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
-            f"does not fit {len(devices)} devices\n"
-            f"the three must multiply to {len(devices)}; data=-1 takes what the others leave"
+            f"does not fit {len(devices)} devices\n{_mesh_advice(config, len(devices))}"
         )
     # Axes are Auto: the partitioner propagates shardings from the few that we pin. With
-    # make_mesh's default, Explicit, Linen's matrix products of sharded parameters raise.
-    return jax.make_mesh(
-        (data, config.fsdp, config.tensor),
+    # Explicit ones Linen's matrix products of sharded parameters raise.
+    return Mesh(
+        _arrange(devices, (data, config.fsdp, config.tensor)),
         ("data", "fsdp", "tensor"),
         axis_types=(AxisType.Auto,) * 3,
-        devices=devices,
     )
+
+
+def _mesh_advice(config: MeshConfig, devices: int) -> str:
+    """The nearest sizes that fit, one of them changed at a time."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+
+    def nearest(size: int, others: int) -> int | None:
+        fitting = [n for n in divisors if devices % (n * others) == 0]
+        return min(fitting, key=lambda n: abs(n - size), default=None)
+
+    advice = []
+    if devices % (config.fsdp * config.tensor) == 0:
+        advice.append(f"--mesh.data {devices // (config.fsdp * config.tensor)}, or -1 for all")
+    else:
+        for name, others in (("fsdp", config.tensor), ("tensor", config.fsdp)):
+            size = nearest(getattr(config, name), others)
+            if size is not None:
+                advice.append(f"--mesh.{name} {size}")
+        if not advice:
+            advice.append(f"--mesh.fsdp {nearest(config.fsdp, 1)} --mesh.tensor 1")
+    return f"the three must multiply to {devices}: try {' or '.join(advice)}"
+
+
+def _arrange(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    """Devices of a mesh of that shape, such that neighbours in it are neighbours in the network.
+
+    Other than TPUs come host by host: those of a host lie along the last axes.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices, object).reshape(shape)
+    _, fsdp, tensor = shape
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    size = len(devices) // len(slices)
+    if size % (fsdp * tensor):
+        raise InputError(
+            f"mesh fsdp={fsdp} x tensor={tensor} does not fit into a slice of {size} chips, of "
+            f"which there are {len(slices)}\n"
+            f"only data lies across slices: choose an fsdp that divides {size // tensor or size}"
+        )
+    inner = size // (fsdp * tensor), fsdp, tensor
+    return np.concatenate([_arrange_slice(slices[index], inner) for index in sorted(slices)])
+
+
+def _arrange_slice(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        # No product of whole dimensions of the torus: an axis lies along a part of one.
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def check_batch_divides(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
@@ -130,6 +187,20 @@ def pair_axes(batch_size: int, mesh: Mesh) -> tuple[str, ...]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis divided over the batch axes, the others whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def divide_batch(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """Pin activations to the batch axes of the context's mesh, if there is one that divides them.
+
+    Where parameters are divided over fsdp too, the partitioner would rather leave them where they
+    are, and have every device compute a part of the channels of all examples.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(BATCH_AXES) <= set(mesh.axis_names):
+        return x
+    if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
 def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:

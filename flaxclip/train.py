@@ -33,9 +33,10 @@ from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, Trai
 from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
 from flaxclip.initial_weights import describe, open_initial_weights, start_from
 from flaxclip.metrics import check_wandb
-from flaxclip.models.clip import abstract_variables
+from flaxclip.models.clip import abstract_variables, check_tensor_divides
 from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.optim import check_optim_patterns, make_optimizer
+from flaxclip.planning.advice import refusal_explained
 from flaxclip.progress import ProgressReport
 from flaxclip.provenance import run_record
 from flaxclip.restore import restore_latest
@@ -44,7 +45,7 @@ from flaxclip.sharding import check_batch_divides, join_hosts, make_mesh
 from flaxclip.startup import StartupClock, keep_compiled_programs, keep_freed_memory
 from flaxclip.stop_signals import StopSignals, exit_on_signals
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
-from flaxclip.train_step import Metrics, make_train_step
+from flaxclip.train_step import Metrics, choose_remat, make_train_step, step_fits
 from flaxclip.watchdog import Watchdog
 from flaxclip.workdir import check_same_data, claim_workdir, hold_workdir
 
@@ -66,6 +67,7 @@ def train(
     check_wandb(config.wandb)
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
+    check_tensor_divides(config.model, config.mesh.tensor)
     source = open_source(config.data, config.model.vision.image_size)
     tx = make_optimizer(config.optim, config.steps)
     check_optim_patterns(config.optim, abstract_variables(config.model)["params"])
@@ -87,6 +89,7 @@ def train(
         clock.finished("data and checkpoints")
         progress = ProgressReport(start_step, config.steps)
         record = run_record(config, source)
+        config = choose_remat(config, lambda tried: step_fits(tried, tx, mesh))
         restored = restore_latest(config.workdir, like.trees, progress.warn)
         if restored is None:
             start_step, started_from = 0, None
@@ -201,7 +204,8 @@ def run_steps(
             last, first = step == config.steps, step == start_step + 1
             if first:
                 clock.finished("first batch")
-            state, metrics = train_step(state, loaded.batch)
+            with refusal_explained(config, mesh):
+                state, metrics = train_step(state, loaded.batch)
             if first:
                 clock.finished("compilation")
                 jax.block_until_ready(metrics)

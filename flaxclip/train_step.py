@@ -1,5 +1,6 @@
 """One update: batch -> loss -> gradients -> optimizer. The only place where buffers are donated."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +17,47 @@ from flaxclip.fine_tuning import frozen_mask, stop_frozen_gradients
 from flaxclip.losses.pairs import ContrastiveLoss
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
-from flaxclip.models.clip import CLIP, abstract_variables
+from flaxclip.models.clip import CLIP, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost
+from flaxclip.models.patch_dropout import sample_patches
+from flaxclip.models.transformer import REMAT_BY_SPEED
 from flaxclip.optim import clamp_logit_scale, update_average
-from flaxclip.sharding import batch_sharding, pair_axes
-from flaxclip.train_state import TrainState
+from flaxclip.sharding import BATCH_AXES, batch_sharding, pair_axes
+from flaxclip.train_state import TrainState, abstract_train_state
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+def choose_remat(config: TrainConfig, fits: Callable[[TrainConfig], bool]) -> TrainConfig:
+    """`config` with the fastest rematerialisation that `fits`, where it leaves that open (auto).
+
+    The last one is taken untried: if it does not fit either, whoever compiles it says so.
+    """
+    if config.model.remat != "auto":
+        return config
+    candidates = [
+        dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+        for remat in REMAT_BY_SPEED
+    ]
+    return next((c for c in candidates[:-1] if fits(c)), candidates[-1])
+
+
+def step_fits(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> bool:
+    """Whether the step of `config` compiles within the memory of the mesh's devices.
+
+    Compiles it, a minute or so for a large model; the run itself then finds it in JAX's cache.
+    """
+    state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
+    batch = Batch(*example_inputs(config.model, config.batch_size))
+    try:
+        compiled = make_train_step(config, tx, mesh, state).lower(state, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return False
+        raise
+    # TPUs refuse to compile what does not fit; of a GPU its allocator knows the limit.
+    limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    return limit is None or compiled.memory_analysis().peak_memory_in_bytes <= limit
 
 
 def make_loss(
@@ -46,7 +81,7 @@ def step_flops(config: TrainConfig) -> int:
     """
     frozen = frozen_mask(config.optim.freeze, abstract_variables(config.model)["params"])
     locked = [tower for tower in ("vision", "text") if all(jax.tree.leaves(frozen[tower]))]
-    return config.batch_size * model_cost(config.model).training_flops(locked)
+    return config.batch_size * model_cost(config.model, config.kept_patches).training_flops(locked)
 
 
 def make_train_step(
@@ -71,7 +106,7 @@ def make_train_step(
         params = stop_frozen_gradients(frozen, params)
         variables = {"params": params, "batch_stats": batch_stats}
         (zimg, ztxt, _), updated = model.apply(
-            variables, *batch, train=True, mutable=["batch_stats"]
+            variables, **batch, train=True, mutable=["batch_stats"]
         )
         return (zimg, ztxt), updated.get("batch_stats", {})
 
@@ -81,8 +116,17 @@ def make_train_step(
         return result.loss, result
 
     def train_step(state, batch):
+        inputs = batch._asdict()
+        if config.kept_patches is not None:
+            # Chosen before the batch is cut into parts: both passes over a part see the same.
+            key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+            pictures, patches = config.batch_size, config.model.vision.grid**2
+            inputs["kept"] = jax.lax.with_sharding_constraint(
+                sample_patches(key, pictures, patches, config.kept_patches),
+                PartitionSpec(BATCH_AXES),
+            )
         grads, batch_stats, result = loss_and_gradients(
-            embed, loss, state.params, state.batch_stats, batch, config.accumulate
+            embed, loss, state.params, state.batch_stats, inputs, config.accumulate
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,5 +1,7 @@
+import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import flaxclip
 from flaxclip.benchmark.datasets import image_batches
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.readers.own import read_scenes
+from flaxclip.benchmark.report import write_report
 from flaxclip.benchmark.tasks import DataSource, all_tasks
 from flaxclip.benchmark.watch import watch
 from flaxclip.benchmark.zero_shot import build_zero_shot_classifier
@@ -49,22 +52,22 @@ def test_embeddings_do_not_depend_on_batch_or_devices(model, tmp_path):
     pictures = unseen(tmp_path)
     all_devices = Embedder(model, 100, tmp_path).embed_images(pictures)
     one_by_one = np.concatenate([model.encode_image([pictures[i]]) for i in range(8)])
-    assert all_devices.zimg.shape == (960, 16)
-    np.testing.assert_allclose(all_devices.zimg[:8], one_by_one, atol=1e-6)
+    assert all_devices.z.shape == (960, 16)
+    np.testing.assert_allclose(all_devices.z[:8], one_by_one, atol=1e-6)
 
 
 def test_embeddings_are_kept_chunk_by_chunk(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("flaxclip.benchmark.embeddings.CHUNK", 400)
+    monkeypatch.setattr("flaxclip.benchmark.embeddings.CHUNK", 384)
     pictures = unseen(tmp_path)
     first = Embedder(model, 64, tmp_path)
-    zimg = first.embed_images(pictures).zimg
+    zimg = first.embed_images(pictures).z
     assert first.computed == 960
     kept = sorted(tmp_path.glob("*/*.npz"))
     assert [path.name for path in kept] == ["0.npz", "1.npz", "2.npz"]
     kept[1].unlink()
     second = Embedder(model, 64, tmp_path)
-    np.testing.assert_array_equal(second.embed_images(pictures).zimg, zimg)
-    assert second.computed == 400
+    np.testing.assert_array_equal(second.embed_images(pictures).z, zimg)
+    assert second.computed == 384
 
 
 def test_an_unreadable_picture_stays_in_the_denominator(model, tmp_path):
@@ -82,9 +85,9 @@ def test_an_unreadable_picture_stays_in_the_denominator(model, tmp_path):
 
     for _ in range(2):  # the second time from disk
         embedded = Embedder(model, 64, tmp_path).embed_images(Broken(unseen(tmp_path)))
-        assert len(embedded.zimg) == 10
-        assert len(embedded.unreadable) == 1
-        assert embedded.unreadable[0].startswith("scenes/unseen/3: ")
+        assert len(embedded.z) == 10
+        assert len(embedded.remarks) == 1
+        assert embedded.remarks[0].startswith("scenes/unseen/3: ")
 
 
 def test_a_class_is_the_renormalised_mean_of_its_prompts(model, tmp_path):
@@ -94,9 +97,9 @@ def test_a_class_is_the_renormalised_mean_of_its_prompts(model, tmp_path):
         prompts = [template.format(name) for name in synonyms for template in templates]
         mean = np.asarray(model.encode_text(prompts)).mean(axis=0)
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
-    assert classifier.truncated == 0
+    assert classifier.cut == ()
     long = build_zero_shot_classifier(Embedder(model, 8, tmp_path), names, ("{} " + "long " * 30,))
-    assert long.truncated == 3
+    assert len(long.cut) == 3
 
 
 def test_a_template_without_a_place_for_the_name_is_refused(model, tmp_path):
@@ -174,31 +177,41 @@ def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path): 
         assert record == json.loads((measured[0] / "results" / f"{task}.json").read_text())
 
 
-def test_retrieval_of_pairs_of_ones_own(finished_run, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def retrieved(finished_run, tmp_path_factory):  # noqa: F811
+    """A folder with image-caption pairs, one picture broken, and the results of retrieving them."""
+    folder = tmp_path_factory.mktemp("retrieved")
     pairs = {f"{i:02}": (jpeg(i * 10), f"a picture of shade {i}") for i in range(20)}
-    write_shard(tmp_path / "mine.tar", pairs)
+    write_shard(folder / "mine.tar", pairs | {"20": (b"no picture", "a broken picture")})
     result = run_cli(
         "flaxclip.benchmark", str(finished_run / "checkpoints" / "4"),
-        "--tasks", "retrieval:mine.tar", "--out", "results", "--cache", "cache", cwd=tmp_path,
+        "--tasks", "retrieval:mine.tar", "--out", "results", "--cache", "cache", cwd=folder,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "results" / "retrieval.json").read_text())
-    assert record["examples"] == 20
+    return folder
+
+
+def test_retrieval_of_pairs_of_ones_own(retrieved):
+    record = json.loads((retrieved / "results" / "retrieval.json").read_text())
+    assert record["examples"] == 21
     assert record["checkpoint"]["step"] == 4
-    assert record["scores"]["image_to_text_recall@5"]["chance"] == 0.25
+    assert record["scores"]["image_to_text_recall@5"]["chance"] == pytest.approx(5 / 21)
     assert len(record["retrieved"][0]["captions"]) == 5
+    assert len(record["unreadable"]) == 1
 
 
 def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):  # noqa: F811
     write_wds(tmp_path / "data/wds_stl10", labelled(8, 4), names=("cat", "dog", "owl", "eel"))
     write_wds(tmp_path / "data/wds_stl10", labelled(40, 4), names=("cat", "dog", "owl", "eel"),
               split="train")  # fmt: skip
+    write_wds(tmp_path / "data/wds_mnist", labelled(8, 4), names=("one", "two"))
     result = run_cli(
-        "flaxclip.benchmark", str(finished_run), "--tasks", "stl10", "imagenet",
+        "flaxclip.benchmark", str(finished_run), "--tasks", "mnist", "stl10", "imagenet",
         "--methods", "zero-shot", "linear-probe", "knn", "--dtype", "bfloat16",
         "--out", "results", "--cache", "cache", cwd=tmp_path,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 2
+    assert "mnist: label 2 of picture 1 is out of range" in result.stderr
     assert "imagenet: not on this machine, left out" in result.stdout
     assert "hf download" in (tmp_path / "results/missing.txt").read_text()
     record = json.loads((tmp_path / "results/stl10.json").read_text())
@@ -231,19 +244,93 @@ def test_a_folder_of_ones_own_pictures(finished_run, tmp_path):  # noqa: F811
 
 
 def test_watching_measures_every_step_once_and_survives_deletions(finished_run):  # noqa: F811
-    steps = []
+    calls = []
 
     def measure(step):
-        steps.append(step)
+        calls.append(step)
         if step == 4:  # as if the run had deleted it: not one of those that are there
             (finished_run / "checkpoints/4").rename(finished_run / "gone")
             raise FileNotFoundError("checkpoints/4")
 
     try:
-        watch(str(finished_run), measure, poll=0.01)
+        watch(str(finished_run), measure, lambda: calls.append("curves"), poll=0.01)
     finally:
         (finished_run / "gone").rename(finished_run / "checkpoints/4")
-    assert steps == [4, 8]
+    assert calls == [4, 8, "curves"]
+
+
+@pytest.fixture(scope="module")
+def watched(finished_run, tmp_path_factory):  # noqa: F811
+    """A folder with results of every step of a run, and a page of them."""
+    folder = tmp_path_factory.mktemp("watched")
+    result = run_cli(
+        "flaxclip.benchmark", str(finished_run), "--watch", "--tasks", "scenes-unseen",
+        "--out", "results", "--cache", "cache", cwd=folder,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder / "results"
+
+
+def test_watching_draws_curves(watched, finished_run):  # noqa: F811
+    page = (watched / "report.html").read_text()
+    assert f'aria-label="Scores of {finished_run} against training step"' in page
+    for step in (4, 8):
+        assert f"{finished_run.name} step {step}" in page
+    for scalar in ("loss", "logit scale", "learning rate", "pairs a second"):
+        assert f'aria-label="{scalar} against training step"' in page
+    # Self-contained: nothing is fetched.
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    rows = list(csv.DictReader((watched / "report.csv").open()))
+    assert {row["step"] for row in rows} == {"4", "8"}
+    record = json.loads((watched / "8/scenes-unseen.json").read_text())
+    (top1,) = (row for row in rows if row["step"] == "8" and row["score"] == "top1")
+    assert float(top1["value"]) == record["scores"]["top1"]["value"]
+    assert "| scenes-unseen, zero-shot | top1 |" in (watched / "report.md").read_text()
+    exported = json.loads(
+        (watched / f"report.clip_benchmark/scenes-unseen_{finished_run.parent.name}_"
+         f"{finished_run.name}_step_8_flaxclip_en_zeroshot_classification.json").read_text()
+    )  # fmt: skip
+    assert exported["metrics"]["acc1"] == record["scores"]["top1"]["value"]
+    (events,) = (watched / "tensorboard").glob("*.step-8")
+    assert b"scenes-unseen/top1" in events.read_bytes()
+    assert b"scenes-unseen/predictions" in events.read_bytes()
+
+
+def test_a_page_of_a_run_without_results(finished_run, tmp_path):  # noqa: F811
+    (tmp_path / "run").mkdir()
+    text = (finished_run / "metrics.jsonl").read_text()
+    diverged = json.dumps(json.loads(text.splitlines()[-1]) | {"step": 9, "loss": "nan"})
+    (tmp_path / "run/metrics.jsonl").write_text(f'{text}{diverged}\n{{"step": 1')
+    write_report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert 'aria-label="loss against training step"' in page
+    (tmp_path / "run/metrics.jsonl").write_text(f"loss 3\n{text}")
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 1 is damaged"):
+        write_report([tmp_path], tmp_path / "page.html")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no results in"):
+        write_report([tmp_path / "empty"], tmp_path / "page.html")
+
+
+def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, retrieved):  # noqa: F811
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    result = subprocess.run(
+        [sys.executable, f"{root}/launch/local_cluster.py", "--devices-per-process", "4", "--",
+         sys.executable, "-m", "flaxclip.benchmark", str(finished_run / "checkpoints/4"),
+         "--tasks", "scenes-unseen", "retrieval:mine.tar", "imagenet",
+         "--batch-size", "100", "--out", "two-hosts", "--cache", "other-cache"],
+        cwd=retrieved, env=os.environ | {"PYTHONPATH": root, "XLA_FLAGS": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    one_device = {"scenes-unseen": watched / "4", "retrieval": retrieved / "results"}
+    for task, folder in one_device.items():
+        ours, theirs = (
+            json.loads((where / f"{task}.json").read_text())
+            for where in (retrieved / "two-hosts", folder)
+        )
+        for same in ("scores", "examples", "unreadable"):
+            assert ours[same] == theirs[same]
 
 
 @pytest.mark.parametrize(

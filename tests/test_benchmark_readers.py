@@ -8,8 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from flaxclip.benchmark.choice import associate_task
 from flaxclip.benchmark.datasets import MissingDataError, image_batches
-from flaxclip.benchmark.prompts import choose_wording
+from flaxclip.benchmark.embeddings import Embedded, Embedder
+from flaxclip.benchmark.prompts import choose_wording, class_prompts, read_prompts
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
 from flaxclip.data.transforms import ImageTransform
@@ -220,6 +222,7 @@ def test_suites_name_tasks_whose_words_fit():
     lengths = {name: len(suite) for name, suite in all_suites().items()}
     assert lengths["clip27"] == 27
     assert lengths["vtab+"] == 36
+    assert lengths["datacomp38"] == 38
     for suite in all_suites().values():
         assert set(suite) <= set(tasks)
     for task in tasks.values():
@@ -246,7 +249,77 @@ def test_words_are_put_into_the_order_of_the_labels(tmp_path):
     assert wording("kitten", "dog", "bird").class_names == ("kitten", "dog", "bird")
     with pytest.raises(InputError, match="class 'dog' is number 2"):
         wording("kitten", "bird", "dog")
-    with pytest.raises(InputError, match="label 2 of picture 1 is out of range"):
+    with pytest.raises(InputError, match="2 class names, but the data set has 3 classes"):
         wording("cat", "dog")
-    assert "1 of 4 classes have no picture" in wording("cat", "dog", "owl", "eel").notes[0]
+    unnamed = data._replace(class_names=None)
+    with pytest.raises(InputError, match="label 2 of picture 1 is out of range"):
+        choose_wording(task, unnamed, "openai", Prompts(("cat", "dog")))
+    notes = choose_wording(task, unnamed, "openai", Prompts(("cat", "dog", "owl", "eel"))).notes
+    assert "1 of 4 classes have no picture" in notes[0]
     assert "share a name" in wording("pet", "pet", "owl").notes[0]
+
+
+def test_a_users_own_words_go_first(tmp_path):
+    root = write_wds(tmp_path / "wds_x", labelled())
+    task, data = open_own(f"wds:{root}", tmp_path)
+    words = {
+        "both": {"class_names": ["a > cat", ["dog", "hound"], "owl"], "templates": ["my {}"]},
+        "templates": ["a {c}", "the {c}"],
+        "prompts": {"cat": ["it purrs"], "dog": ["it barks", "it bites"], "owl": ["it hoots"]},
+        "lacks one": {"cat": ["it purrs"], "dog": ["it barks"]},
+    }
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    own = read_prompts(tmp_path / "words.json")
+
+    def prompts(name):
+        wording = choose_wording(task, data, "openai", own[name])
+        assert wording.templates_from == "prompt file"
+        return class_prompts(wording.class_names, wording.templates)
+
+    assert prompts("both") == [("my cat",), ("my dog", "my hound"), ("my owl",)]
+    assert prompts("templates")[1] == ("a dog", "the dog")
+    assert prompts("prompts")[1] == ("it barks", "it bites")
+    with pytest.raises(InputError, match=r"1 classes have no prompts of their own, e.g. 'owl'"):
+        prompts("lacks one")
+    with pytest.raises(InputError, match="asks for a parent, but 'dog' has none"):
+        class_prompts(("a > cat", "dog"), ("a {}, a kind of {parent}",))
+    assert class_prompts(("a > cat",), ("a {}, a kind of {parent}",)) == [("a cat, a kind of a",)]
+    (tmp_path / "words.json").write_text('{"x": {"class_names": [1, 2]}}')
+    with pytest.raises(InputError, match=r"words\.json: x: found \[1\]"):
+        read_prompts(tmp_path / "words.json")
+
+
+def test_associations_as_winogavil_asks_for_them(tmp_path):
+    (tmp_path / "winogavil").mkdir()
+    pictures = [[{"bytes": png(10 * row + at)} for at in range(3)] for row in range(2)]
+    columns = {
+        "cue": ["Owl", "dog"],
+        "candidates": [["a", "b", "c"], ["d", "e", "f"]],
+        "associations": [["c"], ["f", "d"]],
+        "candidate_images": pictures,
+    }
+    path = tmp_path / "winogavil/test-0.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    _, data = open_test(all_tasks()["winogavil"], tmp_path, 16)
+    assert data.cues == ("An owl", "A dog")
+    assert data.item_of.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.goes_with_cue.tolist() == [False, False, True, True, False, True]
+    assert shades(data.pictures) == [0, 1, 2, 10, 11, 12]
+
+    class Known(Embedder):
+        """One picture of the first item is right, one of two of the second."""
+
+        def __init__(self):
+            pass
+
+        def embed_texts(self, texts):
+            return Embedded(np.ones((len(texts), 1), np.float32), ())
+
+        def embed_images(self, pictures):
+            z = [[0.1], [0.2], [0.3], [0.9], [0.8], [0.1]]
+            return Embedded(np.array(z, np.float32), ())
+
+    score = associate_task(Known(), data).scores["jaccard"]
+    assert score.value == pytest.approx((1 + 1 / 3) / 2)
+    # One of three: 1/3. Two of three: certainly one or two right, 2/3 * 1/3 + 1/3 * 1.
+    assert score.chance == pytest.approx((1 / 3 + 5 / 9) / 2)

@@ -1,8 +1,16 @@
+import pathlib
+import types
+
 import numpy as np
 import pytest
 from sklearn import metrics
 
-from flaxclip.benchmark.retrieval import count_rivals
+from flaxclip.benchmark.datasets import Captioned, Labelled
+from flaxclip.benchmark.embeddings import Embedded, Embedder
+from flaxclip.benchmark.exports import CLIP_BENCHMARK_SCORES
+from flaxclip.benchmark.prompts import Wording
+from flaxclip.benchmark.readers.own import PairPictures
+from flaxclip.benchmark.retrieval import count_rivals, retrieve_task
 from flaxclip.benchmark.scores import (
     confusion_matrix,
     expected_calibration_error,
@@ -17,6 +25,9 @@ from flaxclip.benchmark.scores import (
     with_interval,
     worst_group,
 )
+from flaxclip.benchmark.tasks import Task
+from flaxclip.benchmark.zero_shot import classify_task, score_levels
+from flaxclip.data.scenes import ScenesSource
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(4, size=200)
@@ -90,6 +101,16 @@ def test_a_class_without_examples_has_no_recall():
     assert table[2] == {"examples": 0, "recall": None, "precision": None}
 
 
+def test_names_with_parents_are_scored_on_every_level():
+    names = ("animal > bird > owl", "animal > mammal > dog", "animal > mammal > cat", "thing > cup")
+    labels, guesses = np.array([0, 1, 2, 3]), np.array([1, 2, 2, 3])
+    scores = score_levels(guesses, labels, names)
+    assert [scores[f"top1_level_{level}"].value for level in (1, 2)] == [1, 3 / 4]
+    assert scores["top1_level_1"].chance == pytest.approx((3 * 3 / 4 + 1 / 4) / 4)
+    assert scores["top1_level_2"].chance == pytest.approx((1 + 2 + 2 + 1) / 4 / 4)
+    assert score_levels(guesses, labels, ("owl", "dog", "cat", "cup")) == {}
+
+
 def test_the_paired_test_sees_what_two_intervals_do_not():
     other = np.arange(1000) < 600
     better = other | (np.arange(1000) >= 985)
@@ -113,10 +134,53 @@ def test_retrieval_in_blocks_is_exact(block, monkeypatch):
     for i, row in enumerate(partners):
         similar = queries[i] @ candidates.T
         others = np.delete(similar, row)
-        assert rivals[i] == min(10, (others >= similar[row].max()).sum())
+        assert rivals[i] == (others >= similar[row].max()).sum()
 
 
 def test_a_model_that_finds_all_alike_recalls_nothing():
     same = np.ones((12, 4), np.float32) / 2
     pairs = np.stack([np.arange(12)] * 2, axis=1)
-    assert (count_rivals(same, same, pairs) == 10).all()
+    assert (count_rivals(same, same, pairs) == 11).all()
+
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "clip_benchmark_scores.npz"
+
+
+class Known(Embedder):
+    """Pictures are rows of `zimg`, texts the numbers of rows of `ztxt`."""
+
+    def __init__(self, zimg, ztxt):
+        self.model = types.SimpleNamespace(logit_scale=100.0)
+        self._zimg, self._ztxt = (
+            z / np.linalg.norm(z, axis=1, keepdims=True) for z in (zimg, ztxt)
+        )
+
+    def embed_images(self, pictures):
+        return Embedded(self._zimg, ())
+
+    def embed_texts(self, texts):
+        return Embedded(self._ztxt[[int(text) for text in texts]], ())
+
+
+def test_scores_of_the_same_embeddings_are_clip_benchmarks():
+    """Its own code has made the file: `tests/parity/clip_benchmark_reference.py`."""
+    with np.load(GOLDEN) as file:
+        arrays = dict(file)
+    theirs = {n.removeprefix("score "): float(v) for n, v in arrays.items() if "score " in n}
+    pictures = PairPictures(ScenesSource("unseen", 16), "known", len(arrays["labels"]))
+    names = tuple(str(number) for number in range(12))
+    prompts = {name: tuple(str(3 * int(name) + i) for i in range(3)) for name in names}
+    wording = Wording(names, prompts, "", "")
+    known = Known(arrays["zimg"], arrays["zprompts"])
+    ours = {}
+    for kind, labels in (("classification", "labels"), ("multilabel", "present")):
+        task = Task("known", "", kind, "top1", ())
+        ours |= classify_task(known, task, Labelled(pictures, arrays[labels]), wording).scores
+    captions = tuple(str(number) for number in range(len(arrays["zcaptions"])))
+    pairs = np.stack([arrays["caption_of"], np.arange(len(captions))], axis=1)
+    known = Known(arrays["zimg"], arrays["zcaptions"])
+    ours |= retrieve_task(known, Captioned(pictures, captions, pairs)).scores
+    assert len(ours) == len(theirs) == 10
+    for our_name, their_name in CLIP_BENCHMARK_SCORES.items():
+        if our_name in ours:
+            assert ours[our_name].value == pytest.approx(theirs[their_name], abs=1e-6), our_name

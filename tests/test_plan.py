@@ -10,8 +10,8 @@ from flaxclip.models.cost import model_cost
 from flaxclip.planning.compiled_step import CompiledStep
 from flaxclip.planning.report import variants_table
 from flaxclip.planning.run_plan import make_plan
-from flaxclip.planning.store import stored_step
 from flaxclip.planning.topology import open_topology
+from flaxclip.sharding import MeshConfig
 from tests.test_train import experiment, run_cli  # noqa: F401  (a module's fixture)
 from tests.tiny_run import TINY_MODEL, tiny_config
 
@@ -53,6 +53,7 @@ def test_a_run_is_planned_on_virtual_devices(experiment, cache):  # noqa: F811
         (("--topology", "cpu:"), "expected, for example, cpu:8"),
         (("--topology", "cpu:8", "--mesh.fsdp", "3"), "does not fit 8 devices"),
         (("--topology", "cpu:8", "--batch-size", "12"), "choose 8 or 16"),
+        (("--topology", "cpu:8", "--mesh.tensor", "4"), "--mesh.tensor can be 1, 2 with"),
         (("--topology", "cpu:8", "--search", "mesh"), "name a TPU topology"),
         (("--model", "ViT-B-33"), "did you mean ViT-B-32?"),
     ],
@@ -83,16 +84,24 @@ def test_all_architectures_are_listed_with_their_published_cost():
 )
 def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    topology = open_topology("v5e:2x2")
-    assert len(topology.devices) == 4
+    topology = open_topology("v5e:2x2", slices=2)
+    assert len(topology.devices) == 8
     assert topology.chip.device_kind == "TPU v5 lite"
-    config = tiny_config("unused")
+    config = tiny_config("unused", mesh=MeshConfig(fsdp=4))
     figures = make_plan(config, topology, decode_rate=500.0)
     assert isinstance(figures.step, CompiledStep)
-    assert figures.step == stored_step(config, topology)
-    assert figures.step.argument_bytes > 3 * 4 * figures.parameters
+    assert make_plan(config, topology, decode_rate=500.0).step == figures.step  # stored
+    assert figures.step.argument_bytes > 3 * 4 * figures.parameters / 4
     assert figures.step.peak_bytes < topology.chip.hbm_bytes
-    # Gradients are summed over all chips: at least a parameter's four bytes each.
-    summed = sum(row.operand_bytes for row in figures.step.traffic if row.kind == "all-reduce")
-    assert summed >= 4 * figures.parameters
+    between = [row for row in figures.step.traffic if row.network == "DCN"]
+    within = [row for row in figures.step.traffic if row.network == "ICI"]
+    # Within a slice parameters are gathered, but for the tokens' table: they are looked up where
+    # their part of it is.
+    text = config.model.text
+    gathered = sum(row.received_bytes for row in within if row.kind == "all-gather")
+    assert gathered >= 4 * (figures.parameters - text.vocab_size * text.width) * 3 / 4
+    # Between slices each chip sums its quarter of the gradients; little else is as large.
+    summed = sum(row.operand_bytes for row in between if row.kind == "all-reduce")
+    assert figures.parameters <= summed <= 1.2 * figures.parameters
+    assert sum(row.operand_bytes for row in between) < 1.01 * summed
     assert figures.roofline.expected >= figures.roofline.compiler > figures.roofline.matrix_units

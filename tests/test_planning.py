@@ -7,17 +7,26 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from flaxclip import sharding
 from flaxclip.chips import find_chip
+from flaxclip.errors import InputError
 from flaxclip.flops import count_bfloat16_passes, count_flops
 from flaxclip.planning import search, store
-from flaxclip.planning.advice import refusal_message
-from flaxclip.planning.collectives import find_collectives, parse_groups, torus_axes
+from flaxclip.planning.advice import refusal_explained, refusal_message
+from flaxclip.planning.collectives import (
+    find_collectives,
+    parse_groups,
+    parse_slices,
+    parse_transfer_kind,
+    torus_axes,
+)
 from flaxclip.planning.compiled_step import CompiledStep, Refusal, Traffic, parse_refusal
 from flaxclip.planning.hlo import parse_program
 from flaxclip.planning.memory_traffic import hbm_traffic
 from flaxclip.planning.roofline import roofline
 from flaxclip.planning.topology import Topology
-from tests.tiny_run import tiny_config
+from flaxclip.train_step import choose_remat
+from tests.tiny_run import TINY_MODEL, tiny_config
 
 P = PartitionSpec
 V5E = find_chip("TPU v5 lite")
@@ -97,6 +106,22 @@ def test_groups_of_devices_are_read_in_all_of_the_ways_that_xla_writes_them(text
 def test_groups_that_cannot_be_read_are_not_guessed():
     with pytest.raises(ValueError, match="no groups of devices"):
         parse_groups("replica_groups=something_new")
+
+
+@pytest.mark.parametrize(
+    ("target", "slices"),
+    [
+        ('"{1,2}x{0:3}"', (0, 1)),
+        ('"{1,2,3,4}x{0:3}"', (0, 1, 2, 3)),
+        ("{{100002->200000},{200002->100000}}", (0, 1)),
+    ],
+)
+def test_slices_that_exchange_are_read_as_the_tpu_compiler_writes_them(target, slices):
+    attributes = f"{{_xla_megascale_target={target},_xla_megascale_transfer_type="
+    assert parse_slices(attributes) == slices
+    assert parse_transfer_kind(attributes + '"ALL_REDUCE"}') == "all-reduce"
+    with pytest.raises(ValueError, match="no kind of transfer"):
+        parse_transfer_kind(attributes + '"SOMETHING_NEW"}')
 
 
 def test_a_group_has_the_links_of_the_dimensions_that_it_extends_along():
@@ -223,10 +248,36 @@ def test_a_step_that_does_not_fit_comes_with_numbers_that_should():
     assert "try --batch-size 8192 (1024 pairs a chip)" in message
 
 
+def test_a_run_whose_step_does_not_fit_says_the_same():
+    config = dataclasses.replace(tiny_config("unused"), batch_size=8 * 4096, loss_form="tiled")
+    mesh = sharding.make_mesh(config.mesh)
+    with (
+        pytest.raises(InputError, match=r"(?s)does not fit 8 x cpu.*try --batch-size 8192"),
+        refusal_explained(config, mesh),
+    ):
+        # The words of the TPU compiler; a CPU never refuses.
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 62.00G of 15.75G hbm.")
+    with pytest.raises(jax.errors.JaxRuntimeError), refusal_explained(config, mesh):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_auto_takes_the_fastest_rematerialisation_that_fits():
+    config = tiny_config("unused", model=dataclasses.replace(TINY_MODEL, remat="auto"))
+
+    def chosen(*fitting):
+        return choose_remat(config, lambda tried: tried.model.remat in fitting).model.remat
+
+    assert chosen("none", "names", "full") == "none"
+    assert chosen("names", "full") == "names"
+    assert chosen() == "full"
+    named = tiny_config("unused")
+    assert choose_remat(named, lambda _: False) is named
+
+
 def test_what_was_compiled_is_not_compiled_again(tmp_path, monkeypatch):
     topology, calls = Topology("cpu:8", jax.devices(), None), []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(store, "compile_step", lambda *args: calls.append(args) or compiled_step())
+    monkeypatch.setattr(store, "compile_step", lambda step: calls.append(step) or compiled_step())
     config = tiny_config("unused")
     assert store.stored_or_compiled(config, topology) == compiled_step()
     elsewhere = dataclasses.replace(config, workdir="another", log_every=7)

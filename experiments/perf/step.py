@@ -9,13 +9,18 @@ Nothing else should run: two threads on two busy cores wait for each other.
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 # Both sides keep freed memory, as `python -m flaxclip.train` does for itself: page faults in
 # fresh buffers would otherwise be a part of every step.
@@ -37,7 +42,9 @@ def fastest(run: Callable[[], object], repetitions: int) -> float:
     return min(seconds)
 
 
-def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> dict[str, float]:
+def flaxclip_step(
+    model: str, batch_size: int, precision: str, steps: int, remat: str = "none", unroll: int = 1
+) -> dict[str, Any]:
     """Our step's seconds, its model FLOPs, and what a matrix product reaches, in FLOP/s."""
     import dataclasses
 
@@ -50,10 +57,12 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
+    from flaxclip.startup import keep_compiled_programs
     from flaxclip.train_state import init_train_state
     from flaxclip.train_step import make_train_step, step_flops
 
-    config = dataclasses.replace(VARIANTS[model], dtype=precision)
+    keep_compiled_programs()
+    config = dataclasses.replace(VARIANTS[model], dtype=precision, remat=remat, unroll=unroll)
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(OptimConfig(), steps=10_000)
     rng = np.random.default_rng(0)
     side, length = config.vision.image_size, config.text.context_length
@@ -64,8 +73,8 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
     run_config = TrainConfig("", 1, batch_size, model=config)
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), config, tx, mesh)
-        step = make_train_step(run_config, tx, mesh, state)
         batch = jax.device_put(batch, batch_sharding(mesh))
+        step = make_train_step(run_config, tx, mesh, state).lower(state, batch).compile()
 
         def run() -> None:
             nonlocal state
@@ -73,6 +82,7 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
             jax.block_until_ready((state, metrics))
 
         seconds = fastest(run, steps)
+        profile = profile_by_kind(run, step.as_text())
     size = 2048
     x = jnp.ones((size, size), precision)
     product = jax.jit(jnp.matmul)
@@ -81,10 +91,65 @@ def flaxclip_step(model: str, batch_size: int, precision: str, steps: int) -> di
         "seconds": seconds,
         "flops": step_flops(run_config),
         "matmul_flops_per_second": 2 * size**3 / matmul,
+        "profile": profile,
     }
 
 
-def open_clip_step(model: str, batch_size: int, precision: str, steps: int) -> dict[str, float]:
+def profile_by_kind(run: Callable[[], object], program_text: str) -> dict[str, float]:
+    """Shares of the time of one `run` that kinds of instructions of its program take."""
+    import jax
+
+    from flaxclip.planning.hlo import parse_program
+
+    program = parse_program(program_text)
+    kinds = {
+        line.name: kind_of(program, line)
+        for computation, _ in program.running()
+        for line in computation.instructions.values()
+        if line.opcode not in ("while", "call", "conditional")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        events = [
+            (dict(event.stats).get("hlo_op"), event.duration_ns)
+            for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+            for line in plane.lines
+            for event in line.events
+        ]
+    seconds: dict[str, float] = collections.defaultdict(float)
+    for name, duration in events:
+        if name in kinds:
+            seconds[kinds[name]] += duration
+    total = sum(seconds.values())
+    return {kind: s / total for kind, s in sorted(seconds.items(), key=lambda item: -item[1])}
+
+
+def kind_of(program: Any, line: Any) -> str:
+    """What an instruction does, and for which part of the model."""
+    opcodes, todo = set(), [line]
+    while todo:
+        current = todo.pop()
+        opcodes.add(current.opcode)
+        name = current.called("calls")
+        todo += program.computations[name].instructions.values() if name else []
+    if opcodes & {"dot", "convolution", "custom-call"}:
+        return "matrix products"
+    scopes = {
+        "norms": r"/ln_\w+/",
+        "attention's softmax": r"/attention/",
+        "activations": r"/mlp/",
+        "towers' rest": r"(CLIP|transformer)",
+    }
+    traced = re.search(r'op_name="([^"]*)"', line.attributes)
+    for kind, pattern in scopes.items():
+        if traced and re.search(pattern, traced.group(1)):
+            return kind
+    return "optimizer, loss, copies"
+
+
+def open_clip_step(model: str, batch_size: int, precision: str, steps: int) -> dict[str, Any]:
     """The same update by open_clip; bfloat16 is `torch.autocast`, its `--precision amp_bf16`."""
     import open_clip
     import torch
@@ -136,7 +201,7 @@ def main() -> None:
     if not args.peer_python:
         parser.error("--peer-python is needed: an interpreter that has open_clip")
 
-    best: dict[tuple[str, str], dict[str, float]] = {}
+    best: dict[tuple[str, str], dict[str, Any]] = {}
     for _ in range(args.rounds):
         for precision in ("float32", "bfloat16"):
             for side in SIDES:
@@ -145,9 +210,13 @@ def main() -> None:
                 if key not in best or found["seconds"] < best[key]["seconds"]:
                     best[key] = found
     report(args, best)
+    for precision in ("float32", "bfloat16"):
+        profile = best["flaxclip", precision]["profile"]
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in profile.items())
+        print(f"flaxclip {precision}, time by kind of instruction: {shares}")
 
 
-def measure(args: argparse.Namespace, side: str, precision: str) -> dict[str, float]:
+def measure(args: argparse.Namespace, side: str, precision: str) -> dict[str, Any]:
     """One measurement in a process of its own."""
     interpreter = sys.executable if side == "flaxclip" else args.peer_python
     command = [interpreter, __file__, "--measure", side, precision, "--model", args.model]
@@ -156,7 +225,7 @@ def measure(args: argparse.Namespace, side: str, precision: str) -> dict[str, fl
     return json.loads(output.splitlines()[-1])
 
 
-def report(args: argparse.Namespace, best: dict[tuple[str, str], dict[str, float]]) -> None:
+def report(args: argparse.Namespace, best: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Print what was found: a line a measurement, then the two ratios."""
     flops = best["flaxclip", "float32"]["flops"]
     print(f"{args.model}, batch {args.batch_size}: {flops / 1e9:,.0f} model GFLOP a step")

@@ -17,15 +17,18 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
+from etils import epath
 
 from flaxclip.api import CLIPModel, load
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
 from flaxclip.benchmark.own_pictures import name_pictures, own_task
+from flaxclip.benchmark.prompts import read_prompts
 from flaxclip.benchmark.results import print_table, write_text
 from flaxclip.benchmark.tasks import PromptSet, Task, default_tasks, find_tasks
+from flaxclip.benchmark.tensorboard import write_events
 from flaxclip.benchmark.watch import watch
-from flaxclip.checkpoint import load_config, resolve_checkpoint
+from flaxclip.checkpoint import CHECKPOINTS, load_config, resolve_checkpoint
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.sharding import join_hosts
@@ -38,9 +41,14 @@ class Command:
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Workdir of a training run (its latest step), WORKDIR/checkpoints/STEP, or anything else that
     `flaxclip.load` takes."""
+    model: str | None = None
+    """Architecture of others' weights, where their file does not tell."""
+    tokenizer: str | None = None
+    """File of SigLIP's vocabulary, where it does not lie beside the weights."""
     tasks: tuple[str, ...] = ()
-    """Tasks and suites, or data of your own: retrieval:SHARDS, wds:DIR, folder:DIR, parquet:FILE,
-    tfds:NAME. None: those of the data that the checkpoint was trained on."""
+    """Tasks and suites, or data of your own: retrieval:SHARDS, wds:DIR, wds-multilabel:DIR,
+    wds-retrieval:DIR, folder:DIR, parquet:FILE, tfds:NAME. None: those of the data that the
+    checkpoint was trained on."""
     images: Path | None = None
     """Instead of tasks: a folder of your own pictures. Sub-folders named like labels are scored;
     pictures that lie in it as they are get predictions."""
@@ -49,11 +57,16 @@ class Command:
     data: Path = Path("data")
     """Folder of data sets: `wds_*` folders, those that TFDS prepared, and others."""
     out: Path | None = None
-    """Folder for results. None: WORKDIR/benchmark/STEP."""
+    """Folder for results. None: WORKDIR/benchmark/STEP. Scores of a run's steps, for TensorBoard,
+    are beside it."""
     methods: tuple[Method, ...] = ("zero-shot",)
     """Also linear-probe, few-shot and knn, for tasks with a training split."""
     prompts: PromptSet = "clip_benchmark"
     """Whose class names and templates."""
+    prompt_file: Path | None = None
+    """Your own, before those: JSON of task -> {"class_names": [...], "templates": ["a {}", ...]}, a
+    list of templates, or a dict of class -> its own prompts. A class can be a list of names that
+    mean the same, and a name can say what it is a kind of: "animal > dog"."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations. None: as in training. With bfloat16 the distance from float32 is reported."""
     batch_size: int = 256
@@ -75,17 +88,39 @@ def main() -> None:
         command = tyro.cli(Command, prog="python -m flaxclip.benchmark", description=__doc__)
         join_hosts()
         if command.watch:
-            watch(command.checkpoint, lambda step: run(_at_step(command, step)))
+            follow(command)
         else:
             run(command)
 
 
-def _at_step(command: Command, step: int) -> Command:
-    workdir = Path(command.checkpoint)
-    out = None if command.out is None else command.out / str(step)
-    return dataclasses.replace(
-        command, checkpoint=str(workdir / "checkpoints" / str(step)), out=out
-    )
+def follow(command: Command) -> None:
+    """Measure each checkpoint of a run as it lands, and draw the curves anew.
+
+    Raises:
+        InputError: there is no such run, or several hosts would follow it.
+    """
+    if jax.process_count() > 1:
+        raise InputError("--watch runs on one host\nhosts may see a checkpoint at different times")
+    from flaxclip.benchmark.report import write_report
+
+    out = command.out or _default_out(command.checkpoint, Path(command.checkpoint), 0).parent
+
+    def measure(step: int) -> None:
+        checkpoint = f"{command.checkpoint.rstrip('/')}/{CHECKPOINTS}/{step}"
+        run(dataclasses.replace(command, checkpoint=checkpoint, out=out / str(step)))
+
+    watch(command.checkpoint, measure, lambda: write_report([out], out / "report.html"))
+
+
+def _default_out(checkpoint: str, workdir: epath.PathLike | None, step: int | None) -> Path:
+    """Beside what is measured; here, in a folder of its name, where that lies in a bucket."""
+    name = checkpoint.rstrip("/").rpartition("/")[2]
+    if workdir is None:
+        folder = Path() if "://" in checkpoint else Path(checkpoint).parent
+        return folder / "benchmark" / Path(name).stem
+    if "://" in checkpoint:
+        return Path("benchmark") / str(workdir).rstrip("/").rpartition("/")[2] / str(step)
+    return Path(workdir) / "benchmark" / str(step)
 
 
 def run(command: Command) -> Measured:
@@ -93,21 +128,21 @@ def run(command: Command) -> Measured:
 
     Raises:
         InputError: no such checkpoint or task, data that cannot be used, a folder that cannot be
-            written, or no task at all whose data is on this machine.
+            written, a task that failed, or no task at all whose data is on this machine.
     """
     if command.batch_size < 1:
         raise InputError(f"batch size is {command.batch_size}\nit must be at least 1")
     try:
         workdir, step = resolve_checkpoint(command.checkpoint)
     except InputError:
-        if not Path(command.checkpoint).is_file():
-            raise
-        workdir, step = None, None  # foreign weights: `load` knows them
-    tasks = _tasks(command, workdir)
-    model = _with_dtype(load(command.checkpoint), command.dtype)
-    out = command.out or Path(workdir or Path(command.checkpoint).parent) / "benchmark" / str(
-        Path(command.checkpoint).stem if step is None else step
-    )
+        workdir, step = None, None  # others' weights, or nothing: `load` knows
+    # A misspelt task is found before anything is loaded; but first, that there is nothing to load.
+    tasks = [] if workdir is None else _tasks(command, workdir)
+    own_prompts = {} if command.prompt_file is None else read_prompts(command.prompt_file)
+    model = load(command.checkpoint, command.model, command.tokenizer)
+    model = _with_dtype(model, command.dtype)
+    tasks = tasks or _tasks(command, workdir)
+    out = command.out or _default_out(command.checkpoint, workdir, step)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,17 +154,21 @@ def run(command: Command) -> Measured:
     checkpoint = {"path": str(workdir or command.checkpoint), "step": step}
     if command.images is not None and command.labels and not _has_folders(command):
         name_pictures(embedder, command.images, command.labels, out)
-        return Measured([], {})
-    settings = Settings(command.data, out, command.prompts, command.methods)
+        return Measured([], {}, {}, [])
+    settings = Settings(command.data, out, command.prompts, command.methods, own_prompts)
     measured = measure_tasks(embedder, checkpoint, tasks, settings, _say)
     if jax.process_index() == 0:
         _summarise(measured, checkpoint, out)
+        if step is not None and measured.fresh:
+            write_events(out.parent / "tensorboard", step, measured.fresh, out)
+    if measured.failed:
+        raise InputError("\n".join(measured.failed.values()))
     if not measured.records and measured.missing:
         raise InputError(next(iter(measured.missing.values())))
     return measured
 
 
-def _tasks(command: Command, workdir: Path | None) -> list[Task]:
+def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
     if command.images is not None:
         return [own_task(command.images, command.labels)] if _has_folders(command) else []
     if command.labels:

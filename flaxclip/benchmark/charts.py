@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 44, 12, 16
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 440, 280, 68, 44, 12, 16
 LINES = ("series-0", "series-1", "series-2", "series-3", "series-4", "series-5")
 """Classes of the page's style sheet."""
 
@@ -28,6 +28,7 @@ class Axes(NamedTuple):
     x_label: str
     y_label: str
     x_is_share: bool
+    y_is_share: bool = True
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Of a point, in units of the picture."""
@@ -47,8 +48,12 @@ def chart(
     line: Sequence[tuple[float, float]] = (),
     background: Sequence[Point] = (),
     connect: bool = False,
+    marks: bool = True,
 ) -> Markup:
-    """A picture of points in several series, over a line and points in the background."""
+    """A picture of points in several series, over a line and points in the background.
+
+    `connect` draws a line through each series, `marks` its points.
+    """
     parts = [_frame(axes)]
     for point in background:
         x, y = axes.place(point.x, point.y)
@@ -58,7 +63,7 @@ def chart(
     for style, points in zip(LINES * len(series), series.values(), strict=False):
         if connect:
             parts.append(_path([axes.place(p.x, p.y) for p in points], style))
-        for point in points:
+        for point in points if marks else ():
             x, y = axes.place(point.x, point.y)
             if point.low is not None:
                 ends = [axes.place(point.x, point.low), axes.place(point.x, point.high)]
@@ -79,19 +84,27 @@ def _frame(axes: Axes) -> str:
         x = axes.x_range[0] + share * (axes.x_range[1] - axes.x_range[0])
         y = axes.y_range[0] + share * (axes.y_range[1] - axes.y_range[0])
         at_x, at_y = axes.place(x, y)
-        name = f"{x:.0%}" if axes.x_is_share else f"{x:,.0f}"
+        name = _number(x, True) if axes.x_is_share else f"{x:,.0f}"
+        height = _number(y, axes.y_is_share)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y:.1f}" y2="{at_y:.1f}"/>'
-            f'<text x="{LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end">{y:.0%}</text>'
+            f'<text x="{LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end">{height}</text>'
             f'<text x="{at_x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{name}</text>'
         )
     parts.append(
         f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
         f"{escape(axes.x_label)}</text>"
-        f'<text transform="translate(13 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
+        f'<text transform="translate(12 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(axes.y_label)}</text>"
     )
     return "".join(parts)
+
+
+def _number(value: float, is_share: bool) -> str:
+    """Short enough for the margin."""
+    if is_share:
+        return f"{100 * value:.3g}%"
+    return f"{value:.3g}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
 
 
 def _dot(x: float, y: float, radius: float, style: str, label: str) -> str:

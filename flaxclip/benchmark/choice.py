@@ -1,11 +1,14 @@
 """Which caption belongs to a picture, and which picture to a caption, out of very few."""
 
+import functools
+import math
+
 import numpy as np
 
-from flaxclip.benchmark.datasets import Choices
+from flaxclip.benchmark.datasets import Associations, Choices
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.scores import mean_of, with_interval
-from flaxclip.benchmark.zero_shot import Result
+from flaxclip.benchmark.zero_shot import Result, note_cut_texts
 
 
 def choose_task(embedder: Embedder, data: Choices) -> Result:
@@ -14,7 +17,7 @@ def choose_task(embedder: Embedder, data: Choices) -> Result:
     Text: every picture of an item is closest to its own caption; image: every caption to its own
     picture; group: both. Ties count as wrong. An item of one picture has a text score alone.
     """
-    ztxt, truncated = embedder.embed_texts(data.captions)
+    ztxt, cut = embedder.embed_texts(data.captions)
     zimg, unreadable = embedder.embed_images(data.pictures)
     similar = np.einsum("ipd,icd->ipc", zimg[data.picture_rows], ztxt[data.caption_rows])
     pictures, captions = similar.shape[1:]
@@ -30,8 +33,38 @@ def choose_task(embedder: Embedder, data: Choices) -> Result:
         name: with_interval(mean_of(hit), len(hit), float(chance))
         for name, (hit, chance) in hits.items()
     }
-    notes = ()
-    if truncated:
-        notes = (f"{truncated:,} captions were too long for the model and lost their end",)
     arrays = {f"{name}_hits": hit for name, (hit, _) in hits.items()}
-    return Result(scores, {}, arrays, unreadable, notes)
+    return Result(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
+
+
+def associate_task(embedder: Embedder, data: Associations) -> Result:
+    """Jaccard index of the pictures that are closest to a cue and of those that go with it.
+
+    Bitton et al. 2022 (WinoGAViL), section 4: a model picks as many pictures as go with the cue.
+    """
+    zcue, cut = embedder.embed_texts(data.cues)
+    zimg, unreadable = embedder.embed_images(data.pictures)
+    similar = np.einsum("nd,nd->n", zimg, zcue[data.item_of])
+    scores, chances = np.zeros(len(data.cues)), np.zeros(len(data.cues))
+    for item in range(len(data.cues)):
+        right = data.goes_with_cue[data.item_of == item]
+        wanted = int(right.sum())
+        picked = np.argsort(-similar[data.item_of == item], kind="stable")[:wanted]
+        hits = int(right[picked].sum())
+        scores[item] = hits / (2 * wanted - hits)
+        chances[item] = _blind_jaccard(len(right), wanted)
+    score = with_interval(mean_of(scores), len(scores), float(chances.mean()))
+    return Result(
+        {"jaccard": score}, {}, {"jaccard": scores}, unreadable, note_cut_texts("cues", cut)
+    )
+
+
+@functools.cache
+def _blind_jaccard(candidates: int, wanted: int) -> float:
+    """The expected index of a random pick of `wanted` out of `candidates`."""
+    ways = math.comb(candidates, wanted)
+    return sum(
+        math.comb(wanted, hits) * math.comb(candidates - wanted, wanted - hits) / ways
+        * hits / (2 * wanted - hits)
+        for hits in range(wanted + 1)
+    )  # fmt: skip

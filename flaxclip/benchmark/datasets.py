@@ -70,7 +70,17 @@ class Choices(NamedTuple):
     caption_rows: Int[np.ndarray, "items captions_each"]
 
 
-Dataset = Labelled | Captioned | Choices
+class Associations(NamedTuple):
+    """Items of a cue and several pictures, some of which go with it."""
+
+    pictures: Pictures
+    cues: tuple[str, ...]
+    item_of: Int[np.ndarray, " pictures"]
+    """Item that each picture is a candidate of."""
+    goes_with_cue: Bool[np.ndarray, " pictures"]
+
+
+Dataset = Labelled | Captioned | Choices | Associations
 
 
 class ImageBatch(NamedTuple):

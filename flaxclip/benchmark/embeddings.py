@@ -1,10 +1,12 @@
-"""Embeddings of all pictures of a set: on all devices and hosts, kept on disk, resumed."""
+"""Embeddings of pictures and texts: on all devices and hosts, kept on disk, resumed."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,31 +18,28 @@ from jaxtyping import Float
 
 from flaxclip.api import CLIPModel, encode_image, encode_text
 from flaxclip.benchmark.datasets import Pictures, image_batches
+from flaxclip.errors import InputError
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
-CHUNK = 8192
-"""Pictures that are embedded before they are put on disk: what a killed run loses at most."""
+CHUNK = 2048
+"""Pictures or texts that are embedded before they are put on disk, about: what a killed run loses
+at most."""
 
 
 class Embedded(NamedTuple):
-    """Embeddings of all pictures of a set, and those that could not be decoded."""
+    """Unit embeddings in order, and what is to be said about some of them."""
 
-    zimg: Float[np.ndarray, "n d"]
-    unreadable: tuple[str, ...]
-
-
-class EmbeddedTexts(NamedTuple):
-    """Embeddings of texts, and how many were too long for the model and lost their end."""
-
-    ztxt: Float[np.ndarray, "n d"]
-    truncated: int
+    z: Float[np.ndarray, "n d"]
+    remarks: tuple[str, ...]
+    """Of pictures: those that could not be decoded, and why. Of texts: those that were too long for
+    the model and lost their end."""
 
 
 class Embedder:
-    """A model on all devices of this host, with embeddings that earlier runs left on disk.
+    """A model on all devices of all hosts, with embeddings that earlier runs left on disk.
 
-    Chunks of pictures are divided over hosts; every host then has all embeddings. Nothing depends
-    on a file system that hosts share.
+    Each chunk is divided over hosts, and every host then has all of it. Only process 0's disk is
+    read and written: nothing depends on a file system that hosts share.
     """
 
     def __init__(self, model: CLIPModel, batch_size: int, cache: Path):
@@ -48,44 +47,55 @@ class Embedder:
         self.model = model
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        # Whole batches on every host, or filled-up rows would be computed for nothing.
+        round_ = self.batch_size * jax.process_count()
+        self._chunk = -(-CHUNK // round_) * round_
         self._sharding = batch_sharding(mesh)
         self._variables = jax.device_put(model.variables, jax.NamedSharding(mesh, jax.P()))
         self.checkpoint = model_digest(model)
         self._cache = cache
         self.computed = 0
-        """Pictures embedded by this host, not found on disk."""
+        """Pictures and texts embedded by this host, not found on disk."""
 
     def embed_images(self, pictures: Pictures) -> Embedded:
-        """Unit embeddings in order, each picture once."""
-        folder = self._cache / self._key(pictures)
-        parts, unreadable = [], []
-        for number, start in enumerate(range(0, len(pictures), CHUNK)):
-            stop = min(start + CHUNK, len(pictures))
-            mine = number % jax.process_count() == jax.process_index()
-            part = None
-            if mine:
-                part = _load(folder / f"{number}.npz") or self._embed(pictures, start, stop)
-                _save(folder / f"{number}.npz", part)
-            part = _share(part, number % jax.process_count(), stop - start, self._width)
-            parts.append(part.zimg)
-            unreadable.extend(part.unreadable)
-        return Embedded(np.concatenate(parts), tuple(unreadable))
+        """Every picture once; `remarks` are those that cannot be decoded.
 
-    def embed_texts(self, texts: list[str] | tuple[str, ...]) -> EmbeddedTexts:
-        """Unit embeddings of texts in order, computed by every host for itself."""
-        parts, truncated = [], 0
-        for start in range(0, len(texts), self.batch_size):
-            tokens, cut = self.model.tokenizer.encode(texts[start : start + self.batch_size])
-            truncated += int(cut.sum())
-            padded = np.zeros((self.batch_size, tokens.shape[1]), tokens.dtype)
-            # Rows that fill up repeat the first: one of zeros alone has no end marker.
-            padded[:] = tokens[:1]
-            padded[: len(tokens)] = tokens
-            ztxt = encode_text(
-                self._variables, jax.device_put(padded, self._sharding), self.model.config
-            )
-            parts.append(np.asarray(ztxt)[: len(tokens)])
-        return EmbeddedTexts(np.concatenate(parts), truncated)
+        Raises:
+            InputError: the cache cannot be written.
+        """
+        key = ("pictures", pictures.identity, dataclasses.asdict(self.model.transform))
+
+        def embed(start: int, stop: int) -> Iterator[Embedded]:
+            workers = os.cpu_count() or 1
+            for batch in image_batches(
+                pictures, self.model.transform, self.batch_size, start, stop, workers
+            ):
+                images = jax.device_put(batch.images, self._sharding)
+                zimg = encode_image(self._variables, images, self.model.config)
+                yield Embedded(zimg, batch.unreadable)
+
+        return self._embed_all(key, len(pictures), embed)
+
+    def embed_texts(self, texts: Sequence[str]) -> Embedded:
+        """Every text once; `remarks` are those that lost their end.
+
+        Raises:
+            InputError: the cache cannot be written.
+        """
+
+        def embed(start: int, stop: int) -> Iterator[Embedded]:
+            for first in range(start, stop, self.batch_size):
+                part = list(texts[first : min(first + self.batch_size, stop)])
+                tokens, cut = self.model.tokenizer.encode(part)
+                padded = np.zeros((self.batch_size, tokens.shape[1]), tokens.dtype)
+                # Rows that fill up repeat the first: one of zeros alone has no end marker.
+                padded[:] = tokens[:1]
+                padded[: len(tokens)] = tokens
+                rows = jax.device_put(padded, self._sharding)
+                ztxt = encode_text(self._variables, rows, self.model.config)
+                yield Embedded(ztxt, tuple(np.array(part, object)[cut]))
+
+        return self._embed_all(("texts", list(texts)), len(texts), embed)
 
     def dtype_difference(self, pictures: Pictures, count: int = 256) -> dict[str, float]:
         """What the activations' type changes: cosine distance from float32 on the first pictures.
@@ -103,32 +113,44 @@ class Embedder:
             "examples": len(distance), "mean": float(distance.mean()), "max": float(distance.max())
         }  # fmt: skip
 
-    @property
-    def _width(self) -> int:
-        return self.model.config.embed_dim
-
-    def _key(self, pictures: Pictures) -> str:
-        transform = dataclasses.asdict(self.model.transform)
+    def _embed_all(
+        self, key: tuple, count: int, embed: Callable[[int, int], Iterator[Embedded]]
+    ) -> Embedded:
+        """`embed` yields the embeddings, and the remarks, of a range batch by batch."""
         kind = jax.devices()[0].device_kind  # their arithmetic differs
-        parts = (self.checkpoint, kind, pictures.identity, len(pictures), transform, CHUNK)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        parts = repr((self.checkpoint, kind, count, self._chunk, key))
+        folder = self._cache / hashlib.sha256(parts.encode()).hexdigest()[:32]
+        hosts, host = jax.process_count(), jax.process_index()
+        chunks = []
+        for number, start in enumerate(range(0, count, self._chunk)):
+            stop = min(start + self._chunk, count)
+            path = folder / f"{number}.npz"
+            kept = _load(path) if host == 0 else None
+            if is_word_of_host_0(kept is not None):
+                chunks.append(_from_host_0(kept, stop - start, self.model.config.embed_dim))
+                continue
+            each = -(-(stop - start) // hosts)
+            first, last = min(start + host * each, stop), min(start + (host + 1) * each, stop)
+            mine = self._collect(embed(first, last), last - first)
+            chunks.append(_gather(mine, each, stop - start))
+            if host == 0:
+                _save(path, chunks[-1])
+        remarks = tuple(remark for chunk in chunks for remark in chunk.remarks)
+        return Embedded(np.concatenate([chunk.z for chunk in chunks]), remarks)
 
-    def _embed(self, pictures: Pictures, start: int, stop: int) -> Embedded:
-        zimg, unreadable, pending = [], [], None
-        batches = image_batches(
-            pictures, self.model.transform, self.batch_size, start, stop, os.cpu_count() or 1
-        )
+    def _collect(self, batches: Iterator[Embedded], count: int) -> Embedded:
+        """The first `count` rows of `batches`, of which the last is filled up."""
+        z, remarks, pending = [np.zeros((0, self.model.config.embed_dim), np.float32)], [], None
         for batch in batches:
-            images = jax.device_put(batch.images, self._sharding)
-            computing = encode_image(self._variables, images, self.model.config), batch.is_real
             # The previous batch is fetched while this one is being computed.
-            if pending:
-                zimg.append(np.asarray(pending[0])[pending[1]])
-            pending = computing
-            unreadable.extend(batch.unreadable)
-        zimg.append(np.asarray(pending[0])[pending[1]])
-        self.computed += stop - start
-        return Embedded(np.concatenate(zimg), tuple(unreadable))
+            if pending is not None:
+                z.append(np.asarray(pending))
+            pending = batch.z
+            remarks.extend(batch.remarks)
+        if pending is not None:
+            z.append(np.asarray(pending))
+        self.computed += count
+        return Embedded(np.concatenate(z)[:count], tuple(remarks))
 
 
 def model_digest(model: CLIPModel) -> str:
@@ -143,32 +165,57 @@ def model_digest(model: CLIPModel) -> str:
 def _load(path: Path) -> Embedded | None:
     try:
         with np.load(path) as arrays:
-            return Embedded(arrays["zimg"], tuple(json.loads(str(arrays["unreadable"]))))
+            return Embedded(arrays["z"], tuple(json.loads(str(arrays["remarks"]))))
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"embeddings in {path} are damaged: {error}\ndelete the file; they are made again"
+        ) from None
 
 
 def _save(path: Path, part: Embedded) -> None:
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: a run may be killed while it writes.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        np.savez(file, zimg=part.zimg, unreadable=json.dumps(part.unreadable))
-    os.replace(file.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: a run may be killed while it writes.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            np.savez(file, z=part.z, remarks=json.dumps(part.remarks))
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep embeddings in {path.parent}: {error.strerror}\n"
+            "name another folder with --cache"
+        ) from None
 
 
-def _share(part: Embedded | None, owner: int, rows: int, width: int) -> Embedded:
-    """The owner's part, on every host."""
+def is_word_of_host_0(flag: bool) -> bool:
+    """What process 0 says, on every host: hosts need not share a file system."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
+def _from_host_0(part: Embedded | None, rows: int, width: int) -> Embedded:
     if jax.process_count() == 1:
         return part
+    z = np.zeros((rows, width), np.float32) if part is None else part.z
+    z = np.asarray(multihost_utils.broadcast_one_to_all(z))
+    return Embedded(z, _gather_texts(() if part is None else part.remarks))
 
-    def broadcast(array: np.ndarray) -> np.ndarray:
-        is_owner = jax.process_index() == owner
-        return np.asarray(multihost_utils.broadcast_one_to_all(array, is_source=is_owner))
 
-    text = json.dumps(part.unreadable if part else ()).encode()
-    length = int(broadcast(np.array(len(text))))
-    text = broadcast(np.frombuffer(text.ljust(length)[:length], np.uint8))
-    zimg = broadcast(part.zimg if part else np.zeros((rows, width), np.float32))
-    return Embedded(zimg, tuple(json.loads(text.tobytes())))
+def _gather(mine: Embedded, rows_each: int, rows: int) -> Embedded:
+    """Every host's part, in order; hosts have `rows_each` rows, the last ones perhaps fewer."""
+    if jax.process_count() == 1:
+        return mine
+    padded = np.zeros((rows_each, mine.z.shape[1]), np.float32)
+    padded[: len(mine.z)] = mine.z
+    z = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, padded.shape[1])
+    return Embedded(z[:rows], _gather_texts(mine.remarks))
+
+
+def _gather_texts(mine: tuple[str, ...]) -> tuple[str, ...]:
+    text = json.dumps(mine).encode()
+    longest = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return tuple(line for row in gathered for line in json.loads(row.tobytes()))

@@ -7,13 +7,13 @@ from typing import Any
 
 Records = Sequence[Mapping[str, Any]]
 
-_CLIP_BENCHMARK_SCORES = {
+CLIP_BENCHMARK_SCORES = {
     "top1": "acc1",
     "top5": "acc5",
     "mean_per_class": "mean_per_class_recall",
     "mean_average_precision": "mean_average_precision",
-    "text_to_image_recall@5": "image_retrieval_recall@5",
-    "image_to_text_recall@5": "text_retrieval_recall@5",
+    **{f"text_to_image_recall@{k}": f"image_retrieval_recall@{k}" for k in (1, 5, 10)},
+    **{f"image_to_text_recall@{k}": f"text_retrieval_recall@{k}" for k in (1, 5, 10)},
     "text": "text_acc",
     "image": "image_acc",
     "group": "acc",
@@ -57,8 +57,8 @@ def to_csv(records: Records) -> str:
     return out.getvalue()
 
 
-def to_markdown(records: Records) -> str:
-    """A row a task with its quoted score."""
+def to_markdown(records: Records, comparisons: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A row a task with its quoted score, then a row a comparison of two checkpoints."""
     lines = [
         "| checkpoint | task | score | value | 95% interval | chance |",
         "|---|---|---|---|---|---|",
@@ -70,32 +70,58 @@ def to_markdown(records: Records) -> str:
                 f"| {checkpoint_name(r)} | {r['task']}, {r['method']} | {r['metric']} "
                 f"| {score['value']:.2%} | {interval} | {score['chance']:.2%} |"
             )
+    if comparisons:
+        lines += [
+            "",
+            "| checkpoint | against | task | score | difference, 95% interval | p (McNemar) |",
+            "|---|---|---|---|---|---|",
+        ]
+    for c in comparisons:
+        lines.append(
+            f"| {c['checkpoint']} | {c['other']} | {c['task']}, {c['method']} | {c['score']} "
+            f"| {100 * c['value']:+.2f} points, {100 * c['low']:+.2f} to {100 * c['high']:+.2f} "
+            f"| {c['p_value']:.2g} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def to_clip_benchmark(records: Records) -> list[dict[str, Any]]:
-    """A dict a result with the keys that CLIP_benchmark writes: `dataset`, `model`, `metrics`."""
-    results = []
+def to_clip_benchmark(records: Records) -> dict[str, dict[str, Any]]:
+    """A dict a result with the keys that CLIP_benchmark writes: `dataset`, `model`, `metrics`.
+
+    By the names that it gives files: DATASET_PRETRAINED_MODEL_LANGUAGE_TASK.
+    """
+    results = {}
     for r in records:
         if r["kind"] not in _CLIP_BENCHMARK_TASKS:
             continue
         prefix = "lp_" if r["kind"] == "linear-probe" else ""
         metrics = {
             prefix + theirs: r["scores"][ours]["value"]
-            for ours, theirs in _CLIP_BENCHMARK_SCORES.items()
+            for ours, theirs in CLIP_BENCHMARK_SCORES.items()
             if ours in r["scores"]
         }
-        results.append(
-            {
-                "dataset": r["source"]["name"] if r["source"]["reader"] == "wds" else r["task"],
-                "model": "flaxclip",
-                "pretrained": checkpoint_name(r),
-                "task": _CLIP_BENCHMARK_TASKS[r["kind"]],
-                "metrics": metrics,
-                "language": "en",
-            }
-        )
+        result = {
+            "dataset": _clip_benchmark_dataset(r),
+            "model": "flaxclip",
+            "pretrained": checkpoint_name(r),
+            "task": _CLIP_BENCHMARK_TASKS[r["kind"]],
+            "metrics": metrics,
+            "language": "en",
+        }
+        words = [result[key] for key in ("dataset", "pretrained", "model", "language", "task")]
+        results["_".join(words).replace("/", "_").replace(" ", "_")] = result
     return results
+
+
+def _clip_benchmark_dataset(record: Mapping[str, Any]) -> str:
+    """`wds/vtab/cifar10`, as it is asked for there; a set of one's own by its task's name."""
+    source = record["source"]
+    own = (
+        source["reader"] != "wds"
+        or source["name"].startswith((".", "/"))
+        or (":" in record["title"])
+    )
+    return record["task"] if own else f"wds/{source['name']}"
 
 
 def to_clip_benchmark_csv(records: Records) -> str:
@@ -105,7 +131,7 @@ def to_clip_benchmark_csv(records: Records) -> str:
         out, _CLIP_BENCHMARK_COLUMNS, lineterminator="\n", extrasaction="ignore"
     )
     writer.writeheader()
-    for result in to_clip_benchmark(records):
+    for result in to_clip_benchmark(records).values():
         fullname = f"{result['model']} {result['pretrained']}"
         writer.writerow(result | result["metrics"] | {"model_fullname": fullname})
     return out.getvalue()

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from flaxclip.benchmark.scores import Score
-from flaxclip.benchmark.zero_shot import Result, score_ranking
+from flaxclip.benchmark.zero_shot import Result, best_classes, score_ranking
 
 STEPS_PER_DECADE = 8
 DECADES = (-6, 6)
@@ -176,6 +176,6 @@ def nearest_neighbours(train: Split, test: Split, classes: int) -> Result:
 
 
 def _score(logits: np.ndarray, labels: np.ndarray, classes: int) -> Result:
-    ranking = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    ranking = best_classes(logits)
     arrays = {"labels": labels.astype(np.int32), "ranking": ranking.astype(np.int32)}
     return Result(score_ranking(ranking, labels, classes), {}, arrays)

@@ -1,7 +1,7 @@
 """One checkpoint on many tasks: what is done is kept, what is not there is reported."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,9 +9,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxclip.benchmark.choice import choose_task
-from flaxclip.benchmark.datasets import Captioned, Choices, Dataset, Labelled, MissingDataError
-from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.choice import associate_task, choose_task
+from flaxclip.benchmark.datasets import (
+    Associations,
+    Captioned,
+    Choices,
+    Dataset,
+    Labelled,
+    MissingDataError,
+)
+from flaxclip.benchmark.embeddings import Embedder, is_word_of_host_0
 from flaxclip.benchmark.linear_probe import (
     Split,
     few_shot,
@@ -19,12 +26,13 @@ from flaxclip.benchmark.linear_probe import (
     nearest_neighbours,
     set_aside,
 )
-from flaxclip.benchmark.pictures import SHOWN, draw_overview, save_mistakes, save_retrieved
+from flaxclip.benchmark.pictures import draw_result
 from flaxclip.benchmark.prompts import Wording, check_distinct, choose_wording
 from flaxclip.benchmark.readers import open_split, open_test
 from flaxclip.benchmark.results import digest, make_record, read_record, write_record
 from flaxclip.benchmark.retrieval import retrieve_task
-from flaxclip.benchmark.tasks import DataSource, PromptSet, Task
+from flaxclip.benchmark.robustness import published_scores
+from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
 from flaxclip.benchmark.zero_shot import Result, classify_task
 from flaxclip.errors import InputError
 
@@ -39,14 +47,18 @@ class Settings:
     out: Path
     prompts: PromptSet = "clip_benchmark"
     methods: tuple[Method, ...] = ("zero-shot",)
+    own_prompts: Mapping[str, Prompts] = dataclasses.field(default_factory=dict)
+    """Task -> words that go before those of `prompts`."""
 
 
 class Measured(NamedTuple):
-    """Records of results, and what could not be measured."""
+    """Records of results, and what could not be measured: task -> what to do about it."""
 
     records: list[dict[str, Any]]
     missing: dict[str, str]
-    """Task -> what to do about it."""
+    failed: dict[str, str]
+    fresh: list[dict[str, Any]]
+    """Those of `records` that were not there already."""
 
 
 def measure_tasks(
@@ -58,27 +70,51 @@ def measure_tasks(
 ) -> Measured:
     """Measure every task that is on this machine, each by every method that fits it.
 
-    A result that is there already, of the same checkpoint, data and words, is not made again.
-
-    Raises:
-        InputError: a task's data or words cannot be used.
+    A result that is there already, of the same checkpoint, data and words, is not made again. A
+    task whose data or words cannot be used fails alone.
     """
-    records, missing = [], {}
+    found = Measured([], {}, {}, [])
     for task in tasks:
         try:
-            source, data = open_test(task, settings.data_dir, embedder.model.transform.size)
+            source, data = _open(task, settings.data_dir, embedder.model.transform.size)
+            for method in settings.methods:
+                if method != "zero-shot" and not _can_be_probed(source, data):
+                    say(f"{task.name}: no training split with one class a picture: no {method}")
+                    continue
+                record, is_fresh = _measure(
+                    embedder, checkpoint, task, source, data, method, settings, say
+                )
+                found.records.append(record)
+                if is_fresh:
+                    found.fresh.append(record)
         except MissingDataError as error:
-            missing[task.name] = str(error)
+            found.missing[task.name] = str(error)
             say(f"{task.name}: not on this machine, left out")
-            continue
-        for method in settings.methods:
-            if method != "zero-shot" and not _can_be_probed(source, data):
-                say(f"{task.name}: no training split with one class a picture: no {method}")
-                continue
-            records.append(
-                _measure(embedder, checkpoint, task, source, data, method, settings, say)
+        except InputError as error:
+            found.failed[task.name] = str(error)
+            say(f"{task.name}: failed: {error}")
+    return found
+
+
+def _open(task: Task, data_dir: Path, image_size: int) -> tuple[DataSource, Dataset]:
+    """The task's test set, of which every host must have the same number of pictures."""
+    opened, problem = None, None
+    try:
+        opened = open_test(task, data_dir, image_size)
+    except InputError as error:
+        problem = error
+    if jax.process_count() > 1:
+        mine = -1 if opened is None else len(opened[1].pictures)
+        counts = np.asarray(multihost_utils.process_allgather(np.array(mine))).tolist()
+        if len(set(counts)) > 1:
+            there = ", ".join("none" if count < 0 else f"{count:,}" for count in counts)
+            raise InputError(
+                f"hosts do not have the same pictures of {task.name}: {there}\n"
+                "put the same data on all of them"
             )
-    return Measured(records, missing)
+    if problem is not None:
+        raise problem
+    return opened
 
 
 def _can_be_probed(source: DataSource, data: Dataset) -> bool:
@@ -94,12 +130,14 @@ def _measure(
     method: Method,
     settings: Settings,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], bool]:
+    """The record, and whether it was made now."""
     wording = None
     if isinstance(data, Labelled):
         if task.name.startswith("images-"):
             check_distinct(data.class_names)
-        wording = choose_wording(task, data, settings.prompts)
+        own = settings.own_prompts.get(task.name, settings.own_prompts.get(source.name))
+        wording = choose_wording(task, data, settings.prompts, own)
     identity = {
         "task": task.name,
         "title": task.title,
@@ -114,15 +152,16 @@ def _measure(
     if wording is not None:
         identity |= _words(task, wording, settings.prompts if method == "zero-shot" else None)
     kept = {name: identity[name] for name in identity if name not in ("checkpoint", "source")}
+    identity["task_preprocessing"] = task.preprocessing
     identity["identity_sha256"] = digest(kept | {"batch_size": embedder.batch_size})
     suffix = "" if method == "zero-shot" else f".{method}"
     stem = settings.out / f"{task.name}{suffix}"
     done = stem.with_name(stem.name + ".json")
     record = read_record(done) if _main() and done.exists() else None
     is_done = record is not None and record["identity_sha256"] == identity["identity_sha256"]
-    if _agreed(is_done):
+    if is_word_of_host_0(is_done):
         say(f"{task.name}, {method}: measured before, kept")
-        return record if _main() else {}
+        return (record if _main() else {}), False
 
     say(f"{task.name}, {method}: {len(data.pictures):,} pictures")
     if method == "zero-shot":
@@ -136,26 +175,27 @@ def _measure(
             f"the set has {len(data.pictures):,} pictures here, {task.examples:,} where published"
         )
     details = dict(result.details)
+    if method == "zero-shot":
+        details["published"] = published_scores(task.name, task.metric)
     if embedder.model.config.dtype != "float32":
-        details["cosine_distance_from_float32"] = embedder.dtype_difference(data.pictures)
+        distance = details["cosine_distance_from_float32"] = embedder.dtype_difference(
+            data.pictures
+        )
+        notes.append(
+            f"{embedder.model.config.dtype} activations: cosine distance of pictures from float32 "
+            f"{distance['mean']:.2g} on average, {distance['max']:.2g} at most"
+        )
     if _main() and method == "zero-shot":
-        details |= _draw(embedder, data, wording, result, stem)
+        details |= draw_result(embedder, data, wording, result, stem)
     result = result._replace(details=details, notes=tuple(notes))
     record = make_record(identity, embedder, len(data.pictures), result)
     if _main():
         write_record(record, result.arrays, stem)
-    return record
+    return record, True
 
 
 def _main() -> bool:
     return jax.process_index() == 0
-
-
-def _agreed(flag: bool) -> bool:
-    """Process 0's word: hosts need not share a file system."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
 
 def _probe_metric(method: Method) -> str:
@@ -180,6 +220,8 @@ def _zero_shot(embedder: Embedder, task: Task, data: Dataset, wording: Wording |
         return retrieve_task(embedder, data)
     if isinstance(data, Choices):
         return choose_task(embedder, data)
+    if isinstance(data, Associations):
+        return associate_task(embedder, data)
     return classify_task(embedder, task, data, wording)
 
 
@@ -217,28 +259,3 @@ def _probe(
         fit = linear_probe if method == "linear-probe" else few_shot
         result = fit(train, validation, test, classes)
     return result._replace(unreadable=tuple(unreadable))
-
-
-def _draw(
-    embedder: Embedder, data: Dataset, wording: Wording | None, result: Result, stem: Path
-) -> dict[str, Any]:
-    """Pictures of the result; returns what the page needs to show them."""
-    folder = stem.with_name(f"{stem.name}-pictures")
-    if isinstance(data, Captioned):
-        shown, found = (result.arrays[f"image_to_text_{name}"] for name in ("shown", "found"))
-        first = dict(map(tuple, data.pairs[::-1]))  # of several captions, the first
-        truths = [data.captions[first[int(index)]] for index in shown]
-        guesses = [[data.captions[best] for best in row[:3]] for row in found]
-        draw_overview(embedder, data.pictures, truths, truths, guesses, shown, stem)
-        return {"retrieved": save_retrieved(result, data, folder)}
-    if not isinstance(data, Labelled) or data.labels.ndim != 1:
-        return {}
-    names = wording.shown_names
-    # Evenly spread: neighbours in a data set are often of one class.
-    count = len(data.pictures)
-    shown = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
-    truths = [names[data.labels[index]] for index in shown]
-    captions = [wording.templates[0].replace("{}", truth) for truth in truths]
-    guesses = [[names[best] for best in result.arrays["ranking"][index, :3]] for index in shown]
-    draw_overview(embedder, data.pictures, truths, captions, guesses, shown, stem)
-    return {"mistakes": save_mistakes(result, data, names, folder)}

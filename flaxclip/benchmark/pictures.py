@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from flaxclip.benchmark.datasets import Captioned, Labelled, Pictures
+from flaxclip.benchmark.datasets import Captioned, Dataset, Labelled, Pictures
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.prompts import Wording, class_prompts
 from flaxclip.benchmark.zero_shot import Result
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform, decode_image, preprocess
@@ -19,7 +20,33 @@ SHOWN = 12
 THUMBNAIL = ImageTransform(96)
 
 
-def save_mistakes(
+def draw_result(
+    embedder: Embedder, data: Dataset, wording: Wording | None, result: Result, stem: Path
+) -> dict[str, Any]:
+    """Pictures of the result; returns what the page needs to show them."""
+    folder = stem.with_name(f"{stem.name}-pictures")
+    if isinstance(data, Captioned):
+        shown, found = (result.arrays[f"image_to_text_{name}"] for name in ("shown", "found"))
+        first = dict(map(tuple, data.pairs[::-1]))  # of several captions, the first
+        truths = [data.captions[first[int(index)]] for index in shown]
+        guesses = [[data.captions[best] for best in row[:3]] for row in found]
+        _draw_overview(embedder, data.pictures, truths, truths, guesses, shown, stem)
+        return {"retrieved": _save_retrieved(result, data, folder)}
+    if not isinstance(data, Labelled) or data.labels.ndim != 1:
+        return {}
+    names = wording.shown_names
+    # Evenly spread: neighbours in a data set are often of one class.
+    count = len(data.pictures)
+    shown = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
+    truths = [names[data.labels[index]] for index in shown]
+    prompts = class_prompts(wording.class_names, wording.templates)
+    captions = [prompts[data.labels[index]][0] for index in shown]
+    guesses = [[names[best] for best in result.arrays["ranking"][index, :3]] for index in shown]
+    _draw_overview(embedder, data.pictures, truths, captions, guesses, shown, stem)
+    return {"mistakes": _save_mistakes(result, data, names, folder)}
+
+
+def _save_mistakes(
     result: Result, data: Labelled, names: Sequence[str], folder: Path
 ) -> list[dict[str, Any]]:
     """The most confident mistakes as small pictures, and what the model took each for."""
@@ -41,7 +68,7 @@ def save_mistakes(
     return found
 
 
-def save_retrieved(result: Result, data: Captioned, folder: Path) -> list[dict[str, Any]]:
+def _save_retrieved(result: Result, data: Captioned, folder: Path) -> list[dict[str, Any]]:
     """Some pictures with the captions found for them; the right ones are marked."""
     right = set(map(tuple, data.pairs))
     found = []
@@ -80,7 +107,7 @@ def _pixels(
         return np.zeros((transform.size, transform.size, 3), np.uint8)
 
 
-def draw_overview(
+def _draw_overview(
     embedder: Embedder,
     pictures: Pictures,
     truths: Sequence[str],

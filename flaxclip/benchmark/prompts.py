@@ -1,6 +1,9 @@
 """The words a task is asked in: whose class names and templates, and whether they fit the data."""
 
-from typing import NamedTuple
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,13 +15,18 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Radford et al. 2021, section 3.1.4."""
 
 Names = tuple[str | tuple[str, ...], ...]
+"""A name a class, or several that mean the same. `animal > dog` is a dog, a kind of animal."""
+
+Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
+"""For all classes, with `{}` for the class's name and `{parent}` for what it is a kind of; or for
+each class its own whole prompts."""
 
 
 class Wording(NamedTuple):
     """Class names and templates, and where each is from: every result records it."""
 
     class_names: Names
-    templates: tuple[str, ...]
+    templates: Templates
     names_from: str
     templates_from: str
     notes: tuple[str, ...] = ()
@@ -26,52 +34,156 @@ class Wording(NamedTuple):
     @property
     def shown_names(self) -> tuple[str, ...]:
         """One name a class, for people."""
-        return tuple(name if isinstance(name, str) else name[0] for name in self.class_names)
+        return tuple(first_name(name) for name in self.class_names)
 
 
-def choose_wording(task: Task, data: Labelled, prompt_set: PromptSet) -> Wording:
+def choose_wording(
+    task: Task, data: Labelled, prompt_set: PromptSet, own: Prompts | None = None
+) -> Wording:
     """The words of `prompt_set` for the classes of `data`, in the order of its labels.
 
-    For `clip_benchmark`, names and templates that come with a webdataset go first, as they do
-    there. Without any, templates are `DEFAULT_TEMPLATES`.
+    Words of the user's `own` go before all others. For `clip_benchmark`, names and templates that
+    come with a webdataset go next, as they do there. Without any, templates are
+    `DEFAULT_TEMPLATES`.
 
     Raises:
         InputError: there are no names, or they do not fit the labels.
     """
-    own = Prompts(data.class_names, data.templates)
+    with_data = Prompts(data.class_names, data.templates)
     named = task.prompts.get(prompt_set, Prompts())
-    first, second = (own, named) if prompt_set == "clip_benchmark" else (named, own)
-    sources = {id(own): "data set", id(named): prompt_set}
-    if task.distractors or not own.class_names:
-        first, second = named, own
-    names, names_from = first.class_names, sources[id(first)]
-    if names is None:
-        names, names_from = second.class_names, sources[id(second)]
-    templates, templates_from = first.templates, sources[id(first)]
-    if templates is None:
-        templates, templates_from = second.templates, sources[id(second)]
-    if templates is None:
-        templates, templates_from = DEFAULT_TEMPLATES, "default"
+    order = [(with_data, "data set"), (named, prompt_set)]
+    if prompt_set != "clip_benchmark" or task.distractors or not data.class_names:
+        order.reverse()
+    if own is not None:
+        order.insert(0, (own, "prompt file"))
+    names, names_from = next(
+        ((p.class_names, where) for p, where in order if p.class_names is not None), (None, "")
+    )
+    templates, templates_from = next(
+        ((p.templates, where) for p, where in order if p.templates is not None),
+        (DEFAULT_TEMPLATES, "default"),
+    )
     if names is None:
         raise InputError(
             f"{task.name}: the data set names no classes, nor does {prompt_set}\n"
             "add classnames.txt, a line a class, in the order of the labels"
         )
-    if own.class_names and names is not own.class_names:
-        names = _in_label_order(task.name, names, own.class_names)
+    if data.class_names and names is not data.class_names:
+        names = _in_label_order(task.name, names, data.class_names)
     check_labels(task.name, names, data.labels)
-    return Wording(names, templates, names_from, templates_from, tuple(_notes(names, data.labels)))
+    notes = tuple(_notes(names, templates, data.labels))
+    return Wording(names, templates, names_from, templates_from, notes)
+
+
+def read_prompts(file: Path) -> dict[str, Prompts]:
+    """A user's own words: JSON of task -> its words, of which either may be left out.
+
+        {"stl10": {"class_names": ["cat", ["dog", "hound"]], "templates": ["a picture of a {}"]}}
+
+    Instead of that dict, also a list of templates, or a dict of class -> its own prompts, as
+    CLIP_benchmark's `--custom_template_file` has them; `{c}` is `{}`.
+
+    Raises:
+        InputError: the file is not there, or not of this form.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read prompts from {file}: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no JSON object\nexpected task names and their words")
+    return {task: _prompts(words, f"{file}: {task}") for task, words in content.items()}
+
+
+def _prompts(words: Any, where: str) -> Prompts:
+    if not (isinstance(words, dict) and set(words) <= {"class_names", "templates"}):
+        words = {"templates": words}
+    names, templates = words.get("class_names"), words.get("templates")
+    if names is not None:
+        if not (isinstance(names, list) and names):
+            raise InputError(f"{where}: class_names must be a list with a name for each class")
+        names = tuple(
+            _texts(name, where) if isinstance(name, list) else _texts([name], where)[0]
+            for name in names
+        )
+    if isinstance(templates, dict):
+        templates = {name: _texts(texts, f"{where}, {name}") for name, texts in templates.items()}
+    elif templates is not None:
+        templates = tuple(text.replace("{c}", "{}") for text in _texts(templates, where))
+    return Prompts(names, templates)
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if not (isinstance(value, list) and value and all(isinstance(text, str) for text in value)):
+        raise InputError(f"{where}: found {value!r}\nexpected a list of texts, one at least")
+    return tuple(value)
+
+
+def path_of(name: str) -> tuple[str, ...]:
+    """`animal > dog` -> ("animal", "dog")."""
+    return tuple(part.strip() for part in name.split(" > "))
+
+
+def first_name(name: str | tuple[str, ...]) -> str:
+    """Of several names, the first."""
+    return name if isinstance(name, str) else name[0]
+
+
+def class_prompts(class_names: Names, templates: Templates) -> list[tuple[str, ...]]:
+    """For each class its prompts; those of all its names, where it has several.
+
+    Raises:
+        InputError: a template has no `{}`, a class has no prompts or no parent to put into
+            them, or there are no names or no templates.
+    """
+    if not class_names or not templates:
+        raise InputError("no class names or no templates\nthere must be at least one of each")
+    if isinstance(templates, Mapping):
+        if without := [name for name in map(first_name, class_names) if name not in templates]:
+            raise InputError(
+                f"{len(without)} classes have no prompts of their own, e.g. {without[0]!r}\n"
+                "a dict of prompts must have every class by its name"
+            )
+        return [tuple(templates[first_name(name)]) for name in class_names]
+    if not_templates := [template for template in templates if "{}" not in template]:
+        raise InputError(
+            f"template {not_templates[0]!r} has no {{}}\nit is where the class's name goes"
+        )
+    return [
+        tuple(
+            _fill(template, path_of(synonym))
+            for synonym in ((name,) if isinstance(name, str) else name)
+            for template in templates
+        )
+        for name in class_names
+    ]
+
+
+def _fill(template: str, path: Sequence[str]) -> str:
+    if "{parent}" in template:
+        if len(path) < 2:
+            raise InputError(
+                f"template {template!r} asks for a parent, but {path[0]!r} has none\n"
+                "write names as 'parent > name'"
+            )
+        template = template.replace("{parent}", path[-2])
+    return template.replace("{}", path[-1])
 
 
 def _plain(name: str | tuple[str, ...]) -> str:
-    first = name if isinstance(name, str) else name[0]
-    return "".join(filter(str.isalnum, first.lower()))
+    return "".join(filter(str.isalnum, first_name(name).lower()))
 
 
 def _in_label_order(task: str, names: Names, own: tuple[str, ...]) -> Names:
     """`names` in the order of the data set's own: lists of the same classes differ in it."""
+    if len(names) != len(own):
+        raise InputError(
+            f"{task}: {len(names)} class names, but the data set has {len(own)} classes: "
+            f"{', '.join(own[:5])}{', ...' if len(own) > 5 else ''}\n"
+            "there must be one name for each class, in the order of the labels"
+        )
     plain, plain_own = [_plain(name) for name in names], [_plain(name) for name in own]
-    if plain == plain_own or len(names) != len(own):
+    if plain == plain_own:
         return names
     if sorted(plain) == sorted(plain_own):
         return tuple(names[plain.index(name)] for name in plain_own)
@@ -111,9 +223,11 @@ def check_distinct(names: Names) -> None:
         )
 
 
-def _notes(names: Names, labels: np.ndarray) -> list[str]:
+def _notes(names: Names, templates: Templates, labels: np.ndarray) -> list[str]:
     notes = []
-    if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
+    asked = class_prompts(names, templates)
+    if repeated := sorted({str(name) for name, p in zip(names, asked, strict=True)
+                           if asked.count(p) > 1}):  # fmt: skip
         notes.append(f"several classes share a name, and cannot be told apart: {repeated}")
     if labels.ndim == 1:
         empty = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)

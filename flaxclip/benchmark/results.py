@@ -25,7 +25,7 @@ from flaxclip.benchmark.zero_shot import Result
 from flaxclip.errors import InputError
 
 PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers", "ftfy")
-FORMAT = 2
+FORMAT = 3
 """Of result files."""
 
 

@@ -3,7 +3,7 @@
 import csv
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
@@ -34,6 +34,15 @@ def references() -> tuple[dict[str, str], ...]:
     """Published scores: task, score, model, value, source."""
     with _REFERENCES.open(newline="") as file:
         return tuple(csv.DictReader(file))
+
+
+def published_scores(task: str, score: str) -> list[dict[str, Any]]:
+    """What others measured on `task`: model, value and source."""
+    return [
+        {"model": row["model"], "value": float(row["value"]), "source": row["source"]}
+        for row in references()
+        if (row["task"], row["score"]) == (task, score) and "openai" in row["model"]
+    ]
 
 
 @functools.cache

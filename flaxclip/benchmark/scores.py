@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
 RESAMPLES = 1000
@@ -183,9 +182,11 @@ def paired_difference(
     hits: Shaped[np.ndarray, " n"], other_hits: Shaped[np.ndarray, " n"]
 ) -> Difference:
     """Compare two checkpoints example by example; 95% bootstrap interval of the difference."""
+    from scipy.stats import binomtest  # slow to import, and needed by reports alone
+
     first, second = np.asarray(hits, bool), np.asarray(other_hits, bool)
     change = first.astype(int) - second
     score = with_interval(mean_of(change), len(change), 0.0)
     better, worse = int((change > 0).sum()), int((change < 0).sum())
-    p_value = scipy.stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
     return Difference(score.value, score.low, score.high, float(p_value))

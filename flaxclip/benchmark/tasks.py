@@ -14,7 +14,7 @@ from flaxclip.data import scenes
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError
 
-Kind = Literal["classification", "multilabel", "retrieval", "choice"]
+Kind = Literal["classification", "multilabel", "retrieval", "choice", "association"]
 PromptSet = Literal["clip_benchmark", "openai"]
 """Who published the prompts: the two differ for some tasks, and scores with them."""
 
@@ -26,7 +26,15 @@ class DataSource:
     """Where a task's pictures can be read."""
 
     reader: Literal[
-        "wds", "tfds", "folder", "parquet", "pairs", "scenes", "sugarcrepe", "winoground"
+        "wds",
+        "tfds",
+        "folder",
+        "parquet",
+        "pairs",
+        "scenes",
+        "sugarcrepe",
+        "winoground",
+        "winogavil",
     ]
     name: str
     """Name there, or the path of a set of one's own."""
@@ -47,8 +55,9 @@ class Prompts:
 
     class_names: tuple[str | tuple[str, ...], ...] | None = None
     """A class with several names has the prompts of all of them averaged."""
-    templates: tuple[str, ...] | None = None
-    """Prompts with `{}` for the class's name; their embeddings are averaged."""
+    templates: tuple[str, ...] | dict[str, tuple[str, ...]] | None = None
+    """Prompts with `{}` for the class's name, or for each class its own; their embeddings are
+    averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +76,8 @@ class Task:
     prompts: dict[PromptSet, Prompts] = dataclasses.field(default_factory=dict)
     group: int | None = None
     """Column of the set's metadata that says which group a picture belongs to."""
+    preprocessing: str | None = None
+    """How pictures or labels were made out of what the set's authors published."""
     distractors: tuple[str, ...] = ()
     """Further classes that no picture belongs to: a second, harder choice."""
 
@@ -87,6 +98,8 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
 OWN_DATA = {
     "retrieval": ("pairs", "retrieval", "text_to_image_recall@1"),
     "wds": ("wds", "classification", "top1"),
+    "wds-multilabel": ("wds", "multilabel", "mean_average_precision"),
+    "wds-retrieval": ("wds", "retrieval", "text_to_image_recall@5"),
     "folder": ("folder", "classification", "top1"),
     "parquet": ("parquet", "classification", "top1"),
     "tfds": ("tfds", "classification", "top1"),

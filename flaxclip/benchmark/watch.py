@@ -13,10 +13,16 @@ from flaxclip.errors import InputError
 POLL_SECONDS = 10.0
 
 
-def watch(workdir: str, measure: Callable[[int], object], poll: float = POLL_SECONDS) -> None:
+def watch(
+    workdir: str,
+    measure: Callable[[int], object],
+    after: Callable[[], object],
+    poll: float = POLL_SECONDS,
+) -> None:
     """Call `measure` with each step that has a checkpoint, ascending, until the run's last one.
 
-    Steps that were measured before are offered again: `measure` keeps their results.
+    Steps that were measured before are offered again: `measure` keeps their results. `after` is
+    called whenever all steps that are there have been measured, to draw curves of them.
 
     Raises:
         InputError: there is no run in `workdir`, or a step cannot be measured for a reason other
@@ -34,6 +40,8 @@ def watch(workdir: str, measure: Callable[[int], object], poll: float = POLL_SEC
                 if step in saved_steps(workdir):
                     raise
                 print(f"step {step} was deleted before it was measured: {error}".splitlines()[0])
+        if fresh:
+            after()
         if last in seen:
             return
         if not fresh:

@@ -10,7 +10,14 @@ from jaxtyping import Array, Float, Int
 
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.prompts import Names, Wording
+from flaxclip.benchmark.prompts import (
+    Names,
+    Templates,
+    Wording,
+    class_prompts,
+    first_name,
+    path_of,
+)
 from flaxclip.benchmark.scores import (
     Score,
     expected_calibration_error,
@@ -25,7 +32,6 @@ from flaxclip.benchmark.scores import (
     worst_group,
 )
 from flaxclip.benchmark.tasks import Task
-from flaxclip.errors import InputError
 from flaxclip.models.clip import l2_normalise
 
 PICTURES_AT_ONCE = 8192
@@ -47,12 +53,12 @@ class Classifier(NamedTuple):
     """One unit vector a class."""
 
     weights: Float[Array, "classes embed"]
-    truncated: int
+    cut: tuple[str, ...]
     """Prompts that were too long for the model and lost their end."""
 
 
 def build_zero_shot_classifier(
-    embedder: Embedder, class_names: Names, templates: Sequence[str]
+    embedder: Embedder, class_names: Names, templates: Templates
 ) -> Classifier:
     """One unit vector per class: the renormalised mean of its prompts' embeddings.
 
@@ -63,23 +69,18 @@ def build_zero_shot_classifier(
     Raises:
         InputError: a template has no `{}`, or there are no names or no templates.
     """
-    if not class_names or not templates:
-        raise InputError("no class names or no templates\nthere must be at least one of each")
-    if not_templates := [template for template in templates if "{}" not in template]:
-        raise InputError(
-            f"template {not_templates[0]!r} has no {{}}\nit is where the class's name goes"
-        )
-    synonyms = [(name,) if isinstance(name, str) else name for name in class_names]
-    prompts = [
-        template.replace("{}", name)
-        for names in synonyms
-        for name in names
-        for template in templates
-    ]
-    zprompts, truncated = embedder.embed_texts(prompts)
-    class_of = np.repeat(np.arange(len(synonyms)), [len(n) * len(templates) for n in synonyms])
-    sums = jax.ops.segment_sum(jnp.asarray(zprompts), class_of, len(synonyms))
-    return Classifier(l2_normalise(sums), truncated)
+    prompts = class_prompts(class_names, templates)
+    zprompts, cut = embedder.embed_texts([prompt for texts in prompts for prompt in texts])
+    class_of = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
+    sums = jax.ops.segment_sum(jnp.asarray(zprompts), class_of, len(prompts))
+    return Classifier(l2_normalise(sums), cut)
+
+
+def note_cut_texts(kind: str, cut: Sequence[str]) -> tuple[str, ...]:
+    """What a result says of texts that lost their end, if any did."""
+    if not cut:
+        return ()
+    return (f"{len(cut):,} {kind} were too long for the model and lost their end: {cut[0]!r}, ...",)
 
 
 @jax.jit
@@ -108,11 +109,8 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
         InputError: the task's names or templates cannot be used.
     """
     names = (*wording.class_names, *task.distractors)
-    classifier, truncated = build_zero_shot_classifier(embedder, names, wording.templates)
+    classifier, cut = build_zero_shot_classifier(embedder, names, wording.templates)
     zimg, unreadable = embedder.embed_images(data.pictures)
-    notes = list(wording.notes)
-    if truncated:
-        notes.append(f"{truncated:,} prompts were too long for the model and lost their end")
     similarities = class_similarities(zimg, classifier)
     scale = embedder.model.logit_scale
     classes = len(wording.class_names)
@@ -120,11 +118,14 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
         result = score_multilabel(similarities, data.labels)
     else:
         result = score_single_label(similarities[:, :classes], data, task.metric, scale)
+        guesses = result.arrays["ranking"][:, 0]
+        result.scores.update(score_levels(guesses, data.labels, wording.class_names))
     if task.distractors:
         hits = similarities.argmax(axis=1) == data.labels
         score = with_interval(mean_of(hits), len(hits), 1 / len(names))
         result.scores["top1_among_all"] = score
-    return result._replace(unreadable=unreadable, notes=tuple(notes))
+    notes = wording.notes + note_cut_texts("prompts", cut)
+    return result._replace(unreadable=unreadable, notes=notes)
 
 
 def score_single_label(
@@ -136,7 +137,7 @@ def score_single_label(
     """
     labels = data.labels
     examples, classes = similarities.shape
-    ranking = np.argsort(-similarities, axis=1, kind="stable")[:, :5]
+    ranking = best_classes(similarities)
     scores = score_ranking(ranking, labels, classes)
     logits = scale * (similarities - similarities.max(axis=1, keepdims=True))
     confidence = 1 / np.exp(logits).sum(axis=1)
@@ -168,6 +169,16 @@ def score_single_label(
     return Result(scores, details, arrays)
 
 
+def best_classes(similarities: Float[np.ndarray, "n classes"]) -> Int[np.ndarray, "n best"]:
+    """The five best classes, best first; of equals the first."""
+    k = min(5, similarities.shape[1])
+    parts = [
+        np.asarray(jax.lax.top_k(similarities[start : start + PICTURES_AT_ONCE], k)[1])
+        for start in range(0, len(similarities), PICTURES_AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
 def score_ranking(
     ranking: Int[np.ndarray, "n best"], labels: Int[np.ndarray, " n"], classes: int
 ) -> dict[str, Score]:
@@ -179,6 +190,24 @@ def score_ranking(
         scores["top5"] = with_interval(mean_of(hits), len(labels), 5 / classes)
     statistic = mean_per_class(first, labels)
     scores["mean_per_class"] = with_interval(statistic, len(labels), 1 / classes)
+    return scores
+
+
+def score_levels(
+    guesses: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], class_names: Names
+) -> dict[str, Score]:
+    """Of names such as `animal > dog`: how often a guess is right as far as level 1, 2, ...
+
+    Level 1 is the topmost; a guess of another class below the same one counts there.
+    """
+    paths = [path_of(first_name(name)) for name in class_names]
+    scores = {}
+    for level in range(1, max(map(len, paths))):
+        _, group = np.unique([" > ".join(path[:level]) for path in paths], return_inverse=True)
+        hits = group[guesses] == group[labels]
+        # A blind guess is right as often as classes lie below the same one.
+        chance = (np.bincount(group)[group] / len(group))[labels].mean()
+        scores[f"top1_level_{level}"] = with_interval(mean_of(hits), len(hits), float(chance))
     return scores
 
 

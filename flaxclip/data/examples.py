@@ -5,7 +5,7 @@ import dataclasses
 import grain
 
 from flaxclip.data.captions import draw_caption
-from flaxclip.data.order import Draw, example_rng, stand_in
+from flaxclip.data.order import CorpusOrder, Draw, example_rng, stand_in
 from flaxclip.data.source import Source, UnreadableRecordError
 from flaxclip.data.tokenizers import Tokenizer
 from flaxclip.data.training_transform import AugmentConfig, transform_for_training
@@ -22,7 +22,7 @@ class ExampleLoader:
     """Position in the stream -> example, as a pure function; runs in worker processes."""
 
     source: Source
-    order: grain.MapDataset[Draw]
+    order: CorpusOrder | grain.MapDataset[Draw]
     tokenizer: Tokenizer
     transform: ImageTransform
     augment: AugmentConfig

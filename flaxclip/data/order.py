@@ -54,7 +54,9 @@ class OrderConfig:
             )
 
 
-def draw_order(source: Source, config: OrderConfig, seed: int) -> grain.MapDataset[Draw]:
+def draw_order(
+    source: Source, config: OrderConfig, seed: int
+) -> "CorpusOrder | grain.MapDataset[Draw]":
     """The stream of draws from `source`, without end; `order[position]` takes constant time.
 
     Raises:
@@ -63,7 +65,7 @@ def draw_order(source: Source, config: OrderConfig, seed: int) -> grain.MapDatas
     if seed < 0:
         raise InputError(f"seed is {seed}\nit must not be negative")
     if not isinstance(source, MixtureSource):
-        return grain.MapDataset.source(CorpusOrder(len(source), config, (seed,)))
+        return CorpusOrder(len(source), config, (seed,))  # a MapDataset takes 25 µs more an example
     parts = [
         grain.MapDataset.source(CorpusOrder(len(part), config, (seed, number), start))
         for number, (part, start) in enumerate(zip(source.sources, source.starts, strict=True))

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxclip.errors import InputError
-from flaxclip.models.layers import check_sizes
+from flaxclip.models.layers import AttentionKernel, check_sizes
 from flaxclip.models.modified_resnet import ModifiedResNet, ResNetConfig
 from flaxclip.models.text_transformer import TextConfig, TextTransformer
 from flaxclip.models.transformer import Remat
@@ -55,6 +55,8 @@ class CLIPConfig:
     """Blocks that one iteration of a scan holds: compile time against speed."""
     remat: Remat = "names"
     """What transformer blocks keep for their backward pass: memory against recomputation."""
+    attention: AttentionKernel = "auto"
+    """auto: by cuDNN on NVIDIA GPUs in bfloat16, by XLA elsewhere. xla: by XLA everywhere."""
 
     def __post_init__(self) -> None:
         check_sizes("model", {"embed_dim": self.embed_dim})
@@ -70,6 +72,28 @@ class CLIPConfig:
             )
 
 
+def check_tensor_divides(config: CLIPConfig, tensor: int) -> None:
+    """Raise `InputError` unless `tensor` devices get equally many heads and MLP channels."""
+    towers: dict[str, VisionConfig | ResNetConfig | TextConfig] = {
+        "vision": config.vision,
+        "text": config.text,
+    }
+    transformers = {name: c for name, c in towers.items() if not isinstance(c, ResNetConfig)}
+    counts = {
+        f"the {name} tower's {count} {what}": count
+        for name, c in transformers.items()
+        for what, count in (("heads", c.heads), ("MLP channels", c.mlp_width))
+    }
+    for what, count in counts.items():
+        if count % tensor:
+            common = math.gcd(*counts.values())
+            fitting = [str(n) for n in range(1, common + 1) if common % n == 0]
+            raise InputError(
+                f"{what} are not divisible by mesh.tensor {tensor}\n"
+                f"--mesh.tensor can be {', '.join(fitting)} with this model"
+            )
+
+
 class CLIP(nn.Module):
     """`apply(variables, x, method=...)` with `encode_image` or `encode_text`."""
 
@@ -81,8 +105,10 @@ class CLIP(nn.Module):
         if isinstance(c.vision, ResNetConfig):
             self.vision = ModifiedResNet(c.vision, c.embed_dim, dtype, c.unroll)
         else:
-            self.vision = VisionTransformer(c.vision, c.embed_dim, dtype, c.unroll, c.remat)
-        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll, c.remat)
+            self.vision = VisionTransformer(
+                c.vision, c.embed_dim, dtype, c.unroll, c.remat, c.attention
+            )
+        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll, c.remat, c.attention)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(c.init_logit_scale), ()
         )
@@ -92,29 +118,38 @@ class CLIP(nn.Module):
             )
 
     def encode_image(
-        self, images: UInt8[Array, "b h w 3"], train: bool = False
+        self,
+        images: UInt8[Array, "b h w 3"],
+        train: bool = False,
+        kept: Int[Array, "b k"] | None = None,
     ) -> Float[Array, "b d"]:
         """Unit vectors of pictures that are still bytes: they travel to the device four times
         smaller than floats, and are normalised there.
 
-        With `train`, batch norms use the batch's statistics and update `batch_stats`.
+        With `train`, batch norms use the batch's statistics and update `batch_stats`. With `kept`
+        a vision transformer sees those patches alone (`models.patch_dropout`).
         """
         mean, std = (
             jnp.array(statistic).reshape(1, 1, 1, 3)
             for statistic in (self.config.image_mean, self.config.image_std)
         )
         pixels = (images.astype(jnp.float32) / 255 - mean) / std
-        return l2_normalise(self.vision(pixels, train))
+        only = {} if kept is None else {"kept": kept}
+        return l2_normalise(self.vision(pixels, train, **only))
 
     def encode_text(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
         """Unit vectors of captions."""
         return l2_normalise(self.text(tokens))
 
     def __call__(
-        self, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b l"], train: bool = False
+        self,
+        images: UInt8[Array, "b h w 3"],
+        tokens: Int[Array, "b l"],
+        train: bool = False,
+        kept: Int[Array, "b k"] | None = None,
     ) -> tuple[Float[Array, "b d"], Float[Array, "b d"], Float[Array, ""]]:
         """Both embeddings and the log of the logit scale."""
-        return self.encode_image(images, train), self.encode_text(tokens), self.logit_scale
+        return self.encode_image(images, train, kept), self.encode_text(tokens), self.logit_scale
 
 
 def l2_normalise(z: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

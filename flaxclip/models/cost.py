@@ -5,6 +5,7 @@ from collections.abc import Container
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from flaxclip.flops import count_flops
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
@@ -35,17 +36,22 @@ class Cost(NamedTuple):
 
 
 @functools.cache
-def model_cost(config: CLIPConfig) -> Cost:
-    """Parameters and forward FLOPs a pair of `config`."""
+def model_cost(config: CLIPConfig, kept_patches: int | None = None) -> Cost:
+    """Parameters and forward FLOPs a pair of `config`, whose image tower sees all patches or so
+    many.
+    """
     variables = abstract_variables(config)
     images, tokens = example_inputs(config)
+    kept = None if kept_patches is None else jax.ShapeDtypeStruct((1, kept_patches), jnp.int32)
 
-    def flops(method: str, inputs: jax.ShapeDtypeStruct) -> int:
-        encode = functools.partial(CLIP(config).apply, method=method)
-        return count_flops(encode, variables, inputs)
+    def encode_image(variables, images, kept):
+        return CLIP(config).apply(variables, images, kept=kept, method="encode_image")
+
+    def encode_text(variables, tokens):
+        return CLIP(config).apply(variables, tokens, method="encode_text")
 
     return Cost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        image_flops=flops("encode_image", images),
-        text_flops=flops("encode_text", tokens),
+        image_flops=count_flops(encode_image, variables, images, kept),
+        text_flops=count_flops(encode_text, variables, tokens),
     )

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from flaxclip.errors import InputError
 from flaxclip.models.layers import (
     Activation,
+    AttentionKernel,
     BlockInit,
     check_sizes,
     check_transformer,
@@ -58,6 +59,7 @@ class TextTransformer(nn.Module):
     dtype: jnp.dtype
     unroll: int = 1
     remat: Remat = "names"
+    attention: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
@@ -99,6 +101,7 @@ class TextTransformer(nn.Module):
             unroll=self.unroll,
             remat=self.remat,
             norm_eps=c.norm_eps,
+            attention_kernel=self.attention,
             name="transformer",
         )(x)
         if c.pool == "end":

@@ -8,12 +8,25 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from flaxclip.models.layers import MLP, Activation, Attention, BlockInit, layer_norm
+from flaxclip.models.layers import (
+    MLP,
+    Activation,
+    Attention,
+    AttentionKernel,
+    BlockInit,
+    layer_norm,
+)
+from flaxclip.sharding import divide_batch
 
-Remat = Literal["none", "names", "full"]
+Remat = Literal["auto", "none", "names", "dots", "offload", "full"]
 """What a block keeps for its backward pass. `none` recomputes nothing. `names` keeps what is dear
-to repeat, `SAVED_BY_NAMES`: half the memory, at about 1% more FLOPs. `full` keeps the block's input
-alone: least memory, a third more FLOPs."""
+to repeat, `SAVED_BY_NAMES`: half the memory, at about 1% more FLOPs. `dots` keeps the results of
+all matrix products with parameters. `offload` keeps what `names` does in the host's memory. `full`
+keeps the block's input alone: least memory, a third more FLOPs. `auto`: the first of
+`REMAT_BY_SPEED` whose step fits the devices; whoever compiles the step chooses."""
+
+REMAT_BY_SPEED: tuple[Remat, ...] = ("none", "names", "full")
+"""The choices of `auto`, the fastest first."""
 
 # The large products, and the residual stream between the block's halves. Norms, activations and
 # attention weights are computed again, which in a large model costs less than writing and reading.
@@ -21,6 +34,13 @@ SAVED_BY_NAMES = ("qkv", "attended", "residual", "fc1")
 
 _POLICIES = {
     "names": jax.checkpoint_policies.save_only_these_names(*SAVED_BY_NAMES),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(SAVED_BY_NAMES),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -35,11 +55,17 @@ class TransformerBlock(nn.Module):
     block_init: BlockInit
     dtype: jnp.dtype
     norm_eps: float = 1e-5
+    attention_kernel: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
         attention = Attention(
-            self.heads, self.causal, self.block_init, self.dtype, name="attention"
+            self.heads,
+            self.causal,
+            self.block_init,
+            self.dtype,
+            self.attention_kernel,
+            name="attention",
         )
         mlp = MLP(self.mlp_width, self.activation, self.block_init, self.dtype, name="mlp")
         x = x + attention(layer_norm("ln_1", self.norm_eps)(x).astype(self.dtype))
@@ -60,13 +86,14 @@ class Transformer(nn.Module):
     unroll: int = 1
     remat: Remat = "names"
     norm_eps: float = 1e-5
+    attention_kernel: AttentionKernel = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
         # The barrier ends a fusion with its block. Unrolled, XLA would otherwise recompute the sum
         # of all earlier blocks' outputs in every norm, at a cost that grows with depth squared.
         stack = nn.scan(
-            lambda block, x, _: (jax.lax.optimization_barrier(block(x)), None),
+            lambda block, x, _: (jax.lax.optimization_barrier(divide_batch(block(x))), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.layers,
@@ -74,7 +101,8 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         block_type = TransformerBlock
-        if self.remat != "none":
+        # Where nothing is compiled, `auto` and `none` are the same.
+        if self.remat not in ("auto", "none"):
             # The scan keeps forward and backward pass apart: nothing can be merged across them.
             block_type = nn.remat(block_type, policy=_POLICIES[self.remat], prevent_cse=False)
         block = block_type(
@@ -85,7 +113,8 @@ class Transformer(nn.Module):
             self.block_init,
             self.dtype,
             self.norm_eps,
+            self.attention_kernel,
             name="blocks",
         )
-        x, _ = stack(block, x, None)
+        x, _ = stack(block, divide_batch(x), None)
         return x

@@ -6,12 +6,13 @@ from typing import Literal
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flaxclip.errors import InputError
 from flaxclip.models.attention_pool import MAPHead
 from flaxclip.models.layers import (
     Activation,
+    AttentionKernel,
     BlockInit,
     check_sizes,
     check_transformer,
@@ -75,10 +76,16 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype
     unroll: int = 1
     remat: Remat = "names"
+    attention: AttentionKernel = "auto"
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "b h w 3"], train: bool = False) -> Float[Array, "b d"]:
-        """`train` makes no difference to this tower."""
+    def __call__(
+        self,
+        pixels: Float[Array, "b h w 3"],
+        train: bool = False,
+        kept: Int[Array, "b k"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """`train` makes no difference to this tower; of patches it sees all, or those `kept`."""
         c = self.config
         # A convolution whose stride is its kernel is a matrix product of flattened patches.
         side = c.grid * c.patch_size
@@ -88,6 +95,8 @@ class VisionTransformer(nn.Module):
             p=c.patch_size,
             q=c.patch_size,
         )
+        if kept is not None:
+            patches = jnp.take_along_axis(patches, kept[:, :, None], axis=1)
         x = nn.Dense(
             c.width,
             use_bias=c.pool == "map",
@@ -106,10 +115,16 @@ class VisionTransformer(nn.Module):
             )
             class_token = jnp.broadcast_to(class_embedding, (x.shape[0], 1, c.width))
             x = jnp.concatenate([class_token.astype(x.dtype), x], axis=1)
+        tokens = c.grid**2 + (c.pool == "class")
         position_embedding = self.param(
-            "position_embedding", logical(width_normal, None, "embed"), x.shape[1:]
+            "position_embedding", logical(width_normal, None, "embed"), (tokens, c.width)
         )
-        x = x + position_embedding[None].astype(x.dtype)
+        positions = position_embedding[None].astype(x.dtype)
+        if kept is not None:
+            # The class token, where there is one, comes first and is never left out.
+            seen = jnp.pad(kept + 1, ((0, 0), (1, 0))) if c.pool == "class" else kept
+            positions = positions[0, seen]
+        x = x + positions
         if c.pool == "class":
             x = layer_norm("ln_pre", c.norm_eps)(x).astype(self.dtype)
 
@@ -125,6 +140,7 @@ class VisionTransformer(nn.Module):
             unroll=self.unroll,
             remat=self.remat,
             norm_eps=c.norm_eps,
+            attention_kernel=self.attention,
             name="transformer",
         )(x)
 

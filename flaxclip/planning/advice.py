@@ -1,12 +1,34 @@
 """What to change where a step does not fit."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
+import jax
+from jax.sharding import Mesh
+
+from flaxclip.chips import find_chip
 from flaxclip.config import TrainConfig
-from flaxclip.planning.compiled_step import Refusal
+from flaxclip.errors import InputError
+from flaxclip.planning.compiled_step import Refusal, parse_refusal
 from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.report import binary
 from flaxclip.planning.topology import Topology
+
+
+@contextlib.contextmanager
+def refusal_explained(config: TrainConfig, mesh: Mesh) -> Iterator[None]:
+    """Turn the compiler's complaint that a step does not fit into an `InputError` with advice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        refusal = parse_refusal(str(error))
+        if refusal is None:
+            raise
+        devices = list(mesh.devices.flat)
+        kind = devices[0].device_kind
+        here = Topology(f"{len(devices)} x {kind}", devices, find_chip(kind))
+        raise InputError(refusal_message(config, here, refusal)) from None
 
 
 def refusal_message(config: TrainConfig, topology: Topology, refusal: Refusal) -> str:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
-import jax
 import numpy as np
 
 from flaxclip.planning.hlo import Computation, Instruction, Program
@@ -19,6 +18,14 @@ _OPCODES = {
     **{f"{kind}-start": kind for kind in get_args(Kind)},
     "ragged-all-to-all": "all-to-all",
 }
+# What slices exchange goes through their hosts: the TPU compiler sends it there and says for what.
+_BETWEEN_SLICES: dict[str, Kind] = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +36,15 @@ class Collective:
     operand_bytes: int
     """What one device puts in."""
     groups: tuple[tuple[int, ...], ...]
-    """Devices that exchange with one another, by their positions in the mesh; for a permutation
-    the pairs of source and target."""
+    """Devices that exchange with one another, by their positions in the mesh of a slice; for a
+    permutation the pairs of source and target. Between slices, the numbers of the slices."""
     repeats: int
     """How often it runs in one run of the program."""
     where: str
     """The operation of the traced function that it serves."""
+    between_slices: bool = False
+    """Whether it travels by the data centre's network, from each chip of a slice to the chip in
+    the same place of another."""
 
     @property
     def group_size(self) -> int:
@@ -63,7 +73,7 @@ def find_collectives(program: Program) -> list[Collective]:
     Raises:
         ValueError: a list of devices is written in a way that is not known here.
     """
-    return [
+    within = [
         Collective(
             kind,
             sum(array.bytes for array in computation.operand_arrays(line)),
@@ -75,6 +85,20 @@ def find_collectives(program: Program) -> list[Collective]:
         # Alone in a group, a device has nothing to exchange.
         if len((groups := parse_groups(line.attributes))[0]) > 1
     ]
+    between = [
+        Collective(
+            parse_transfer_kind(line.attributes),
+            sum(array.bytes for array in computation.operand_arrays(line)),
+            (parse_slices(line.attributes),),
+            repeats,
+            _traced_name(line),
+            between_slices=True,
+        )
+        for computation, repeats in program.running()
+        for line in computation.instructions.values()
+        if line.opcode == "send" and "_xla_megascale_transfer_type" in line.attributes
+    ]
+    return within + between
 
 
 def _exchanges(program: Program) -> Iterator[tuple[Computation, Instruction, Kind, int]]:
@@ -150,6 +174,38 @@ def parse_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     raise ValueError(f"no groups of devices that can be read in {attributes[:200]!r}")
 
 
+def parse_transfer_kind(attributes: str) -> Kind:
+    """What a transfer between slices amounts to.
+
+    Raises:
+        ValueError: a transfer that is not known here.
+    """
+    found = re.search(r'_xla_megascale_transfer_type="?(\w+)', attributes)
+    kind = found and _BETWEEN_SLICES.get(found.group(1))
+    if not kind:
+        raise ValueError(f"no kind of transfer that can be read in {attributes[:200]!r}")
+    return kind
+
+
+def parse_slices(attributes: str) -> tuple[int, ...]:
+    """Slices that exchange with one another, counted from 0.
+
+    XLA counts from 1, and writes slices and the chips in each, `"{1,2}x{0:3}"`, or pairs of chips,
+    `{{100002->200000},...}`: a slice's number times 100,000 and a chip's.
+
+    Raises:
+        ValueError: none of these.
+    """
+    pairs = re.search(r"_xla_megascale_target=\"?\{\{([\d\->{},]+)\}\}", attributes)
+    if pairs:
+        chips = re.findall(r"(\d+)->(\d+)", pairs.group(1))
+        return tuple(sorted({int(chip) // 100_000 - 1 for pair in chips for chip in pair}))
+    found = re.search(r'_xla_megascale_target="?\{([\d,]+)\}x', attributes)
+    if not found:
+        raise ValueError(f"no slices that can be read in {attributes[:200]!r}")
+    return tuple(number - 1 for number in _numbers(found.group(1)))
+
+
 def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
     """Along how many dimensions of the network of chips the exchange can travel at once.
 
@@ -157,14 +213,6 @@ def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
     """
     group = [coords[index] for index in collective.groups[0]]
     return sum(len(set(along)) > 1 for along in zip(*group, strict=True))
-
-
-def crosses_slices(collective: Collective, devices: Sequence[jax.Device]) -> bool:
-    """Whether the exchange leaves a slice, and travels by the data centre's network."""
-    return any(
-        len({getattr(devices[index], "slice_index", 0) for index in group}) > 1
-        for group in collective.groups
-    )
 
 
 def _traced_name(line: Instruction) -> str:

@@ -11,11 +11,10 @@ import jax
 from flaxclip.config import TrainConfig
 from flaxclip.data.batch import Batch
 from flaxclip.flops import count_bfloat16_passes
-from flaxclip.models.clip import example_inputs
+from flaxclip.models.clip import check_tensor_divides, example_inputs
 from flaxclip.optim import make_optimizer
 from flaxclip.planning.collectives import (
     Kind,
-    crosses_slices,
     find_collectives,
     torus_axes,
 )
@@ -35,9 +34,9 @@ class Traffic:
     network: Literal["ICI", "DCN"]
     """Within a slice, or between slices."""
     group_size: int
-    """Chips that exchange with one another."""
+    """Chips that exchange with one another; between slices, the slices."""
     torus_axes: int
-    """Dimensions of the network of chips that a group extends along."""
+    """Dimensions of the network of chips that a group extends along; 0 between slices."""
     exchanges: int
     """How many run, those in loops as often as the loops do."""
     operand_bytes: int
@@ -74,38 +73,58 @@ class Refusal:
     available_bytes: float
 
 
-def compile_step(config: TrainConfig, topology: Topology) -> CompiledStep | Refusal:
-    """Compile what `flaxclip.train` would run, and read it.
+@dataclasses.dataclass(frozen=True)
+class LoweredStep:
+    """One training step as the compiler is given it."""
+
+    lowered: jax.stages.Lowered
+    devices: list[jax.Device]
+    """In the order of the mesh."""
+    matrix_flops: float
+    """See `CompiledStep`."""
+
+
+def lower_step(config: TrainConfig, topology: Topology) -> LoweredStep:
+    """What `flaxclip.train` would run, lowered for the devices of `topology`.
 
     Raises:
-        InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
+        InputError: the mesh does not fit the devices, the batch does not fit the mesh, or the heads
+            do not.
     """
     mesh = make_mesh(config.mesh, topology.devices)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
+    check_tensor_divides(config.model, config.mesh.tensor)
     tx = make_optimizer(config.optim, config.steps)
     state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
     batch = Batch(*example_inputs(config.model, config.batch_size))
-    start = time.perf_counter()
     with jax.set_mesh(mesh):
         traced = make_train_step(config, tx, mesh, state).trace(state, batch)
         platform = topology.devices[0].platform
-        try:
-            compiled = traced.lower(lowering_platforms=(platform,)).compile()
-        except jax.errors.JaxRuntimeError as error:
-            refusal = parse_refusal(str(error))
-            if refusal is None:
-                raise
-            return refusal
+        lowered = traced.lower(lowering_platforms=(platform,))
+    flops = count_bfloat16_passes(traced.jaxpr) / mesh.size
+    return LoweredStep(lowered, list(mesh.devices.flat), flops)
+
+
+def compile_step(step: LoweredStep) -> CompiledStep | Refusal:
+    """Compile a step, and read what the compiler made of it."""
+    start = time.perf_counter()
+    try:
+        compiled = step.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = parse_refusal(str(error))
+        if refusal is None:
+            raise
+        return refusal
     memory = compiled.memory_analysis()
     program = parse_program(compiled.as_text())
     return CompiledStep(
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
-        matrix_flops=count_bfloat16_passes(traced.jaxpr) / mesh.size,
+        matrix_flops=step.matrix_flops,
         hbm_bytes=hbm_traffic(program),
         estimated_cycles=estimated_cycles(program),
-        traffic=_traffic(program, list(mesh.devices.flat)),
+        traffic=_traffic(program, step.devices),
         compile_seconds=time.perf_counter() - start,
     )
 
@@ -127,8 +146,10 @@ def _traffic(program: Program, devices: list[jax.Device]) -> tuple[Traffic, ...]
     coords = [getattr(device, "coords", (index,)) for index, device in enumerate(devices)]
     totals: dict[tuple, list[float]] = collections.defaultdict(lambda: [0, 0, 0.0])
     for exchange in find_collectives(program):
-        network = "DCN" if crosses_slices(exchange, devices) else "ICI"
-        key = (exchange.kind, network, exchange.group_size, torus_axes(exchange, coords))
+        network, axes = (
+            ("DCN", 0) if exchange.between_slices else ("ICI", torus_axes(exchange, coords))
+        )
+        key = (exchange.kind, network, exchange.group_size, axes)
         total = totals[key]
         total[0] += exchange.repeats
         total[1] += exchange.repeats * exchange.operand_bytes

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from flaxclip.chips import Chip
 from flaxclip.config import TrainConfig
@@ -28,14 +29,16 @@ class TowerCost:
 
 
 @functools.cache
-def tower_cost(config: CLIPConfig) -> TowerCost:
+def tower_cost(config: CLIPConfig, kept_patches: int | None = None) -> TowerCost:
     """Traced from the model itself, whatever its rematerialisation: nothing is compiled."""
     variables = abstract_variables(config)
     params = variables["params"]
 
     def towers(batch_size: int):
+        kept = None if kept_patches is None else jnp.zeros((batch_size, kept_patches), jnp.int32)
+
         def run(params, batch):
-            zimg, ztxt, _ = CLIP(config).apply(variables | {"params": params}, *batch)
+            zimg, ztxt, _ = CLIP(config).apply(variables | {"params": params}, *batch, kept=kept)
             return zimg, ztxt
 
         def forward(params, batch):
@@ -99,7 +102,8 @@ def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory
     # The matrix and its gradient, unless they never exist as a whole.
     gathered = choose_form(config.loss_form, config.batch_size, chips) == "gathered"
     logits = 2 * 4 * config.batch_size**2 / chips if gathered else 0
-    kept = pairs / config.accumulate * tower_cost(config.model).saved_bytes
+    towers = tower_cost(config.model, config.kept_patches)
+    kept = pairs / config.accumulate * towers.saved_bytes
     return EstimatedMemory(state_bytes(config, topology) + gradients, kept + logits)
 
 
@@ -108,7 +112,8 @@ def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> fl
     chips, fsdp = len(topology.devices), config.mesh.fsdp
     # Float32 products in six passes, once forward and twice backward.
     loss = 3 * 6 * 2 * config.batch_size**2 * config.model.embed_dim
-    products = config.batch_size * tower_cost(config.model).matrix_flops + loss
+    towers = tower_cost(config.model, config.kept_patches)
+    products = config.batch_size * towers.matrix_flops + loss
     parameter_bytes = 4 * model_cost(config.model).parameters / config.mesh.tensor
     # Gathered for the forward and for the backward pass, and gradients reduced over all.
     received = 2 * parameter_bytes * (fsdp - 1) / fsdp + 2 * parameter_bytes

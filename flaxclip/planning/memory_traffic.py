@@ -7,7 +7,8 @@ from flaxclip.planning.hlo import Computation, HloArray, Instruction, Program
 # They name, group or await data, and move none.
 _FREE = {
     "after-all", "bitcast", "call", "conditional", "constant", "copy-done", "get-tuple-element",
-    "iota", "opt-barrier", "parameter", "partition-id", "slice-done", "tuple", "while",
+    "iota", "opt-barrier", "parameter", "partition-id", "recv-done", "send-done", "slice-done",
+    "tuple", "while",
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "slice"}
 

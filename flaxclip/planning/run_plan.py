@@ -9,7 +9,7 @@ from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.roofline import Roofline, roofline
 from flaxclip.planning.store import stored_or_compiled
 from flaxclip.planning.topology import Topology
-from flaxclip.train_step import step_flops
+from flaxclip.train_step import choose_remat, step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,11 @@ def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> Ru
     Raises:
         InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
     """
+    config = choose_remat(
+        config, lambda tried: isinstance(stored_or_compiled(tried, topology), CompiledStep)
+    )
     step = stored_or_compiled(config, topology)
-    cost = model_cost(config.model)
+    cost = model_cost(config.model, config.kept_patches)
     can_bound = isinstance(step, CompiledStep) and topology.chip is not None
     return RunPlan(
         topology=topology.name,

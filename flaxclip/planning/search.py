@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 from flaxclip.config import TrainConfig
-from flaxclip.models.transformer import Remat
+from flaxclip.models.transformer import REMAT_BY_SPEED, Remat
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.estimate import estimated_memory, estimated_seconds
 from flaxclip.planning.roofline import roofline
@@ -15,6 +15,7 @@ from flaxclip.planning.topology import Topology
 
 Dimension = Literal["mesh", "remat", "batch"]
 MAX_PAIRS_PER_CHIP = 8192
+HOPELESS = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Trial:
 
     config: TrainConfig
     step: CompiledStep | Refusal
+
+    @property
+    def used_bytes(self) -> float:
+        """Of a chip's memory; what it would take, where there is less."""
+        fits = isinstance(self.step, CompiledStep)
+        return self.step.peak_bytes if fits else self.step.needed_bytes
 
 
 def search(
@@ -77,13 +84,9 @@ def search(
         say(f"compiling {number} of at most {compiles}: {describe(best, topology)}")
         trial = Trial(best, stored_or_compiled(best, topology))
         trials.append(trial)
-        used = (
-            trial.step.peak_bytes
-            if isinstance(trial.step, CompiledStep)
-            else trial.step.needed_bytes
-        )
         memory, _ = arithmetic[best]
-        corrections[best.model.remat] = max(used - memory.fixed, 0) / memory.growing
+        growing = max(trial.used_bytes - memory.fixed, 0)
+        corrections[best.model.remat] = growing / memory.growing
     return sorted(trials, key=lambda trial: -pairs_per_second(trial, topology))
 
 
@@ -92,33 +95,40 @@ def largest_batch(
 ) -> Trial | None:
     """The largest power of two of pairs a chip that compiles, all else as in `config`.
 
-    None where not even one pair fits. Powers are tried from the one that arithmetic suggests.
+    None where not even one pair fits. Arithmetic suggests where to begin, and what the compiler
+    says corrects it. The next power is tried too, unless it should need `HOPELESS` times the
+    memory that there is: a compiler that is short of memory finds some by recomputing.
     """
-    fits: dict[int, Trial] = {}
-    refused: set[int] = set()
-    chips = len(topology.devices)
-    per_chip = 1
-    while per_chip < MAX_PAIRS_PER_CHIP and (
-        estimated_memory(_with_batch(config, 2 * per_chip * chips), topology).total
-        <= topology.chip.hbm_bytes
-    ):
-        per_chip *= 2
+    chips, available = len(topology.devices), topology.chip.hbm_bytes
+    powers = _powers_of_two(MAX_PAIRS_PER_CHIP)
+    correction = 1.0
+
+    def needed(per_chip: int) -> float:
+        memory = estimated_memory(_with_batch(config, per_chip * chips), topology)
+        return memory.fixed + memory.growing * correction
+
+    largest: Trial | None = None
+    refused = 2 * powers[-1]
+    per_chip = max((power for power in powers if needed(power) <= available), default=1)
     while True:
         trial_config = _with_batch(config, per_chip * chips)
         say(f"compiling {describe(trial_config, topology)}")
         trial = Trial(trial_config, stored_or_compiled(trial_config, topology))
+        memory = estimated_memory(trial_config, topology)
+        correction = max(trial.used_bytes - memory.fixed, 0) / memory.growing
         if isinstance(trial.step, Refusal):
-            refused.add(per_chip)
-            if per_chip // 2 in fits:
-                return fits[per_chip // 2]
-            if per_chip == 1:
-                return None
-            per_chip //= 2
+            refused = per_chip
         else:
-            fits[per_chip] = trial
-            if 2 * per_chip in refused or per_chip == MAX_PAIRS_PER_CHIP:
-                return trial
-            per_chip *= 2
+            largest = trial
+        smaller = [power for power in powers if power < refused]
+        if largest is None:
+            if not smaller:
+                return None
+            per_chip = max((p for p in smaller if needed(p) <= available), default=smaller[0])
+        else:
+            per_chip = 2 * largest.config.batch_size // chips
+            if per_chip >= refused or needed(per_chip) > HOPELESS * available:
+                return largest
 
 
 def pairs_per_second(trial: Trial, topology: Topology) -> float:
@@ -150,7 +160,7 @@ def _candidates(
         ]
     models = [config.model]
     if "remat" in vary:
-        models = [dataclasses.replace(config.model, remat=remat) for remat in get_args(Remat)]
+        models = [dataclasses.replace(config.model, remat=remat) for remat in REMAT_BY_SPEED]
     batches = [config.batch_size]
     if "batch" in vary:
         batches = [chips * pairs for pairs in _powers_of_two(MAX_PAIRS_PER_CHIP)]

@@ -6,62 +6,59 @@ import json
 import os
 from pathlib import Path
 
-import flaxclip
+import flaxclip.planning
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import from_json, to_json
 from flaxclip.errors import InputError
-from flaxclip.planning.compiled_step import CompiledStep, Refusal, compile_step
+from flaxclip.planning.compiled_step import (
+    CompiledStep,
+    LoweredStep,
+    Refusal,
+    compile_step,
+    lower_step,
+)
 from flaxclip.planning.topology import Topology
 
-# They decide what a run reads and writes, not what it computes.
-_UNRELATED = (
-    "workdir", "steps", "seed", "data", "log_every", "wandb", "checkpoint", "health",
-)  # fmt: skip
-
-
-def stored_step(config: TrainConfig, topology: Topology) -> CompiledStep | Refusal | None:
-    """What the compiler made of `config` before; None if it has not been asked."""
-    try:
-        text = _path(config, topology).read_text()
-    except OSError:
-        return None
-    return from_json(CompiledStep | Refusal, text, _path(config, topology))
+# Of our own files, those that read compiled programs. All others decide what is compiled, and
+# the program itself stands for them.
+_READERS = ("collectives.py", "compiled_step.py", "hlo.py", "memory_traffic.py")
 
 
 def stored_or_compiled(config: TrainConfig, topology: Topology) -> CompiledStep | Refusal:
-    """`compile_step`, once.
+    """The step of `config`, compiled for `topology` unless that was done before.
 
     Raises:
-        InputError: as `compile_step`, or the result cannot be stored.
+        InputError: as `lower_step`, or the result cannot be stored.
     """
-    step = stored_step(config, topology)
-    if step is None:
-        step = compile_step(config, topology)
-        path = _path(config, topology)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # By a rename, so that others see no file or all of it.
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(to_json(step))
-            unfinished.replace(path)
-        except OSError as error:
-            raise InputError(
-                f"cannot store the plan in {path.parent}: {error.strerror}\n"
-                "set XDG_CACHE_HOME to a folder that can be written"
-            ) from None
+    lowered = lower_step(config, topology)
+    path = _path(lowered, topology)
+    if path.exists():
+        return from_json(CompiledStep | Refusal, path.read_text(), path)
+    step = compile_step(lowered)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # By a rename, so that others see no file or all of it.
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(to_json(step))
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot store the plan in {path.parent}: {error.strerror}\n"
+            "set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
     return step
 
 
-def _path(config: TrainConfig, topology: Topology) -> Path:
-    fields = json.loads(to_json(config))
+def _path(step: LoweredStep, topology: Topology) -> Path:
     identity = [
-        {name: value for name, value in fields.items() if name not in _UNRELATED},
+        hashlib.sha256(step.lowered.as_text().encode()).hexdigest(),
         topology.name,
-        len(topology.devices),
-        [_version(package) for package in ("jax", "jaxlib", "libtpu", "flax", "optax")],
-        _source_digest(),
+        [device.id for device in step.devices],
+        [_version(package) for package in ("jax", "jaxlib", "libtpu")],
+        [os.environ.get(flags) for flags in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+        _readers_digest(),
     ]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "flaxclip", "plans", f"{digest}.json")
 
@@ -73,9 +70,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _source_digest() -> str:
-    """Of our own code: what is compiled and how it is read change with it."""
+def _readers_digest() -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(flaxclip.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for name in _READERS:
+        digest.update((Path(flaxclip.planning.__file__).parent / name).read_bytes())
     return digest.hexdigest()

@@ -48,6 +48,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     """
     kind, _, shape = name.partition(":")
     if kind == "cpu":
+        if slices != 1:
+            raise InputError("virtual devices are one slice\nleave --slices out")
         return _virtual_devices(name, shape)
     if kind not in _EXAMPLES:
         raise InputError(
@@ -69,6 +71,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         "TPU_MIN_LOG_LEVEL": "3",
     }.items():
         os.environ.setdefault(variable, value)
+    if slices < 1:
+        raise InputError(f"slices is {slices}\nit must be at least 1")
     several = {} if slices == 1 else {"num_slices": slices}
     try:
         devices = topologies.get_topology_desc(name, platform="tpu", **several).devices
@@ -77,6 +81,8 @@ def open_topology(name: str, slices: int = 1) -> Topology:
             f"the TPU compiler knows no topology {name!r}: {str(error).splitlines()[0]}\n"
             f"of this kind it knows, for example, {_EXAMPLES[kind]}"
         ) from None
+    if slices > 1:
+        name = f"{slices} x {name}"
     return Topology(name, list(devices), find_chip(devices[0].device_kind))
 
 

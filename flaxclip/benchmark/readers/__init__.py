@@ -3,7 +3,11 @@
 from pathlib import Path
 
 from flaxclip.benchmark.datasets import Dataset, MissingDataError
-from flaxclip.benchmark.readers.compositionality import read_sugarcrepe, read_winoground
+from flaxclip.benchmark.readers.compositionality import (
+    read_sugarcrepe,
+    read_winogavil,
+    read_winoground,
+)
 from flaxclip.benchmark.readers.folder import read_folder
 from flaxclip.benchmark.readers.own import read_pairs, read_scenes
 from flaxclip.benchmark.readers.parquet import read_parquet
@@ -20,6 +24,7 @@ READERS = {
     "scenes": read_scenes,
     "sugarcrepe": read_sugarcrepe,
     "winoground": read_winoground,
+    "winogavil": read_winogavil,
 }
 """Each takes (task, source, split, folder of data sets, side of the pictures in pixels)."""
 

@@ -1,13 +1,14 @@
-"""Sets that ask which of two captions belongs to a picture."""
+"""Sets that ask which of few captions, or pictures, belong together."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 
-from flaxclip.benchmark.datasets import Choices, MissingDataError
+from flaxclip.benchmark.datasets import Associations, Choices, MissingDataError
 from flaxclip.benchmark.readers.folder import FilePictures
-from flaxclip.benchmark.readers.parquet import ParquetPictures, find_parquet
+from flaxclip.benchmark.readers.parquet import ParquetPictures, find_parquet, picture_bytes
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.errors import InputError
 
@@ -73,8 +74,6 @@ def read_winoground(
         MissingDataError: it is not there.
     """
     del image_size
-    import pyarrow.parquet
-
     paths = find_parquet(source.name, split, data_dir, f"{task.title}, {source.url}")
     tables = [
         pyarrow.parquet.read_table(path, columns=["caption_0", "caption_1"]) for path in paths
@@ -86,3 +85,62 @@ def read_winoground(
     rows = np.arange(items)[:, None] + [[0, items]]
     pictures = _TwoColumns(*(ParquetPictures(paths, f"image_{i}") for i in (0, 1)))
     return Choices(pictures, tuple(captions), rows, rows)
+
+
+class _ListedPictures:
+    """A column with a list of pictures in every row, small enough to be held in memory."""
+
+    def __init__(self, paths: list[Path], column: str):
+        tables = [pyarrow.parquet.read_table(path, columns=[column]) for path in paths]
+        self._rows = [row for table in tables for row in table[column].to_pylist()]
+        self.places = [
+            (row, at) for row, values in enumerate(self._rows) for at in range(len(values))
+        ]
+        self.identity = ParquetPictures(paths, column).identity
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> bytes:
+        row, at = self.places[index]
+        return picture_bytes(self._rows[row][at])
+
+    def name(self, index: int) -> str:
+        row, at = self.places[index]
+        return f"item {row}, picture {at}"
+
+
+def read_winogavil(
+    task: Task, source: DataSource, split: str, data_dir: Path, image_size: int
+) -> Associations:
+    """`winogavil/*.parquet` with cue, candidates, associations, candidate_images.
+
+    Raises:
+        MissingDataError: it is not there.
+        InputError: an item has not a picture for each candidate, or no association among them.
+    """
+    del image_size
+    paths = find_parquet(source.name, split, data_dir, f"{task.title}, {source.url}")
+    pictures = _ListedPictures(paths, "candidate_images")
+    columns = ("cue", "candidates", "associations")
+    tables = [pyarrow.parquet.read_table(path, columns=list(columns)) for path in paths]
+    items = [item for table in tables for item in table.to_pylist()]
+    item_of = np.array([row for row, _ in pictures.places])
+    counts = np.bincount(item_of, minlength=len(items))
+    goes = []
+    for number, item in enumerate(items):
+        right = np.isin(item["candidates"], item["associations"])
+        if len(right) != counts[number] or not right.any():
+            raise InputError(
+                f"{paths[0].parent}: item {number} has {len(right)} candidates, {counts[number]} "
+                f"pictures and {right.sum()} associations\ndownload it again"
+            )
+        goes.append(right)
+    cues = tuple(_with_article(item["cue"]) for item in items)
+    return Associations(pictures, cues, item_of, np.concatenate(goes))
+
+
+def _with_article(cue: str) -> str:
+    """The prompt of Bitton et al. 2022 (WinoGAViL), and of DataComp."""
+    cue = cue.lower()
+    return f"An {cue}" if cue.startswith(("a", "e", "i", "o", "u")) else f"A {cue}"

@@ -40,7 +40,7 @@ class ParquetPictures:
             file = pyarrow.parquet.ParquetFile(self._paths[number])
             values = file.read_row_group(group, columns=[self._column])[self._column].to_pylist()
             self._loaded = ((number, group), values)
-        return _picture_bytes(values[row])
+        return picture_bytes(values[row])
 
     def name(self, index: int) -> str:
         """File and row."""
@@ -48,7 +48,8 @@ class ParquetPictures:
         return f"{self._paths[number].name}/row group {group}, row {row}"
 
 
-def _picture_bytes(value: Any) -> bytes:
+def picture_bytes(value: Any) -> bytes:
+    """Of a value of an image column: bare bytes, or Hugging Face's dict."""
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
         raise UnreadableRecordError("no bytes in the image column")

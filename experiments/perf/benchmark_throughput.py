@@ -1,0 +1,171 @@
+"""Pictures a second of the zero-shot benchmark: ours, CLIP_benchmark's, and the bare encoder's.
+
+    python experiments/perf/benchmark_throughput.py --peer-python peers/bin/python
+
+`--peer-python` is the interpreter of an environment with clip-benchmark and open_clip_torch. A
+ViT-B/32 of random weights classifies the same JPEG photographs (500 x 375, crops of scikit-learn's
+samples) from the same `wds_*` folder on both sides, with the same weights, batch and number of
+classes. What is timed is everything between files and scores: decoding, resizing, encoding, the
+classifier's prompts; not imports, loading of weights and compilation, for which each side gets one
+round that does not count. The sides take turns.
+"""
+
+import dataclasses
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import PIL.Image
+import tyro
+from sklearn.datasets import load_sample_images
+
+from flaxclip.api import CLIPModel, encode_image
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.prompts import choose_wording
+from flaxclip.benchmark.readers import open_test
+from flaxclip.benchmark.tasks import find_tasks
+from flaxclip.benchmark.zero_shot import classify_task
+from flaxclip.interop.export import export
+from flaxclip.models.clip import CLIP
+from flaxclip.models.variants import VARIANTS
+
+CLASSES = 10
+PEER = """
+import json, sys, time, torch, open_clip
+from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
+from clip_benchmark.metrics import zeroshot_classification
+exported, root, batch_size, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{exported}")
+tokenizer = open_clip.get_tokenizer(f"local-dir:{exported}")
+model.eval()
+for line in sys.stdin:
+    dataset = build_dataset("wds/x", root=root, transform=transform, split="test",
+                            task="zeroshot_classification")
+    loader = torch.utils.data.DataLoader(dataset.batched(batch_size), batch_size=None,
+                                         shuffle=False, num_workers=workers)
+    start = time.perf_counter()
+    scores = zeroshot_classification.evaluate(
+        model, loader, tokenizer, dataset.classes, dataset.templates, device="cpu",
+        amp=line.strip() == "amp")
+    print("SECONDS", time.perf_counter() - start, scores["acc1"], flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Throughput of the benchmark."""
+
+    peer_python: Path
+    model: str = "ViT-B-32"
+    pictures: int = 256
+    batch_size: int = 64
+    rounds: int = 3
+    peer_workers: int = 4
+    """CLIP_benchmark's own default."""
+
+
+def main(command: Command) -> None:
+    """Print rates and ratios."""
+    config = VARIANTS[command.model]
+    tokens = np.full((1, config.text.context_length), 49407, np.int32)
+    images = np.zeros((1, config.vision.image_size, config.vision.image_size, 3), np.uint8)
+    variables = jax.jit(CLIP(config).init)(jax.random.key(0), images, tokens)
+    model = CLIPModel(config, variables)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "wds_photographs"
+        write_photographs(root, command.pictures)
+        export(config, variables, Path(folder) / "exported", "open_clip", overwrite=False)
+        rates = measure(command, model, root, Path(folder))
+    for name, values in rates.items():
+        print(f"{name:44} {np.median(values):7.1f} pictures/s  {[round(v, 1) for v in values]}")
+    ours = np.array(rates["flaxclip, float32"])
+    print(f"flaxclip / bare encoder: {np.median(ours / rates['bare encoder, float32']):.2f}")
+    for amp in ("float32", "its default, autocast"):
+        ratio = np.median(ours / rates[f"CLIP_benchmark, {amp}"])
+        print(f"flaxclip / CLIP_benchmark, {amp}: {ratio:.2f}")
+
+
+def measure(command: Command, model: CLIPModel, root: Path, folder: Path) -> dict[str, list[float]]:
+    """Rates of every side, a list with one a round."""
+    (task,) = find_tasks([f"wds:{root}"])
+    peer = subprocess.Popen(
+        [command.peer_python, "-c", PEER, folder / "exported", root, str(command.batch_size),
+         str(command.peer_workers)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+    def ours(round_: int) -> tuple[float, float]:
+        embedder = Embedder(model, command.batch_size, folder / f"cache{round_}")
+        start = time.perf_counter()
+        _, data = open_test(task, root.parent, model.transform.size)
+        result = classify_task(embedder, task, data, choose_wording(task, data, "clip_benchmark"))
+        return time.perf_counter() - start, result.scores["top1"].value
+
+    def theirs(amp: str) -> tuple[float, float]:
+        peer.stdin.write(f"{amp}\n")
+        peer.stdin.flush()
+        while not (line := peer.stdout.readline()).startswith("SECONDS"):
+            if not line:
+                sys.exit("CLIP_benchmark failed: run its part by hand to see why")
+        return tuple(map(float, line.split()[1:]))
+
+    def bare(_: int) -> tuple[float, float]:
+        side = model.config.vision.image_size
+        images = jax.device_put(np.zeros((command.batch_size, side, side, 3), np.uint8))
+        batches = command.pictures // command.batch_size
+        start = time.perf_counter()
+        for _ in range(batches):
+            encode_image(model.variables, images, model.config).block_until_ready()
+        return (time.perf_counter() - start) * command.pictures / batches / command.batch_size, 0.0
+
+    rates: dict[str, list[float]] = {}
+    for round_ in range(command.rounds + 1):
+        for name, seconds_and_score in (
+            ("bare encoder, float32", bare(round_)),
+            ("flaxclip, float32", ours(round_)),
+            ("CLIP_benchmark, float32", theirs("float32")),
+            ("CLIP_benchmark, its default, autocast", theirs("amp")),
+        ):
+            if round_:
+                rates.setdefault(name, []).append(command.pictures / seconds_and_score[0])
+            else:
+                print(f"{name}: top-1 {seconds_and_score[1]:.4f}")
+    peer.stdin.close()
+    peer.wait()
+    return rates
+
+
+def write_photographs(root: Path, count: int) -> None:
+    """`count` JPEGs with random labels, in CLIP_benchmark's layout."""
+    rng = np.random.default_rng(0)
+    photographs = load_sample_images().images
+    (root / "test").mkdir(parents=True)
+    with tarfile.open(root / "test/0.tar", "w") as tar:
+        for number in range(count):
+            photograph = photographs[number % len(photographs)]
+            top, left = (
+                rng.integers(photograph.shape[0] - 375),
+                rng.integers(photograph.shape[1] - 500),
+            )
+            buffer = io.BytesIO()
+            crop = photograph[top : top + 375, left : left + 500]
+            PIL.Image.fromarray(crop).save(buffer, "JPEG", quality=90)
+            label = str(rng.integers(CLASSES)).encode()
+            for suffix, data in (("jpg", buffer.getvalue()), ("cls", label)):
+                info = tarfile.TarInfo(f"s{number:07}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (root / "test/nshards.txt").write_text("1\n")
+    names = [f"thing {number}" for number in range(CLASSES)]
+    (root / "classnames.txt").write_text("\n".join(names) + "\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Command, description=__doc__))

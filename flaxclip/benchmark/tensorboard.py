@@ -1,0 +1,28 @@
+"""Scores and pictures of checkpoints where TensorBoard shows them as curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from tensorboardX import SummaryWriter
+
+
+def write_events(
+    folder: Path, step: int, records: Sequence[Mapping[str, Any]], results: Path
+) -> None:
+    """Add scores, grids of predictions and similarity matrices of `step`; `results` holds those."""
+    writer = SummaryWriter(str(folder), filename_suffix=f".step-{step}")
+    for record in records:
+        name = record["task"]
+        if record["method"] != "zero-shot":
+            name = f"{name}.{record['method']}"
+        for score, found in record["scores"].items():
+            writer.add_scalar(f"{name}/{score}", found["value"], step)
+        for picture in ("predictions", "similarities"):
+            path = results / f"{name}-{picture}.png"
+            if path.is_file():
+                pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
+                writer.add_image(f"{name}/{picture}", pixels, step, dataformats="HWC")
+    writer.close()

@@ -1,0 +1,31 @@
+"""Every loss, form, number of parts and shape of mesh: the same ten steps as in the plainest form.
+
+    python -m pytest -o addopts=-ra tests/exactness
+
+All 56 combinations, some minutes; `tests/test_sharding.py` has a few of them.
+"""
+
+import math
+
+import pytest
+
+from flaxclip.sharding import MeshConfig
+from tests.ten_steps import LOSSES, assert_equal_runs, plain_run, run
+
+MESHES = (
+    (1, 1, 1), (2, 1, 1), (1, 2, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return {loss: plain_run(loss) for loss in LOSSES}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("form", ["gathered", "tiled"])
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: "x".join(map(str, mesh)))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ten_steps_equal_the_plain_form(plain, loss, mesh, form, accumulate):
+    changes = {"loss_form": form, "accumulate": accumulate} | LOSSES[loss]
+    assert_equal_runs(run(MeshConfig(*mesh), math.prod(mesh), **changes), plain[loss])
