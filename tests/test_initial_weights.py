@@ -94,7 +94,7 @@ def test_the_command_line_starts_from_others_weights_and_resumes_without_them(
     shutil.rmtree(tmp_path / "run" / CHECKPOINTS / "8")
     again = run_cli(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "start    step 4 of 8" in again.stdout
+    assert "at step 4, where its last checkpoint is" in again.stdout
     record = record_of(tmp_path / "run", 8)
     assert record == record_of(tmp_path / "run", 4)
     assert (record["path"], record["format"]) == ("theirs", "transformers, clip")
