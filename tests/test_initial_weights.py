@@ -105,11 +105,11 @@ def test_the_command_line_starts_from_others_weights_and_resumes_without_them(
 def test_the_model_is_the_weights_but_for_what_the_flags_say(theirs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ("tiny.py", "--workdir", "run", "--init-from", "theirs", "--init-only", "^vision/")
-    config = parse(Command, [*flags, "--model.dtype", "bfloat16"], "flaxclip.train").config
+    config = parse(Command, [*flags, "--model.dtype", "bfloat16"], "flaxclip.train", None).config
     assert config.model == dataclasses.replace(MODEL, dtype="bfloat16")
     assert config.init_only == ("^vision/",)
     # A model that is named counts, and is compared with that of the weights.
-    config = parse(Command, [*flags, "--model", "ViT-tiny"], "flaxclip.train").config
+    config = parse(Command, [*flags, "--model", "ViT-tiny"], "flaxclip.train", None).config
     assert config.model == VARIANTS["ViT-tiny"]
     with pytest.raises(InputError, match=r"vision.width: 32 -> 128"):
         open_initial_weights(config)
