@@ -123,6 +123,6 @@ def test_a_record_that_is_nan_costs_a_step_and_many_in_a_row_stop_the_run(tmp_pa
 
     result = train_with_nan(tmp_path, records, *flags, "--debug-nans")
     assert result.returncode == TRAINING_FAILED, result.stderr
-    assert "step 5 of 8" in result.stdout
+    assert "at step 5, where its last checkpoint is" in result.stdout
     assert "the last 1 updates, up to step 6, were not finite" in result.stderr
     assert "output of vision/patch_embedding, call 1" in result.stderr
