@@ -79,7 +79,7 @@ def test_a_run_that_is_told_to_stop_saves_its_step_on_all_hosts_and_goes_on_from
     assert int(stopped_at) == max(saved_steps(tmp_path / "run")) == losses(tmp_path)[-1][0]
     again = Job(tmp_path, cluster_command(*FLAGS))
     assert again.wait() == 0, again.text()
-    assert f"step {stopped_at} of {STEPS}" in again.text()
+    assert f"at step {stopped_at}, where its last checkpoint is" in again.text()
     assert_undisturbed(tmp_path, undisturbed)
 
 
