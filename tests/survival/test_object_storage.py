@@ -65,7 +65,7 @@ def test_a_run_in_object_storage_stops_and_goes_on(storage, tmp_path):
     change = ("--resume-with-changes", "steps")
     job = Job(tmp_path, train_command(*flags, "--steps", end, *change), **storage)
     assert job.wait() == 0, job.text()
-    assert f"start    step {stopped} of {end}" in job.text()
+    assert f"at step {stopped}, where its last checkpoint is" in job.text()
     listed = subprocess.run(
         [sys.executable, "-c", LIST],
         env=os.environ | storage,
