@@ -12,7 +12,8 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
-from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
+from flaxclip.data.loader import model_tokenizer
+from flaxclip.data.tokenizers import Tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
 from flaxclip.interop.name_table import unflatten
 from flaxclip.models.clip import CLIP, CLIPConfig
@@ -54,10 +55,7 @@ class CLIPModel:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Texts to ids; made on first use, since pictures alone can do without a vocabulary."""
-        c = self.config
-        return load_tokenizer(
-            c.tokenizer, c.text.context_length, c.tokenizer_file, c.text.vocab_size
-        )
+        return model_tokenizer(self.config)
 
     @property
     def params(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from flaxclip.config import TrainConfig
 from flaxclip.data.loader import open_source
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
-from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.loader import model_tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
 from flaxclip.figures import draw_predictions, draw_similarities, figure_pixels
 from flaxclip.models.clip import CLIP
@@ -67,7 +67,7 @@ class RunPictures:
                 continue  # training reports it, should it ever come to it
             if len(images) == SHOWN:
                 break
-        tokenize = load_tokenizer(model.tokenizer, model.text.context_length, model.tokenizer_file)
+        tokenize = model_tokenizer(model)
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         return *jax.device_put((np.stack(images), tokenize(captions)), everywhere), captions
 

@@ -24,7 +24,7 @@ from flaxclip.command_line import RunCommand, parse
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
 from flaxclip.data.batch import Batch
-from flaxclip.data.loader import load_batches, open_source
+from flaxclip.data.loader import load_batches, model_tokenizer, open_source
 from flaxclip.data.order import batch_records
 from flaxclip.data.source import Source
 from flaxclip.data.worker_pool import WorkerError
@@ -69,6 +69,7 @@ def train(
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     check_tensor_divides(config.model, config.mesh.tensor)
     source = open_source(config.data, config.model.vision.image_size)
+    model_tokenizer(config.model)  # a vocabulary that is missing is missed before anything is written
     tx = make_optimizer(config.optim, config.steps)
     check_optim_patterns(config.optim, abstract_variables(config.model)["params"])
     initial = None

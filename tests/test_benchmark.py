@@ -312,27 +312,6 @@ def test_a_page_of_a_run_without_results(finished_run, tmp_path):  # noqa: F811
         write_report([tmp_path / "empty"], tmp_path / "page.html")
 
 
-def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, retrieved):  # noqa: F811
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    result = subprocess.run(
-        [sys.executable, f"{root}/launch/local_cluster.py", "--devices-per-process", "4", "--",
-         sys.executable, "-m", "flaxclip.benchmark", str(finished_run / "checkpoints/4"),
-         "--tasks", "scenes-unseen", "retrieval:mine.tar", "imagenet",
-         "--batch-size", "100", "--out", "two-hosts", "--cache", "other-cache"],
-        cwd=retrieved, env=os.environ | {"PYTHONPATH": root, "XLA_FLAGS": ""},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
-    one_device = {"scenes-unseen": watched / "4", "retrieval": retrieved / "results"}
-    for task, folder in one_device.items():
-        ours, theirs = (
-            json.loads((where / f"{task}.json").read_text())
-            for where in (retrieved / "two-hosts", folder)
-        )
-        for same in ("scores", "examples", "unreadable"):
-            assert ours[same] == theirs[same]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,31 +21,19 @@ def plain():
     return {loss: plain_run(loss) for loss in LOSSES}
 
 
-# Every mesh with either loss; forms and parts take turns. All of them: tests/exactness.
+# Each mesh, loss, form and number of parts once or twice. All combinations: tests/exactness.
 @pytest.mark.parametrize(
     ("mesh", "loss", "form", "accumulate"),
     [
         ((8, 1, 1), "softmax", "gathered", 4),
-        ((8, 1, 1), "sigmoid", "tiled", 1),
-        ((1, 8, 1), "softmax", "tiled", 4),
         ((1, 8, 1), "sigmoid", "gathered", 1),
         ((2, 2, 2), "softmax", "tiled", 1),
-        ((2, 2, 2), "sigmoid", "gathered", 4),
-        ((4, 1, 2), "softmax", "gathered", 1),
         ((4, 1, 2), "sigmoid", "tiled", 4),
-        ((1, 1, 1), "softmax", "tiled", 4),
-        ((2, 1, 1), "sigmoid", "tiled", 4),
     ],
 )
 def test_ten_steps_equal_the_plain_form(plain, mesh, loss, form, accumulate):
     changes = {"loss_form": form, "accumulate": accumulate} | LOSSES[loss]
     assert_equal_runs(run(MeshConfig(*mesh), math.prod(mesh), **changes), plain[loss])
-
-
-def test_patches_left_out_are_the_same_on_any_mesh_and_in_any_parts():
-    half = {"patch_dropout": 0.5, "loss_form": "tiled"}
-    whole = run(MeshConfig(), 1, **half)
-    assert_equal_runs(run(MeshConfig(2, 2, 2), 8, accumulate=4, **half), whole)
 
 
 def test_fsdp_divides_parameters_and_moments():

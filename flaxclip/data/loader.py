@@ -18,7 +18,7 @@ from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.shared_batches import BatchShape, count_slots
 from flaxclip.data.source import Source
-from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
 from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.data.worker_pool import LocalLoading, WorkerPool, available_cores
@@ -76,6 +76,17 @@ def open_source(config: DataConfig, image_size: int) -> Source:
     return open_corpus(config, image_size)
 
 
+def model_tokenizer(model: CLIPConfig) -> Tokenizer:
+    """The tokenizer that goes with `model`.
+
+    Raises:
+        InputError: see `load_tokenizer`.
+    """
+    return load_tokenizer(
+        model.tokenizer, model.text.context_length, model.tokenizer_file, model.text.vocab_size
+    )
+
+
 def load_batches(
     config: DataConfig,
     model: CLIPConfig,
@@ -100,12 +111,7 @@ def load_batches(
     examples = ExampleLoader(
         source=source,
         order=draw_order(source, config.order, seed),
-        tokenizer=load_tokenizer(
-            model.tokenizer,
-            model.text.context_length,
-            model.tokenizer_file,
-            model.text.vocab_size,
-        ),
+        tokenizer=model_tokenizer(model),
         transform=ImageTransform(model.vision.image_size, model.resize, model.interpolation),
         augment=config.augment,
         seed=seed,

@@ -29,3 +29,9 @@ def plain():
 def test_ten_steps_equal_the_plain_form(plain, loss, mesh, form, accumulate):
     changes = {"loss_form": form, "accumulate": accumulate} | LOSSES[loss]
     assert_equal_runs(run(MeshConfig(*mesh), math.prod(mesh), **changes), plain[loss])
+
+
+def test_patches_left_out_are_the_same_on_any_mesh_and_in_any_parts():
+    half = {"patch_dropout": 0.5, "loss_form": "tiled"}
+    whole = run(MeshConfig(), 1, **half)
+    assert_equal_runs(run(MeshConfig(2, 2, 2), 8, accumulate=4, **half), whole)

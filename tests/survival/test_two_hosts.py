@@ -1,0 +1,63 @@
+"""Two hosts train what one trains, and measure what one measures."""
+
+import concurrent.futures
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+from tests.survival.jobs import ROOT
+from tests.test_benchmark import retrieved, watched  # noqa: F401  (fixtures)
+from tests.test_train import experiment, finished_run, run_cli  # noqa: F401
+
+
+def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811
+    """Two processes of two devices each; to JAX they look like an Open MPI job."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def host(rank):
+        return run_cli(
+            "flaxclip.train", experiment, "--workdir", "run", cwd=tmp_path,
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            OMPI_MCA_orte_hnp_uri="1531576320.0;tcp://127.0.0.1:34911",
+            OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank,
+        )  # fmt: skip
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        hosts = list(pool.map(host, ("0", "1")))
+    assert [result.returncode for result in hosts] == [0, 0], [r.stderr for r in hosts]
+    assert "4 x cpu, 2 host(s)" in hosts[0].stdout
+    assert "loss" not in hosts[1].stdout
+    ours, theirs = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
+        for folder in (tmp_path / "run", finished_run)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, retrieved):  # noqa: F811
+    result = subprocess.run(
+        [sys.executable, ROOT / "launch/local_cluster.py", "--devices-per-process", "4", "--",
+         sys.executable, "-m", "flaxclip.benchmark", str(finished_run / "checkpoints/4"),
+         "--tasks", "scenes-unseen", "retrieval:mine.tar", "imagenet",
+         "--batch-size", "100", "--out", "two-hosts", "--cache", "other-cache"],
+        cwd=retrieved, env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    one_device = {"scenes-unseen": watched / "4", "retrieval": retrieved / "results"}
+    for task, folder in one_device.items():
+        ours, theirs = (
+            json.loads((where / f"{task}.json").read_text())
+            for where in (retrieved / "two-hosts", folder)
+        )
+        for same in ("scores", "examples", "unreadable"):
+            assert ours[same] == theirs[same]
+
+
