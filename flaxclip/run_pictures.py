@@ -9,10 +9,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, UInt8
 
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import open_source
+from flaxclip.data.loader import model_tokenizer, open_source
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
-from flaxclip.data.loader import model_tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
 from flaxclip.figures import draw_predictions, draw_similarities, figure_pixels
 from flaxclip.models.clip import CLIP

@@ -69,7 +69,7 @@ def train(
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     check_tensor_divides(config.model, config.mesh.tensor)
     source = open_source(config.data, config.model.vision.image_size)
-    model_tokenizer(config.model)  # a vocabulary that is missing is missed before anything is written
+    model_tokenizer(config.model)  # so that a missing vocabulary is said in time
     tx = make_optimizer(config.optim, config.steps)
     check_optim_patterns(config.optim, abstract_variables(config.model)["params"])
     initial = None

@@ -1,10 +1,8 @@
-import concurrent.futures
 import dataclasses
 import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tarfile

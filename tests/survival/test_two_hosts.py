@@ -59,5 +59,3 @@ def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, re
         )
         for same in ("scores", "examples", "unreadable"):
             assert ours[same] == theirs[same]
-
-
