@@ -19,7 +19,8 @@ Rate = float | np.ndarray
 
 # Below all layers. A ResNet's position embedding is none of them: it belongs to its pooling.
 _INPUTS = re.compile(
-    r"(patch_embedding|class_embedding|token_embedding|position_embedding|ln_pre|stem)(/|$)"
+    r"(patch_embedding|class_embedding|token_embedding|position_embedding|segment_embedding"
+    r"|ln_embedding|ln_pre|stem)(/|$)"
 )
 
 

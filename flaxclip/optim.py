@@ -21,7 +21,7 @@ MAX_LOGIT_SCALE = math.log(100)
 # Stacked biases are 2-D, so the usual rule "decay what has two dimensions" would be wrong here.
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r"(bias|scale|class_embedding|probe)$", False),
-    (r"(kernel|token_embedding|position_embedding)$", True),
+    (r"(kernel|token_embedding|position_embedding|segment_embedding)$", True),
 )
 
 

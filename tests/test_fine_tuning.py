@@ -67,6 +67,13 @@ def test_the_embeddings_and_the_pooling_of_siglip_are_at_the_ends():
     assert rates["logit_bias"] == [1]
 
 
+def test_the_embeddings_of_lits_bert_are_at_its_beginning():
+    rates = rates_of("LiT-B16B", layer_decay=[(".", 0.5)])
+    inputs = ("token_embedding", "position_embedding", "segment_embedding", "ln_embedding/scale")
+    assert [rates[f"text/{name}"] for name in inputs] == [[0.5**13]] * 4
+    assert rates["text/projection/bias"] == rates["vision/projection/bias"] == [1]
+
+
 def test_the_first_pattern_that_is_found_counts_and_both_kinds_multiply():
     rates = rates_of(
         "ViT-tiny",

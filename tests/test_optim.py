@@ -93,13 +93,24 @@ TEXT = {
     **under("ln_final", NORM),
     "projection/kernel": True,
 }
-SIGLIP_EXTRAS = {"text/projection/bias": False, "logit_bias": False}
+VISION["token"] = {
+    "class_embedding": False,
+    **{name: decays for name, decays in VISION["map"].items() if not name.startswith("pool/")},
+    **{"projection/kernel": True, "projection/bias": False},
+}
+EXTRAS = {
+    "map": {"text/projection/bias": False, "logit_bias": False},
+    "token": {
+        **{"text/segment_embedding": True, "text/projection/bias": False},
+        **under("text/ln_embedding", NORM),
+    },
+}
 
 
 # Weight decay
 
 
-@pytest.mark.parametrize("variant", ["ViT-tiny", "RN50", "ViT-B-16-SigLIP"])
+@pytest.mark.parametrize("variant", ["ViT-tiny", "RN50", "ViT-B-16-SigLIP", "LiT-B16B"])
 def test_every_parameter_of_every_kind_of_tower_decays_or_not_as_listed(variant):
     config = VARIANTS[variant]
     kind = getattr(config.vision, "pool", "resnet")
@@ -107,8 +118,10 @@ def test_every_parameter_of_every_kind_of_tower_decays_or_not_as_listed(variant)
         "logit_scale": False,
         **under("vision", VISION[kind]),
         **under("text", TEXT),
-        **(SIGLIP_EXTRAS if kind == "map" else {}),
+        **EXTRAS.get(kind, {}),
     }
+    if kind == "token":  # BERT ends with its last block's norm
+        expected = {n: d for n, d in expected.items() if not n.startswith("text/ln_final")}
     params = abstract_variables(config)["params"]
     assert flatten_dict(decay_mask(params), sep="/") == expected
 

@@ -115,7 +115,8 @@ def huggingface_table(config: CLIPConfig, flat_patches: bool = False) -> NameTab
         raise InputError(
             f"transformers has no model of a {tower} with pooling {pools[0]!r}, texts with pooling "
             f"{pools[1]!r} and {'no ' if config.init_logit_bias is None else 'a '}logit bias\n"
-            "it has CLIP's vision transformers (class, end, no bias) and SigLIP (map, last, bias)"
+            "it has CLIP's vision transformers (class, end, no bias) and SigLIP (map, last, bias); "
+            "its BERT's projection, for LiT, has no bias"
         )
     if flat_patches:
         peer = "a Siglip2Model"

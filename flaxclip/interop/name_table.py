@@ -223,7 +223,7 @@ def text_axes(config: CLIPConfig) -> Axes:
     text = config.text
     return _transformer_axes(text, config.embed_dim) | {
         "vocab": text.vocab_size,
-        "position": text.context_length,
+        "position": text.position_count,
     }
 
 
@@ -234,7 +234,7 @@ def vision_axes(config: CLIPConfig) -> Axes:
         "rgb": 3,
         "p": vision.patch_size,
         "q": vision.patch_size,
-        "position": vision.grid**2 + (vision.pool == "class"),
+        "position": vision.grid**2 + vision.class_tokens,
     }
 
 

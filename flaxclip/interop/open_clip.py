@@ -108,12 +108,25 @@ _RESNET_POOL = (
 _COUNTERS = r"\.num_batches_tracked$"
 
 
+def has_open_clip(config: CLIPConfig) -> bool:
+    """Whether open_clip's classes can be models like `config`."""
+    return getattr(config.vision, "pool", None) != "token" and config.text.pool != "class"
+
+
 def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTable:
     """The tensors of the open_clip model that is this architecture.
 
     open_clip has two layouts and two shapes of the logit scale. A file tells by `shapes`; to write,
     what open_clip itself makes of the exported configuration is taken.
+
+    Raises:
+        InputError: open_clip has no such model.
     """
+    if not has_open_clip(config):
+        raise InputError(
+            "open_clip has no model with LiT's towers: its BERT has no bias in the projection, and "
+            "its vision transformer norms before the blocks\nconvert it to flaxclip instead"
+        )
     custom_text = config.text.pool == "last"
     if shapes is not None:
         custom_text = "text.token_embedding.weight" in shapes

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxclip.errors import InputError
+from flaxclip.models.bert_text_transformer import BertTextTransformer
 from flaxclip.models.layers import AttentionKernel, check_sizes
 from flaxclip.models.modified_resnet import ModifiedResNet, ResNetConfig
 from flaxclip.models.text_transformer import TextConfig, TextTransformer
@@ -38,11 +39,12 @@ class CLIPConfig:
     init_logit_bias: float | None = None
     """What is added to the scaled similarities at the start, for the sigmoid loss. None: nothing,
     ever; the model has no such parameter."""
-    tokenizer: Literal["clip", "siglip", "siglip2"] = "clip"
-    """CLIP's BPE, or the SentencePiece vocabulary of SigLIP (C4, 32,000) or SigLIP 2 (Gemma)."""
+    tokenizer: Literal["clip", "siglip", "siglip2", "bert"] = "clip"
+    """CLIP's BPE, the SentencePiece vocabulary of SigLIP (C4, 32,000) or SigLIP 2 (Gemma), or
+    BERT's WordPiece."""
     tokenizer_file: str | None = None
-    """Vocabulary of SigLIP's tokenizers: a SentencePiece model or a tokenizer.json. CLIP's BPE
-    needs none."""
+    """Vocabulary of SigLIP's tokenizers, a SentencePiece model or a tokenizer.json; or of BERT's, a
+    text file of one token a line. CLIP's BPE needs none."""
     resize: Literal["shortest", "squash"] = "shortest"
     """How a picture is made square: its shorter side resized and the middle cut out, or both sides
     resized."""
@@ -63,12 +65,13 @@ class CLIPConfig:
         check_sizes("model", {f"image_std[{i}]": std for i, std in enumerate(self.image_std)})
         if (
             isinstance(self.vision, VisionConfig)
-            and self.vision.pool == "map"
+            and not self.vision.has_projection
             and self.vision.width != self.embed_dim
         ):
             raise InputError(
                 f"embed_dim {self.embed_dim} is not the image tower's width {self.vision.width}\n"
-                'with pool "map" that tower has no projection: the two must be the same'
+                f'with pool "{self.vision.pool}" that tower has no projection: the two must be the '
+                "same"
             )
 
 
@@ -108,7 +111,8 @@ class CLIP(nn.Module):
             self.vision = VisionTransformer(
                 c.vision, c.embed_dim, dtype, c.unroll, c.remat, c.attention
             )
-        self.text = TextTransformer(c.text, c.embed_dim, dtype, c.unroll, c.remat, c.attention)
+        text = BertTextTransformer if c.text.pool == "class" else TextTransformer
+        self.text = text(c.text, c.embed_dim, dtype, c.unroll, c.remat, c.attention)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(c.init_logit_scale), ()
         )

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flaxclip.errors import InputError
 
@@ -187,17 +187,23 @@ def dot_product_attention(
     v: Float[Array, "b h m k"],
     causal: bool,
     kernel: AttentionKernel = "auto",
+    visible: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b h l k"]:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), softmax in float32."""
-    if kernel == "auto" and q.shape == k.shape and has_cudnn_attention(q):
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), softmax in float32.
+
+    `visible`: which keys may be attended to, where not all may.
+    """
+    if kernel == "auto" and visible is None and q.shape == k.shape and has_cudnn_attention(q):
         return _cudnn_attention(q, k, v, causal)
     # Heads before positions, and queries scaled rather than logits: the fewest copies.
     q = q * q.shape[-1] ** -0.5
     logits = jnp.einsum("bhlk,bhmk->bhlm", q, k, preferred_element_type=jnp.float32)
     if causal:
         position = jnp.arange(q.shape[2])
-        visible = position[:, None] >= position[None, :]
-        logits = jnp.where(visible[None, None], logits, jnp.finfo(jnp.float32).min)
+        earlier = position[:, None] >= position[None, :]
+        logits = jnp.where(earlier[None, None], logits, jnp.finfo(jnp.float32).min)
+    if visible is not None:
+        logits = jnp.where(visible[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhlm,bhmk->bhlk", weights, v)
 
@@ -236,7 +242,9 @@ class Attention(nn.Module):
     kernel: AttentionKernel = "auto"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
+    def __call__(
+        self, x: Float[Array, "b l w"], visible: Bool[Array, "b l"] | None = None
+    ) -> Float[Array, "b l w"]:
         width = x.shape[-1]
         head_dim = width // self.heads
         qkv = Projection(
@@ -249,7 +257,7 @@ class Attention(nn.Module):
         )(x)
         qkv = checkpoint_name(qkv, "qkv")
         q, k, v = rearrange(qkv, "b l (h three k) -> three b h l k", h=self.heads, three=3)
-        z = dot_product_attention(q, k, v, self.causal, self.kernel)
+        z = dot_product_attention(q, k, v, self.causal, self.kernel, visible)
         z = rearrange(z, "b h l k -> b l (h k)")
         return Projection(
             (self.heads, head_dim),

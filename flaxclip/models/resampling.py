@@ -45,7 +45,7 @@ def resample_position_embedding(
     """
     if name == "vision/position_embedding" and new.vision.grid != old.vision.grid:
         return resize_grid(value, old.vision.grid, new.vision.grid)
-    length = new.text.context_length
-    if name == "text/position_embedding" and length != old.text.context_length:
+    length = new.text.position_count
+    if name == "text/position_embedding" and length != old.text.position_count:
         return resize_context(value, length)
     return value

@@ -34,10 +34,15 @@ class TextConfig:
     """Hidden width of the MLP over `width`; the product is rounded."""
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
-    pool: Literal["end", "last"] = "end"
+    pool: Literal["end", "last", "class"] = "end"
     """Where the caption is read out. "end", CLIP's: at the end-of-text token, attention is causal.
     "last", SigLIP's (Zhai et al. 2023): at the last position, padding or not; attention looks both
-    ways and the projection has a bias."""
+    ways and the projection has a bias. "class", that of BERT in LiT (Devlin et al. 2019; Zhai et
+    al. 2022): at the first token, which begins every caption; attention sees all but padding,
+    norms come after residual sums, and the projection has a bias."""
+    positions: int | None = None
+    """With pool "class", positions that have an embedding: BERT's are 512, however few of them
+    captions take. None: `context_length`."""
 
     def __post_init__(self) -> None:
         sizes = {"context_length": self.context_length, "vocab_size": self.vocab_size}
@@ -45,6 +50,21 @@ class TextConfig:
         check_transformer(
             "text", self.width, self.layers, self.heads, self.mlp_ratio, self.norm_eps
         )
+        if self.positions is not None and self.pool != "class":
+            raise InputError(
+                f'text positions is {self.positions}, and pool is "{self.pool}"\n'
+                'only with pool "class" they are other than context_length: leave them out'
+            )
+        if self.position_count < self.context_length:
+            raise InputError(
+                f"text context_length {self.context_length} is more than its {self.positions} "
+                "positions\nchoose a shorter context"
+            )
+
+    @property
+    def position_count(self) -> int:
+        """Rows of the position embedding."""
+        return self.context_length if self.positions is None else self.positions
 
     @property
     def mlp_width(self) -> int:

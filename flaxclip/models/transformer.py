@@ -1,4 +1,4 @@
-"""The transformer that both towers are made of: pre-norm blocks, stacked and scanned."""
+"""The transformer that both towers are made of: residual blocks, stacked and scanned."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flaxclip.models.layers import (
     MLP,
@@ -46,7 +46,11 @@ _POLICIES = {
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then MLP."""
+    """Residual block: attention, then MLP.
+
+    Each has a norm before it, or with `post_norm` after its residual sum, as in the first
+    transformers (Vaswani et al. 2017, section 3.1; Devlin et al. 2019).
+    """
 
     heads: int
     mlp_width: int
@@ -56,9 +60,12 @@ class TransformerBlock(nn.Module):
     dtype: jnp.dtype
     norm_eps: float = 1e-5
     attention_kernel: AttentionKernel = "auto"
+    post_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
+    def __call__(
+        self, x: Float[Array, "b l w"], visible: Bool[Array, "b l"] | None = None
+    ) -> Float[Array, "b l w"]:
         attention = Attention(
             self.heads,
             self.causal,
@@ -68,9 +75,14 @@ class TransformerBlock(nn.Module):
             name="attention",
         )
         mlp = MLP(self.mlp_width, self.activation, self.block_init, self.dtype, name="mlp")
-        x = x + attention(layer_norm("ln_1", self.norm_eps)(x).astype(self.dtype))
+        ln_1, ln_2 = layer_norm("ln_1", self.norm_eps), layer_norm("ln_2", self.norm_eps)
+        if self.post_norm:
+            x = ln_1(x + attention(x, visible)).astype(self.dtype)
+            x = checkpoint_name(x, "residual")
+            return ln_2(x + mlp(x)).astype(self.dtype)
+        x = x + attention(ln_1(x).astype(self.dtype), visible)
         x = checkpoint_name(x, "residual")
-        return x + mlp(layer_norm("ln_2", self.norm_eps)(x).astype(self.dtype))
+        return x + mlp(ln_2(x).astype(self.dtype))
 
 
 class Transformer(nn.Module):
@@ -87,13 +99,21 @@ class Transformer(nn.Module):
     remat: Remat = "names"
     norm_eps: float = 1e-5
     attention_kernel: AttentionKernel = "auto"
+    post_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
+    def __call__(
+        self, x: Float[Array, "b l w"], visible: Bool[Array, "b l"] | None = None
+    ) -> Float[Array, "b l w"]:
+        """`visible`: which positions may be attended to, where not all may."""
         # The barrier ends a fusion with its block. Unrolled, XLA would otherwise recompute the sum
         # of all earlier blocks' outputs in every norm, at a cost that grows with depth squared.
         stack = nn.scan(
-            lambda block, x, _: (jax.lax.optimization_barrier(divide_batch(block(x))), None),
+            lambda block, x, visible: (
+                jax.lax.optimization_barrier(divide_batch(block(x, visible))),
+                None,
+            ),
+            in_axes=nn.broadcast,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.layers,
@@ -114,7 +134,8 @@ class Transformer(nn.Module):
             self.dtype,
             self.norm_eps,
             self.attention_kernel,
+            self.post_norm,
             name="blocks",
         )
-        x, _ = stack(block, divide_batch(x), None)
+        x, _ = stack(block, divide_batch(x), visible)
         return x

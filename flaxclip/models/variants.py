@@ -1,4 +1,4 @@
-"""Named architectures, as open_clip names them: a table and nothing else.
+"""Named architectures, as open_clip names them, and LiT's: a table and nothing else.
 
 `-quickgelu` marks those whose transformers have OpenAI's activation: OpenAI's own models, MetaCLIP,
 DFN, and LAION-400M's ViT-B-32. Those without it have GELU: LAION-2B, DataComp and most others.
@@ -131,6 +131,30 @@ _SIGLIP = {
     "ViT-gopt-16-SigLIP2-384": _siglip(2, "gopt", 16, 384),
 }
 
+
+def _lit(size: str, head: bool = False) -> CLIPConfig:
+    width, layers, heads, mlp = _SIGLIP_SIZES[size]
+    return CLIPConfig(
+        VisionConfig(224, 16, width, layers, heads, mlp / width, "gelu_tanh", 1e-6, "token", head),
+        TextConfig(16, 30_522, width, layers, heads, mlp / width, "gelu_tanh", 1e-12, "class", 512),
+        embed_dim=width,
+        init_logit_scale=math.log(10),
+        tokenizer="bert",
+        resize="squash",
+        interpolation="bilinear",
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )
+
+
+# Zhai et al. 2022; vision_transformer's `configs/models.py` and `model_cards/lit.md` (of Google).
+# Both towers have the sizes of the same letter: ViT-B/16 with BERT-Base, ViT-L/16 with BERT-Large.
+_LIT = {
+    "LiT-B16B": _lit("B", head=True),
+    "LiT-B16B_2": _lit("B"),
+    "LiT-L16L": _lit("L"),
+}
+
 VARIANTS: dict[str, CLIPConfig] = {
     # For tests and the built-in data: few, large patches and a short context are what make it fast.
     "ViT-tiny": CLIPConfig(
@@ -143,4 +167,5 @@ VARIANTS: dict[str, CLIPConfig] = {
     **_CLIP,
     **{f"{name}-quickgelu": _quick_gelu(_CLIP[name]) for name in _QUICK_GELU},
     **_SIGLIP,
+    **_LIT,
 }

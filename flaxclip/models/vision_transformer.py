@@ -1,4 +1,4 @@
-"""The vision transformer of CLIP, and that of SigLIP."""
+"""The vision transformer of CLIP, that of SigLIP, and the original one."""
 
 import dataclasses
 from typing import Literal
@@ -36,10 +36,15 @@ class VisionConfig:
     """Hidden width of the MLP over `width`; the product is rounded."""
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
-    pool: Literal["class", "map"] = "class"
+    pool: Literal["class", "map", "token"] = "class"
     """How the patches become one vector. "class", CLIP's: a class token, a norm before the blocks,
     and a projection. "map", SigLIP's (Zhai et al. 2023): multi-head attention pooling, no other
-    token, norm or projection, and patches embedded with a bias."""
+    token, norm or projection, and patches embedded with a bias. "token", that of the original
+    vision transformer (Dosovitskiy et al. 2021) and LiT: a class token, and patches embedded with a
+    bias; no norm before the blocks."""
+    head: bool = False
+    """With pool "token": whether a projection with a bias follows. LiT-B16B has one, later LiTs
+    have none."""
 
     def __post_init__(self) -> None:
         sizes = {"image_size": self.image_size, "patch_size": self.patch_size}
@@ -49,10 +54,15 @@ class VisionConfig:
                 f"image_size {self.image_size} is smaller than patch_size {self.patch_size}"
             )
         # SigLIP So400m/14 at 384 pixels leaves the last 6 of each row and column unseen.
-        if self.image_size % self.patch_size and self.pool == "class":
+        if self.image_size % self.patch_size and self.pool != "map":
             raise InputError(
                 f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}\n"
                 "choose an image size that is a multiple of the patch size"
+            )
+        if self.head and self.pool != "token":
+            raise InputError(
+                f'vision head is set, and pool is "{self.pool}"\n'
+                'only with pool "token" there is a choice: leave it out'
             )
         check_transformer(
             "vision", self.width, self.layers, self.heads, self.mlp_ratio, self.norm_eps
@@ -66,6 +76,16 @@ class VisionConfig:
     def grid(self) -> int:
         """Patches along one side."""
         return self.image_size // self.patch_size
+
+    @property
+    def class_tokens(self) -> int:
+        """Positions before the patches: 1 or 0."""
+        return int(self.pool != "map")
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether embeddings may have another width than the tower."""
+        return self.pool == "class" or self.head
 
 
 class VisionTransformer(nn.Module):
@@ -99,7 +119,7 @@ class VisionTransformer(nn.Module):
             patches = jnp.take_along_axis(patches, kept[:, :, None], axis=1)
         x = nn.Dense(
             c.width,
-            use_bias=c.pool == "map",
+            use_bias=c.pool != "class",
             dtype=self.dtype,
             kernel_init=logical(
                 nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), None, "embed"
@@ -109,33 +129,32 @@ class VisionTransformer(nn.Module):
         )(patches)
 
         width_normal = nn.initializers.normal(c.width**-0.5)
-        if c.pool == "class":
-            class_embedding = self.param(
-                "class_embedding", logical(width_normal, "embed"), (c.width,)
-            )
+        if c.class_tokens:
+            born = width_normal if c.pool == "class" else nn.initializers.zeros
+            class_embedding = self.param("class_embedding", logical(born, "embed"), (c.width,))
             class_token = jnp.broadcast_to(class_embedding, (x.shape[0], 1, c.width))
             x = jnp.concatenate([class_token.astype(x.dtype), x], axis=1)
-        tokens = c.grid**2 + (c.pool == "class")
+        tokens = c.grid**2 + c.class_tokens
         position_embedding = self.param(
             "position_embedding", logical(width_normal, None, "embed"), (tokens, c.width)
         )
         positions = position_embedding[None].astype(x.dtype)
         if kept is not None:
             # The class token, where there is one, comes first and is never left out.
-            seen = jnp.pad(kept + 1, ((0, 0), (1, 0))) if c.pool == "class" else kept
+            seen = jnp.pad(kept + 1, ((0, 0), (1, 0))) if c.class_tokens else kept
             positions = positions[0, seen]
         x = x + positions
         if c.pool == "class":
             x = layer_norm("ln_pre", c.norm_eps)(x).astype(self.dtype)
 
-        born = BlockInit.torch_default if c.pool == "class" else BlockInit.xavier
+        block_init = BlockInit.torch_default if c.pool == "class" else BlockInit.xavier
         x = Transformer(
             c.layers,
             c.heads,
             c.mlp_width,
             c.activation,
             causal=False,
-            block_init=born(c.width, c.mlp_width),
+            block_init=block_init(c.width, c.mlp_width),
             dtype=self.dtype,
             unroll=self.unroll,
             remat=self.remat,
@@ -148,10 +167,14 @@ class VisionTransformer(nn.Module):
         if c.pool == "map":
             head = MAPHead(c.heads, c.mlp_width, c.activation, c.norm_eps, self.dtype, name="pool")
             return head(ln_post(x).astype(self.dtype))
+        x = ln_post(x[:, 0])
+        if not c.has_projection:
+            return x
         return nn.Dense(
             self.embed_dim,
-            use_bias=False,
+            use_bias=c.pool == "token",
             dtype=jnp.float32,
             kernel_init=logical(width_normal, "embed", None),
+            bias_init=logical(nn.initializers.zeros, None),
             name="projection",
-        )(ln_post(x[:, 0]))
+        )(x)
