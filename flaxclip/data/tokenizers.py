@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int32
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from flaxclip.data.bert_tokenizer import BertTokenizer
 from flaxclip.data.siglip_tokenizer import SigLIPTokenizer
 from flaxclip.data.text_cleaning import check_texts, mend
 from flaxclip.errors import InputError
@@ -108,7 +109,7 @@ class CLIPTokenizer:
         return tokens, truncated
 
 
-TOKENIZERS = ("clip", "siglip", "siglip2")
+TOKENIZERS = ("clip", "siglip", "siglip2", "bert")
 
 
 def load_tokenizer(
@@ -119,7 +120,7 @@ def load_tokenizer(
     Args:
         name: one of `TOKENIZERS`.
         context_length: ids a row.
-        file: the vocabulary of SigLIP's and SigLIP 2's.
+        file: the vocabulary of SigLIP's, SigLIP 2's and BERT's.
         vocab_size: ids that the text tower has embeddings for. None: all that there are.
 
     Raises:
@@ -131,6 +132,8 @@ def load_tokenizer(
             tokenizer: Tokenizer = CLIPTokenizer(context_length)
         case "siglip" | "siglip2":
             tokenizer = SigLIPTokenizer(context_length, file, keep_punctuation=name == "siglip2")
+        case "bert":
+            tokenizer = BertTokenizer(context_length, file)
         case _:
             raise InputError(
                 f"unknown tokenizer {name!r}\nexpected one of: {', '.join(TOKENIZERS)}"
