@@ -115,7 +115,8 @@ def load(path: epath.PathLike, model: str | None = None, tokenizer: str | None =
             hf://ORGANISATION/REPOSITORY.
         model: the architecture's name in `available_models()`, for a file that does not tell:
             a state dict does not say whether its model has QuickGELU or GELU.
-        tokenizer: the file of SigLIP's vocabulary, where it does not lie beside the weights.
+        tokenizer: the file of SigLIP's or LiT's vocabulary, where it does not lie beside the
+            weights.
 
     Raises:
         InputError: there is no such model, it is damaged or of no architecture that we have, or it

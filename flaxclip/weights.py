@@ -95,7 +95,14 @@ def _fetch_run(url: str) -> Path:
                 "another library, or the directory of one"
             )
         step = f"{CHECKPOINTS}/{max(steps)}/"
-        return [name for name in names if name in _BESIDE or name.startswith(step)]
+        # A vocabulary keeps the name that it had.
+        return [
+            name
+            for name in names
+            if name in _BESIDE
+            or name.startswith(step)
+            or ("/" not in name and name.endswith((".model", ".txt")))
+        ]
 
     return fetch_tree(workdir, choose)
 

@@ -196,11 +196,11 @@ def test_a_vocabulary_that_is_larger_than_the_models_is_refused(vocabulary):
         model.tokenize(["a cat"])
 
 
-def test_a_lit_of_big_vision_is_refused_by_name(tmp_path):
-    arrays = {"params/img/embedding/kernel": np.zeros((8, 8, 3, 4)), "params/img/cls": np.zeros(4)}
-    np.savez(tmp_path / "lit.npz", **arrays)
-    with pytest.raises(InputError, match="tensor img/cls: a two-tower model, but not a SigLIP"):
-        flaxclip.load(tmp_path / "lit.npz")
+def test_a_two_tower_model_of_another_kind_is_refused_by_name(tmp_path):
+    names = ("params/img/embedding/kernel", "params/img/head/kernel")
+    np.savez(tmp_path / "gap.npz", **{name: np.zeros((8, 8, 3, 4)) for name in names})
+    with pytest.raises(InputError, match="tensor img/head/kernel: a two-tower model, but not a"):
+        flaxclip.load(tmp_path / "gap.npz")
 
 
 TINY = VARIANTS["ViT-tiny"]

@@ -44,7 +44,7 @@ class Command:
     model: str | None = None
     """Architecture of others' weights, where their file does not tell."""
     tokenizer: str | None = None
-    """File of SigLIP's vocabulary, where it does not lie beside the weights."""
+    """File of SigLIP's or LiT's vocabulary, where it does not lie beside the weights."""
     tasks: tuple[str, ...] = ()
     """Tasks and suites, or data of your own: retrieval:SHARDS, wds:DIR, wds-multilabel:DIR,
     wds-retrieval:DIR, folder:DIR, parquet:FILE, tfds:NAME. None: those of the data that the

@@ -52,7 +52,7 @@ class Convert:
     model: str | None = None
     """Architecture, as --model of training takes it, where the file does not tell."""
     tokenizer: str | None = None
-    """File of SigLIP's vocabulary, where it does not lie beside the weights."""
+    """File of SigLIP's or LiT's vocabulary, where it does not lie beside the weights."""
     overwrite: bool = False
     """Replace DST, if it is a folder with a model."""
 

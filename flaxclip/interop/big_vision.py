@@ -38,7 +38,7 @@ _BLOCK = (
     Rule("ln_2/bias", "LayerNorm_1/bias", "w -> w"),
     *_MLP,
 )
-_VISION = (
+VISION = (
     Rule("patch_embedding/kernel", "embedding/kernel", "p q rgb w -> (p q rgb) w"),
     Rule("patch_embedding/bias", "embedding/bias", "w -> w"),
     Rule("position_embedding", "pos_embedding", "1 position w -> position w"),
@@ -63,13 +63,13 @@ _TEXT = (
     Rule("projection/kernel", "head/kernel", "w embed -> w embed"),
     Rule("projection/bias", "head/bias", "embed -> embed"),
 )
-_SCALARS = (
+SCALARS = (
     Rule("params/logit_scale", "t", "1 ->"),
     Rule("params/logit_bias", "b", "1 ->"),
 )
 
 
-def _blocks(theirs: str, stacked: bool) -> list[Rule]:
+def blocks(theirs: str, stacked: bool) -> list[Rule]:
     """A tower's blocks, which big_vision saves one by one or stacked."""
     rules = []
     for rule in _BLOCK:
@@ -82,14 +82,14 @@ def _blocks(theirs: str, stacked: bool) -> list[Rule]:
 
 def big_vision_table(config: CLIPConfig, stacked: bool) -> NameTable:
     """The tensors of the two-tower model that is this architecture."""
-    vision = [*_VISION, *_blocks("Transformer", stacked)]
-    text = [*_TEXT, *_blocks("Encoder_0", stacked)]
+    vision = [*VISION, *blocks("Transformer", stacked)]
+    text = [*_TEXT, *blocks("Encoder_0", stacked)]
     return NameTable(
         "a two-tower model of big_vision",
         [
             *bind(prefixed(vision, "params/vision/", "img/"), vision_axes(config)),
             *bind(prefixed(text, "params/text/", "txt/"), text_axes(config)),
-            *bind(_SCALARS, {}),
+            *bind(SCALARS, {}),
         ],
     )
 
@@ -105,6 +105,23 @@ def is_stacked(tensors: Mapping[str, StoredTensor]) -> bool:
     return any("/encoderblock/" in name for name in tensors)
 
 
+def tower_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, int | float]:
+    """Layers, heads and width of the MLP of the tower whose blocks begin with `prefix`.
+
+    Raises:
+        InputError: a tensor that tells is missing, or has a shape that cannot be.
+    """
+    numbers = {int(m[1]) for name in shapes if (m := re.match(f"{prefix}_(\\d+)/", name))}
+    block, extra = (f"{prefix}_0", 0) if numbers else (prefix, 1)
+    mlp_in, mlp_out = axes_of(shapes, f"{block}/MlpBlock_0/Dense_0/kernel", 2 + extra)[extra:]
+    query = axes_of(shapes, f"{block}/{_ATTENTION}/query/kernel", 3 + extra)
+    return {
+        "layers": len(numbers) or query[0],
+        "heads": query[extra + 1],
+        "mlp_ratio": mlp_out / mlp_in,
+    }
+
+
 def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
     """The architecture whose tensors have these shapes.
 
@@ -112,15 +129,15 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
     antialiasing, and no counterpart in Pillow.
 
     Raises:
-        InputError: not a SigLIP, but for example a LiT with a class token.
+        InputError: not a SigLIP.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    for other in ("img/cls", "img/head/kernel", "txt/BertModel_0/pooler/kernel"):
-        if other in shapes:
-            raise InputError(
-                f"the file has a tensor {other}: a two-tower model, but not a SigLIP\n"
-                "image towers with attention pooling and no head can be read, such as SigLIP's"
-            )
+    if "img/head/kernel" in shapes:
+        raise InputError(
+            "the file has a tensor img/head/kernel: a two-tower model, but not a SigLIP\n"
+            "image towers with attention pooling and no head can be read, such as SigLIP's, and "
+            "those of LiT"
+        )
 
     axes = functools.partial(axes_of, shapes)
     patch_size, _, _, width = axes("img/embedding/kernel", 4)
@@ -128,17 +145,6 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
     grid = math.isqrt(axes("img/pos_embedding", 3)[1])
     # 27 patches of 14 are what SigLIP sees of 384 pixels; SigLIP 2 was given 378.
     unseen = 6 if (patch_size, grid, vocab_size) == (14, 27, 32_000) else 0
-
-    def tower(prefix: str) -> dict[str, int | float]:
-        numbers = {int(m[1]) for name in shapes if (m := re.match(f"{prefix}_(\\d+)/", name))}
-        block, extra = (f"{prefix}_0", 0) if numbers else (prefix, 1)
-        mlp_in, mlp_out = axes(f"{block}/MlpBlock_0/Dense_0/kernel", 2 + extra)[extra:]
-        query = axes(f"{block}/{_ATTENTION}/query/kernel", 3 + extra)
-        return {
-            "layers": len(numbers) or query[0],
-            "heads": query[extra + 1],
-            "mlp_ratio": mlp_out / mlp_in,
-        }
 
     return CLIPConfig(
         vision=VisionConfig(
@@ -148,7 +154,7 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
             activation="gelu_tanh",
             norm_eps=1e-6,
             pool="map",
-            **tower("img/Transformer/encoderblock"),
+            **tower_sizes(shapes, "img/Transformer/encoderblock"),
         ),
         text=TextConfig(
             context_length=axes("txt/pos_embedding", 3)[1],
@@ -157,7 +163,7 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
             activation="gelu_tanh",
             norm_eps=1e-6,
             pool="last",
-            **tower("txt/Encoder_0/encoderblock"),
+            **tower_sizes(shapes, "txt/Encoder_0/encoderblock"),
         ),
         embed_dim=width,
         init_logit_scale=math.log(10),

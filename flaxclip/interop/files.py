@@ -35,6 +35,8 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".index.json"
 # SentencePiece models first: where both are there, they are what a tokenizer.json was made from.
 _TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
 
+_BERT_VOCABULARY = "vocab.txt"
+
 COMPANIONS = (
     "open_clip_config.json",
     "config.json",
@@ -43,6 +45,7 @@ COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     *_TOKENIZER_FILES,
+    _BERT_VOCABULARY,
 )
 """Files that say how to use the weights beside them."""
 
@@ -69,10 +72,16 @@ def find_weights(path: Path) -> tuple[Path, Path]:
     raise InputError(f"{path} holds no weights\nexpected one of: {', '.join(WEIGHTS)}")
 
 
-def tokenizer_file(folder: Path) -> str | None:
-    """The vocabulary beside the weights, None where there is none."""
-    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+def tokenizer_file(weights: Path, tokenizer: str) -> str | None:
+    """The vocabulary of the tokenizer so named beside the weights, None where there is none."""
+    names = {"clip": (), "bert": _bert_vocabularies(weights.name)}.get(tokenizer, _TOKENIZER_FILES)
+    found = [weights.with_name(name) for name in names if weights.with_name(name).is_file()]
     return str(found[0]) if found else None
+
+
+def _bert_vocabularies(weights: str) -> tuple[str, str]:
+    """LiT-B16B.npz has LiT-B16B.txt beside it (big_vision, README_lit.md); BERT has vocab.txt."""
+    return str(PurePosixPath(weights).with_suffix(".txt")), _BERT_VOCABULARY
 
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -123,7 +132,8 @@ def fetch(url: str) -> Path | None:
                 return None
         elif weights not in sizes:
             raise InputError(f"there is no file {url}")
-        wanted = [weights, *(name for name in COMPANIONS if name in sizes and name != weights)]
+        beside = (*COMPANIONS, _bert_vocabularies(weights)[0])
+        wanted = [weights, *(name for name in beside if name in sizes and name != weights)]
         # Shards of an index are known only once that is read.
         if weights.endswith(".index.json"):
             listed = json.loads(files.cat_file(f"{folder}/{weights}")).get("weight_map", {})

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from flaxclip.errors import InputError
-from flaxclip.interop import big_vision, huggingface_config, open_clip_config, openai
+from flaxclip.interop import big_vision, huggingface_config, lit, open_clip_config, openai
 from flaxclip.interop.archives import StoredTensor, open_archive
 from flaxclip.interop.files import fetch, find_weights, is_foreign, tokenizer_file
 from flaxclip.interop.huggingface import huggingface_table
-from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.open_clip import has_open_clip, open_clip_table
 from flaxclip.interop.source import ForeignModel
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.variants import VARIANTS
@@ -39,7 +39,7 @@ def find_foreign(path: str, model: str | None = None) -> ForeignModel | None:
     folder, weights = find_weights(local)
     tensors = open_archive(weights)
     foreign = _recognise(folder, weights, tensors, model)
-    tokenizer = tokenizer_file(folder) if foreign.config.tokenizer != "clip" else None
+    tokenizer = tokenizer_file(weights, foreign.config.tokenizer)
     config = dataclasses.replace(foreign.config, tokenizer_file=tokenizer)
     return dataclasses.replace(foreign, config=config)
 
@@ -61,6 +61,10 @@ def _recognise(
         return ForeignModel(f"transformers, {kind}", config, tensors, table)
     if any(name.endswith("img/embedding/kernel") for name in tensors):
         tensors = big_vision.without_root(tensors)
+        if lit.is_lit(tensors):
+            tensors = lit.lit_tensors(tensors)
+            config = named or lit.config_from_tensors(tensors)
+            return ForeignModel("big_vision, LiT", config, tensors, lit.lit_table(config, tensors))
         config = named or big_vision.config_from_tensors(tensors)
         table = big_vision.big_vision_table(config, big_vision.is_stacked(tensors))
         return ForeignModel("big_vision", config, tensors, table)
@@ -94,5 +98,7 @@ def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
 
 
 def _fits(config: CLIPConfig, shapes: dict[str, tuple[int, ...]]) -> bool:
+    if not has_open_clip(config):
+        return False
     expected = open_clip_table(config, shapes).their_shapes()
     return all(shapes.get(name) == shape for name, shape in expected.items())
