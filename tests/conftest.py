@@ -6,10 +6,7 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What is compiled here runs for moments: compiling it carelessly is quicker in all.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Runs that compile the same step, here and in other processes, compile it once a session:
 # the workers of pytest-xdist inherit the folder that their parent has made.
 if "PYTEST_XDIST_WORKER" not in os.environ:
