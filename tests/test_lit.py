@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,17 @@ def test_a_context_of_another_length_changes_nothing_but_what_is_cut(save):
         encode_text(model.variables, jnp.pad(jnp.asarray(tokens), ((0, 0), (0, 1))), longer)
 
 
+def test_the_vocabulary_comes_along_from_elsewhere(save, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source, files = save("big_vision"), fsspec.filesystem("memory")
+    for path in (source, source.with_suffix(".txt")):
+        files.pipe_file(f"/lit/{path.name}", path.read_bytes())
+    model = flaxclip.load("memory://lit/LiT-tiny.npz")
+    np.testing.assert_array_equal(model.tokenize(CAPTIONS), REFERENCE["ids"])
+    with pytest.raises(InputError, match="RN50 has a ResNet"):
+        flaxclip.load("memory://lit/LiT-tiny.npz", model="RN50")
+
+
 def without(*names):
     return lambda tensors: {n: x for n, x in tensors.items() if n not in names}
 
@@ -127,7 +139,7 @@ def test_a_file_that_is_not_whole_or_of_another_kind_is_refused(change, message,
         flaxclip.load(save("big_vision", change))
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3, 3), (1, 1, 1), (10**12, 10**12)])
+@pytest.mark.parametrize("shape", [(), (0, 0), (1, 1, 1)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(layout, shape):
     shapes = shapes_of(layout)
@@ -178,7 +190,9 @@ def test_conversion_keeps_all_and_other_formats_refuse(save, tmp_path, capsys):
 def test_parameters_are_born_as_in_bert():
     text = TextConfig(16, 500, 192, 2, 3, pool="class", positions=64)
     tower = BertTextTransformer(text, 128, jnp.dtype("float32"))
-    born = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 16), jnp.int32))["params"]
+    born = jax.jit(tower.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 16), jnp.int32))[
+        "params"
+    ]
     for name, x in flatten_dict(nn.unbox(born), sep="/").items():
         x = np.asarray(x)
         if name.endswith("bias"):

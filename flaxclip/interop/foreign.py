@@ -12,6 +12,7 @@ from flaxclip.interop.huggingface import huggingface_table
 from flaxclip.interop.open_clip import has_open_clip, open_clip_table
 from flaxclip.interop.source import ForeignModel
 from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS
 
 
@@ -60,6 +61,8 @@ def _recognise(
         table = huggingface_table(config, flat_patches=kind == "siglip2")
         return ForeignModel(f"transformers, {kind}", config, tensors, table)
     if any(name.endswith("img/embedding/kernel") for name in tensors):
+        if named is not None and isinstance(named.vision, ResNetConfig):
+            raise InputError(f"{weights} has a vision transformer\n{model} has a ResNet")
         tensors = big_vision.without_root(tensors)
         if lit.is_lit(tensors):
             tensors = lit.lit_tensors(tensors)
