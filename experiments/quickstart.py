@@ -1,4 +1,4 @@
-"""A tiny CLIP on the built-in scenes: some three minutes on two CPU cores.
+"""A tiny CLIP on the built-in scenes: some six minutes on two CPU cores.
 
     python -m flaxclip.train
     python -m flaxclip.benchmark runs/quickstart

@@ -88,7 +88,12 @@ def _model_of_weights(path: str, model: str | None, workdir: str) -> CLIPConfig:
 
 
 def variant(name: str) -> CLIPConfig:
-    """The architecture of that name; raises InputError with those that there are."""
+    """The architecture of that name, `ViT-B-32` or `ViT-B/32`, as open_clip takes both.
+
+    Raises:
+        InputError: there is none; the message has those that there are.
+    """
+    name = name.replace("/", "-")
     if name not in VARIANTS:
         close = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
         raise InputError(

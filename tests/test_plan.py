@@ -72,6 +72,7 @@ def test_all_architectures_are_listed_with_their_published_cost():
     assert rows["ViT-B-32"] == (
         "151.28", "14.78", "224/32", "77", "gelu", "shortest, OpenAI's mean", "clip",
     )  # fmt: skip
+    assert rows["RN50"][:2] == ("102.01", "18.18")
     assert rows["ViT-bigG-14"][:2] == ("2,539.57", "1,065.36")
     assert rows["ViT-B-16-SigLIP"] == (
         "203.16", "46.44", "224/16", "64", "gelu_tanh", "squash, mean 0.5", "siglip",

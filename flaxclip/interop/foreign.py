@@ -35,6 +35,7 @@ def find_foreign(path: str, model: str | None = None) -> ForeignModel | None:
         if model is not None:
             raise InputError(f"{path}: no weights of another library, for which model= is")
         return None
+    model = model and model.replace("/", "-")
     if model is not None and model not in VARIANTS:
         raise InputError(f"unknown model {model!r}\nknown: {', '.join(VARIANTS)}")
     folder, weights = find_weights(local)

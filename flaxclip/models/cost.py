@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flaxclip.flops import count_flops
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
+from flaxclip.models.modified_resnet import ResNetConfig
 
 
 class Cost(NamedTuple):
@@ -55,3 +56,17 @@ def model_cost(config: CLIPConfig, kept_patches: int | None = None) -> Cost:
         image_flops=count_flops(encode_image, variables, images, kept),
         text_flops=count_flops(encode_text, variables, tokens),
     )
+
+
+def published_flops(config: CLIPConfig) -> int:
+    """Forward FLOPs of a pair as open_clip counts them (`docs/model_profile.csv`).
+
+    Its ResNets' attention pooling attends from every position and then keeps the first one; ours
+    attends from that one alone.
+    """
+    flops = model_cost(config).forward_flops
+    if not isinstance(config.vision, ResNetConfig):
+        return flops
+    positions, width = config.vision.grid**2, 32 * config.vision.width
+    projections = width**2 + width * config.embed_dim
+    return flops + 2 * positions * (projections + 2 * (positions + 1) * width)

@@ -17,10 +17,10 @@ from flaxclip.models.clip import abstract_variables
 from tests.survival.jobs import ROOT, Job, cluster_command, train_command
 from tests.tiny_run import TINY_MODEL
 
-STEPS = 100
+STEPS = 50
 FLAGS = (
-    *("--steps", str(STEPS), "--log-every", "1", "--checkpoint.every-steps", "10"),
-    *("--checkpoint.keep-every", "80", "--health.host-timeout-seconds", "30"),
+    *("--steps", str(STEPS), "--log-every", "1", "--checkpoint.every-steps", "5"),
+    *("--checkpoint.keep-every", "40", "--health.host-timeout-seconds", "30"),
 )
 
 
@@ -58,7 +58,7 @@ def test_a_killed_host_costs_the_steps_since_the_last_checkpoint_and_nothing_els
     undisturbed, tmp_path
 ):
     job = Job(tmp_path, cluster_command(*FLAGS, restarts=2))
-    for starts, (step, rank) in enumerate(((10, 1), (40, 0)), 1):
+    for starts, (step, rank) in enumerate(((5, 1), (20, 0)), 1):
         job.wait_for_checkpoint(step)
         job.wait_for_text("host 1 is process", starts)
         os.kill(job.host(rank), signal.SIGKILL)
@@ -71,7 +71,7 @@ def test_a_run_that_is_told_to_stop_saves_its_step_on_all_hosts_and_goes_on_from
     undisturbed, tmp_path
 ):
     job = Job(tmp_path, cluster_command(*FLAGS))
-    job.wait_for_checkpoint(10)
+    job.wait_for_checkpoint(5)
     os.kill(job.host(1), signal.SIGTERM)  # one host's notice stops them all
     assert job.wait() == PREEMPTED, job.text()
     assert "exit codes 75, 75" in job.text()
@@ -86,7 +86,7 @@ def test_a_run_that_is_told_to_stop_saves_its_step_on_all_hosts_and_goes_on_from
 def test_a_frozen_host_is_named_and_the_others_do_not_wait_for_ever(tmp_path):
     """It holds its connections: nothing but its silence gives it away."""
     job = Job(tmp_path, cluster_command(*FLAGS, "--steps", "100000", patience=3))
-    job.wait_for_checkpoint(10)
+    job.wait_for_checkpoint(5)
     os.kill(job.host(1), signal.SIGSTOP)
     assert job.wait() == PREEMPTED, job.text()
     assert re.search(r"flaxclip.train: host 1 \(.*\) is dead or frozen: silent for", job.text())
@@ -97,20 +97,20 @@ def test_a_frozen_host_is_named_and_the_others_do_not_wait_for_ever(tmp_path):
 def test_a_run_goes_on_with_other_hosts_and_devices(undisturbed, tmp_path, processes, devices):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     for step in saved_steps(tmp_path / "run"):
-        if step > 80:
+        if step > 40:
             shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
     mesh = ("--mesh.fsdp", "2") if devices > 1 else ()
     job = Job(tmp_path, cluster_command(*FLAGS, *mesh, processes=processes, devices=devices))
     assert job.wait() == 0, job.text()
-    assert "at step 80, where its last checkpoint is" in job.text()
+    assert "at step 40, where its last checkpoint is" in job.text()
     ours, theirs = losses(tmp_path), losses(undisturbed)
-    assert ours[:80] == theirs[:80]
+    assert ours[:40] == theirs[:40]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_lives(tmp_path):
     job = Job(tmp_path, cluster_command(*FLAGS, "--steps", "100000"))
-    job.wait_for_checkpoint(10)
+    job.wait_for_checkpoint(5)
     second = subprocess.run(
         train_command(),
         cwd=tmp_path,
