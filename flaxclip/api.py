@@ -12,7 +12,7 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
-from flaxclip.data.loader import model_tokenizer
+from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.tokenizers import Tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
 from flaxclip.interop.name_table import unflatten

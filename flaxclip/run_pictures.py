@@ -9,7 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, UInt8
 
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import model_tokenizer, open_source
+from flaxclip.data.loader import open_source
+from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform, preprocess

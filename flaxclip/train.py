@@ -24,7 +24,8 @@ from flaxclip.command_line import RunCommand, parse
 from flaxclip.config import TrainConfig
 from flaxclip.coordination import Requests
 from flaxclip.data.batch import Batch
-from flaxclip.data.loader import load_batches, model_tokenizer, open_source
+from flaxclip.data.loader import load_batches, open_source
+from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.order import batch_records
 from flaxclip.data.source import Source
 from flaxclip.data.worker_pool import WorkerError

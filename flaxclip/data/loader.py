@@ -15,10 +15,10 @@ from flaxclip.data.captions import CaptionConfig
 from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.device_feed import LoadedBatch, feed_devices
 from flaxclip.data.examples import ExampleLoader
+from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.shared_batches import BatchShape, count_slots
 from flaxclip.data.source import Source
-from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
 from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.data.worker_pool import LocalLoading, WorkerPool, available_cores
@@ -74,17 +74,6 @@ def open_source(config: DataConfig, image_size: int) -> Source:
     if config.mixture:
         return open_mixture(config.mixture, image_size)
     return open_corpus(config, image_size)
-
-
-def model_tokenizer(model: CLIPConfig) -> Tokenizer:
-    """The tokenizer that goes with `model`.
-
-    Raises:
-        InputError: see `load_tokenizer`.
-    """
-    return load_tokenizer(
-        model.tokenizer, model.text.context_length, model.tokenizer_file, model.text.vocab_size
-    )
 
 
 def load_batches(
