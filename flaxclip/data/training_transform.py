@@ -143,6 +143,8 @@ def _change_colors(
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
         for number in rng.permutation(len(augment.color_jitter)):
             strength = augment.color_jitter[number]
+            if not strength:
+                continue  # a hue shifted by nothing would still be rounded, to HSV and back
             if number < len(_ENHANCERS):
                 factor = rng.uniform(1 - strength, 1 + strength)
                 image = _ENHANCERS[number](image).enhance(factor)
