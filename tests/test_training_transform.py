@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
@@ -278,3 +279,14 @@ def test_damaged_files_never_raise_anything_but_unreadable(kind):
         except UnreadableRecordError:
             continue
         assert out.shape == (SIZE, SIZE, 3)
+
+
+def test_a_jitter_of_brightness_alone_changes_nothing_else():
+    pixels = np.random.default_rng(4).integers(0, 256, (64, 64, 3), np.uint8)
+    augment = AugmentConfig(None, color_jitter=(0.4, 0.0, 0.0, 0.0))
+    ours = transform_for_training(pixels, ImageTransform(64), augment, np.random.default_rng(0))
+    replay = np.random.default_rng(0)
+    replay.random()
+    replay.permutation(4)
+    brightness = PIL.ImageEnhance.Brightness(PIL.Image.fromarray(pixels))
+    np.testing.assert_array_equal(ours, np.asarray(brightness.enhance(replay.uniform(0.6, 1.4))))
