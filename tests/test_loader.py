@@ -102,14 +102,18 @@ def example_loader(source, augment=HALF, seed=0):
     )
 
 
+def example(load, position):
+    return load(range(position, position + 1), lambda _: None)[0]
+
+
 def test_a_record_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_path):
     picture = Image.effect_noise((64, 64), 90).convert("RGB")
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_shard(tmp_path / "0.tar", {"a": (buffer.getvalue(), "noise")})
     load = example_loader(WebDatasetSource(str(tmp_path / "0.tar")))
-    assert np.array_equal(load(0).image, load(0).image)
-    assert not np.array_equal(load(0).image, load(1).image)
+    assert np.array_equal(example(load, 0).image, example(load, 0).image)
+    assert not np.array_equal(example(load, 0).image, example(load, 1).image)
 
 
 def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named(tmp_path):
@@ -126,15 +130,15 @@ def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named
     load = example_loader(source, WHOLE)
     broken = next(position for position in range(40) if load.order[position].record == 7)
     again = next(position for position in range(40, 80) if load.order[position].record == 7)
-    assert np.array_equal(load(broken).tokens, load(again).tokens)
-    assert "not a" in load(broken).replaced[0]
+    assert np.array_equal(example(load, broken).tokens, example(load, again).tokens)
+    assert "not a" in example(load, broken).replaced[0]
 
 
 def test_a_corpus_that_is_broken_at_large_stops_the_run(tmp_path):
     write_shard(tmp_path / "0.tar", {f"{i}": (b"x", "caption") for i in range(20)})
     load = example_loader(WebDatasetSource(str(tmp_path / "0.tar")))
     with pytest.raises(InputError, match="16 records in a row are unreadable"):
-        load(0)
+        example(load, 0)
 
 
 def test_captions_that_lose_their_end_are_counted(tmp_path):

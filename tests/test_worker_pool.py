@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from flaxclip.data.local_loading import Example, LocalLoading
 from flaxclip.data.shared_batches import BatchShape, count_slots
-from flaxclip.data.worker import Example
-from flaxclip.data.worker_pool import LocalLoading, WorkerError, WorkerPool
+from flaxclip.data.worker_pool import WorkerError, WorkerPool
 from flaxclip.errors import InputError
 
 SHAPE = BatchShape(rows=40, image_size=4, context_length=3)
@@ -27,7 +27,11 @@ def positions(step):
 def loading(before=lambda position: None):
     """A function that is sent to workers by value: they need not import this module."""
 
-    def load(position):
+    def load(positions, begin):
+        return [make(position, begin) for position in positions]
+
+    def make(position, begin):
+        begin(position)
         before(position)
         image = np.full((4, 4, 3), position % 251, np.uint8)
         replaced = (f"{position}: broken",) if position % 17 == 0 else ()

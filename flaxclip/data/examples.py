@@ -1,25 +1,47 @@
-"""Position in the stream -> one row of a batch."""
+"""Positions in the stream -> rows of a batch."""
 
 import dataclasses
+from collections.abc import Callable
 
 import grain
+import numpy as np
+from jaxtyping import UInt8
 
 from flaxclip.data.captions import draw_caption
+from flaxclip.data.local_loading import Example
 from flaxclip.data.order import CorpusOrder, Draw, example_rng, stand_in
-from flaxclip.data.source import Source, UnreadableRecordError
+from flaxclip.data.source import Pair, Source, UnreadableRecordError
 from flaxclip.data.tokenizers import Tokenizer
-from flaxclip.data.training_transform import AugmentConfig, transform_for_training
+from flaxclip.data.training_transform import (
+    AugmentConfig,
+    Crop,
+    choose_crop,
+    render_crop,
+)
 from flaxclip.data.transforms import ImageTransform
-from flaxclip.data.worker import Example
 from flaxclip.errors import InputError
 
 MAX_REPLACEMENTS = 16
 """Records tried in place of an unreadable one. At 10% broken, all fail once in 10^16 examples."""
 
 
+@dataclasses.dataclass
+class _Row:
+    """An example in the making."""
+
+    position: int
+    draw: Draw
+    pair: Pair | None = None
+    rng: np.random.Generator | None = None
+    crop: Crop | None = None
+    pixels: UInt8[np.ndarray, "size size 3"] | None = None
+    error: UnreadableRecordError | None = None
+    replaced: list[str] = dataclasses.field(default_factory=list)
+
+
 @dataclasses.dataclass(frozen=True)
 class ExampleLoader:
-    """Position in the stream -> example, as a pure function; runs in worker processes."""
+    """Positions in the stream -> examples, as a pure function; runs in worker processes."""
 
     source: Source
     order: CorpusOrder | grain.MapDataset[Draw]
@@ -28,33 +50,64 @@ class ExampleLoader:
     augment: AugmentConfig
     seed: int
 
-    def __call__(self, position: int) -> Example:
-        """The example at `position`; in place of an unreadable record, another one.
+    def __call__(self, positions: range, begin: Callable[[int], None]) -> list[Example]:
+        """The examples at `positions`; in place of an unreadable record, another one.
+
+        Args:
+            positions: in the stream.
+            begin: called with each position that is about to be worked on.
 
         Raises:
             InputError: `MAX_REPLACEMENTS` records in a row are unreadable.
         """
-        draw = self.order[position]
-        replaced: list[str] = []
-        for attempt in range(MAX_REPLACEMENTS):
-            try:
-                return self._load(draw, tuple(replaced))
-            except UnreadableRecordError as error:
-                replaced.append(f"{self.source.name(draw.record)}: {error}".replace("\n", " "))
-                draw = draw._replace(record=stand_in(self.source, draw.record, attempt))
-        raise InputError(
-            f"{MAX_REPLACEMENTS} records in a row are unreadable; the first: {replaced[0]}\n"
-            "a few broken records are replaced by others, but this corpus is broken at large"
-        )
+        rows = [_Row(position, self.order[position]) for position in positions]
+        pending = rows
+        while pending:
+            # All of one kind of work, then of the next: decoding a picture leaves nothing of the
+            # others' code and data in the core's cache.
+            for work in (self._read, self._choose_crop, self._render):
+                for row in pending:
+                    if row.error is None:
+                        begin(row.position)
+                        try:
+                            work(row)
+                        except UnreadableRecordError as error:
+                            row.error = error
+            pending = [row for row in pending if row.error is not None]
+            for row in pending:
+                self._replace(row)
+        captions = [
+            draw_caption(row.pair, example_rng(self.seed, row.draw, "caption")) for row in rows
+        ]
+        tokens, truncated = self.tokenizer.encode(captions)
+        return [
+            Example(row.pixels, ids, bool(cut), tuple(row.replaced))
+            for row, ids, cut in zip(rows, tokens, truncated, strict=True)
+        ]
 
     def name(self, position: int) -> str:
         """Name of the record at `position`."""
         return self.source.name(self.order[position].record)
 
-    def _load(self, draw: Draw, replaced: tuple[str, ...]) -> Example:
-        pair = self.source[draw.record]
-        rng = example_rng(self.seed, draw, "image")
-        pixels = transform_for_training(pair.image, self.transform, self.augment, rng)
-        caption = draw_caption(pair, example_rng(self.seed, draw, "caption"))
-        tokens, truncated = self.tokenizer.encode([caption])
-        return Example(pixels, tokens[0], bool(truncated[0]), replaced)
+    def _read(self, row: _Row) -> None:
+        row.pair = self.source[row.draw.record]
+
+    def _choose_crop(self, row: _Row) -> None:
+        row.rng = example_rng(self.seed, row.draw, "image")
+        row.crop = choose_crop(row.pair.image, self.transform, self.augment, row.rng)
+
+    def _render(self, row: _Row) -> None:
+        row.pixels = render_crop(row.crop, self.transform, self.augment, row.rng)
+
+    def _replace(self, row: _Row) -> None:
+        """Draw another record."""
+        name = self.source.name(row.draw.record)
+        row.replaced.append(f"{name}: {row.error}".replace("\n", " "))
+        if len(row.replaced) == MAX_REPLACEMENTS:
+            raise InputError(
+                f"{MAX_REPLACEMENTS} records in a row are unreadable; the first: "
+                f"{row.replaced[0]}\n"
+                "a few broken records are replaced by others, but this corpus is broken at large"
+            )
+        record = stand_in(self.source, row.draw.record, len(row.replaced) - 1)
+        row.draw, row.error = row.draw._replace(record=record), None

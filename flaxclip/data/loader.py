@@ -15,13 +15,14 @@ from flaxclip.data.captions import CaptionConfig
 from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.device_feed import LoadedBatch, feed_devices
 from flaxclip.data.examples import ExampleLoader
+from flaxclip.data.local_loading import LocalLoading
 from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.shared_batches import BatchShape, count_slots
 from flaxclip.data.source import Source
 from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.data.transforms import ImageTransform
-from flaxclip.data.worker_pool import LocalLoading, WorkerPool, available_cores
+from flaxclip.data.worker_pool import WorkerPool, available_cores
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig
 

@@ -6,6 +6,7 @@ antialiased bicubic interpolation. All randomness comes from the generator that 
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -60,6 +61,14 @@ class AugmentConfig:
             )
 
 
+class Crop(NamedTuple):
+    """What the image tower shall see of a picture that is not decoded yet."""
+
+    picture: UprightPicture
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom, in pixels."""
+
+
 def transform_for_training(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
     transform: ImageTransform,
@@ -71,11 +80,27 @@ def transform_for_training(
     Raises:
         UnreadableRecordError: see `decode_image`.
     """
+    return render_crop(choose_crop(image, transform, augment, rng), transform, augment, rng)
+
+
+def choose_crop(
+    image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
+    transform: ImageTransform,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> Crop:
+    """The first half of `transform_for_training`, which for a JPEG looks at its header alone."""
     picture = UprightPicture(image)
-    box = _choose_box(picture.height, picture.width, transform, augment, rng)
-    left, top, right, bottom = box
-    pixels, scale = picture.decode(MARGIN * transform.size / min(right - left, bottom - top))
-    box = tuple(scale * edge for edge in box)
+    return Crop(picture, _choose_box(picture.height, picture.width, transform, augment, rng))
+
+
+def render_crop(
+    crop: Crop, transform: ImageTransform, augment: AugmentConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The second half, with the same `rng`."""
+    left, top, right, bottom = crop.box
+    pixels, scale = crop.picture.decode(MARGIN * transform.size / min(right - left, bottom - top))
+    box = tuple(scale * edge for edge in crop.box)
     pixels = resize_part(pixels, box, transform.size, transform.interpolation)
     return _change_colors(_flip(pixels, augment, rng), augment, rng)
 

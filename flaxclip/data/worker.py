@@ -17,20 +17,9 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import cloudpickle
-import numpy as np
-from jaxtyping import Int32, UInt8
 
 from flaxclip.data.shared_batches import SharedBatches
 from flaxclip.errors import InputError
-
-
-class Example(NamedTuple):
-    """One row of a batch, and what is to be said about it."""
-
-    image: UInt8[np.ndarray, "height width 3"]
-    tokens: Int32[np.ndarray, " length"]
-    truncated: bool
-    replaced: tuple[str, ...]
 
 
 class Task(NamedTuple):
@@ -76,17 +65,21 @@ def main() -> None:
     shared = SharedBatches(memory, *layout)
     tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
+
+    def begin(position: int) -> None:
+        shared.positions[number] = position
+
     while True:
         task = tasks.get()
+        try:
+            examples = load(task.positions, begin)
+        except Exception as error:
+            expected = error if isinstance(error, InputError) else None
+            position = int(shared.positions[number])
+            connection.send(Failed(position, expected, traceback.format_exc()))
+            return
         truncated, replaced = 0, []
-        for row, position in enumerate(task.positions, task.first_row):
-            shared.positions[number] = position
-            try:
-                example = load(position)
-            except Exception as error:
-                expected = error if isinstance(error, InputError) else None
-                connection.send(Failed(position, expected, traceback.format_exc()))
-                return
+        for row, example in enumerate(examples, task.first_row):
             shared.images[task.slot, row] = example.image
             shared.tokens[task.slot, row] = example.tokens
             truncated += example.truncated

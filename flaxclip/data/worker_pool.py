@@ -18,16 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import cloudpickle
-import numpy as np
-from jaxtyping import Int32, UInt8
 
+from flaxclip.data.local_loading import ROWS_AT_A_TIME, HostBatch, Load
 from flaxclip.data.shared_batches import BatchShape, SharedBatches, create_shared_memory
-from flaxclip.data.worker import Done, Example, Failed, Task
+from flaxclip.data.worker import Done, Failed, Task
 
-_ROWS_A_TASK = 16  # few enough to divide a batch evenly, enough to make messages cheap
 _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels
 _TICK_SECONDS = 1.0
 _START_SECONDS = 120.0  # granted to a worker before its first record, on a busy machine
@@ -49,15 +46,6 @@ _logger = logging.getLogger(__name__)
 
 class WorkerError(Exception):
     """A worker process was killed, crashed or stalled; the message says over which record."""
-
-
-class HostBatch(NamedTuple):
-    """The rows of a batch that this host loads; valid until the next batch is asked for."""
-
-    images: UInt8[np.ndarray, "rows height width 3"]
-    tokens: Int32[np.ndarray, "rows length"]
-    truncated: int
-    replaced: tuple[str, ...]
 
 
 class _Filling:
@@ -95,7 +83,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        load: Callable[[int], Example],
+        load: Load,
         name: Callable[[int], str],
         shape: BatchShape,
         steps: range,
@@ -108,7 +96,7 @@ class WorkerPool:
         """Start the workers.
 
         Args:
-            load: position in the stream -> `Example`; sent to the workers by cloudpickle.
+            load: sent to the workers by cloudpickle.
             name: position in the stream -> name of its record, for messages.
             shape: of this host's part of a batch.
             steps: whose batches are made.
@@ -210,8 +198,8 @@ class WorkerPool:
 
     def _divide(self, step: int, slot: int) -> Iterator[Task]:
         positions = self._positions(step)
-        for row in range(0, self._rows, _ROWS_A_TASK):
-            yield Task(step, slot, row, positions[row : row + _ROWS_A_TASK])
+        for row in range(0, self._rows, ROWS_AT_A_TIME):
+            yield Task(step, slot, row, positions[row : row + ROWS_AT_A_TIME])
 
     def _send(self, worker: _Worker, task: Task) -> None:
         try:
@@ -270,36 +258,6 @@ class WorkerPool:
     def _doing(self, worker: _Worker) -> str:
         position = int(self._shared.positions[worker.number])
         return "between two records" if position < 0 else f"at record {self._name(position)}"
-
-
-class LocalLoading:
-    """The same without worker processes: in the thread that iterates."""
-
-    def __init__(
-        self, load: Callable[[int], Example], steps: range, positions: Callable[[int], range]
-    ):
-        """See `WorkerPool`."""
-        self._load, self._steps, self._positions = load, steps, positions
-        self._closed = False
-
-    def __iter__(self) -> Iterator[HostBatch]:
-        """Batches of `steps`, in order."""
-        for step in self._steps:
-            examples = []
-            for position in self._positions(step):
-                if self._closed:
-                    return
-                examples.append(self._load(position))
-            yield HostBatch(
-                np.stack([example.image for example in examples]),
-                np.stack([example.tokens for example in examples]),
-                sum(example.truncated for example in examples),
-                tuple(name for example in examples for name in example.replaced),
-            )
-
-    def close(self) -> None:
-        """End the iteration, after the example that is being loaded."""
-        self._closed = True
 
 
 def available_cores() -> int:

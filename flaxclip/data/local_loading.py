@@ -1,0 +1,62 @@
+"""One host's part of each batch, and how it is loaded without worker processes."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+ROWS_AT_A_TIME = 16
+"""Few enough to divide a batch evenly among workers, enough for a message, and for what each kind
+of work brings into a core's cache, to cost little."""
+
+
+class Example(NamedTuple):
+    """One row of a batch, and what is to be said about it."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    tokens: Int32[np.ndarray, " length"]
+    truncated: bool
+    replaced: tuple[str, ...]
+
+
+Load = Callable[[range, Callable[[int], None]], list[Example]]
+"""Positions in the stream -> their examples. Calls its second argument with each position that it
+begins to work on, as often as it does."""
+
+
+class HostBatch(NamedTuple):
+    """The rows of a batch that this host loads; valid until the next batch is asked for."""
+
+    images: UInt8[np.ndarray, "rows height width 3"]
+    tokens: Int32[np.ndarray, "rows length"]
+    truncated: int
+    replaced: tuple[str, ...]
+
+
+class LocalLoading:
+    """What `WorkerPool` does, in the thread that iterates."""
+
+    def __init__(self, load: Load, steps: range, positions: Callable[[int], range]):
+        """See `WorkerPool`."""
+        self._load, self._steps, self._positions = load, steps, positions
+        self._closed = False
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        """Batches of `steps`, in order."""
+        for step in self._steps:
+            positions, examples = self._positions(step), []
+            for first in range(0, len(positions), ROWS_AT_A_TIME):
+                if self._closed:
+                    return
+                examples += self._load(positions[first : first + ROWS_AT_A_TIME], lambda _: None)
+            yield HostBatch(
+                np.stack([example.image for example in examples]),
+                np.stack([example.tokens for example in examples]),
+                sum(example.truncated for example in examples),
+                tuple(name for example in examples for name in example.replaced),
+            )
+
+    def close(self) -> None:
+        """End the iteration, after the examples that are being loaded."""
+        self._closed = True
