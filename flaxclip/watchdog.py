@@ -5,6 +5,7 @@ Without it a job that has lost a host waits in a collective for ever.
 
 import collections
 import faulthandler
+import math
 import os
 import statistics
 import sys
@@ -26,7 +27,8 @@ class Watchdog:
 
     A step that takes 10 times the median prints the stacks of all threads. A step that takes longer
     than `timeout_seconds`, or a host that is silent for so long, ends the process with the code of
-    a restart, and with the name of that host. The first step is not timed: it compiles.
+    a restart, and with the name of that host. The first step is not timed: it compiles;
+    and nothing is slow before there is a step to compare with.
     """
 
     def __init__(self, timeout_seconds: float):
@@ -74,11 +76,12 @@ class Watchdog:
                 self._leave(f"host 0, which the others talk through, is silent for {unheard:.0f} s")
             done_at = self._step_done_at
             late = 0.0 if done_at is None else time.monotonic() - done_at
-            slow = max(_SLOW * statistics.median(self._durations or [0.0]), _SLOW_SECONDS)
+            usual = statistics.median(self._durations) if self._durations else math.inf
+            slow = max(_SLOW * usual, _SLOW_SECONDS)
             self._hosts.curious = late > min(slow, self._timeout / 2)
             if late > slow and not self._printed:
                 self._printed = True
-                self._print_stacks(f"step takes {late:.0f} s, the median is far less")
+                self._print_stacks(f"step takes {late:.0f} s, the median is {usual:.1f}")
             if late > self._timeout:
                 hosts = self._hosts.late() or ["no host stands out"]
                 self._leave("\n  ".join([f"no step in {late:.0f} s", *hosts]))

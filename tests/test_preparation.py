@@ -88,6 +88,21 @@ def test_order_depends_on_contents_alone(tmp_path):
     assert [caption for _, (caption,), _ in pairs] != sorted(caption for _, (caption,), _ in pairs)
 
 
+def test_a_table_or_a_folder_is_prepared_as_tars_are(tmp_path):
+    expected = []
+    for n in range(12):
+        (tmp_path / f"{n:02}.jpg").write_bytes(picture(n))
+        (tmp_path / f"{n:02}.txt").write_text(f"picture number {n}")
+        expected.append((picture(n), (f"picture number {n}",)))
+    rows = "".join(f"{n:02}.jpg\tpicture number {n}\n" for n in range(12))
+    (tmp_path / "pairs.tsv").write_text("filepath\tcaption\n" + rows)
+    for corpus in (str(tmp_path / "pairs.tsv"), str(tmp_path)):
+        recipe = Recipe(CorpusConfig((corpus,)))
+        pairs, counts = _prepare(recipe, tmp_path.parent, 2)
+        assert counts == {}
+        assert sorted(pair[:2] for pair in pairs) == sorted(expected)
+
+
 def test_duplicates_of_pictures_and_none_at_all(tmp_path):
     expected = write_shards(tmp_path / "in")
     _, counts = _prepare(_recipe(tmp_path / "in", deduplicate="none"), tmp_path, 2)

@@ -16,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from flaxclip.config_json import from_json, to_json
+from flaxclip.data import array_record
 from flaxclip.data.array_record import encode_record
 from flaxclip.data.captions import CaptionConfig, draw_caption
 from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus
@@ -130,6 +131,21 @@ def test_array_record_keeps_every_field(tmp_path):
     assert [source[n] for n in (0, 1, 2, 4, 5)] == [Pair(picture(n), ("a cat",)) for n in range(5)]
     assert source.fields(3) == fields
     assert [source.name(n) for n in (3, 4)] == ["a.array_record/3", "b.array_record/0"]
+
+
+def test_array_record_that_is_replaced_is_never_taken_for_what_was_counted(tmp_path):
+    path = tmp_path / "a.array_record"
+    pairs = [encode_record(str(n), b"picture", {"txt": f"before {n}"}) for n in range(3)]
+    write_array_record(path, pairs)
+    source, unread = open_at(path), open_at(path)
+    assert source[0].captions == ("before 0",)
+    write_array_record(tmp_path / "new", [encode_record("x", b"y", {"txt": "after"})] * 3)
+    (tmp_path / "new").replace(path)
+    assert source[1].captions == ("before 1",)
+    array_record._open_shard.cache_clear()  # as in another process
+    with pytest.raises(UnreadableRecordError, match=r"a.array_record: has changed since"):
+        unread[1]
+    assert open_at(path)[1].captions == ("after",)
 
 
 def test_array_record_of_another_kind_or_cut_off_is_told(tmp_path):

@@ -13,7 +13,7 @@ from flaxclip import watchdog
 
 watchdog._SLOW_SECONDS = 0.2
 with watchdog.Watchdog(timeout_seconds=$timeout) as dog:
-    for _ in range(20):
+    for _ in range($steps):
         dog.step_done()
         time.sleep(0.01)
     dog.doing("waiting for the data of step 21")
@@ -27,8 +27,8 @@ print("came back")
 """
 
 
-def run(**names):
-    code = string.Template(HANG).substitute(names)
+def run(steps=20, **names):
+    code = string.Template(HANG).substitute(names, steps=steps)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
@@ -40,6 +40,11 @@ def test_a_step_that_takes_ten_times_the_median_prints_all_stacks_once():
     assert "host 0 (" in result.stderr
     assert "waiting for the data of step 21 for " in result.stderr
     assert "in hangs_here" in result.stderr
+
+
+def test_no_step_is_slow_before_there_is_one_to_compare_it_with():
+    result = run(steps=1, timeout=30, then="", seconds=6)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_step_that_takes_longer_than_the_time_out_ends_the_process():

@@ -20,7 +20,6 @@ import glob
 import gzip
 import io
 import itertools
-import json
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,13 +75,13 @@ def clipart(
     stamps: list[tuple[str, bytes]] = []
     captioned = []
     pairs = WebDatasetSource(paths)
-    for number, source in enumerate(_sources(paths)):
+    for number in range(len(pairs)):
         pair = pairs[number]
-        kind, topmost, *_ = source.split("/")
+        kind, topmost, *_ = pairs.fields(number)["source"].split("/")
         if kind == "stamps":
             stamps.append((topmost, pair.image))
         else:
-            lines = "\n".join(pair.caption.split(". "))
+            lines = "\n".join(pair.captions[0].split(". "))
             captioned.append({"jpg": pair.image, "txt": lines.encode()})
     names = sorted({name for name, _ in stamps})
     root = out / "wds_tuxpaint"
@@ -113,15 +112,6 @@ def _png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
-
-
-def _sources(paths: Sequence[str]) -> Iterable[str]:
-    """Where each pair of the shards comes from, in their order."""
-    for path in paths:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".json"):
-                    yield json.load(tar.extractfile(member))["source"]
 
 
 def _write(root: Path, split: str, records: Iterable[dict[str, bytes]]) -> None:

@@ -29,7 +29,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions
 from flaxclip.data.shard_paths import expand_shards, shown
 from flaxclip.data.source import Pair, UnreadableRecordError
-from flaxclip.data.storage import local_copy
+from flaxclip.data.storage import Version, local_copy, version_of
 from flaxclip.errors import InputError
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
@@ -80,6 +80,7 @@ class ArrayRecordSource:
         self._files = [local_copy(path) for path in self.paths]
         with concurrent.futures.ThreadPoolExecutor(32) as pool:
             self._ends = list(itertools.accumulate(pool.map(count_records, self._files)))
+        self._versions = [version_of(file) for file in self._files]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -100,7 +101,7 @@ class ArrayRecordSource:
     def _read(self, index: int) -> tuple[str, bytes, dict[str, Any]]:
         shard, position = self._locate(index)
         try:
-            (data,) = _open_shard(self._files[shard]).read([position])
+            (data,) = _open_shard(self._files[shard], self._versions[shard]).read([position])
         except (OSError, RuntimeError, IndexError, ValueError) as error:
             raise UnreadableRecordError(f"{self.paths[shard]}: {error}") from error
         return decode_record(data)
@@ -136,5 +137,8 @@ def count_records(path: str) -> int:
 
 
 @functools.lru_cache(_OPEN_SHARDS)
-def _open_shard(path: str) -> ArrayRecordReader:
+def _open_shard(path: str, expected: Version) -> ArrayRecordReader:
+    # A file that is open stays what it is where it is replaced by another of its name.
+    if version_of(path) != expected:
+        raise OSError("has changed since its records were counted")
     return ArrayRecordReader(path, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
