@@ -32,6 +32,7 @@ from flaxclip.data.worker_pool import WorkerError
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED, PreemptedError, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
+from flaxclip.host_connections import connect_hosts
 from flaxclip.initial_weights import describe, open_initial_weights, start_from
 from flaxclip.metrics import check_wandb
 from flaxclip.models.clip import abstract_variables, check_tensor_divides
@@ -91,6 +92,7 @@ def train(
         clock.finished("data and checkpoints")
         progress = ProgressReport(start_step, config.steps)
         record = run_record(config, source)
+        connect_hosts(mesh, config.batch_size)
         config = choose_remat(config, lambda tried: step_fits(tried, tx, mesh))
         restored = restore_latest(config.workdir, like.trees, progress.warn)
         if restored is None:

@@ -1,5 +1,6 @@
-"""A workdir in gs://, on an emulator of Google's service that answers its real HTTP requests."""
+"""Shards and a workdir in gs://, on an emulator that answers the real HTTP requests to Google."""
 
+import io
 import json
 import os
 import re
@@ -7,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
 from flaxclip.exit_codes import PREEMPTED
+from tests.pair_shards import picture
 from tests.survival.jobs import Job, train_command
 
 pytest.importorskip("gcsfs")
@@ -53,8 +56,26 @@ def storage(tmp_path):
         server.kill()
 
 
-def test_a_run_in_object_storage_stops_and_goes_on(storage, tmp_path):
+@pytest.fixture
+def shards(storage, tmp_path):
+    """64 pairs in two tars in the bucket."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for number in range(32 * shard, 32 * shard + 32):
+                for suffix, data in (("jpg", picture(number)), ("txt", b"picture %d" % number)):
+                    member = tarfile.TarInfo(f"{number}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    upload = "import fsspec; fsspec.filesystem('gs').put(['0.tar', '1.tar'], 'bucket/shards/')"
+    subprocess.run(
+        [sys.executable, "-c", upload], cwd=tmp_path, env=os.environ | storage, check=True
+    )
+    return "gs://bucket/shards/{0..1}.tar"
+
+
+def test_a_run_in_object_storage_stops_and_goes_on(storage, shards, tmp_path):
     flags = ("--workdir", "gs://bucket/run", "--checkpoint.every-steps", "20", "--log-every", "10")
+    flags += ("--data.path", shards, "--data.workers", "2")
     job = Job(tmp_path, train_command(*flags, "--steps", "1000"), **storage)
     job.wait_for_text("step   20/1000")
     job.process.send_signal(signal.SIGTERM)
@@ -66,6 +87,7 @@ def test_a_run_in_object_storage_stops_and_goes_on(storage, tmp_path):
     job = Job(tmp_path, train_command(*flags, "--steps", end, *change), **storage)
     assert job.wait() == 0, job.text()
     assert f"at step {stopped}, where its last checkpoint is" in job.text()
+    assert "64 pairs" in job.text()
     listed = subprocess.run(
         [sys.executable, "-c", LIST],
         env=os.environ | storage,

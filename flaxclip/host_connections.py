@@ -1,0 +1,36 @@
+"""Hosts without accelerators connect in one order, before a step has them do so in any.
+
+XLA on CPUs connects the hosts of a group when these first communicate, a group at a time, and runs
+collectives that do not depend on each other in any order. Hosts that begin with different groups
+would wait for each other, until Gloo gives up after 30 seconds.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from flaxclip.losses.grid import DeviceGrid
+from flaxclip.sharding import pair_axes
+
+
+def connect_hosts(mesh: Mesh, batch_size: int) -> None:
+    """Have all groups of devices of the context's `mesh` communicate once, where these are CPUs."""
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    divided = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    for number in range(1, len(divided) + 1):
+        for axes in itertools.combinations(divided, number):
+            _run(lambda x, axes=axes: jax.lax.psum(x, axes))
+    grid = DeviceGrid.squarest(pair_axes(batch_size, mesh))
+    for over in ("row", "column"):
+        _run(lambda x, over=over: grid.gather(x, over).sum(keepdims=True))
+
+
+def _run(communicate: Callable[[Float[Array, "1"]], Float[Array, "1"]]) -> None:
+    everywhere = PartitionSpec()
+    run = jax.shard_map(communicate, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+    jax.block_until_ready(jax.jit(run)(jnp.ones(1)))
