@@ -1,6 +1,5 @@
 """Real hosts (processes that `jax.distributed` joins), really killed, frozen and told to stop."""
 
-import glob
 import json
 import os
 import re
@@ -92,33 +91,6 @@ def test_a_frozen_host_is_named_and_the_others_do_not_wait_for_ever(tmp_path):
     assert job.wait() == PREEMPTED, job.text()
     assert re.search(r"flaxclip.train: host 1 \(.*\) is dead or frozen: silent for", job.text())
     assert "host 1 is still there 3 s after another has ended: killed" in job.text()
-
-
-def test_a_clock_that_jumps_costs_a_restart_at_most(undisturbed, tmp_path):
-    """As when it is set by hand, or by NTP after a machine has been suspended."""
-    libraries = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
-    if not libraries:
-        pytest.skip("needs libfaketime (Debian: faketime)")
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-    job = Job(
-        tmp_path,
-        # Forwards by more than the hosts' time-out, JAX takes them for dead.
-        cluster_command(*FLAGS, "--checkpoint.every-minutes", "60", restarts=1),
-        LD_PRELOAD=libraries[0],
-        FAKETIME_TIMESTAMP_FILE=str(clock),
-        FAKETIME_NO_CACHE="1",
-        FAKETIME_DONT_FAKE_MONOTONIC="1",
-    )
-    for step, offset in ((5, "-10d"), (20, "+10d")):
-        job.wait_for_checkpoint(step)
-        clock.write_text(offset)
-    assert job.wait() == 0, job.text()
-    times = [json.loads(line)["time"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    jumps = np.diff(times) / (24 * 60 * 60)
-    assert (jumps.min().round(), jumps.max().round()) == (-10, 20)
-    assert saved_steps(tmp_path / "run") == saved_steps(undisturbed / "run")
-    assert_undisturbed(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (1, 1), (4, 2)])
