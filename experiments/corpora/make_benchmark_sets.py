@@ -16,6 +16,7 @@ All can be measured by `python -m flaxclip.benchmark CHECKPOINT --tasks wds:data
 by `wds-retrieval:`, and by `clip_benchmark eval --dataset wds/... --dataset_root data/wds_...`.
 """
 
+import collections
 import glob
 import gzip
 import io
@@ -81,8 +82,10 @@ def clipart(
         if kind == "stamps":
             stamps.append((topmost, pair.image))
         else:
-            lines = "\n".join(pair.captions[0].split(". "))
-            captioned.append({"jpg": pair.image, "txt": lines.encode()})
+            captioned.append((pair.image, pair.captions[0].split(". ")))
+    # Keywords that several pictures share ("icon, computer") belong to none of them alone.
+    pictures = collections.Counter(line for _, lines in captioned for line in set(lines))
+    own = ((image, [line for line in lines if pictures[line] == 1]) for image, lines in captioned)
     names = sorted({name for name, _ in stamps})
     root = out / "wds_tuxpaint"
     _write(
@@ -92,7 +95,11 @@ def clipart(
     )
     spaced = [name.replace("naturalforces", "natural forces") for name in names]
     _write_words(root, spaced, "a picture of {c}.")
-    _write(out / "wds_clipart_captions", "test", captioned)
+    _write(
+        out / "wds_clipart_captions",
+        "test",
+        ({"jpg": image, "txt": "\n".join(lines).encode()} for image, lines in own if lines),
+    )
     (out / "wds_clipart_captions" / "dataset_type.txt").write_text("retrieval\n")
 
 

@@ -5,7 +5,7 @@
         --peer-python peers/bin/python
 
 `--peer-python` is the interpreter of an environment with clip-benchmark and open_clip_torch (`pip
-install clip-benchmark open_clip_torch`). `experiments/corpora/make_benchmark_sets.py` makes the
+install clip-benchmark open_clip_torch requests`). `experiments/corpora/make_benchmark_sets.py` makes the
 data. Float32 on both sides. Ends with exit code 1 where a score differs in its fourth decimal.
 """
 
