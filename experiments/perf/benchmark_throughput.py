@@ -32,7 +32,7 @@ from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.tasks import find_tasks
 from flaxclip.benchmark.zero_shot import classify_task
 from flaxclip.interop.export import export
-from flaxclip.models.clip import CLIP
+from flaxclip.models.clip import init_variables
 from flaxclip.models.variants import VARIANTS
 
 CLASSES = 10
@@ -73,9 +73,7 @@ class Command:
 def main(command: Command) -> None:
     """Print rates and ratios."""
     config = VARIANTS[command.model]
-    tokens = np.full((1, config.text.context_length), 49407, np.int32)
-    images = np.zeros((1, config.vision.image_size, config.vision.image_size, 3), np.uint8)
-    variables = jax.jit(CLIP(config).init)(jax.random.key(0), images, tokens)
+    variables = jax.jit(init_variables, static_argnums=1)(jax.random.key(0), config)
     model = CLIPModel(config, variables)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "wds_photographs"

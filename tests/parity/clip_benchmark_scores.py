@@ -4,9 +4,9 @@
         --classification wds_fashion_mnist wds_tuxpaint --retrieval wds_clipart_captions \
         --peer-python peers/bin/python
 
-`--peer-python` is the interpreter of an environment with clip-benchmark and open_clip_torch (`pip
-install clip-benchmark open_clip_torch requests`). `experiments/corpora/make_benchmark_sets.py` makes the
-data. Float32 on both sides. Ends with exit code 1 where a score differs in its fourth decimal.
+`--peer-python` is the interpreter of an environment of its own (`pip install clip-benchmark
+open_clip_torch requests`). `experiments/corpora/make_benchmark_sets.py` makes the data. Float32 on
+both sides. Ends with exit code 1 where a score differs in its fourth decimal.
 """
 
 import dataclasses
