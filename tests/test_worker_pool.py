@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from flaxclip.data.local_loading import Example, LocalLoading
+from flaxclip.data.host_batches import Example, LocalLoading
 from flaxclip.data.shared_batches import BatchShape, count_slots
 from flaxclip.data.worker_pool import WorkerError, WorkerPool
 from flaxclip.errors import InputError

@@ -295,8 +295,8 @@ def print_profile(folder: Path) -> None:
     import numpy as np
 
     from flaxclip.data.examples import ExampleLoader
+    from flaxclip.data.host_batches import ROWS_AT_A_TIME
     from flaxclip.data.loader import DataConfig, open_source
-    from flaxclip.data.local_loading import ROWS_AT_A_TIME
     from flaxclip.data.order import draw_order, example_rng
     from flaxclip.data.resize import resize_part
     from flaxclip.data.tokenizers import load_tokenizer

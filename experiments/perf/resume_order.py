@@ -123,29 +123,17 @@ class Job:
                 [*command, "--", *child], cwd=folder, stdout=log, stderr=subprocess.STDOUT
             )
 
-    def text(self) -> str:
-        """What it has printed so far."""
-        return self.log.read_text()[self.already :]
-
-    def kill_at(self, step: int) -> bool:
-        """Kill all hosts once they have taken the batch of `step`; False: they never met."""
-        while last_step(self.folder) < step:
+    def kill_at(self, step: int) -> int:
+        """Kill all hosts once they have taken the batch of `step`; the step that they were at."""
+        while (reached := last_step(self.folder)) < step:
             if self.process.poll() is not None:
-                return self.finished()
+                raise RuntimeError(self.log.read_text())
             time.sleep(0.02)
-        for process in re.findall(r"host \d+ is process (\d+)", self.text()):
+        text = self.log.read_text()[self.already :]
+        for process in re.findall(r"host \d+ is process (\d+)", text):
             os.kill(int(process), signal.SIGKILL)
         self.process.wait()
-        return True
-
-    def finished(self) -> bool:
-        """Wait for its end; False: its hosts, on a busy machine, never met."""
-        if self.process.wait() == 0:
-            return True
-        if "Gloo context initialization failed" not in self.text():  # it allows 30 seconds
-            raise RuntimeError(self.text())
-        print("the hosts did not meet in time; started again", flush=True)
-        return False
+        return reached
 
 
 def last_step(folder: Path) -> int:
@@ -186,17 +174,16 @@ def main(trial: Trial) -> None:
             (runs[name] / "shards").symlink_to(root / "shards")
             text = EXPERIMENT.format(steps=trial.steps, batch_size=trial.batch_size)
             (runs[name] / "experiment.py").write_text(text)
-        Job(runs["undisturbed"], 1, trial).finished()
+        if Job(runs["undisturbed"], 1, trial).process.wait() != 0:
+            raise RuntimeError((runs["undisturbed"] / "log").read_text())
         targets = sorted(rng.choice(trial.steps - 5, trial.kills, replace=False).tolist())
         for number, target in enumerate(targets):
             hosts = HOSTS[number % len(HOSTS)]
-            while not Job(runs["killed"], hosts, trial).kill_at(target):
-                pass
-            reached = last_step(runs["killed"]) + 1
-            print(f"{hosts} host(s) killed at step {reached} of {trial.steps}", flush=True)
+            reached = Job(runs["killed"], hosts, trial).kill_at(target)
+            print(f"{hosts} host(s) killed at step {reached + 1} of {trial.steps}", flush=True)
         hosts = HOSTS[trial.kills % len(HOSTS)]
-        while not Job(runs["killed"], hosts, trial).finished():
-            pass
+        if Job(runs["killed"], hosts, trial).process.wait() != 0:
+            raise RuntimeError((runs["killed"] / "log").read_text())
         print(f"{hosts} host(s) finished", flush=True)
         expected, found = (read_sequence(run, trial) for run in runs.values())
     epochs = expected.reshape(2, trial.records)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxclip.data.batch import Batch
-from flaxclip.data.local_loading import HostBatch, LocalLoading
+from flaxclip.data.host_batches import HostBatch, LocalLoading
 from flaxclip.data.worker_pool import WorkerPool
 from flaxclip.sharding import batch_sharding
 

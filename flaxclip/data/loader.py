@@ -15,7 +15,7 @@ from flaxclip.data.captions import CaptionConfig
 from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.device_feed import LoadedBatch, feed_devices
 from flaxclip.data.examples import ExampleLoader
-from flaxclip.data.local_loading import LocalLoading
+from flaxclip.data.host_batches import LocalLoading
 from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.shared_batches import BatchShape, count_slots

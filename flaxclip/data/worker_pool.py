@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 import cloudpickle
 
-from flaxclip.data.local_loading import ROWS_AT_A_TIME, HostBatch, Load
+from flaxclip.data.host_batches import ROWS_AT_A_TIME, HostBatch, Load
 from flaxclip.data.shared_batches import BatchShape, SharedBatches, create_shared_memory
 from flaxclip.data.worker import Done, Failed, Task
 
