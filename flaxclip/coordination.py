@@ -7,6 +7,7 @@ takes no device time. JAX has no public face for its key-value store; Orbax reac
 
 import contextlib
 import threading
+import time
 from typing import Any
 
 import jax
@@ -27,19 +28,23 @@ class Requests:
     """Requests, such as "stop" or "save", that one host makes and all follow at the same step.
 
     Context manager around the training loop. Every host calls `agreed` once after each step it has
-    dispatched. When a request is known to a host it says which step it is at and waits for the
-    others to say so, too: the furthest of these steps is the one at which all follow it.
+    dispatched. A thread of every host learns of a request and answers with the first step at which
+    its loop can still follow it; the furthest of these steps is the one at which all do. The loop
+    itself answers nothing and waits for no other loop: another may already be a step ahead, and
+    wait in a collective for this one.
     """
 
     def __init__(self, timeout_seconds: float):
         self._client = coordination_client()
-        self._timeout_ms = int(1000 * timeout_seconds)
+        self._timeout = timeout_seconds
         self._wanted: list[str] = []
         self._number = 0  # of requests followed so far, alike on all hosts
+        self._passed = 0  # the last step after which the loop went on
         self._known = False  # there is a request with that number
         self._follow_at: int | None = None
+        self._kind: str | None = None
         self._closed = False
-        self._followed = threading.Condition()
+        self._changed = threading.Condition()
 
     def __enter__(self) -> "Requests":
         if self._client is not None:
@@ -48,80 +53,96 @@ class Requests:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._followed:
+        with self._changed:
             self._closed = True
-            self._followed.notify_all()
+            self._changed.notify_all()
         # Python, when it exits, ends threads by an exception; one that is inside the service's
         # client then aborts the process.
         if self._client is not None:
             self._listener.join()
 
     def make(self, kind: str) -> None:
-        """Ask all hosts for `kind`; may be called from a signal handler."""
-        if kind not in self._wanted:
+        """Ask all hosts for `kind`; from any thread."""
+        with self._changed:
+            if kind in self._wanted:
+                return
             self._wanted.append(kind)
+        self._post()
 
     def agreed(self, step: int, last: bool) -> str | None:
         """The request that all hosts follow after `step`, if there is one.
 
-        At the `last` step all hosts meet, so that none waits for one that has left the loop.
+        At the `last` step all hosts meet, so that none waits for the answer of one that has left
+        the loop.
 
         Raises:
             PreemptedError: a host did not answer in time.
         """
         if self._client is None:
             return self._wanted.pop(0) if self._wanted else None
-        if self._wanted and not self._known:
-            self._post(self._wanted[0])
-        if not self._known and not last:
-            return None
-        if self._follow_at is None:
-            self._follow_at = self._meet(step)
-        if step < self._follow_at:
-            return None
-        kind = self._read()
-        if kind in self._wanted:
-            self._wanted.remove(kind)
-        with self._followed:
-            self._number, self._known, self._follow_at = self._number + 1, False, None
-            self._followed.notify_all()
+        with self._changed:
+            if self._known and not self._changed.wait_for(
+                lambda: self._follow_at is not None, self._timeout
+            ):
+                raise PreemptedError(
+                    f"the hosts could not agree on a step to {self._kind} at: not all answered "
+                    f"within {self._timeout:g} s"
+                )
+            self._passed = step
+            # Further than that only where no host had passed a step of this start yet.
+            kind = self._kind if self._follow_at is not None and step >= self._follow_at else None
+            if kind is not None:
+                if kind in self._wanted:
+                    self._wanted.remove(kind)
+                self._number, self._known, self._follow_at = self._number + 1, False, None
+                self._changed.notify_all()
+        if last:
+            self._meet()
         return kind
 
-    def _post(self, kind: str) -> None:
-        # Raises where another host's request has that number already: ours gets the next.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(f"{_PREFIX}/{self._number}/kind", kind)
-        self._known = True
-
-    def _meet(self, step: int) -> int:
-        key = f"{_PREFIX}/{self._number}/step"
+    def _meet(self) -> None:
         try:
-            self._client.key_value_set(f"{key}/{jax.process_index()}", str(step))
-            self._client.wait_at_barrier(key, self._timeout_ms)
-            return max(int(value) for _, value in self._client.key_value_dir_get(key))
+            self._client.wait_at_barrier(f"{_PREFIX}/last", int(1000 * self._timeout))
         except jax.errors.JaxRuntimeError as error:
-            raise PreemptedError(
-                f"the hosts could not agree on a step to stop at: {error}"
-            ) from None
+            raise PreemptedError(f"not all hosts have come to the last step: {error}") from None
 
-    def _read(self) -> str | None:
-        # Whoever made it did so before the hosts met, so now all of them see the same.
-        try:
-            return self._client.key_value_try_get(f"{_PREFIX}/{self._number}/kind")
-        except jax.errors.JaxRuntimeError:
-            return None  # a meeting at the last step, without a request
+    def _post(self) -> None:
+        with self._changed:
+            number, kind = self._number, self._wanted[0] if self._wanted else None
+        if self._client is not None and kind is not None:
+            # Raises where another request has that number already: ours gets the next.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(f"{_PREFIX}/{number}/kind", kind)
 
     def _listen(self) -> None:
-        """Learn of other hosts' requests, in a thread."""
+        """Learn of requests, and answer them, in a thread."""
         while not self._closed:
-            number = self._number
+            self._post()
+            request = f"{_PREFIX}/{self._number}"
             try:
-                self._client.blocking_key_value_get(f"{_PREFIX}/{number}/kind", _LISTEN_MS)
+                kind = self._client.blocking_key_value_get(f"{request}/kind", _LISTEN_MS)
+                with self._changed:
+                    self._known, self._kind = True, kind
+                    first = self._passed + 1
+                self._client.key_value_set(f"{request}/step/{jax.process_index()}", str(first))
+                self._follow(self._latest(f"{request}/step"))
             except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" in str(error):
-                    continue
-                return  # the service is gone, and with it the job: the main thread will notice
-            with self._followed:
-                if number == self._number:
-                    self._known = True
-                    self._followed.wait_for(lambda n=number: self._number != n or self._closed)
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    return  # the service is gone, and with it the job: the main thread will notice
+
+    def _latest(self, key: str) -> int | None:
+        """The furthest of the steps that all hosts answer; None where the loop has ended."""
+        pause = 0.005
+        while not self._closed:
+            answers = self._client.key_value_dir_get(key)
+            if len(answers) == jax.process_count():
+                return max(int(step) for _, step in answers)
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+        return None
+
+    def _follow(self, step: int | None) -> None:
+        with self._changed:
+            number, self._follow_at = self._number, step
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._number != number or self._closed)

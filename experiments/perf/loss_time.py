@@ -1,6 +1,7 @@
-"""Time of the contrastive loss with its gradients, form against form, on virtual CPU devices.
+"""Time of the contrastive loss with its gradients, form against form.
 
-    python experiments/perf/loss_time.py
+    python experiments/perf/loss_time.py                                        # virtual devices
+    python experiments/perf/loss_time.py --platform cuda --batch-size 32768     # real GPUs
 
 Forms take turns in one process; the fastest turn of each counts, as ratios. The named alternative
 is a matrix for each direction (`two_matrices.py`). Run it on an otherwise idle machine.
@@ -9,6 +10,7 @@ is a matrix for each direction (`two_matrices.py`). Run it on an otherwise idle 
 import dataclasses
 import os
 import time
+from typing import Literal
 
 import tyro
 
@@ -18,16 +20,18 @@ class Options:
     batch_size: int = 8192
     """Pairs over all devices."""
     embed_dim: int = 512
+    platform: Literal["cpu", "cuda"] = "cpu"
     devices: int = 8
-    """Virtual devices that share this machine's cores."""
+    """Virtual CPU devices that share this machine's cores."""
     rounds: int = 5
     """Turns of every form."""
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
+    os.environ["JAX_PLATFORMS"] = options.platform
+    if options.platform == "cpu":
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
     import jax
     import jax.numpy as jnp
     from two_matrices import two_matrix_loss
@@ -53,7 +57,10 @@ def main() -> None:
     }
     seconds = dict.fromkeys(losses, float("inf"))
     with jax.set_mesh(mesh):
-        steps = {name: jax.jit(jax.grad(loss, (0, 1, 2))) for name, loss in losses.items()}
+        steps = {
+            name: jax.jit(jax.grad(loss, (0, 1, 2))).lower(*inputs).compile()
+            for name, loss in losses.items()
+        }
         for step in steps.values():
             jax.block_until_ready(step(*inputs))
         for _ in range(options.rounds):
@@ -62,12 +69,14 @@ def main() -> None:
                 jax.block_until_ready(step(*inputs))
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
 
-    print(f"B {shape[0]}, d {shape[1]}, {mesh.size} virtual devices, forward and backward")
+    kind = jax.devices()[0].device_kind
+    print(f"B {shape[0]}, d {shape[1]}, {mesh.size} x {kind}, forward and backward")
     two, gathered = seconds["softmax, two matrices"], seconds["softmax, gathered"]
     for name, value in seconds.items():
+        temporary = steps[name].memory_analysis().temp_size_in_bytes
         print(
-            f"{name:22} {value:6.2f} s   {value / two:.2f} of two matrices   "
-            f"{value / gathered:.2f} of gathered softmax"
+            f"{name:22} {value:8.4f} s   {value / two:.2f} of two matrices   "
+            f"{value / gathered:.2f} of gathered softmax   {temporary / 2**20:9,.0f} MiB a device"
         )
 
 

@@ -170,6 +170,7 @@ def summarize(events: list[dict], samples: list[dict], rounds: list[dict]) -> di
         "restarts": len(events) - len(rounds),
         "steps_lost": {"median": statistics.median(lost or [0]), "most": max(lost, default=0)},
         "steps_between_saves": SAVE_STEPS,
+        "stops": [event["note"] for event in events if event["fault"] == "stop"],
         "tracebacks": sum(event["traceback"] for event in events),
         "fell_back": sum(bool(event["fell_back"]) for event in events),
     }

@@ -6,11 +6,14 @@ import os
 import random
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from soak_run import BATCH_SIZE
 
 HOSTS = 2
 MARK = "FLAXCLIP_SOAK"
@@ -52,13 +55,22 @@ class Life:
 
     def steps_done(self) -> int:
         """The last step that the run has reported."""
+        return max((line["step"] for line in self._last_reports()), default=0)
+
+    def step_seconds(self) -> float:
+        """What a step takes, of the last that were reported."""
+        return statistics.median(
+            BATCH_SIZE / line["images_per_second"] for line in self._last_reports()
+        )
+
+    def _last_reports(self) -> list[dict]:
         try:
             with (self.workdir / "metrics.jsonl").open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(file.tell() - 4096, 0))
-                return max((json.loads(x)["step"] for x in file.readlines()[-3:-1]), default=0)
+                file.seek(max(file.tell() - 8192, 0))
+                return [json.loads(line) for line in file.readlines()[-9:-1]]
         except (OSError, ValueError):
-            return 0
+            return []
 
     def wait_until(
         self, condition: Callable[[], object], seconds: float = 300, poll: float = 0.1
@@ -125,9 +137,12 @@ def stop(life: Life, rng: random.Random) -> str | None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(life.pids()[host], signal.SIGTERM)
     code = life.end()
-    seconds = time.monotonic() - at
-    stopped = re.findall(r"stopped after step (\d+), which is saved", life.text())
-    return f"SIGTERM of host {host} at step {step}: out in {seconds:.1f} s, {code}, {set(stopped)}"
+    seconds, a_step = time.monotonic() - at, life.step_seconds()
+    saved = ", ".join(set(re.findall(r"stopped after step (\d+), which is saved", life.text())))
+    return (
+        f"SIGTERM of host {host} at step {step}, {a_step:.2f} s each: "
+        f"out in {seconds:.1f} s with {code}, step {saved} saved"
+    )
 
 
 def freeze(life: Life, rng: random.Random) -> str | None:

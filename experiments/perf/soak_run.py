@@ -27,6 +27,7 @@ from flaxclip.models.vision_transformer import VisionConfig
 from flaxclip.optim import OptimConfig
 
 SAVE_STEPS = 50
+BATCH_SIZE = 16
 SHARDS, PAIRS = 4, 256
 NAN_RECORD = "2.tar/130"
 
@@ -36,7 +37,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="unset",
         steps=3000,
-        batch_size=16,
+        batch_size=BATCH_SIZE,
         model=CLIPConfig(
             vision=VisionConfig(image_size=16, patch_size=8, width=32, layers=1, heads=2),
             text=TextConfig(context_length=20, width=32, layers=1, heads=2),

@@ -1,16 +1,19 @@
-"""Time of a training step beside open_clip's: the same model, batch and optimizer, on this CPU.
+"""Time of a training step beside open_clip's: the same model, batch and optimizer, on one device.
 
     python -m venv peer && peer/bin/pip install torch==2.14.1 torchvision==0.29.1 open_clip_torch
     python experiments/perf/step.py --peer-python peer/bin/python
+    python experiments/perf/step.py --peer-python peer/bin/python --device cuda --batch-size 1024
 
-Each side runs in processes of its own, in turn, and counts its fastest step. Rates are model FLOPs
-(recomputation not counted) beside the fastest 2,048 x 2,048 matrix product of the same process.
+Each side runs in processes of its own, in turn, and counts its fastest steps. Rates are model FLOPs
+(recomputation not counted) beside the fastest large matrix product of the same process.
 Nothing else should run: two threads on two busy cores wait for each other.
 """
 
 import argparse
 import collections
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
@@ -31,20 +34,27 @@ MALLOC = {
 }
 
 
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
+# A loop of training waits for no step; on a GPU, waiting for each would count the way there.
+STEPS_AT_A_TIME = {"cpu": 1, "cuda": 10}
+
+
 def fastest(run: Callable[[], object], repetitions: int) -> float:
-    """Seconds of the fastest of several calls, after one that warms up."""
+    """Seconds of the fastest of several calls, after one that warms up.
+
+    Of fewer than `repetitions` where they take minutes, as a bfloat16 product of PyTorch's does on
+    CPUs that have no instructions for it.
+    """
     run()
-    seconds = []
-    for _ in range(repetitions):
+    began, seconds = time.perf_counter(), []
+    while len(seconds) < repetitions and (not seconds or time.perf_counter() - began < 60):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
 
-def flaxclip_step(
-    model: str, batch_size: int, precision: str, steps: int, remat: str = "none", unroll: int = 1
-) -> dict[str, Any]:
+def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     """Our step's seconds, its model FLOPs, and what a matrix product reaches, in FLOP/s."""
     import dataclasses
 
@@ -62,7 +72,10 @@ def flaxclip_step(
     from flaxclip.train_step import make_train_step, step_flops
 
     keep_compiled_programs()
-    config = dataclasses.replace(VARIANTS[model], dtype=precision, remat=remat, unroll=unroll)
+    batch_size, at_a_time = args.batch_size, STEPS_AT_A_TIME[args.device]
+    config = dataclasses.replace(
+        VARIANTS[args.model], dtype=precision, remat=args.remat, unroll=args.unroll
+    )
     mesh, tx = make_mesh(MeshConfig()), make_optimizer(OptimConfig(), steps=10_000)
     rng = np.random.default_rng(0)
     side, length = config.vision.image_size, config.text.context_length
@@ -78,13 +91,15 @@ def flaxclip_step(
 
         def run() -> None:
             nonlocal state
-            state, metrics = step(state, batch)
+            for _ in range(at_a_time):
+                state, metrics = step(state, batch)
             jax.block_until_ready((state, metrics))
 
-        seconds = fastest(run, steps)
+        seconds = fastest(run, args.steps) / at_a_time
         profile = profile_by_kind(run, step.as_text())
-    size = 2048
-    x = jnp.ones((size, size), precision)
+    device = jax.devices()[0]
+    size = MATMUL_SIZE[args.device]
+    x = jax.random.normal(jax.random.key(0), (size, size), precision)
     product = jax.jit(jnp.matmul)
     matmul = fastest(lambda: product(x, x).block_until_ready(), 20)
     return {
@@ -92,6 +107,8 @@ def flaxclip_step(
         "flops": step_flops(run_config),
         "matmul_flops_per_second": 2 * size**3 / matmul,
         "profile": profile,
+        "device": device.device_kind,
+        "peak_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
     }
 
 
@@ -122,6 +139,7 @@ def profile_by_kind(run: Callable[[], object], program_text: str) -> dict[str, f
     for name, duration in events:
         if name in kinds:
             seconds[kinds[name]] += duration
+    # A GPU's command buffers are one event, without the instructions in them.
     total = sum(seconds.values())
     return {kind: s / total for kind, s in sorted(seconds.items(), key=lambda item: -item[1])}
 
@@ -149,99 +167,136 @@ def kind_of(program: Any, line: Any) -> str:
     return "optimizer, loss, copies"
 
 
-def open_clip_step(model: str, batch_size: int, precision: str, steps: int) -> dict[str, Any]:
+def open_clip_step(args: argparse.Namespace, precision: str, compiled: bool) -> dict[str, Any]:
     """The same update by open_clip; bfloat16 is `torch.autocast`, its `--precision amp_bf16`."""
     import open_clip
     import torch
 
-    clip = open_clip.create_model(model)
+    # As `open_clip_train.main` does.
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    clip = open_clip.create_model(args.model, device=args.device)
     optimizer = torch.optim.AdamW(
         clip.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
     )
     loss = open_clip.ClipLoss()
     side = clip.visual.image_size[0]
-    images = torch.randn(batch_size, 3, side, side)
-    tokens = torch.randint(1, clip.vocab_size, (batch_size, clip.context_length))
+    images = torch.randn(args.batch_size, 3, side, side, device=args.device)
+    shape = args.batch_size, clip.context_length
+    tokens = torch.randint(1, clip.vocab_size, shape, device=args.device)
+    encode = torch.compile(clip) if compiled else clip
 
-    def run() -> None:
+    def step() -> None:
         optimizer.zero_grad()
         with (
-            torch.autocast("cpu", torch.bfloat16)
+            torch.autocast(args.device, torch.bfloat16)
             if precision == "bfloat16"
             else contextlib.nullcontext()
         ):
-            total = loss(*clip(images, tokens))
+            total = loss(*encode(images, tokens))
         total.backward()
         optimizer.step()
         with torch.no_grad():
             clip.logit_scale.clamp_(0, 4.6052)
 
-    seconds = fastest(run, steps)
-    x = torch.ones(2048, 2048, dtype=getattr(torch, precision))
-    return {"seconds": seconds, "matmul_flops_per_second": 2 * 2048**3 / fastest(lambda: x @ x, 20)}
+    on_gpu, at_a_time = args.device == "cuda", STEPS_AT_A_TIME[args.device]
+
+    def run(work: Callable[[], object], times: int) -> None:
+        for _ in range(times):
+            work()
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    seconds = fastest(lambda: run(step, at_a_time), args.steps) / at_a_time
+    peak = torch.cuda.max_memory_allocated() if on_gpu else None
+    size = MATMUL_SIZE[args.device]
+    x = torch.randn(size, size, dtype=getattr(torch, precision), device=args.device)
+    matmul = fastest(lambda: run(lambda: x @ x, 1), 20)
+    return {
+        "seconds": seconds,
+        "matmul_flops_per_second": 2 * size**3 / matmul,
+        "peak_bytes": peak,
+    }
 
 
-SIDES = {"flaxclip": flaxclip_step, "open_clip": open_clip_step}
+SIDES: dict[str, Callable[[argparse.Namespace, str], dict[str, Any]]] = {
+    "flaxclip": flaxclip_step,
+    "open_clip": functools.partial(open_clip_step, compiled=False),
+    "open_clip --torchcompile": functools.partial(open_clip_step, compiled=True),
+}
 
 
 def main() -> None:
     """Alternate the sides, then print seconds, rates and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", help="interpreter of an environment with open_clip")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", default="ViT-B-32-quickgelu", help="a name both sides know")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps in a process")
+    parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--remat", default="none", help="flaxclip's --model.remat")
+    parser.add_argument("--unroll", type=int, default=1, help="flaxclip's --model.unroll")
+    parser.add_argument("--side", nargs="+", choices=SIDES, default=["flaxclip", "open_clip"])
+    parser.add_argument("--steps", type=int, default=4, help="measurements in a process")
     parser.add_argument("--rounds", type=int, default=2, help="processes for each measurement")
-    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "PRECISION"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        side, precision = args.measure
-        print(json.dumps(SIDES[side](args.model, args.batch_size, precision, args.steps)))
+        print(json.dumps(SIDES[args.side[0]](args, args.precision[0])))
         return
     if not args.peer_python:
         parser.error("--peer-python is needed: an interpreter that has open_clip")
 
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for _ in range(args.rounds):
-        for precision in ("float32", "bfloat16"):
-            for side in SIDES:
-                found = measure(args, side, precision)
-                key = side, precision
-                if key not in best or found["seconds"] < best[key]["seconds"]:
-                    best[key] = found
+        for key in itertools.product(args.side, args.precision):
+            found = measure(args, *key)
+            if key not in best or found["seconds"] < best[key]["seconds"]:
+                best[key] = found
     report(args, best)
-    for precision in ("float32", "bfloat16"):
-        profile = best["flaxclip", precision]["profile"]
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in profile.items())
-        print(f"flaxclip {precision}, time by kind of instruction: {shares}")
 
 
 def measure(args: argparse.Namespace, side: str, precision: str) -> dict[str, Any]:
     """One measurement in a process of its own."""
     interpreter = sys.executable if side == "flaxclip" else args.peer_python
-    command = [interpreter, __file__, "--measure", side, precision, "--model", args.model]
-    command += ["--batch-size", str(args.batch_size), "--steps", str(args.steps)]
+    command = [interpreter, __file__, "--measure", "--side", side, "--precision", precision]
+    for name in ("model", "batch_size", "steps", "device", "remat", "unroll"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     output = subprocess.check_output(command, env=os.environ | MALLOC, text=True)
     return json.loads(output.splitlines()[-1])
 
 
 def report(args: argparse.Namespace, best: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Print what was found: a line a measurement, then the two ratios."""
-    flops = best["flaxclip", "float32"]["flops"]
-    print(f"{args.model}, batch {args.batch_size}: {flops / 1e9:,.0f} model GFLOP a step")
+    """Print what was found: a line a measurement, then ratios and where our time goes."""
+    ours = next(found for (side, _), found in best.items() if side == "flaxclip")
+    flops, size = ours["flops"], MATMUL_SIZE[args.device]
+    print(
+        f"{args.model}, batch {args.batch_size} on {ours['device']}, "
+        f"{flops / 1e9:,.0f} model GFLOP a step"
+    )
     for (side, precision), found in best.items():
         rate, matmul = flops / found["seconds"], found["matmul_flops_per_second"]
+        memory = f", {found['peak_bytes'] / 2**30:.1f} GiB" if found["peak_bytes"] else ""
         print(
-            f"{side:10}{precision:10}{found['seconds']:7.2f} s a step{rate / 1e9:6.0f} GFLOP/s, "
-            f"{rate / matmul:4.0%} of its 2048-matmul's {matmul / 1e9:,.0f}"
+            f"{side:25}{precision:10}{found['seconds']:8.3f} s a step"
+            f"{args.batch_size / found['seconds']:8,.0f} pairs/s{rate / 1e9:9,.0f} GFLOP/s, "
+            f"{rate / matmul:4.0%} of its {size}-matmul's {matmul / 1e9:,.0f}{memory}"
         )
-    float32 = [best[side, "float32"]["seconds"] for side in ("open_clip", "flaxclip")]
-    fastest_of = [
-        min(best[side, precision]["seconds"] for precision in ("float32", "bfloat16"))
-        for side in ("open_clip", "flaxclip")
-    ]
-    print(f"open_clip / flaxclip, float32:                    {float32[0] / float32[1]:.2f}")
-    print(f"open_clip / flaxclip, each in its best precision: {fastest_of[0] / fastest_of[1]:.2f}")
+    for side in args.side:
+        if side == "flaxclip":
+            continue
+        for precision in args.precision:
+            ratio = best[side, precision]["seconds"] / best["flaxclip", precision]["seconds"]
+            print(f"{side} / flaxclip, {precision}: {ratio:.2f}")
+        theirs, own = (
+            min(best[name, precision]["seconds"] for precision in args.precision)
+            for name in (side, "flaxclip")
+        )
+        print(f"{side} / flaxclip, each in its best precision: {theirs / own:.2f}")
+    for (side, precision), found in best.items():
+        if found.get("profile"):
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in found["profile"].items())
+            print(f"{side} {precision}, time by kind of instruction: {shares}")
 
 
 if __name__ == "__main__":
