@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32-quickgelu", help="a name both sides know")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--remat", default="none", help="flaxclip's --model.remat")
+    parser.add_argument("--remat", default="names", help="flaxclip's --model.remat")
     parser.add_argument("--unroll", type=int, default=1, help="flaxclip's --model.unroll")
     parser.add_argument("--side", nargs="+", choices=SIDES, default=["flaxclip", "open_clip"])
     parser.add_argument("--steps", type=int, default=4, help="measurements in a process")
