@@ -114,8 +114,8 @@ def train_disturbed(
             note, fault = None, None
             if time.monotonic() < deadline:
                 # Every kind once before any comes again.
-                unused = set(order) - {event["fault"] for event in events}
-                kinds = [kind for kind in order if kind.__name__ in unused] or order
+                done = {event["fault"] for event in events}
+                kinds = [kind for kind in order if kind.__name__ not in done] or order
                 fault = rng.choice(kinds)
                 note = fault(life, rng)
             code = life.end()
