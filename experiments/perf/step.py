@@ -35,7 +35,7 @@ MALLOC = {
 
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
-# A loop of training waits for no step; on a GPU, waiting for each would count the way there.
+# Training waits for no single step; on a GPU, waiting for each would be a part of its time.
 STEPS_AT_A_TIME = {"cpu": 1, "cuda": 10}
 
 
@@ -246,6 +246,8 @@ def main() -> None:
         return
     if not args.peer_python:
         parser.error("--peer-python is needed: an interpreter that has open_clip")
+    if "flaxclip" not in args.side:
+        parser.error("--side needs flaxclip, which the others are compared with")
 
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for _ in range(args.rounds):

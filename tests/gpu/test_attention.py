@@ -1,6 +1,6 @@
 """cuDNN's attention computes what XLA's does. Needs an NVIDIA GPU.
 
-pytest -o addopts=-ra tests/gpu
+    python -m pytest -o addopts=-ra tests/gpu
 """
 
 import jax

@@ -20,7 +20,7 @@ with Requests(20) as requests:
     for step in range(1, int(sys.argv[1]) + 1):
         process_allgather(np.array([step]))
         if step == 7 and jax.process_index() == 1:
-            time.sleep(1)
+            time.sleep(3)
             requests.make("stop")
         request = requests.agreed(step, step == int(sys.argv[1]))
         if request:
