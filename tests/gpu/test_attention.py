@@ -1,6 +1,6 @@
-"""cuDNN's attention computes what XLA's does. Needs an NVIDIA GPU.
+"""cuDNN's attention computes what XLA's does: `python -m pytest -o addopts=-ra tests/gpu`.
 
-    python -m pytest -o addopts=-ra tests/gpu
+Skipped where there is no NVIDIA GPU.
 """
 
 import jax
