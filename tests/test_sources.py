@@ -191,13 +191,15 @@ def test_a_table_is_read_once_and_again_when_it_has_changed(tmp_path, cache):
 
 def test_rows_of_csv_that_cannot_be_used_are_counted_or_spoil_themselves_alone(tmp_path, caplog):
     path = write_rows(tmp_path / "a.csv", ROWS)
-    path.write_bytes(path.read_bytes() + b"images/0.png,caf\xe9,0\nimages/0.png\n\n\xe9,b,c,d\n")
+    rows = b"images/0.png,caf\xe9,0\nimages/0.png\n\n\xe9,b,c,d\na\0.png,b,0\n"
+    path.write_bytes(path.read_bytes() + rows)
     with caplog.at_level(logging.WARNING, "flaxclip"):
         source = open_at(path)
     assert "2 rows left out, which do not have the header's 3 columns" in caplog.text
-    assert len(source) == 4
-    with pytest.raises(UnreadableRecordError, match="not UTF-8"):
-        source[3]
+    assert len(source) == 5
+    for row, message in ((3, "not UTF-8"), (4, "embedded null byte")):
+        with pytest.raises(UnreadableRecordError, match=message):
+            source[row]
 
 
 def test_parquet_with_pictures_as_hugging_face_stores_them(tmp_path):

@@ -1,6 +1,7 @@
 """Files on disk and in object storage: by path, or by a URL that fsspec knows (gs://, s3://)."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -75,7 +76,10 @@ def _change_number(info: dict[str, Any]) -> int:
 def open_to_read(path: str) -> io.IOBase:
     """A file to be read from its beginning; raises `OSError`."""
     if not is_remote(path):
-        return open(path, "rb")
+        try:
+            return open(path, "rb")
+        except ValueError as error:  # a NUL or half of a surrogate pair: no file has such a name
+            raise OSError(errno.EINVAL, str(error)) from None
     return file_system_of(path).open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
 
 
