@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import logging
-import os
 import multiprocessing
+import os
 import pickle
 
 import fsspec
