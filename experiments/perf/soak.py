@@ -120,13 +120,13 @@ def train_disturbed(
                 note = fault(life, rng)
             code = life.end()
         reached, text = life.steps_done(), life.text()
-        starts = re.findall(r"(?:start    |going on from )step (\d+)", text)
+        starts = re.findall(r"(?:start    at |going on from )step (\d+)", text)
         events.append(
             {
                 "life": f"{folder.name}-{number}",
                 "fault": fault.__name__ if fault and note else "none",
                 "note": note,
-                "start": int(starts[-1]) if starts else 0,
+                "start": int(starts[-1]) if starts else None,
                 "reached": reached,
                 "codes": (re.findall(r"exit codes (.*)", text) or ["?"])[-1],
                 "seconds": time.monotonic() - life.started,
@@ -145,9 +145,11 @@ def train_disturbed(
 def summarize(events: list[dict], samples: list[dict], rounds: list[dict]) -> dict:
     """What there is to say about it all."""
     faults = collections.Counter(event["fault"] for event in events)
+    # Not those that ended before they said where they start, or had nothing left to do.
+    started = [event for event in events if event["start"] is not None]
     lost = [
         max(event["reached"] - following["start"], 0)
-        for event, following in itertools.pairwise(events)
+        for event, following in itertools.pairwise(started)
         if event["life"].split("-")[0] == following["life"].split("-")[0]
     ]
     by_life = collections.defaultdict(list)
