@@ -1,6 +1,6 @@
 """Memory and traffic of the contrastive loss on TPU chips that are not here.
 
-    pip install libtpu
+    pip install 'flaxclip[plan]'
     python experiments/perf/loss_memory.py
 
 Loss and gradients are compiled by the TPU compiler, with nothing around them. Memory is what the

@@ -47,6 +47,7 @@ class Embedder:
         self.model = model
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._small_batch_size = -(-batch_size // 8 // mesh.size) * mesh.size
         # Whole batches on every host, or filled-up rows would be computed for nothing.
         round_ = self.batch_size * jax.process_count()
         self._chunk = -(-CHUNK // round_) * round_
@@ -84,16 +85,21 @@ class Embedder:
         """
 
         def embed(start: int, stop: int) -> Iterator[Embedded]:
-            for first in range(start, stop, self.batch_size):
-                part = list(texts[first : min(first + self.batch_size, stop)])
+            while start < stop:
+                # Ten prompts are a small set's usual number: a whole batch would be filler.
+                few = stop - start <= self.batch_size - self._small_batch_size
+                rows = self._small_batch_size if few else self.batch_size
+                part = list(texts[start : min(start + rows, stop)])
                 tokens, cut = self.model.tokenizer.encode(part)
-                padded = np.zeros((self.batch_size, tokens.shape[1]), tokens.dtype)
+                padded = np.zeros((rows, tokens.shape[1]), tokens.dtype)
                 # Rows that fill up repeat the first: one of zeros alone has no end marker.
                 padded[:] = tokens[:1]
                 padded[: len(tokens)] = tokens
-                rows = jax.device_put(padded, self._sharding)
-                ztxt = encode_text(self._variables, rows, self.model.config)
+                ztxt = encode_text(
+                    self._variables, jax.device_put(padded, self._sharding), self.model.config
+                )
                 yield Embedded(ztxt, tuple(np.array(part, object)[cut]))
+                start += len(part)
 
         return self._embed_all(("texts", list(texts)), len(texts), embed)
 

@@ -1,0 +1,81 @@
+"""A linear probe by us and by scikit-learn, on the same embeddings at the same regularisation.
+
+    python tests/parity/linear_probe_scores.py runs/clipart --data data/wds_fashion_mnist
+
+`experiments/corpora/make_benchmark_sets.py` makes the data. Regularisation is ours, chosen on a
+validation split, and each of the values tried there is fitted again by scikit-learn on the
+validation split's own terms: training pictures less those set aside. Ends with exit code 1 where an
+accuracy differs by more than 0.3 points.
+"""
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+
+import flaxclip
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.linear_probe import Split, linear_probe, set_aside
+from flaxclip.benchmark.readers import open_split, open_test
+from flaxclip.benchmark.tasks import find_tasks
+from flaxclip.errors import exit_on_input_error
+
+LARGEST_DIFFERENCE = 0.003
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Compare linear probes with scikit-learn's."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    data: Path
+    batch_size: int = 256
+    every: int = 3
+    """Of the regularisations tried on the validation split, fit every so many again."""
+
+
+def main(command: Command) -> int:
+    """The exit code."""
+    model = flaxclip.load(command.checkpoint)
+    (task,) = find_tasks([f"wds:{command.data}"])
+    with tempfile.TemporaryDirectory() as cache:
+        embedder = Embedder(model, command.batch_size, Path(cache))
+        size = model.transform.size
+        source, test_data = open_test(task, command.data.parent, size)
+        train_data = open_split(task, source, "train", command.data.parent, size)
+        train, test = (
+            Split(embedder.embed_images(part.pictures).z, part.labels)
+            for part in (train_data, test_data)
+        )
+    kept, validation = set_aside(train)
+    ours = linear_probe(kept, validation, test, len(test_data.class_names))
+    tried = sorted(ours.details["validation_accuracy"], key=lambda one: one["cost"])
+    rows = [(f"validation, C = {one['cost']:.3g}", one["cost"], kept, validation, one["accuracy"])
+            for one in tried[:: command.every]]  # fmt: skip
+    both = Split(*(np.concatenate(parts) for parts in zip(kept, validation, strict=True)))
+    chosen = ours.details["regularisation"]
+    rows.append((f"test, C = {chosen:.3g}", chosen, both, test, ours.scores["top1"].value))
+
+    table = Table("split", "scikit-learn", "flaxclip", "difference, points")
+    largest = 0.0
+    for name, cost, fitted, measured, our_accuracy in rows:
+        reference = LogisticRegression(C=cost, max_iter=5000, tol=1e-5).fit(*fitted)
+        accuracy = reference.score(*measured)
+        largest = max(largest, abs(our_accuracy - accuracy))
+        table.add_row(
+            name, f"{accuracy:.4f}", f"{our_accuracy:.4f}", f"{100 * (our_accuracy - accuracy):+.2f}"
+        )
+    Console().print(table)
+    return int(largest > LARGEST_DIFFERENCE)
+
+
+if __name__ == "__main__":
+    with exit_on_input_error("linear_probe_scores"):
+        sys.exit(main(tyro.cli(Command, description=__doc__)))
