@@ -84,8 +84,8 @@ def _frame(axes: Axes) -> str:
         x = axes.x_range[0] + share * (axes.x_range[1] - axes.x_range[0])
         y = axes.y_range[0] + share * (axes.y_range[1] - axes.y_range[0])
         at_x, at_y = axes.place(x, y)
-        name = _number(x, True) if axes.x_is_share else f"{x:,.0f}"
-        height = _number(y, axes.y_is_share)
+        name = _share(x) if axes.x_is_share else f"{x:,.0f}"
+        height = _share(y) if axes.y_is_share else short_number(y)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y:.1f}" y2="{at_y:.1f}"/>'
             f'<text x="{LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end">{height}</text>'
@@ -100,11 +100,15 @@ def _frame(axes: Axes) -> str:
     return "".join(parts)
 
 
-def _number(value: float, is_share: bool) -> str:
-    """Short enough for the margin."""
-    if is_share:
-        return f"{100 * value:.3g}%"
+def short_number(value: float) -> str:
+    """Short enough for a margin, a thousand and more with commas."""
+    if 1000 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
     return f"{value:.3g}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"
 
 
 def _dot(x: float, y: float, radius: float, style: str, label: str) -> str:

@@ -1,6 +1,6 @@
 """Results of any number of checkpoints as one page that needs no network, and as tables.
 
-python -m flaxclip.benchmark report runs/mine results --out page.html
+    python -m flaxclip.benchmark report runs/mine results --out page.html
 
 writes page.html, and beside it page.csv, page.json, page.md, page.clip_benchmark.csv and a folder
 page.clip_benchmark of JSON files. Training curves are those of `metrics.jsonl` in the folders that
@@ -16,6 +16,7 @@ from typing import Annotated
 import jinja2
 import tyro
 
+from flaxclip.benchmark.charts import short_number
 from flaxclip.benchmark.exports import (
     checkpoint_name,
     to_clip_benchmark,
@@ -57,9 +58,12 @@ def report_command(arguments: Sequence[str]) -> None:
     """The command line.
 
     Raises:
-        InputError: there are no results, or the page cannot be written.
+        InputError: no folder is named, there are no results, or the page cannot be written.
     """
-    command = tyro.cli(Command, prog="python -m flaxclip.benchmark report", args=arguments)
+    program = "python -m flaxclip.benchmark report"
+    command = tyro.cli(Command, prog=program, args=arguments, description=__doc__)
+    if not command.folders:
+        raise InputError("no folder of results named\nfor example: report runs/mine results")
     write_report(command.folders, command.out)
 
 
@@ -139,7 +143,7 @@ def render_page(found: Found, runs: dict[str, Rows]) -> str:
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"
     environment.filters["number"] = lambda value: (
-        f"{value:.4g}" if isinstance(value, int | float) else "–"
+        short_number(value) if isinstance(value, int | float) else "–"
     )
     shown = latest_steps(found)
     checkpoints = list(dict.fromkeys(checkpoint_name(record) for _, record in shown))
