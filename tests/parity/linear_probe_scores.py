@@ -2,10 +2,10 @@
 
     python tests/parity/linear_probe_scores.py runs/clipart --data data/wds_fashion_mnist
 
-`experiments/corpora/make_benchmark_sets.py` makes the data. Regularisation is ours, chosen on a
-validation split, and each of the values tried there is fitted again by scikit-learn on the
-validation split's own terms: training pictures less those set aside. Ends with exit code 1 where an
-accuracy differs by more than 0.3 points.
+`experiments/corpora/make_benchmark_sets.py` makes the data. Some of the regularisations that we try
+on a validation split, and the one chosen there on the test split, are fitted again by scikit-learn,
+with as many iterations as ours may take. Ends with exit code 1 where an accuracy differs by more
+than 0.3 points.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 
 import flaxclip
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.linear_probe import Split, linear_probe, set_aside
+from flaxclip.benchmark.linear_probe import MAX_ITERATIONS, Split, linear_probe, set_aside
 from flaxclip.benchmark.readers import open_split, open_test
 from flaxclip.benchmark.tasks import find_tasks
 from flaxclip.errors import exit_on_input_error
 
-LARGEST_DIFFERENCE = 0.003
+POINTS = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Command:
     checkpoint: Annotated[str, tyro.conf.Positional]
     data: Path
     batch_size: int = 256
-    every: int = 3
+    every: int = 4
     """Of the regularisations tried on the validation split, fit every so many again."""
 
 
@@ -55,6 +55,7 @@ def main(command: Command) -> int:
             for part in (train_data, test_data)
         )
     kept, validation = set_aside(train)
+    print(f"{len(train.labels):,} and {len(test.labels):,} pictures embedded", flush=True)
     ours = linear_probe(kept, validation, test, len(test_data.class_names))
     tried = sorted(ours.details["validation_accuracy"], key=lambda one: one["cost"])
     rows = [(f"validation, C = {one['cost']:.3g}", one["cost"], kept, validation, one["accuracy"])
@@ -66,14 +67,13 @@ def main(command: Command) -> int:
     table = Table("split", "scikit-learn", "flaxclip", "difference, points")
     largest = 0.0
     for name, cost, fitted, measured, our_accuracy in rows:
-        reference = LogisticRegression(C=cost, max_iter=5000, tol=1e-5).fit(*fitted)
+        reference = LogisticRegression(C=cost, max_iter=MAX_ITERATIONS).fit(*fitted)
         accuracy = reference.score(*measured)
-        largest = max(largest, abs(our_accuracy - accuracy))
-        table.add_row(
-            name, f"{accuracy:.4f}", f"{our_accuracy:.4f}", f"{100 * (our_accuracy - accuracy):+.2f}"
-        )
+        points = 100 * (our_accuracy - accuracy)
+        largest = max(largest, abs(points))
+        table.add_row(name, f"{accuracy:.4f}", f"{our_accuracy:.4f}", f"{points:+.2f}")
     Console().print(table)
-    return int(largest > LARGEST_DIFFERENCE)
+    return int(largest > POINTS)
 
 
 if __name__ == "__main__":
