@@ -46,7 +46,10 @@ class PairFilters:
     def __post_init__(self) -> None:
         bounded = self.min_score is not None or self.max_score is not None
         if bounded and self.score_key is None:
-            raise InputError("a score is bounded, but --score-key does not say which")
+            raise InputError(
+                "a score is bounded, but not which\n"
+                "name the field that holds it, for example --score-key similarity"
+            )
         if self.score_key is not None and not bounded:
             raise InputError("--score-key without --min-score or --max-score\ngive a bound")
         for name in ("side", "words", "characters", "score"):

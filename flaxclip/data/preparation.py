@@ -8,6 +8,7 @@ Pictures are read twice rather than sent around: what the passes exchange is 32 
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -239,6 +240,8 @@ def _check_written(path: pathlib.Path, records: int) -> str:
 def cannot_write(path: os.PathLike | str, error: Exception) -> InputError:
     """What to tell the user of a disk that is full, or a folder that cannot be written."""
     reason = getattr(error, "strerror", None) or str(error).split(";")[0]
+    if getattr(error, "errno", None) in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"cannot write {path}: {reason}\nname a folder that can be written")
     return InputError(
         f"cannot write {path}: {reason}\n"
         "what is finished is kept: make room, and the same command goes on from there"
