@@ -12,7 +12,7 @@ shift
 flags=()
 case $kind in
   tpu)
-    # On already in libtpu 0.0.52, as its compiled programs show, and so not here: the
+    # On already in libtpu 0.0.42 and 0.0.52, as compiled programs show, and so not here: the
     # latency-hiding scheduler, asynchronous collectives fused with the computation around them.
     ;;
   gpu)
