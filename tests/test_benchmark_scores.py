@@ -3,6 +3,7 @@ import types
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
@@ -111,6 +112,13 @@ def test_names_with_parents_are_scored_on_every_level():
     assert score_levels(guesses, labels, ("owl", "dog", "cat", "cup")) == {}
 
 
+def test_examples_that_are_all_wrong_or_all_right_leave_room_for_others():
+    wrong, right = (with_interval(mean_of(np.full(46, hit)), 46, 0.1) for hit in (False, True))
+    exact = binomtest(0, 46).proportion_ci()  # Clopper and Pearson
+    assert (wrong.low, wrong.high) == pytest.approx((exact.low, exact.high))
+    assert (right.low, right.high) == pytest.approx((1 - exact.high, 1))
+
+
 def test_the_paired_test_sees_what_two_intervals_do_not():
     other = np.arange(1000) < 600
     better = other | (np.arange(1000) >= 985)
@@ -118,7 +126,7 @@ def test_the_paired_test_sees_what_two_intervals_do_not():
     assert difference.value == pytest.approx(0.015)
     assert difference.low > 0
     assert difference.p_value == pytest.approx(2 * 0.5**15)
-    assert paired_difference(other, other).p_value == 1
+    assert paired_difference(other, other) == (0, 0, 0, 1)
 
 
 @pytest.mark.parametrize("block", [(1024, 16384), (7, 11)])

@@ -28,14 +28,27 @@ class Score(NamedTuple):
 
 
 def with_interval(statistic: Statistic, examples: int, chance: float, seed: int = 0) -> Score:
-    """The score with its 95% percentile bootstrap interval (Efron 1979) over examples."""
+    """The score with its 95% percentile bootstrap interval (Efron 1979) over examples.
+
+    Where all examples are right, or all wrong, samples of them know of no others: then the exact
+    interval of a share (Clopper and Pearson 1934), whose far end is 0.025^(1/n) from there.
+    """
+    value = statistic(np.ones(examples, int))
+    low, high = _bootstrap(statistic, examples, seed)
+    if low == high == value and value in (0.0, 1.0):
+        reach = 1 - 0.025 ** (1 / examples)
+        low, high = (0.0, reach) if value == 0.0 else (1 - reach, 1.0)
+    return Score(value, chance, low, high)
+
+
+def _bootstrap(statistic: Statistic, examples: int, seed: int = 0) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     draws = [
         statistic(np.bincount(rng.integers(examples, size=examples), minlength=examples))
         for _ in range(RESAMPLES)
     ]
     low, high = np.nanpercentile(draws, (2.5, 97.5))
-    return Score(statistic(np.ones(examples, int)), chance, float(low), float(high))
+    return float(low), float(high)
 
 
 def mean_of(values: Num[np.ndarray, " n"] | Bool[np.ndarray, " n"]) -> Statistic:
@@ -186,7 +199,7 @@ def paired_difference(
 
     first, second = np.asarray(hits, bool), np.asarray(other_hits, bool)
     change = first.astype(int) - second
-    score = with_interval(mean_of(change), len(change), 0.0)
+    low, high = _bootstrap(mean_of(change), len(change))
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
-    return Difference(score.value, score.low, score.high, float(p_value))
+    return Difference(float(change.mean()), low, high, float(p_value))
