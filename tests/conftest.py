@@ -6,11 +6,7 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time goes into compiling: at level 1 LLVM takes a third less. Users' programs have
-# the default, 3, as have the commands of the README, which .ci/run runs.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Runs that compile the same step, here and in other processes, compile it once a session:
 # the workers of pytest-xdist inherit the folder that their parent has made.
 if "PYTEST_XDIST_WORKER" not in os.environ:
