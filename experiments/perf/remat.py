@@ -56,10 +56,11 @@ def main() -> None:
                 table.add_row(remat, str(unroll), f"{step.needed_bytes / 2**30:.1f}: does not fit")
                 continue
             least_work = step.matrix_flops if least_work is None else least_work
+            cycles = step.estimated_cycles
             table.add_row(
                 remat, str(unroll), f"{step.peak_bytes / 2**30:.2f}",
                 f"{step.matrix_flops / least_work - 1:+.1%}", f"{step.hbm_bytes / 2**30:.1f}",
-                f"{step.estimated_cycles / 1e6:.1f}",
+                "unknown" if cycles is None else f"{cycles / 1e6:.1f}",
             )  # fmt: skip
     Console().print(table)
 
