@@ -56,6 +56,14 @@ def test_embeddings_do_not_depend_on_batch_or_devices(model, tmp_path):
     np.testing.assert_allclose(all_devices.z[:8], one_by_one, atol=1e-6)
 
 
+def test_texts_come_in_order_from_whole_and_small_batches(model, tmp_path):
+    texts = [f"{color} {shape}" for color in ("red", "blue", "green") for shape in "abcdefgh"]
+    for count in (1, 8, 9, 16, 21, 24):  # batches of 16, then of 8
+        ztxt, cut = Embedder(model, 16, tmp_path).embed_texts(texts[:count])
+        np.testing.assert_allclose(ztxt, model.encode_text(texts[:count]), atol=1e-6)
+        assert cut == ()
+
+
 def test_embeddings_are_kept_chunk_by_chunk(model, tmp_path, monkeypatch):
     monkeypatch.setattr("flaxclip.benchmark.embeddings.CHUNK", 384)
     pictures = unseen(tmp_path)

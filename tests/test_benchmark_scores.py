@@ -3,7 +3,6 @@ import types
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 from sklearn import metrics
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
@@ -23,6 +22,7 @@ from flaxclip.benchmark.scores import (
     paired_difference,
     per_class_table,
     roc_auc,
+    share_of_hits,
     with_interval,
     worst_group,
 )
@@ -113,10 +113,12 @@ def test_names_with_parents_are_scored_on_every_level():
 
 
 def test_examples_that_are_all_wrong_or_all_right_leave_room_for_others():
-    wrong, right = (with_interval(mean_of(np.full(46, hit)), 46, 0.1) for hit in (False, True))
-    exact = binomtest(0, 46).proportion_ci()  # Clopper and Pearson
-    assert (wrong.low, wrong.high) == pytest.approx((exact.low, exact.high))
-    assert (right.low, right.high) == pytest.approx((1 - exact.high, 1))
+    wrong, right = (share_of_hits(np.full(46, hit), 0.1) for hit in (False, True))
+    # Of a share below p, 46 misses in a row have a probability above 2.5%: (1 - p)^46.
+    assert wrong[:3] == (0, 0.1, 0)
+    assert (1 - wrong.high) ** 46 == pytest.approx(0.025)
+    assert right[:2] == (1, 0.1)
+    assert (right.low, right.high) == pytest.approx((1 - wrong.high, 1))
 
 
 def test_the_paired_test_sees_what_two_intervals_do_not():

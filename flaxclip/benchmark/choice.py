@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxclip.benchmark.datasets import Associations, Choices
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.scores import mean_of, with_interval
+from flaxclip.benchmark.scores import mean_of, share_of_hits, with_interval
 from flaxclip.benchmark.zero_shot import Result, note_cut_texts
 
 
@@ -29,10 +29,7 @@ def choose_task(embedder: Embedder, data: Choices) -> Result:
         image = ((similar >= own[:, None, :]).sum(axis=1) == 1).all(axis=1)
         # Of two by two random similarities, one of six orders has both own ones on top.
         hits |= {"image": (image, pictures**-captions), "group": (text & image, 1 / 6)}
-    scores = {
-        name: with_interval(mean_of(hit), len(hit), float(chance))
-        for name, (hit, chance) in hits.items()
-    }
+    scores = {name: share_of_hits(hit, float(chance)) for name, (hit, chance) in hits.items()}
     arrays = {f"{name}_hits": hit for name, (hit, _) in hits.items()}
     return Result(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
 

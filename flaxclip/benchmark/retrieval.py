@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxclip.benchmark.datasets import Captioned
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.scores import mean_of, with_interval
+from flaxclip.benchmark.scores import share_of_hits
 from flaxclip.benchmark.zero_shot import Result, note_cut_texts
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -34,8 +34,7 @@ def retrieve_task(embedder: Embedder, data: Captioned) -> Result:
         partners = np.bincount(pairs[:, 0], minlength=len(queries))
         for k in KS:
             chance = np.mean([_blind_recall(k, int(n), len(candidates)) for n in partners])
-            score = with_interval(mean_of(rivals < k), len(rivals), float(chance))
-            scores[f"{direction}_recall@{k}"] = score
+            scores[f"{direction}_recall@{k}"] = share_of_hits(rivals < k, float(chance))
         arrays[f"{direction}_rivals"] = rivals.astype(np.int32)
         shown = np.linspace(0, len(queries) - 1, min(12, len(queries))).astype(int)
         similar = queries[shown] @ candidates.T

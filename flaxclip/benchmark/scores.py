@@ -28,20 +28,27 @@ class Score(NamedTuple):
 
 
 def with_interval(statistic: Statistic, examples: int, chance: float, seed: int = 0) -> Score:
-    """The score with its 95% percentile bootstrap interval (Efron 1979) over examples.
-
-    Where all examples are right, or all wrong, samples of them know of no others: then the exact
-    interval of a share (Clopper and Pearson 1934), whose far end is 0.025^(1/n) from there.
-    """
+    """The score with its 95% percentile bootstrap interval (Efron 1979) over examples."""
     value = statistic(np.ones(examples, int))
-    low, high = _bootstrap(statistic, examples, seed)
-    if low == high == value and value in (0.0, 1.0):
-        reach = 1 - 0.025 ** (1 / examples)
-        low, high = (0.0, reach) if value == 0.0 else (1 - reach, 1.0)
-    return Score(value, chance, low, high)
+    return Score(value, chance, *_bootstrap(statistic, examples, seed))
 
 
-def _bootstrap(statistic: Statistic, examples: int, seed: int = 0) -> tuple[float, float]:
+def share_of_hits(hits: Bool[np.ndarray, " n"], chance: float) -> Score:
+    """How many examples are hits, with its 95% bootstrap interval.
+
+    Samples of examples that are all hits, or all misses, know of no others: then the exact
+    interval of a share (Clopper and Pearson 1934).
+    """
+    score = with_interval(mean_of(hits), len(hits), chance)
+    if 0 < score.value < 1:
+        return score
+    from scipy.stats import binomtest  # slow to import, and seldom needed
+
+    exact = binomtest(int(hits.sum()), len(hits)).proportion_ci()
+    return score._replace(low=float(exact.low), high=float(exact.high))
+
+
+def _bootstrap(statistic: Statistic, examples: int, seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     draws = [
         statistic(np.bincount(rng.integers(examples, size=examples), minlength=examples))
@@ -199,7 +206,7 @@ def paired_difference(
 
     first, second = np.asarray(hits, bool), np.asarray(other_hits, bool)
     change = first.astype(int) - second
-    low, high = _bootstrap(mean_of(change), len(change))
+    low, high = _bootstrap(mean_of(change), len(change), seed=0)
     better, worse = int((change > 0).sum()), int((change < 0).sum())
     p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
     return Difference(float(change.mean()), low, high, float(p_value))

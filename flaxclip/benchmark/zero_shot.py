@@ -24,10 +24,10 @@ from flaxclip.benchmark.scores import (
     f1_macro,
     hits_at_k,
     mean_average_precision,
-    mean_of,
     mean_per_class,
     per_class_table,
     roc_auc,
+    share_of_hits,
     with_interval,
     worst_group,
 )
@@ -122,8 +122,7 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
         result.scores.update(score_levels(guesses, data.labels, wording.class_names))
     if task.distractors:
         hits = similarities.argmax(axis=1) == data.labels
-        score = with_interval(mean_of(hits), len(hits), 1 / len(names))
-        result.scores["top1_among_all"] = score
+        result.scores["top1_among_all"] = share_of_hits(hits, 1 / len(names))
     notes = wording.notes + note_cut_texts("prompts", cut)
     return result._replace(unreadable=unreadable, notes=notes)
 
@@ -184,10 +183,9 @@ def score_ranking(
 ) -> dict[str, Score]:
     """Top-1, top-5 where there are more than five classes, and mean per class."""
     first = ranking[:, 0] == labels
-    scores = {"top1": with_interval(mean_of(first), len(labels), 1 / classes)}
+    scores = {"top1": share_of_hits(first, 1 / classes)}
     if classes > 5:
-        hits = hits_at_k(ranking, labels, 5)
-        scores["top5"] = with_interval(mean_of(hits), len(labels), 5 / classes)
+        scores["top5"] = share_of_hits(hits_at_k(ranking, labels, 5), 5 / classes)
     statistic = mean_per_class(first, labels)
     scores["mean_per_class"] = with_interval(statistic, len(labels), 1 / classes)
     return scores
@@ -207,7 +205,7 @@ def score_levels(
         hits = group[guesses] == group[labels]
         # A blind guess is right as often as classes lie below the same one.
         chance = (np.bincount(group)[group] / len(group))[labels].mean()
-        scores[f"top1_level_{level}"] = with_interval(mean_of(hits), len(hits), float(chance))
+        scores[f"top1_level_{level}"] = share_of_hits(hits, float(chance))
     return scores
 
 
