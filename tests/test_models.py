@@ -14,7 +14,13 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from flaxclip.errors import InputError
 from flaxclip.models import layers
-from flaxclip.models.clip import CLIP, CLIPConfig, init_params
+from flaxclip.models.clip import (
+    CLIP,
+    CLIPConfig,
+    abstract_variables,
+    example_inputs,
+    init_params,
+)
 from flaxclip.models.layers import BlockInit
 from flaxclip.models.patch_dropout import sample_patches
 from flaxclip.models.text_transformer import TextConfig
@@ -287,6 +293,22 @@ def test_on_nvidia_attention_and_its_gradient_are_calls_of_cudnn(monkeypatch, le
     for call in ("__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("):
         assert text.count(call) == 1, call
     assert ("CAUSAL" in text) == causal
+
+
+def test_what_cudnn_attention_computed_is_kept_for_the_backward_pass(monkeypatch):
+    monkeypatch.setattr(layers, "has_cudnn_attention", lambda q: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
+    vision = dataclasses.replace(CONFIG.vision, width=64, heads=4)
+    config = dataclasses.replace(CONFIG, vision=vision, dtype="bfloat16", remat="names")
+
+    def total(params, images):
+        return CLIP(config).apply({"params": params}, images, method="encode_image").sum()
+
+    params, (images, _) = abstract_variables(config)["params"], example_inputs(config, 2)
+    traced = jax.jit(jax.grad(total)).trace(params, images)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__cudnn$fmhaSoftmax(") == 1
+    assert text.count("__cudnn$fmhaSoftmaxBackward(") == 1
 
 
 def test_a_picture_of_which_all_patches_are_kept_is_the_whole_picture(params, reference):

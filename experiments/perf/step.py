@@ -2,7 +2,9 @@
 
     python -m venv peer && peer/bin/pip install torch==2.14.1 torchvision==0.29.1 open_clip_torch
     python experiments/perf/step.py --peer-python peer/bin/python
-    python experiments/perf/step.py --peer-python peer/bin/python --device cuda --batch-size 1024
+    python experiments/perf/step.py --peer-python peer/bin/python --device cuda --batch-size 1024 \
+        --precision bfloat16 --remat none --unroll 12 \
+        --side flaxclip open_clip 'open_clip --torchcompile'
 
 Each side runs in processes of its own, in turn, and counts its fastest steps. Rates are model FLOPs
 (recomputation not counted) beside the fastest large matrix product of the same process.

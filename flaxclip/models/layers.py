@@ -205,7 +205,7 @@ def dot_product_attention(
     if visible is not None:
         logits = jnp.where(visible[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhlm,bhmk->bhlk", weights, v)
+    return checkpoint_name(jnp.einsum("bhlm,bhmk->bhlk", weights, v), "attended")
 
 
 def _cudnn_attention(
@@ -266,7 +266,7 @@ class Attention(nn.Module):
             bias_init=logical(nn.initializers.zeros, "embed"),
             dtype=self.dtype,
             name="out",
-        )(checkpoint_name(z, "attended"))
+        )(z)
 
 
 class MLP(nn.Module):

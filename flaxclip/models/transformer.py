@@ -1,6 +1,6 @@
 """The transformer that both towers are made of: residual blocks, stacked and scanned."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +32,27 @@ REMAT_BY_SPEED: tuple[Remat, ...] = ("none", "names", "full")
 # attention weights are computed again, which in a large model costs less than writing and reading.
 SAVED_BY_NAMES = ("qkv", "attended", "residual", "fc1")
 
+
+def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Its backward kernel needs the statistics of its softmax, which cannot be named from here."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
+_policies = jax.checkpoint_policies
 _POLICIES = {
-    "names": jax.checkpoint_policies.save_only_these_names(*SAVED_BY_NAMES),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    "names": _policies.save_from_both_policies(
+        _policies.save_only_these_names(*SAVED_BY_NAMES), _is_cudnn_attention
+    ),
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _is_cudnn_attention
+    ),
+    "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=list(SAVED_BY_NAMES),
         offload_src="device",
         offload_dst="pinned_host",
     ),
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "full": _policies.nothing_saveable,
 }
 
 
@@ -123,8 +134,10 @@ class Transformer(nn.Module):
         block_type = TransformerBlock
         # Where nothing is compiled, `auto` and `none` are the same.
         if self.remat not in ("auto", "none"):
-            # The scan keeps forward and backward pass apart: nothing can be merged across them.
-            block_type = nn.remat(block_type, policy=_POLICIES[self.remat], prevent_cse=False)
+            # A scan keeps forward and backward pass apart: nothing can be merged across them.
+            block_type = nn.remat(
+                block_type, policy=_POLICIES[self.remat], prevent_cse=self.unroll >= self.layers
+            )
         block = block_type(
             self.heads,
             self.mlp_width,
