@@ -205,7 +205,11 @@ def dot_product_attention(
     if visible is not None:
         logits = jnp.where(visible[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return checkpoint_name(jnp.einsum("bhlm,bhmk->bhlk", weights, v), "attended")
+    z = jnp.einsum("bhlm,bhmk->bhlk", weights, v)
+    # Named in the layout that the next product takes: rows of one head's 64 channels, were they
+    # what is kept, would be padded to 128 on TPUs.
+    z = checkpoint_name(rearrange(z, "b h l k -> b l (h k)"), "attended")
+    return rearrange(z, "b l (h k) -> b h l k", h=q.shape[1])
 
 
 def _cudnn_attention(
