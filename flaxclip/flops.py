@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.extend import core
 
 
-def count_flops(function: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of all matrix products in `function(*args)`; arguments may be shapes.
+def count_flops(jaxpr: core.ClosedJaxpr) -> int:
+    """FLOPs of all matrix products in a traced function.
 
     Two per multiply-add, a scanned body as often as it runs, element-wise work left out: the
     model FLOPs of the literature (Chowdhery et al. 2022, appendix B). XLA's own cost analysis
     counts the body of a loop once, whatever its trip count.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr, _one_pass)
+    return _jaxpr_flops(jaxpr.jaxpr, _one_pass)
 
 
 def count_bfloat16_passes(jaxpr: core.ClosedJaxpr) -> int:

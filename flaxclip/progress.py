@@ -1,4 +1,4 @@
-"""A run on the terminal: a live bar where there is one, a line a report where there is none."""
+"""A run on the terminal: a line a report and, below them, a live bar where there can be one."""
 
 import sys
 from collections.abc import Mapping
@@ -16,13 +16,15 @@ class ProgressReport:
         self._steps = steps
         self._speaks = jax.process_index() == 0
         console = Console()
-        # A log file or a notebook's cell is no place for a bar that redraws itself.
+        # A log file is no place for a bar that redraws itself.
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=console,
+            # Each redrawing is a message to a notebook's page, and work beside the training.
+            refresh_per_second=2,
             disable=not (self._speaks and console.is_terminal),
         )
         self._task = self._bar.add_task("compiling", total=steps, completed=start_step)
@@ -41,18 +43,16 @@ class ProgressReport:
     def report(self, step: int, scalars: Mapping[str, float | None], seconds_left: float) -> None:
         """One line of `scalars`, as the training loop names them."""
         mfu = scalars["mfu"]
-        text = (
-            f"loss {scalars['loss']:.3f}  "
+        width = len(str(self._steps))
+        self._bar.update(self._task, description="")
+        self.say(
+            f"step {step:{width}}/{self._steps}  loss {scalars['loss']:.3f}  "
             f"acc i→t {scalars['image_to_text_accuracy']:.1%} "
             f"t→i {scalars['text_to_image_accuracy']:.1%}  "
             f"{scalars['images_per_second']:,.0f} img/s  "
             f"mfu {'unknown' if mfu is None else f'{mfu:.1%}'}  "
-            f"data wait {scalars['data_wait']:.1%}"
+            f"data wait {scalars['data_wait']:.1%}  eta {_duration(seconds_left)}"
         )
-        self._bar.update(self._task, description=text)
-        if self._bar.disable:
-            width = len(str(self._steps))
-            self.say(f"step {step:{width}}/{self._steps}  {text}  eta {_duration(seconds_left)}")
 
     def say(self, text: str) -> None:
         """A line of its own; above the bar where there is one."""

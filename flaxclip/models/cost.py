@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Container
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flaxclip.flops import count_flops
-from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
+from flaxclip.models.clip import CLIP, CLIPConfig, example_inputs
 from flaxclip.models.modified_resnet import ResNetConfig
 
 
@@ -36,26 +36,39 @@ class Cost(NamedTuple):
         return image + self.text_flops * (1 if "text" in frozen else 3)
 
 
-@functools.cache
 def model_cost(config: CLIPConfig, kept_patches: int | None = None) -> Cost:
     """Parameters and forward FLOPs a pair of `config`, whose image tower sees all patches or so
     many.
     """
-    variables = abstract_variables(config)
     images, tokens = example_inputs(config)
     kept = None if kept_patches is None else jax.ShapeDtypeStruct((1, kept_patches), jnp.int32)
-
-    def encode_image(variables, images, kept):
-        return CLIP(config).apply(variables, images, kept=kept, method="encode_image")
-
-    def encode_text(variables, tokens):
-        return CLIP(config).apply(variables, tokens, method="encode_text")
-
+    # Each tower beside a default one, so that models that share it share its trace.
+    alone = functools.partial(CLIPConfig, embed_dim=config.embed_dim)
+    image = _tower_cost(alone(vision=config.vision), "vision", images=images, kept=kept)
+    text = _tower_cost(alone(text=config.text), "text", tokens=tokens)
+    scale_and_bias = 1 if config.init_logit_bias is None else 2
     return Cost(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        image_flops=count_flops(encode_image, variables, images, kept),
-        text_flops=count_flops(encode_text, variables, tokens),
+        parameters=image.parameters + text.parameters + scale_and_bias,
+        image_flops=image.flops,
+        text_flops=text.flops,
     )
+
+
+class _TowerCost(NamedTuple):
+    parameters: int
+    flops: int
+
+
+@functools.cache
+def _tower_cost(config: CLIPConfig, tower: Literal["vision", "text"], **inputs: Any) -> _TowerCost:
+    """Of one tower, from one trace: initialisers multiply no matrices, so the products of `init`
+    are those of the forward pass that it makes.
+    """
+    method = {"vision": CLIP.encode_image, "text": CLIP.encode_text}[tower]
+    init = functools.partial(CLIP(config).init, method=method)
+    jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0), **inputs)
+    parameters = jax.tree.leaves(variables["params"][tower])
+    return _TowerCost(sum(leaf.size for leaf in parameters), count_flops(jaxpr))
 
 
 def published_flops(config: CLIPConfig) -> int:
