@@ -65,6 +65,11 @@ class CheckpointManager:
         self._save_due = self._next_save()
         context = ocp.Context()
         context.asynchronous.timeout_secs = int(timeout_seconds)
+        # Hosts divide what they all hold among them. Cutting it up compiles a program for each
+        # shape and device, for which the first save holds up training: not within one host, nor
+        # for what is small.
+        context.array.saving.use_replica_parallel = jax.process_count() > 1
+        context.array.saving.min_slice_bytes_for_replica_parallel = 2**16
         self._manager = ocp.training.Checkpointer(
             self._workdir / CHECKPOINTS,
             context=context,
