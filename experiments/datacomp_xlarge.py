@@ -10,9 +10,8 @@ there. Theirs draws shards with replacement; here every pair comes once an epoch
 
 Expect 79.2% zero-shot on ImageNet on DataComp-1B (open_clip's docs/PRETRAINED.md).
 
-`python -m flaxclip.plan datacomp_xlarge --topology v5p:8x8x8` compiles it. By the planner's
-arithmetic it takes some 30 GiB of a chip's 95.73, and at least 4,200 chip-hours, were matrix
-products all there is: $18,000 at $4.20 a chip-hour; count on three times that.
+`python -m flaxclip.plan datacomp_xlarge --topology v5p:8x8x8`: 33.2 GiB of a chip's 95.73, 18,900
+chip-hours at the 21% MFU that the compiler expects, some $80,000 at $4.20 a chip-hour.
 """
 
 import dataclasses

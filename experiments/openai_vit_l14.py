@@ -9,9 +9,9 @@ area; theirs was a random square of the resized picture.
 
 Expect 75.3% zero-shot on ImageNet (their table 11); 75.5% as CLIP_benchmark measures their weights.
 
-`python -m flaxclip.plan openai_vit_l14 --topology v6e:16x16` compiles it. By the planner's
-arithmetic it takes some 24 GiB of a chip's 31.24, and at least 2,300 chip-hours, were matrix
-products all there is: $6,200 at $2.70 a chip-hour; count on three times that.
+`python -m flaxclip.plan openai_vit_l14 --topology v6e:16x16`: 25.7 GiB of a chip's 31.24, 19,800
+chip-hours at the 10% MFU that the compiler expects, some $53,000 at $2.70 a chip-hour; 6,100 were
+the bandwidth of its memory all there is.
 """
 
 import dataclasses

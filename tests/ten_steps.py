@@ -76,7 +76,7 @@ def plain_run(loss):
         params = optax.apply_updates(params, updates)
         return clamp_logit_scale(params) if loss == "softmax" else params, opt_state, value
 
-    params = init_params(jax.random.key(0), config.model)
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config.model)
     opt_state, losses = tx.init(params), []
     for batch in batches(config, make_mesh(MeshConfig(), jax.devices()[:1])):
         params, opt_state, value = step(params, opt_state, batch)

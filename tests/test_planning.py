@@ -181,7 +181,6 @@ def test_a_refusal_for_want_of_memory_is_told_from_other_errors(message, gib):
 def compiled_step(**changes):
     step = CompiledStep(
         argument_bytes=2**20,
-        temporary_bytes=2**20,
         peak_bytes=2**21,
         matrix_flops=197e9,
         hbm_bytes=819_000_000,

@@ -14,14 +14,15 @@ import pytest
 
 from flaxclip.checkpoint import load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.command_line import parse
 from flaxclip.config import load_experiment
 from flaxclip.data.scenes import ScenesSource
-from flaxclip.errors import InputError
+from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.run_report import explain_out_of_memory, peak_memory
 from flaxclip.sharding import MeshConfig, make_mesh
-from flaxclip.train import train
+from flaxclip.train import Command, train
 from flaxclip.train_state import abstract_train_state
 from tests.metric_files import read_events
 from tests.test_loader import jpeg, write_shard
@@ -105,7 +106,7 @@ def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
         PIL.Image.fromarray(source[index].image).save(picture, "PNG")
         pairs[f"{index}"] = (picture.getvalue(), source[index].captions[0])
     write_shard(tmp_path / "0.tar", pairs)
-    config = tiny_config(tmp_path / "run", steps=150, log_every=50, checkpoint=NEVER)
+    config = tiny_config(tmp_path / "run", steps=30, log_every=30, checkpoint=NEVER)
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, path=(str(tmp_path / "0.tar"),)),
@@ -124,6 +125,14 @@ def run_cli(*args, cwd, **environment):
     return subprocess.run(
         [sys.executable, "-m", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
+
+
+def refused(run, capsys):
+    """What a command line says before it leaves with code 2; no process of its own is started."""
+    with pytest.raises(SystemExit) as stop, exit_on_input_error("flaxclip"):
+        run()
+    assert stop.value.code == 2
+    return "".join(capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +179,17 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
         (("--data.path", "cut.tar"), "cut.tar"),
         (("--workdir", "file/run"), "cannot write into workdir file/run"),
         (("--workdir", "other"), "seed: 0 -> 5"),
-        (("--mesh.data", "3"), "does not fit 1 devices"),
+        (("--mesh.data", "3"), "does not fit 8 devices"),
+        (("--batch-size", "12"), "choose 8 or 16"),
         (("--optim.warmup-steps", "8"), "warmup_steps 8 is not below the run's 8 steps"),
         (("--model.vision.heads", "5"), "vision width 32 is not divisible by its 5 heads"),
         (("--model.tokenizer", "siglip"), "needs a file with its vocabulary"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_input_is_a_message_and_exit_code_2(experiment, finished_run, tmp_path, flags, message):
+def test_bad_input_is_a_message_and_exit_code_2(
+    experiment, finished_run, tmp_path, monkeypatch, capsys, flags, message
+):
     with tarfile.open(tmp_path / "no-pairs.tar", "w") as tar:
         tar.add(__file__, "README.md")
     write_shard(tmp_path / "whole.tar", {f"{i}": (jpeg(i), "caption") for i in range(3)})
@@ -186,10 +198,12 @@ def test_bad_input_is_a_message_and_exit_code_2(experiment, finished_run, tmp_pa
     (tmp_path / "other").symlink_to(finished_run)
     if flags == ("--workdir", "other"):
         flags = (*flags, "--seed", "5")
-    result = run_cli("flaxclip.train", experiment, "--workdir", "run", *flags, cwd=tmp_path)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert message in result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    arguments = [experiment, "--workdir", "run", *flags]
+    assert message in refused(
+        lambda: train(parse(Command, arguments, "flaxclip.train", None).config), capsys
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -242,22 +256,6 @@ def test_the_peak_of_memory_is_said_where_devices_count_it():
     assert peak_memory(None) is None
     counted = {"peak_bytes_in_use": 3 * 2**30, "bytes_limit": 16 * 2**30}
     assert peak_memory(counted) == "memory of a device at the peak: 3,072.0 MiB of 16,384.0 MiB"
-
-
-def test_eight_devices_refuse_a_batch_that_does_not_divide(experiment, tmp_path):
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    result = run_cli(
-        "flaxclip.train",
-        experiment,
-        "--workdir",
-        "run",
-        "--batch-size",
-        "12",
-        cwd=tmp_path,
-        **eight,
-    )
-    assert result.returncode == 2
-    assert "choose 8 or 16" in result.stderr
 
 
 def test_help_names_every_group_of_flags(tmp_path):

@@ -79,7 +79,7 @@ def _memory(plan: RunPlan) -> str:
     step = plan.step
     text = (
         f"{binary(step.peak_bytes)}B a chip at the peak: {binary(step.argument_bytes)}B arguments "
-        f"(state and batch), {binary(step.temporary_bytes)}B temporaries"
+        f"(state and batch), {binary(step.peak_bytes - step.argument_bytes)}B temporaries"
     )
     if plan.chip is not None:
         free = plan.chip.hbm_bytes - step.peak_bytes
