@@ -25,7 +25,7 @@ from flaxclip.data.transforms import ImageTransform
 from flaxclip.errors import InputError
 from tests.test_benchmark_readers import labelled, png, write_wds
 from tests.test_loader import jpeg, write_shard
-from tests.test_train import finished_run, refused, run_cli  # noqa: F401  (a session's fixture)
+from tests.test_train import finished_run, run_cli  # noqa: F401  (a session's fixture)
 
 
 @pytest.fixture(scope="module")
@@ -332,14 +332,7 @@ def test_a_page_of_a_run_without_results(finished_run, tmp_path):  # noqa: F811
         (("RUN", "--images", "empty", "--labels", "cat,cat"), "two classes are named 'cat'"),
     ],
 )
-def test_bad_input_is_a_message_and_exit_code_2(
-    finished_run,  # noqa: F811
-    tmp_path,
-    monkeypatch,
-    capsys,
-    arguments,
-    message,
-):
+def test_bad_input_is_a_message_and_exit_code_2(finished_run, tmp_path, arguments, message):  # noqa: F811
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     arguments = [argument.replace("RUN", str(finished_run)) for argument in arguments]
