@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import tyro
 
 import flaxclip
+from flaxclip.benchmark.__main__ import Command, run
 from flaxclip.benchmark.datasets import image_batches
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.readers.own import read_scenes
@@ -25,7 +27,7 @@ from flaxclip.data.transforms import ImageTransform
 from flaxclip.errors import InputError
 from tests.test_benchmark_readers import labelled, png, write_wds
 from tests.test_loader import jpeg, write_shard
-from tests.test_train import finished_run, run_cli  # noqa: F401  (a session's fixture)
+from tests.test_train import finished_run, refused, run_cli  # noqa: F401  (a session's fixture)
 
 
 @pytest.fixture(scope="module")
@@ -332,11 +334,18 @@ def test_a_page_of_a_run_without_results(finished_run, tmp_path):  # noqa: F811
         (("RUN", "--images", "empty", "--labels", "cat,cat"), "two classes are named 'cat'"),
     ],
 )
-def test_bad_input_is_a_message_and_exit_code_2(finished_run, tmp_path, arguments, message):  # noqa: F811
+def test_bad_input_is_a_message_and_exit_code_2(
+    finished_run,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+    arguments,
+    message,
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     arguments = [argument.replace("RUN", str(finished_run)) for argument in arguments]
-    result = run_cli("flaxclip.benchmark", *arguments, cwd=tmp_path)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    said = refused(lambda: run(tyro.cli(Command, args=arguments)), capsys)
+    assert message in said
+    assert "Traceback" not in said
