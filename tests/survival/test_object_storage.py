@@ -1,5 +1,6 @@
-"""Shards and a workdir in gs://, on an emulator that answers the real HTTP requests to Google."""
+"""Shards in gs:// and s3://, a workdir in gs://: emulators answer the real HTTP requests."""
 
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,8 @@ from tests.survival.jobs import Job, train_command
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
+pytest.importorskip("s3fs")
+pytest.importorskip("moto.server")
 
 LIST = """
 import json
@@ -32,33 +35,72 @@ print(json.dumps({"checkpoints": checkpoints, "steps": steps, "events": events})
 """
 
 
-@pytest.fixture
-def storage(tmp_path):
-    """Environment of a process for which gs:// is a bucket in the emulator's memory."""
+GOOGLE = """
+import sys, time
+from gcp_storage_emulator.server import create_server
+
+create_server("127.0.0.1", int(sys.argv[1]), True, default_bucket="bucket").start()
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+AMAZON = """
+import sys, time
+from moto.server import ThreadedMotoServer
+
+ThreadedMotoServer("127.0.0.1", int(sys.argv[1]), verbose=False).start()
+print("ready", flush=True)
+time.sleep(3600)
+"""
+
+
+@contextlib.contextmanager
+def emulator(script, tmp_path):
+    """Its address, as long as it runs; buckets are in its memory."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    serve = (
-        "import time\n"
-        "from gcp_storage_emulator.server import create_server\n"
-        f"create_server('127.0.0.1', {port}, True, default_bucket='bucket').start()\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(3600)"
-    )
+    command = [sys.executable, "-c", script, str(port)]
     log = (tmp_path / "emulator").open("w")
-    with subprocess.Popen(
-        [sys.executable, "-c", serve], stdout=subprocess.PIPE, stderr=log, text=True
-    ) as server:
-        assert server.stdout.readline() == "ready\n"
-        address = f"http://127.0.0.1:{port}"
-        # The one is read by gcsfs, for small files; the other by TensorStore, for arrays.
-        yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
-        server.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server:
+        try:
+            assert server.stdout.readline() == "ready\n"
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
 
 
 @pytest.fixture
-def shards(storage, tmp_path):
-    """64 pairs in two tars in the bucket."""
+def google(tmp_path):
+    """Environment of a process for which gs:// is an emulator's."""
+    with emulator(GOOGLE, tmp_path) as address:
+        # The one is read by gcsfs, for small files; the other by TensorStore, for arrays.
+        yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
+
+
+@pytest.fixture
+def amazon(tmp_path):
+    """Environment of a process for which s3:// is an emulator's."""
+    with emulator(AMAZON, tmp_path) as address:
+        yield {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+UPLOAD = """
+import sys, fsspec
+
+files = fsspec.filesystem(sys.argv[1])
+files.mkdirs("bucket", exist_ok=True)
+files.put(["0.tar", "1.tar"], "bucket/shards/")
+"""
+
+
+def upload_shards(protocol, storage, tmp_path):
+    """64 pairs in two tars in a bucket."""
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
             for number in range(32 * shard, 32 * shard + 32):
@@ -66,17 +108,27 @@ def shards(storage, tmp_path):
                     member = tarfile.TarInfo(f"{number}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-    upload = "import fsspec; fsspec.filesystem('gs').put(['0.tar', '1.tar'], 'bucket/shards/')"
-    subprocess.run(
-        [sys.executable, "-c", upload], cwd=tmp_path, env=os.environ | storage, check=True
-    )
-    return "gs://bucket/shards/{0..1}.tar"
+    command = [sys.executable, "-c", UPLOAD, protocol]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | storage, check=True)
+    return f"{protocol}://bucket/shards/{{0..1}}.tar"
 
 
-def test_a_run_in_object_storage_stops_and_goes_on(storage, shards, tmp_path):
+def test_shards_in_s3_are_trained_on(amazon, tmp_path):
+    shards = upload_shards("s3", amazon, tmp_path)
+    command = train_command("--data.path", shards, "--data.workers", "2", "--steps", "10")
+    job = Job(tmp_path, command, **amazon)
+    assert job.wait() == 0, job.text()
+    assert "64 pairs" in job.text()
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 10
+    assert last["replaced_records"] == 0
+
+
+def test_a_run_in_object_storage_stops_and_goes_on(google, tmp_path):
+    shards = upload_shards("gs", google, tmp_path)
     flags = ("--workdir", "gs://bucket/run", "--checkpoint.every-steps", "20", "--log-every", "10")
     flags += ("--data.path", shards, "--data.workers", "2")
-    job = Job(tmp_path, train_command(*flags, "--steps", "1000"), **storage)
+    job = Job(tmp_path, train_command(*flags, "--steps", "1000"), **google)
     job.wait_for_text("step   20/1000")
     job.process.send_signal(signal.SIGTERM)
     assert job.wait() == PREEMPTED, job.text()
@@ -84,13 +136,13 @@ def test_a_run_in_object_storage_stops_and_goes_on(storage, shards, tmp_path):
 
     end = str(stopped + 15)
     change = ("--resume-with-changes", "steps")
-    job = Job(tmp_path, train_command(*flags, "--steps", end, *change), **storage)
+    job = Job(tmp_path, train_command(*flags, "--steps", end, *change), **google)
     assert job.wait() == 0, job.text()
     assert f"at step {stopped}, where its last checkpoint is" in job.text()
     assert "64 pairs" in job.text()
     listed = subprocess.run(
         [sys.executable, "-c", LIST],
-        env=os.environ | storage,
+        env=os.environ | google,
         capture_output=True,
         text=True,
         check=True,
