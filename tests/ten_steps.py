@@ -1,6 +1,7 @@
 """Ten steps of training on any mesh, and the same ten in the plainest form that there is."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,10 @@ import optax
 
 from flaxclip.data.loader import load_batches
 from flaxclip.data.scenes import ScenesSource
-from flaxclip.models.clip import CLIP, init_params
+from flaxclip.models.clip import CLIP
 from flaxclip.optim import clamp_logit_scale, make_optimizer
 from flaxclip.sharding import MeshConfig, make_mesh
-from flaxclip.train_state import init_train_state
+from flaxclip.train_state import abstract_train_state, init_train_state
 from flaxclip.train_step import make_train_step
 from tests.tiny_run import TINY_MODEL, tiny_config
 
@@ -40,6 +41,15 @@ def batches(config, mesh):
         yield loaded.batch
 
 
+@functools.cache
+def initial_state(model):
+    """On the host, since what is tested is the steps after it: drawn once for all meshes."""
+    config = configure(model=model)
+    tx = make_optimizer(config.optim, config.steps)
+    one_device = make_mesh(MeshConfig(), jax.devices()[:1])
+    return jax.device_get(init_train_state(jax.random.key(0), model, tx, one_device))
+
+
 def run(mesh_config, devices, **changes):
     """Losses and final parameters by the training step."""
     config = configure(**changes)
@@ -47,7 +57,9 @@ def run(mesh_config, devices, **changes):
     tx = make_optimizer(config.optim, config.steps)
     losses = []
     with jax.set_mesh(mesh):
-        state = init_train_state(jax.random.key(0), config.model, tx, mesh)
+        abstract = abstract_train_state(config.model, tx, mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = jax.device_put(initial_state(config.model), shardings)
         step = make_train_step(config, tx, mesh, state)
         for batch in batches(config, mesh):
             state, metrics = step(state, batch)
@@ -76,8 +88,8 @@ def plain_run(loss):
         params = optax.apply_updates(params, updates)
         return clamp_logit_scale(params) if loss == "softmax" else params, opt_state, value
 
-    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config.model)
-    opt_state, losses = tx.init(params), []
+    state, losses = initial_state(config.model), []
+    params, opt_state = state.params, state.opt_state
     for batch in batches(config, make_mesh(MeshConfig(), jax.devices()[:1])):
         params, opt_state, value = step(params, opt_state, batch)
         losses.append(float(value))
