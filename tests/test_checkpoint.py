@@ -61,6 +61,23 @@ def saved(mesh, tmp_path_factory):
     return workdir
 
 
+def test_the_first_save_compiles_no_program_for_each_array(mesh, tmp_path):
+    """Training stands still meanwhile."""
+    replicated = jax.NamedSharding(mesh, jax.P())
+    arrays = {str(rows): np.ones((rows, 2048), np.float32) for rows in range(64, 76)}
+    tree = {"params": jax.device_put(arrays, replicated)}
+    compiled = []
+    monitor = lambda event, *_, **__: "backend_compile" in event and compiled.append(event)  # noqa: E731
+    manager = CheckpointManager(tmp_path, CheckpointConfig(), RECORD)
+    jax.monitoring.register_event_duration_secs_listener(monitor)
+    try:
+        manager.save(1, tree, {})
+    finally:
+        jax.monitoring.unregister_event_duration_listener(monitor)
+    assert manager.close()
+    assert len(compiled) == 1, "the one of the checksums"
+
+
 @pytest.fixture
 def workdir(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copy")
