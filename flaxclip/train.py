@@ -93,7 +93,8 @@ def train(
         progress = ProgressReport(start_step, config.steps)
         record = run_record(config, source)
         connect_hosts(mesh, config.batch_size)
-        config = choose_remat(config, lambda tried: step_fits(tried, tx, mesh))
+        platform = mesh.devices.flat[0].platform
+        config = choose_remat(config, platform, lambda tried: step_fits(tried, tx, mesh))
         restored = restore_latest(config.workdir, like.trees, progress.warn)
         if restored is None:
             start_step, started_from = 0, None

@@ -20,7 +20,7 @@ from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.models.clip import CLIP, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost
 from flaxclip.models.patch_dropout import sample_patches
-from flaxclip.models.transformer import REMAT_BY_SPEED
+from flaxclip.models.transformer import remat_by_speed
 from flaxclip.optim import clamp_logit_scale, update_average
 from flaxclip.sharding import BATCH_AXES, batch_sharding, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
@@ -28,8 +28,10 @@ from flaxclip.train_state import TrainState, abstract_train_state
 Metrics = dict[str, Float[Array, ""]]
 
 
-def choose_remat(config: TrainConfig, fits: Callable[[TrainConfig], bool]) -> TrainConfig:
-    """`config` with the fastest rematerialisation that `fits`, where it leaves that open (auto).
+def choose_remat(
+    config: TrainConfig, platform: str, fits: Callable[[TrainConfig], bool]
+) -> TrainConfig:
+    """`config` with the platform's fastest remat policy that `fits`, where it says `auto`.
 
     The last one is taken untried: if it does not fit either, whoever compiles it says so.
     """
@@ -37,7 +39,7 @@ def choose_remat(config: TrainConfig, fits: Callable[[TrainConfig], bool]) -> Tr
         return config
     candidates = [
         dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        for remat in REMAT_BY_SPEED
+        for remat in remat_by_speed(platform)
     ]
     return next((c for c in candidates[:-1] if fits(c)), candidates[-1])
 

@@ -263,14 +263,16 @@ def test_a_run_whose_step_does_not_fit_says_the_same():
 def test_auto_takes_the_fastest_rematerialisation_that_fits():
     config = tiny_config("unused", model=dataclasses.replace(TINY_MODEL, remat="auto"))
 
-    def chosen(*fitting):
-        return choose_remat(config, lambda tried: tried.model.remat in fitting).model.remat
+    def chosen(platform, *fitting):
+        fits = lambda tried: tried.model.remat in fitting  # noqa: E731
+        return choose_remat(config, platform, fits).model.remat
 
-    assert chosen("none", "names", "full") == "none"
-    assert chosen("names", "full") == "names"
-    assert chosen() == "full"
+    assert chosen("gpu", "none", "names", "full") == "none"
+    assert chosen("gpu", "names", "full") == "names"
+    assert chosen("tpu", "none", "names", "full") == "names"
+    assert chosen("tpu") == "full"
     named = tiny_config("unused")
-    assert choose_remat(named, lambda _: False) is named
+    assert choose_remat(named, "tpu", lambda _: False) is named
 
 
 def test_what_was_compiled_is_not_compiled_again(tmp_path, monkeypatch):

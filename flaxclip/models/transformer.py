@@ -22,11 +22,19 @@ Remat = Literal["auto", "none", "names", "dots", "offload", "full"]
 """What a block keeps for its backward pass. `none` recomputes nothing. `names` keeps what is dear
 to repeat, `SAVED_BY_NAMES`: half the memory, at about 1% more FLOPs. `dots` keeps the results of
 all matrix products with parameters. `offload` keeps what `names` does in the host's memory. `full`
-keeps the block's input alone: least memory, a third more FLOPs. `auto`: the first of
-`REMAT_BY_SPEED` whose step fits the devices; whoever compiles the step chooses."""
+keeps the block's input alone: least memory, a quarter more FLOPs. `auto`: the first of
+`remat_by_speed` whose step fits the devices; whoever compiles the step chooses."""
 
-REMAT_BY_SPEED: tuple[Remat, ...] = ("none", "names", "full")
-"""The choices of `auto`, the fastest first."""
+
+def remat_by_speed(platform: str) -> tuple[Remat, ...]:
+    """The choices of `auto` on a JAX platform (`gpu`, `tpu`, `cpu`), the fastest first.
+
+    On an H100 nothing beats keeping everything. Elsewhere that is slower than `names`, and larger:
+    what `names` repeats takes less time than its being written and read, by the TPU compiler's
+    cost model (experiments/perf/remat.py) and on CPUs (experiments/perf/step.py).
+    """
+    return ("none", "names", "full") if platform == "gpu" else ("names", "full")
+
 
 # The large products, and the residual stream between the block's halves. Norms, activations and
 # attention weights are computed again, which in a large model costs less than writing and reading.

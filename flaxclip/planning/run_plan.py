@@ -57,7 +57,9 @@ def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> Ru
         InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
     """
     config = choose_remat(
-        config, lambda tried: isinstance(stored_or_compiled(tried, topology), CompiledStep)
+        config,
+        topology.devices[0].platform,
+        lambda tried: isinstance(stored_or_compiled(tried, topology), CompiledStep),
     )
     step = stored_or_compiled(config, topology)
     cost = model_cost(config.model, config.kept_patches)

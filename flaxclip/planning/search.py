@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from flaxclip.config import TrainConfig
-from flaxclip.models.transformer import REMAT_BY_SPEED, Remat
+from flaxclip.models.transformer import Remat, remat_by_speed
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.estimate import estimated_memory, estimated_seconds
 from flaxclip.planning.roofline import roofline
@@ -160,7 +160,10 @@ def _candidates(
         ]
     models = [config.model]
     if "remat" in vary:
-        models = [dataclasses.replace(config.model, remat=remat) for remat in REMAT_BY_SPEED]
+        models = [
+            dataclasses.replace(config.model, remat=remat)
+            for remat in remat_by_speed(topology.devices[0].platform)
+        ]
     batches = [config.batch_size]
     if "batch" in vary:
         batches = [chips * pairs for pairs in _powers_of_two(MAX_PAIRS_PER_CHIP)]
