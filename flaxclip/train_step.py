@@ -39,7 +39,7 @@ def choose_remat(
         return config
     candidates = [
         dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        for remat in remat_by_speed(platform)
+        for remat in remat_by_speed(platform, config.model.is_scanned)
     ]
     return next((c for c in candidates[:-1] if fits(c)), candidates[-1])
 

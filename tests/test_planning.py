@@ -261,15 +261,15 @@ def test_a_run_whose_step_does_not_fit_says_the_same():
 
 
 def test_auto_takes_the_fastest_rematerialisation_that_fits():
-    config = tiny_config("unused", model=dataclasses.replace(TINY_MODEL, remat="auto"))
-
-    def chosen(platform, *fitting):
+    def chosen(platform, *fitting, unroll=1):
+        model = dataclasses.replace(TINY_MODEL, remat="auto", unroll=unroll)
         fits = lambda tried: tried.model.remat in fitting  # noqa: E731
-        return choose_remat(config, platform, fits).model.remat
+        return choose_remat(tiny_config("unused", model=model), platform, fits).model.remat
 
     assert chosen("gpu", "none", "names", "full") == "none"
     assert chosen("gpu", "names", "full") == "names"
     assert chosen("tpu", "none", "names", "full") == "names"
+    assert chosen("tpu", "none", "names", "full", unroll=2) == "none"
     assert chosen("tpu") == "full"
     named = tiny_config("unused")
     assert choose_remat(named, "tpu", lambda _: False) is named

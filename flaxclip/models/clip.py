@@ -60,6 +60,13 @@ class CLIPConfig:
     attention: AttentionKernel = "auto"
     """auto: by cuDNN on NVIDIA GPUs in bfloat16, by XLA elsewhere. xla: by XLA everywhere."""
 
+    @property
+    def is_scanned(self) -> bool:
+        """Whether a tower loops over its blocks; false where `unroll` is all of them."""
+        image_layers = self.vision.layers
+        deepest = max(image_layers) if isinstance(image_layers, tuple) else image_layers
+        return self.unroll < max(deepest, self.text.layers)
+
     def __post_init__(self) -> None:
         check_sizes("model", {"embed_dim": self.embed_dim})
         check_sizes("model", {f"image_std[{i}]": std for i, std in enumerate(self.image_std)})

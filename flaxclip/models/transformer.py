@@ -26,14 +26,17 @@ keeps the block's input alone: least memory, a quarter more FLOPs. `auto`: the f
 `remat_by_speed` whose step fits the devices; whoever compiles the step chooses."""
 
 
-def remat_by_speed(platform: str) -> tuple[Remat, ...]:
+def remat_by_speed(platform: str, is_scanned: bool) -> tuple[Remat, ...]:
     """The choices of `auto` on a JAX platform (`gpu`, `tpu`, `cpu`), the fastest first.
 
-    On an H100 nothing beats keeping everything. Elsewhere that is slower than `names`, and larger:
-    what `names` repeats takes less time than its being written and read, by the TPU compiler's
-    cost model (experiments/perf/remat.py) and on CPUs (experiments/perf/step.py).
+    Keeping everything is fastest on an H100, and on TPUs where no scan is over the blocks. Else it
+    is slower than `names`, and larger: to write what all blocks keep into the scan's stacks, and to
+    read it, takes longer than to repeat it. TPUs by their compiler's cost model
+    (experiments/perf/remat.py), the others as timed (experiments/perf/step.py).
     """
-    return ("none", "names", "full") if platform == "gpu" else ("names", "full")
+    if platform == "gpu" or (platform == "tpu" and not is_scanned):
+        return ("none", "names", "full")
+    return ("names", "full")
 
 
 # The large products, and the residual stream between the block's halves. Norms, activations and

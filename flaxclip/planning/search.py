@@ -160,10 +160,8 @@ def _candidates(
         ]
     models = [config.model]
     if "remat" in vary:
-        models = [
-            dataclasses.replace(config.model, remat=remat)
-            for remat in remat_by_speed(topology.devices[0].platform)
-        ]
+        choices = remat_by_speed(topology.devices[0].platform, config.model.is_scanned)
+        models = [dataclasses.replace(config.model, remat=remat) for remat in choices]
     batches = [config.batch_size]
     if "batch" in vary:
         batches = [chips * pairs for pairs in _powers_of_two(MAX_PAIRS_PER_CHIP)]
