@@ -88,9 +88,11 @@ def plain_run(loss):
         params = optax.apply_updates(params, updates)
         return clamp_logit_scale(params) if loss == "softmax" else params, opt_state, value
 
-    state, losses = initial_state(config.model), []
+    mesh, losses = make_mesh(MeshConfig(), jax.devices()[:1]), []
+    # Placed as the step returns it, or the second step would be compiled again.
+    state = jax.device_put(initial_state(config.model), jax.NamedSharding(mesh, jax.P()))
     params, opt_state = state.params, state.opt_state
-    for batch in batches(config, make_mesh(MeshConfig(), jax.devices()[:1])):
+    for batch in batches(config, mesh):
         params, opt_state, value = step(params, opt_state, batch)
         losses.append(float(value))
     return losses, jax.device_get(params)
