@@ -1,5 +1,6 @@
 """Saving a run's states in the background, and keeping those worth keeping."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -62,6 +63,7 @@ class CheckpointManager:
         self._record = record
         self._warn = warn
         self._saving: tuple[int, Any] | None = None
+        self._last_failed = self._error_lingers = False
         self._save_due = self._next_save()
         context = ocp.Context()
         context.asynchronous.timeout_secs = int(timeout_seconds)
@@ -89,27 +91,36 @@ class CheckpointManager:
         """
         start = time.perf_counter()
         self._settle(wait=True)
+        if self._last_failed:
+            self._remove_leftovers()
         self._save_due = self._next_save()
-        sums = tree_checksums(trees)
-        try:
-            response = self._manager.save_checkpointables_async(
-                step,
-                trees,
-                force=True,
-                metrics=metrics,
-                custom_metadata=sealed_record({"run": self._record, "checksums": sums}),
+        metadata = sealed_record({"run": self._record, "checksums": tree_checksums(trees)})
+
+        def begin() -> Any:
+            return self._manager.save_checkpointables_async(
+                step, trees, force=True, metrics=metrics, custom_metadata=metadata
             )
+
+        try:
+            try:
+                response = begin()
+            except Exception:
+                if not self._error_lingers:
+                    raise
+                # What ended the save before this one: Orbax raises it here once more, and forgets.
+                response = begin()
             self._saving = step, response
         except Exception as error:  # Orbax raises what its storage raises, of many kinds
             self._failed(step, error)
+        self._error_lingers = False
         self.stall_seconds += time.perf_counter() - start
 
     def close(self) -> bool:
-        """Wait for the save that is under way; returns whether it succeeded."""
-        start, failed = time.perf_counter(), self.failed_saves
+        """Wait for the save that is under way; returns whether the last one succeeded."""
+        start = time.perf_counter()
         self._settle(wait=True)
         self.stall_seconds += time.perf_counter() - start
-        return self.failed_saves == failed
+        return not self._last_failed
 
     def _settle(self, wait: bool) -> None:
         """Take note of how the save under way has ended, if it has."""
@@ -118,16 +129,19 @@ class CheckpointManager:
         step, response = self._saving
         try:
             response.result(timeout=None if wait else 0)
+            self._last_failed = False
         except TimeoutError:
             if not wait:
                 return
             self._failed(step, TimeoutError("not finished in time"))
         except Exception as error:
+            self._error_lingers = True
             self._failed(step, error)
         self._saving = None
 
     def _failed(self, step: int, error: Exception) -> None:
         self.failed_saves += 1
+        self._last_failed = True
         self._saving = None
         self._save_due = time.monotonic() + _RETRY_SECONDS
         kept = max(saved_steps(self._workdir), default="none")
@@ -136,9 +150,14 @@ class CheckpointManager:
             f"  the last whole checkpoint is that of step {kept}; "
             f"the run goes on and tries again in {_RETRY_SECONDS:.0f} s"
         )
-        if jax.process_index() == 0:  # what it has left takes room on a full disk
-            for leftover in (self._workdir / CHECKPOINTS).glob(f"{step}.*tmp*"):
-                leftover.rmtree(missing_ok=True)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """What failed saves have left takes room on a full disk."""
+        if jax.process_index() == 0:
+            for leftover in (self._workdir / CHECKPOINTS).glob("*tmp*"):
+                with contextlib.suppress(OSError):  # still being written: before the next save then
+                    leftover.rmtree(missing_ok=True)
 
     def _next_save(self) -> float:
         minutes = self._config.every_minutes

@@ -62,6 +62,12 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
     Raises:
         InputError: the workdir cannot be written, or belongs to a run with another configuration.
     """
+    if is_remote(config.workdir) and not config.workdir.startswith("gs://"):
+        raise InputError(
+            f"no checkpoint can be written to {config.workdir}\n"
+            "Orbax writes to disks and to gs://: let --workdir be one of these, or a folder where "
+            "the bucket is mounted"
+        )
     path = epath.Path(config.workdir) / CONFIG_FILE
     try:
         if path.exists():

@@ -1,6 +1,8 @@
 """Saving, keeping, verifying and restoring states."""
 
+import contextlib
 import json
+import resource
 import shutil
 import time
 
@@ -76,6 +78,36 @@ def test_the_first_save_compiles_no_program_for_each_array(mesh, tmp_path):
         jax.monitoring.unregister_event_duration_listener(monitor)
     assert manager.close()
     assert len(compiled) == 1, "the one of the checksums"
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size):
+    """In this process, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_failed_save_is_no_success_and_does_not_cost_the_next(mesh, tmp_path):
+    state, said = state_on(mesh, jax.P("fsdp")), []
+    manager = CheckpointManager(tmp_path, CheckpointConfig(), RECORD, said.append)
+    with files_no_larger_than(1000):
+        manager.save(1, state, {})
+        while not manager.failed_saves:
+            manager.due()
+        manager.save(2, state, {})
+        assert not manager.close()
+    manager.save(3, state, {})
+    assert manager.close()
+    assert saved_steps(tmp_path) == [3]
+    assert [warning.partition(":")[0] for warning in said] == [
+        "saving step 1 failed",
+        "saving step 2 failed",
+    ]
+    assert not list((tmp_path / CHECKPOINTS).glob("*tmp*"))
 
 
 @pytest.fixture

@@ -179,6 +179,7 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
         (("--data.path", "cut.tar"), "cut.tar"),
         (("--workdir", "file/run"), "cannot write into workdir file/run"),
         (("--workdir", "other"), "seed: 0 -> 5"),
+        (("--workdir", "s3://bucket/run"), "no checkpoint can be written to s3://bucket/run"),
         (("--mesh.data", "3"), "does not fit 8 devices"),
         (("--batch-size", "12"), "choose 8 or 16"),
         (("--optim.warmup-steps", "8"), "warmup_steps 8 is not below the run's 8 steps"),
