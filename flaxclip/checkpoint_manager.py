@@ -119,6 +119,8 @@ class CheckpointManager:
         """Wait for the save that is under way; returns whether the last one succeeded."""
         start = time.perf_counter()
         self._settle(wait=True)
+        if self.failed_saves:
+            self._remove_leftovers()
         self.stall_seconds += time.perf_counter() - start
         return not self._last_failed
 
@@ -156,7 +158,7 @@ class CheckpointManager:
         """What failed saves have left takes room on a full disk."""
         if jax.process_index() == 0:
             for leftover in (self._workdir / CHECKPOINTS).glob("*tmp*"):
-                with contextlib.suppress(OSError):  # still being written: before the next save then
+                with contextlib.suppress(OSError):  # still being written: at the next save or the end then
                     leftover.rmtree(missing_ok=True)
 
     def _next_save(self) -> float:
