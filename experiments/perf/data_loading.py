@@ -27,6 +27,9 @@ from pathlib import Path
 SIZES = ((384, 320), (1024, 768))
 CAPTION = "a photograph of the kind that people put on the web, number {}"
 SHARDS, RECORDS = 4, 200  # in a shard
+# Each shard under so many names, since nobody trains on 800 records: Grain permutes at least 65,536
+# numbers and passes over those beyond the last record, eighty of them for each of so few.
+LINKS = 25
 BATCH = 64
 
 
@@ -115,6 +118,9 @@ def flaxclip_side(folder: Path, workers: int):
     from flaxclip.data.loader import DataConfig, load_batches, open_source
     from flaxclip.models.variants import VARIANTS
     from flaxclip.sharding import MeshConfig, make_mesh
+    from flaxclip.startup import keep_freed_memory
+
+    keep_freed_memory()  # as `flaxclip.train` does
 
     config = DataConfig(path=(str(folder / "*.tar"),), workers=workers)
     source = open_source(config, 224)
@@ -142,7 +148,7 @@ def open_clip_side(folder: Path, workers: int):
     from open_clip_train.data import get_wds_dataset
 
     arguments = argparse.Namespace(
-        train_data=str(folder / f"{{0..{SHARDS - 1}}}.tar"),
+        train_data=str(folder / f"{{0..{LINKS * SHARDS - 1}}}.tar"),
         train_data_upsampling_factors=None,
         train_num_samples=10**7,
         dataset_resampled=True,
@@ -233,6 +239,8 @@ def write_shards(folder: Path, width: int, height: int) -> None:
                     member = tarfile.TarInfo(f"{shard}{number:05}{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
+        for link in range(1, LINKS):
+            os.link(folder / f"{shard}.tar", folder / f"{link * SHARDS + shard}.tar")
 
 
 def load_photographs():

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,12 +112,12 @@ def texts_of(key: str, value: Any, config: CaptionConfig) -> list[str]:
     return [template.replace("{}", value) for template in config.templates] or [value]
 
 
-def draw_caption(pair: Pair, rng: np.random.Generator) -> str:
-    """One of the pair's captions."""
+def draw_caption(pair: Pair, make_rng: Callable[[], np.random.Generator]) -> str:
+    """One of the pair's captions; where there is no choice, no generator is made, which is slow."""
     if len(pair.captions) == 1:
         return pair.captions[0]
     weights = np.ones(len(pair.captions)) if pair.weights is None else np.array(pair.weights)
-    return pair.captions[rng.choice(len(pair.captions), p=weights / weights.sum())]
+    return pair.captions[make_rng().choice(len(pair.captions), p=weights / weights.sum())]
 
 
 def utf8(text: bytes) -> str:

@@ -1,6 +1,7 @@
 """Positions in the stream -> rows of a batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import grain
@@ -72,7 +73,8 @@ class ExampleLoader:
             for row in pending:
                 self._replace(row)
         captions = [
-            draw_caption(row.pair, example_rng(self.seed, row.draw, "caption")) for row in rows
+            draw_caption(row.pair, functools.partial(example_rng, self.seed, row.draw, "caption"))
+            for row in rows
         ]
         tokens, truncated = self.tokenizer.encode(captions)
         return [

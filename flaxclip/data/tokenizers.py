@@ -3,6 +3,7 @@
 Every tokenizer is a `Tokenizer`, and a config names it as one of `TOKENIZERS`.
 """
 
+import functools
 import gzip
 from collections.abc import Sequence
 from itertools import islice
@@ -81,8 +82,6 @@ class CLIPTokenizer:
                 "expected at least 3: start marker, one token of text, end marker"
             )
         self.context_length = context_length
-        self._engine = _clip_engine()
-        self._start, self._end = map(self._engine.token_to_id, (_START, _END))
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "batch length"]:
         """One row of `context_length` ids for each text; raises as `encode` does."""
@@ -100,11 +99,11 @@ class CLIPTokenizer:
         tokens = np.zeros((len(texts), self.context_length), np.int32)
         truncated = np.zeros(len(texts), bool)
         for row, text in enumerate(texts):
-            words = _CLIP_WORDS.findall(_clean(text))
-            # One by one, because the engine's batches start threads, which do not survive a fork.
-            ids = [self._start, *self._engine.encode(words, is_pretokenized=True).ids]
+            ids = [*_ids_of_word(_START)]
+            for word in _CLIP_WORDS.findall(_clean(text)):
+                ids += _ids_of_word(word)
             truncated[row] = len(ids) >= self.context_length
-            ids = [*ids[: self.context_length - 1], self._end]
+            ids = [*ids[: self.context_length - 1], *_ids_of_word(_END)]
             tokens[row, : len(ids)] = ids
         return tokens, truncated
 
@@ -167,6 +166,13 @@ def clip_vocabulary(start: str, end: str) -> tuple[dict[str, int], list[tuple[st
     return {name: index for index, name in enumerate(names)}, merges
 
 
+@functools.lru_cache(2**16)
+def _ids_of_word(word: str) -> tuple[int, ...]:
+    # Captions share most of their words: this takes a fifth of the engine's time for whole texts.
+    return tuple(_clip_engine().encode([word], is_pretokenized=True).ids)
+
+
+@functools.cache
 def _clip_engine() -> tokenizers.Tokenizer:
     """Byte-pair encoder of single words."""
     vocab, merges = clip_vocabulary(_START, _END)
