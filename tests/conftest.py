@@ -6,7 +6,10 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# At LLVM's full optimisation compiling, which is most of the tests' time, takes a third longer.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+)
 # Runs that compile the same step, here and in other processes, compile it once a session:
 # the workers of pytest-xdist inherit the folder that their parent has made.
 if "PYTEST_XDIST_WORKER" not in os.environ:

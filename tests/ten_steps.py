@@ -55,11 +55,11 @@ def run(mesh_config, devices, **changes):
     config = configure(**changes)
     mesh = make_mesh(mesh_config, jax.devices()[:devices])
     tx = make_optimizer(config.optim, config.steps)
-    losses = []
+    initial, losses = initial_state(config.model), []
     with jax.set_mesh(mesh):
         abstract = abstract_train_state(config.model, tx, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        state = jax.device_put(initial_state(config.model), shardings)
+        state = jax.device_put(initial, shardings)
         step = make_train_step(config, tx, mesh, state)
         for batch in batches(config, mesh):
             state, metrics = step(state, batch)
