@@ -158,7 +158,7 @@ class CheckpointManager:
         """What failed saves have left takes room on a full disk."""
         if jax.process_index() == 0:
             for leftover in (self._workdir / CHECKPOINTS).glob("*tmp*"):
-                with contextlib.suppress(OSError):  # still being written: at the next save or the end then
+                with contextlib.suppress(OSError):  # still being written: once more later, then
                     leftover.rmtree(missing_ok=True)
 
     def _next_save(self) -> float:

@@ -5,11 +5,10 @@ import os
 import shutil
 import tempfile
 
+from tests.xla_flags import EIGHT_DEVICES
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# At LLVM's full optimisation compiling, which is most of the tests' time, takes a third longer.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-)
+os.environ["XLA_FLAGS"] = EIGHT_DEVICES
 # Runs that compile the same step, here and in other processes, compile it once a session:
 # the workers of pytest-xdist inherit the folder that their parent has made.
 if "PYTEST_XDIST_WORKER" not in os.environ:

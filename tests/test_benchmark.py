@@ -28,6 +28,7 @@ from flaxclip.errors import InputError
 from tests.test_benchmark_readers import labelled, png, write_wds
 from tests.test_loader import jpeg, write_shard
 from tests.test_train import finished_run, refused, run_cli  # noqa: F401  (a session's fixture)
+from tests.xla_flags import ONE_DEVICE
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_what_was_measured_is_not_measured_again(finished_run, measured):  # noq
 
 def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):  # noqa: F811
     arguments = [sys.executable, "-m", "flaxclip.benchmark", str(finished_run), "--out", "results"]
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ONE_DEVICE}
     process = subprocess.Popen([*arguments, "--cache", "cache"], cwd=tmp_path, env=environment)
     first = tmp_path / "results" / "scenes-seen.json"
     while not first.exists():

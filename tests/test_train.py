@@ -27,6 +27,7 @@ from flaxclip.train_state import abstract_train_state
 from tests.metric_files import read_events
 from tests.test_loader import jpeg, write_shard
 from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
+from tests.xla_flags import ONE_DEVICE
 
 
 def params_of(workdir, step):
@@ -121,7 +122,7 @@ def run_cli(*args, cwd, **environment):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     # One device, as on a laptop.
-    env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": "", "COLUMNS": "100"} | environment
+    env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ONE_DEVICE, "COLUMNS": "100"} | environment
     return subprocess.run(
         [sys.executable, "-m", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )

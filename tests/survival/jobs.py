@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from flaxclip.checkpoint import saved_steps
 from tests.tiny_run import EXPERIMENT
+from tests.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds; only for what hangs, since everything is waited for by its signs
@@ -30,7 +31,7 @@ class Job:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""} | environment,
+                env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ONE_DEVICE} | environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

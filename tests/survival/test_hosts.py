@@ -16,6 +16,7 @@ from flaxclip.exit_codes import PREEMPTED
 from flaxclip.models.clip import abstract_variables
 from tests.survival.jobs import ROOT, Job, cluster_command, train_command
 from tests.tiny_run import TINY_MODEL
+from tests.xla_flags import ONE_DEVICE
 
 STEPS = 50
 FLAGS = (
@@ -114,7 +115,7 @@ def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_lives(tmp_p
     second = subprocess.run(
         train_command(),
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE},
         capture_output=True,
         text=True,
         check=False,

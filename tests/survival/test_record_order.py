@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from tests.survival.jobs import ROOT
+from tests.xla_flags import ONE_DEVICE
 
 
 def test_a_run_killed_and_resumed_on_other_hosts_takes_the_records_of_one_that_is_not():
@@ -14,7 +15,7 @@ def test_a_run_killed_and_resumed_on_other_hosts_takes_the_records_of_one_that_i
             *(sys.executable, ROOT / "experiments/perf/resume_order.py"),
             *("--records", "2000", "--batch-size", "100", "--kills", "2"),
         ],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE},
         capture_output=True,
         text=True,
         check=False,

@@ -12,6 +12,7 @@ import numpy as np
 from tests.survival.jobs import ROOT
 from tests.test_benchmark import retrieved, watched  # noqa: F401  (fixtures)
 from tests.test_train import experiment, finished_run, run_cli  # noqa: F401
+from tests.xla_flags import ONE_DEVICE
 
 
 def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811
@@ -23,7 +24,7 @@ def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811
     def host(rank):
         return run_cli(
             "flaxclip.train", experiment, "--workdir", "run", cwd=tmp_path,
-            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+            XLA_FLAGS=f"{ONE_DEVICE} --xla_force_host_platform_device_count=2",
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             OMPI_MCA_orte_hnp_uri="1531576320.0;tcp://127.0.0.1:34911",
             OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK=rank, OMPI_COMM_WORLD_LOCAL_RANK=rank,
@@ -47,7 +48,7 @@ def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, re
          sys.executable, "-m", "flaxclip.benchmark", str(finished_run / "checkpoints/4"),
          "--tasks", "scenes-unseen", "retrieval:mine.tar", "imagenet",
          "--batch-size", "100", "--out", "two-hosts", "--cache", "other-cache"],
-        cwd=retrieved, env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        cwd=retrieved, env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
