@@ -66,6 +66,9 @@ class TrainConfig:
     """Steps between two reports."""
     wandb: str | None = None
     """Project of Weights & Biases that the run reports to, besides its files. None: none."""
+    shown_pairs: int = 12
+    """Held-out pairs of which each save shows pictures, similarities and predictions in TensorBoard
+    and W&B. 0: none, where pictures must not leave the machine."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 
@@ -83,6 +86,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
+        if self.shown_pairs < 0:
+            raise InputError(f"shown_pairs is {self.shown_pairs}\nit must be 0 or more")
         if self.init_from is None and (self.init_only or self.init_model):
             raise InputError(
                 "init_only and init_model are about the weights to start from\n"
@@ -99,7 +104,7 @@ class TrainConfig:
 
 # A resumed run may differ in these alone: they change neither the parameters nor their order.
 RESUMABLE_FIELDS = ("workdir", "mesh", "model.remat", "model.unroll", "loss_form", "data.workers",
-                    "data.heldout", "log_every", "wandb", "checkpoint", "health")  # fmt: skip
+                    "data.heldout", "log_every", "wandb", "shown_pairs", "checkpoint", "health")  # fmt: skip
 
 
 def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:

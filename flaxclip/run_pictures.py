@@ -14,11 +14,9 @@ from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform, preprocess
-from flaxclip.figures import draw_predictions, draw_similarities, figure_pixels
 from flaxclip.models.clip import CLIP
 from flaxclip.train_state import TrainState
 
-SHOWN = 12
 _GUESSES = 3
 
 
@@ -42,6 +40,9 @@ class RunPictures:
         similarities = jax.device_get(self._similarities(params | stats, images, tokens))
         if jax.process_index() != 0:
             return {}
+        # Not before: to import matplotlib takes a second, at the start of every run.
+        from flaxclip.figures import draw_predictions, draw_similarities, figure_pixels
+
         pixels = list(jax.device_get(images))
         order = np.argsort(-similarities, axis=1, kind="stable")[:, :_GUESSES]
         guesses = [[captions[index] for index in row] for row in order]
@@ -65,7 +66,7 @@ class RunPictures:
                 captions.append(pair.captions[0])
             except UnreadableRecordError:
                 continue  # training reports it, should it ever come to it
-            if len(images) == SHOWN:
+            if len(images) == self._config.shown_pairs:
                 break
         tokenize = model_tokenizer(model)
         everywhere = NamedSharding(self._mesh, PartitionSpec())

@@ -85,7 +85,8 @@ class RunReport:
 
     def pictures(self, step: int, state: TrainState) -> None:
         """How the model sees a few pairs after `step`. Every host must call this."""
-        self._writer.write_pictures(step, self._pictures.draw(state))
+        if self._config.shown_pairs:
+            self._writer.write_pictures(step, self._pictures.draw(state))
 
     def close(self) -> None:
         """Flush and close the files; say how many records of this host were unreadable."""

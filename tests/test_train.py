@@ -42,7 +42,7 @@ def params_of(workdir, step):
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "straight"
-    train(tiny_config(workdir))
+    train(tiny_config(workdir, shown_pairs=4))
     return workdir
 
 

@@ -27,6 +27,7 @@ def tiny_config(workdir, **changes) -> TrainConfig:
         data=DataConfig(augment=AugmentConfig(crop_scale=None), workers=0),
         optim=OptimConfig(peak_lr=1e-3, warmup_steps=2),
         log_every=2,
+        shown_pairs=0,  # drawing takes longer than all eight steps
         checkpoint=CheckpointConfig(every_steps=4),
     )
     return dataclasses.replace(config, **changes)
