@@ -12,7 +12,7 @@ import numpy as np
 from jax._src import distributed
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import PREEMPTED
@@ -189,18 +189,39 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def divide_batch(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+def divide_batch(x: Shaped[Array, "b ..."], channels: str | None = None) -> Shaped[Array, "b ..."]:
     """Pin activations to the batch axes of the context's mesh, if there is one that divides them.
 
     Where parameters are divided over fsdp too, the partitioner would rather leave them where they
     are, and have every device compute a part of the channels of all examples.
+
+    Args:
+        x: activations.
+        channels: the mesh axis that their last axis is divided over.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(BATCH_AXES) <= set(mesh.axis_names):
         return x
     if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    between = (None,) * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *between, channels))
+
+
+def look_up(table: Shaped[Array, "rows w"], indices: Int[Array, "b l"]) -> Shaped[Array, "b l w"]:
+    """`table[indices]`, on the devices that hold the channels where these are divided over fsdp.
+
+    From there to where `divide_batch` wants activations, and back for their gradient, is an
+    all-to-all of a device's own part. Left alone, the partitioner would gather the activations of
+    the whole batch on every device, both ways.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(BATCH_AXES) <= set(mesh.axis_names):
+        return table[indices]
+    if indices.shape[0] % mesh.shape["data"] or table.shape[-1] % mesh.shape["fsdp"]:
+        return table[indices]
+    indices = jax.lax.with_sharding_constraint(indices, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(table[indices], PartitionSpec("data", None, "fsdp"))
 
 
 def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:

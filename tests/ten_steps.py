@@ -17,7 +17,7 @@ from flaxclip.train_state import abstract_train_state, init_train_state
 from flaxclip.train_step import make_train_step
 from tests.tiny_run import TINY_MODEL, tiny_config
 
-STEPS = 10
+STEPS, BATCH_SIZE = 10, 32
 
 LOSSES = {
     "softmax": {},
@@ -29,7 +29,7 @@ LOSSES = {
 
 
 def configure(**changes):
-    return tiny_config("unused", steps=STEPS + 1, batch_size=32, **changes)
+    return tiny_config("unused", steps=STEPS + 1, batch_size=BATCH_SIZE, **changes)
 
 
 def batches(config, mesh):
@@ -51,7 +51,7 @@ def initial_state(model):
 
 
 def run(mesh_config, devices, **changes):
-    """Losses and final parameters by the training step."""
+    """Losses, final parameters, and the compiled program, of the training step."""
     config = configure(**changes)
     mesh = make_mesh(mesh_config, jax.devices()[:devices])
     tx = make_optimizer(config.optim, config.steps)
@@ -62,9 +62,11 @@ def run(mesh_config, devices, **changes):
         state = jax.device_put(initial, shardings)
         step = make_train_step(config, tx, mesh, state)
         for batch in batches(config, mesh):
+            if not losses:
+                step = step.lower(state, batch).compile()
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
-    return losses, jax.device_get(state.params)
+    return losses, jax.device_get(state.params), step.as_text()
 
 
 def plain_run(loss):

@@ -11,8 +11,9 @@ from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import make_optimizer
 from flaxclip.sharding import MeshConfig, check_batch_divides, make_mesh, mesh_shardings
 from flaxclip.train_state import init_train_state
-from tests.ten_steps import LOSSES, assert_equal_runs, plain_run, run
-from tests.tiny_run import tiny_config
+from tests.collectives import collectives
+from tests.ten_steps import BATCH_SIZE, LOSSES, assert_equal_runs, plain_run, run
+from tests.tiny_run import TINY_MODEL, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,21 @@ def plain():
 )
 def test_ten_steps_equal_the_plain_form(plain, mesh, loss, form, accumulate):
     changes = {"loss_form": form, "accumulate": accumulate} | LOSSES[loss]
-    assert_equal_runs(run(MeshConfig(*mesh), math.prod(mesh), **changes), plain[loss])
+    ours = run(MeshConfig(*mesh), math.prod(mesh), **changes)
+    assert_equal_runs(ours, plain[loss])
+
+    # What a device is sent of activations, [b, l, c], is of its own examples: sums over `tensor`,
+    # four a block, and, all to all, what was looked up for others along `fsdp`.
+    data, fsdp, tensor = mesh
+    lengths = (TINY_MODEL.text.context_length, TINY_MODEL.vision.grid**2 + 1)
+    own = BATCH_SIZE // accumulate // (data * fsdp)
+    sent = {
+        (operation, tuple(n for n in shape if n > 1)) for operation, shape in collectives(ours[2])
+    }
+    activations = {x for x in sent if len(x[1]) == 3 and x[1][1] in lengths}
+    sums = {("all-reduce", (own, length, TINY_MODEL.vision.width)) for length in lengths}
+    looked_up = {("all-to-all", (own, lengths[0], TINY_MODEL.text.width // fsdp))}
+    assert activations == (sums if tensor > 1 else set()) | (looked_up if fsdp > 1 else set())
 
 
 def test_fsdp_divides_parameters_and_moments():

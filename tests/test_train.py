@@ -74,6 +74,7 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     train(tiny_config(workdir))
     assert saved_steps(workdir) == [4, 8]
     jax.tree.map(np.testing.assert_array_equal, params_of(workdir, 8), params_of(finished_run, 8))
+    assert not read_events(workdir / "tensorboard")[1]  # of `shown_pairs` 0
 
 
 def test_metrics_are_written_for_every_report(finished_run):
@@ -172,6 +173,7 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     ("flags", "message"),
     [
         (("--batch-size", "0"), "batch_size is 0"),
+        (("--shown-pairs", "-1"), "shown_pairs is -1"),
         (("--stepz", "5"), "--steps"),
         (("--model", "ViT-B-23"), "did you mean ViT-B-32"),
         (("--data.path", "missing.tar"), "missing.tar"),

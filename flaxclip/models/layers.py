@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from flaxclip.errors import InputError
+from flaxclip.sharding import divide_batch
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Initializer = Callable[..., Array]
@@ -249,7 +250,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "b l w"], visible: Bool[Array, "b l"] | None = None
     ) -> Float[Array, "b l w"]:
-        width = x.shape[-1]
+        x, width = divide_batch(x), x.shape[-1]
         head_dim = width // self.heads
         qkv = Projection(
             (width,),
@@ -259,11 +260,11 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="qkv",
         )(x)
-        qkv = checkpoint_name(qkv, "qkv")
+        qkv = checkpoint_name(divide_batch(qkv, "tensor"), "qkv")
         q, k, v = rearrange(qkv, "b l (h three k) -> three b h l k", h=self.heads, three=3)
         z = dot_product_attention(q, k, v, self.causal, self.kernel, visible)
-        z = rearrange(z, "b h l k -> b l (h k)")
-        return Projection(
+        z = divide_batch(rearrange(z, "b h l k -> b l (h k)"), "tensor")
+        z = Projection(
             (self.heads, head_dim),
             (width,),
             kernel_init=logical(self.block_init.out_kernel, "heads", None, "embed"),
@@ -271,6 +272,7 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(z)
+        return divide_batch(z)
 
 
 class MLP(nn.Module):
@@ -283,6 +285,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
+        x = divide_batch(x)
         h = nn.Dense(
             self.mlp_width,
             dtype=self.dtype,
@@ -290,11 +293,12 @@ class MLP(nn.Module):
             bias_init=logical(self.block_init.fc1_bias, "mlp"),
             name="fc1",
         )(x)
-        h = checkpoint_name(h, "fc1")
-        return nn.Dense(
+        h = checkpoint_name(divide_batch(h, "tensor"), "fc1")
+        h = nn.Dense(
             x.shape[-1],
             dtype=self.dtype,
             kernel_init=logical(self.block_init.fc2_kernel, "mlp", "embed"),
             bias_init=logical(self.block_init.fc2_bias, "embed"),
             name="fc2",
         )(ACTIVATIONS[self.activation](h))
+        return divide_batch(h)

@@ -162,4 +162,4 @@ class Transformer(nn.Module):
             name="blocks",
         )
         x, _ = stack(block, divide_batch(x), visible)
-        return x
+        return divide_batch(x)
