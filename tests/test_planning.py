@@ -131,6 +131,8 @@ def test_a_group_has_the_links_of_the_dimensions_that_it_extends_along():
     assert torus_axes(exchange, coords) == 1
     everyone = dataclasses.replace(exchange, groups=(tuple(range(8)),))
     assert torus_axes(everyone, coords) == 2
+    some = dataclasses.replace(exchange, kind="collective-permute", groups=((0, 0), (1, 5)))
+    assert torus_axes(some, coords) == 1
 
 
 def test_a_loop_over_stacked_layers_reads_each_layer_once():

@@ -82,8 +82,8 @@ def find_collectives(program: Program) -> list[Collective]:
             _traced_name(line),
         )
         for computation, line, kind, repeats in _exchanges(program)
-        # Alone in a group, a device has nothing to exchange.
-        if len((groups := parse_groups(line.attributes))[0]) > 1
+        # Alone in a group, or sending to itself, a device has nothing to exchange.
+        if _are_exchanging(groups := parse_groups(line.attributes))
     ]
     between = [
         Collective(
@@ -99,6 +99,10 @@ def find_collectives(program: Program) -> list[Collective]:
         if line.opcode == "send" and "_xla_megascale_transfer_type" in line.attributes
     ]
     return within + between
+
+
+def _are_exchanging(groups: tuple[tuple[int, ...], ...]) -> bool:
+    return any(len(set(group)) > 1 for group in groups)
 
 
 def _exchanges(program: Program) -> Iterator[tuple[Computation, Instruction, Kind, int]]:
@@ -209,10 +213,13 @@ def parse_slices(attributes: str) -> tuple[int, ...]:
 def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
     """Along how many dimensions of the network of chips the exchange can travel at once.
 
-    The first group stands for all. `coords` says where in the network each device is.
+    Groups lie alike, but in a permutation some devices may keep what they have. `coords` says where
+    in the network each device is.
     """
-    group = [coords[index] for index in collective.groups[0]]
-    return sum(len(set(along)) > 1 for along in zip(*group, strict=True))
+    return max(
+        sum(len(set(along)) > 1 for along in zip(*(coords[index] for index in group), strict=True))
+        for group in collective.groups
+    )
 
 
 def _traced_name(line: Instruction) -> str:
