@@ -189,21 +189,26 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def divide_batch(x: Shaped[Array, "b ..."], channels: str | None = None) -> Shaped[Array, "b ..."]:
+def divide_batch(
+    x: Shaped[Array, "b ... c"], channels: str | None = None
+) -> Shaped[Array, "b ... c"]:
     """Pin activations to the batch axes of the context's mesh, if there is one that divides them.
 
     Where parameters are divided over fsdp too, the partitioner would rather leave them where they
-    are, and have every device compute a part of the channels of all examples.
+    are, and have every device compute a part of the channels of all examples. So both sides of a
+    product with such parameters are pinned: the gradient's product has them the other way around.
 
     Args:
         x: activations.
-        channels: the mesh axis that their last axis is divided over.
+        channels: the mesh axis that their last axis lies along, where that divides it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(BATCH_AXES) <= set(mesh.axis_names):
         return x
     if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
         return x
+    if channels is not None and x.shape[-1] % mesh.shape[channels]:
+        channels = None  # as in `mesh_shardings` for the parameters
     between = (None,) * (x.ndim - 2)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *between, channels))
 

@@ -9,7 +9,13 @@ from flaxclip.errors import InputError
 from flaxclip.models.clip import check_tensor_divides
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import make_optimizer
-from flaxclip.sharding import MeshConfig, check_batch_divides, make_mesh, mesh_shardings
+from flaxclip.sharding import (
+    MeshConfig,
+    check_batch_divides,
+    divide_batch,
+    make_mesh,
+    mesh_shardings,
+)
 from flaxclip.train_state import init_train_state
 from tests.collectives import collectives
 from tests.ten_steps import BATCH_SIZE, LOSSES, assert_equal_runs, plain_run, run
@@ -49,6 +55,13 @@ def test_ten_steps_equal_the_plain_form(plain, mesh, loss, form, accumulate):
     sums = {("all-reduce", (own, length, TINY_MODEL.vision.width)) for length in lengths}
     looked_up = {("all-to-all", (own, lengths[0], TINY_MODEL.text.width // fsdp))}
     assert activations == (sums if tensor > 1 else set()) | (looked_up if fsdp > 1 else set())
+
+
+@pytest.mark.parametrize(("channels", "own"), [(34, 17), (33, 33)])
+def test_channels_that_tensor_does_not_divide_stay_whole(channels, own):
+    with jax.set_mesh(make_mesh(MeshConfig(tensor=2))):
+        x = jax.jit(lambda x: divide_batch(x, "tensor"))(np.ones((8, 3, channels)))
+    assert x.sharding.shard_shape(x.shape) == (2, 3, own)
 
 
 def test_fsdp_divides_parameters_and_moments():

@@ -166,10 +166,19 @@ def clip_vocabulary(start: str, end: str) -> tuple[dict[str, int], list[tuple[st
     return {name: index for index, name in enumerate(names)}, merges
 
 
-@functools.lru_cache(2**16)
 def _ids_of_word(word: str) -> tuple[int, ...]:
-    # Captions share most of their words: this takes a fifth of the engine's time for whole texts.
+    """From memory where it has come before, as most words of captions have.
+
+    Not words of unusual length, of which many would take much memory.
+    """
+    return _kept_ids(word) if len(word) <= 32 else _encode_word(word)
+
+
+def _encode_word(word: str) -> tuple[int, ...]:
     return tuple(_clip_engine().encode([word], is_pretokenized=True).ids)
+
+
+_kept_ids = functools.lru_cache(2**16)(_encode_word)
 
 
 @functools.cache

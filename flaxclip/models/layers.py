@@ -250,7 +250,8 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "b l w"], visible: Bool[Array, "b l"] | None = None
     ) -> Float[Array, "b l w"]:
-        x, width = divide_batch(x), x.shape[-1]
+        x = divide_batch(x)
+        width = x.shape[-1]
         head_dim = width // self.heads
         qkv = Projection(
             (width,),
