@@ -99,7 +99,7 @@ class CLIPTokenizer:
         tokens = np.zeros((len(texts), self.context_length), np.int32)
         truncated = np.zeros(len(texts), bool)
         for row, text in enumerate(texts):
-            ids = [*_ids_of_word(_START)]
+            ids = list(_ids_of_word(_START))
             for word in _CLIP_WORDS.findall(_clean(text)):
                 ids += _ids_of_word(word)
             truncated[row] = len(ids) >= self.context_length
