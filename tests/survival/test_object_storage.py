@@ -5,11 +5,13 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 
@@ -18,9 +20,7 @@ from tests.pair_shards import picture
 from tests.survival.jobs import Job, train_command
 
 pytest.importorskip("gcsfs")
-pytest.importorskip("gcp_storage_emulator")
 pytest.importorskip("s3fs")
-pytest.importorskip("moto.server")
 
 LIST = """
 import json
@@ -35,45 +35,37 @@ print(json.dumps({"checkpoints": checkpoints, "steps": steps, "events": events})
 """
 
 
-GOOGLE = """
-import sys, time
-from gcp_storage_emulator.server import create_server
-
-create_server("127.0.0.1", int(sys.argv[1]), True, default_bucket="bucket").start()
-print("ready", flush=True)
-time.sleep(3600)
-"""
-
-AMAZON = """
-import sys, time
-from moto.server import ThreadedMotoServer
-
-ThreadedMotoServer("127.0.0.1", int(sys.argv[1]), verbose=False).start()
-print("ready", flush=True)
-time.sleep(3600)
-"""
-
-
 @contextlib.contextmanager
-def emulator(script, tmp_path):
+def emulator(command, tmp_path):
     """Its address, as long as it runs; buckets are in its memory."""
+    if not shutil.which(command[0]):
+        pytest.skip(f"needs the command {command[0]}")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", script, str(port)]
-    log = (tmp_path / "emulator").open("w")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server:
+    command = [part.format(port=port) for part in command]
+    log = tmp_path / "emulator"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:
         try:
-            assert server.stdout.readline() == "ready\n"
+            while not listens(port):
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.1)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()
 
 
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def google(tmp_path):
     """Environment of a process for which gs:// is an emulator's."""
-    with emulator(GOOGLE, tmp_path) as address:
+    command = ["gcp-storage-emulator", "start", "--port", "{port}", "--host", "127.0.0.1"]
+    command += ["--in-memory", "--default-bucket", "bucket"]
+    with emulator(command, tmp_path) as address:
         # The one is read by gcsfs, for small files; the other by TensorStore, for arrays.
         yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
 
@@ -81,7 +73,7 @@ def google(tmp_path):
 @pytest.fixture
 def amazon(tmp_path):
     """Environment of a process for which s3:// is an emulator's."""
-    with emulator(AMAZON, tmp_path) as address:
+    with emulator(["moto_server", "--host", "127.0.0.1", "--port", "{port}"], tmp_path) as address:
         yield {
             "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": "any",
