@@ -18,6 +18,7 @@ from flaxclip.errors import InputError
 from flaxclip.exit_codes import TRAINING_FAILED
 from flaxclip.health import ANOMALIES_FILE, HealthConfig, LossMonitor
 from tests.tiny_run import EXPERIMENT, tiny_config
+from tests.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,7 +100,7 @@ def train_with_nan(folder, records, *flags):
     return subprocess.run(
         [sys.executable, "-c", code, "tiny.py", "--workdir", "run", *flags],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE},
         capture_output=True,
         text=True,
         check=False,

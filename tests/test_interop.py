@@ -1,6 +1,7 @@
 """Whole models in and out: what a file does not say is asked for, never guessed."""
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -67,12 +68,17 @@ def vocabulary(tmp_path_factory):
     return str(path)
 
 
+@functools.cache
+def fresh_shapes(config):
+    return jax.eval_shape(lambda: init_variables(jax.random.key(0), config))
+
+
 def variables_of(config):
     """Random, batch statistics too, of a size at which nothing vanishes."""
-    shapes = jax.eval_shape(lambda: init_variables(jax.random.key(0), config))
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(0.5 + 0.3 * rng.standard_normal(leaf.shape), jnp.float32), shapes
+        lambda leaf: jnp.asarray(0.5 + 0.3 * rng.standard_normal(leaf.shape), jnp.float32),
+        fresh_shapes(config),
     )
 
 
@@ -96,24 +102,26 @@ def openai_file(path, config, variables, dtype=np.float32):
     path.write_bytes(saved(tensors | constants, script=True))
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (0, 0), (3, 3), (1, 1, 1), (10**12, 10**12)])
 @pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
-def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(config, shape):
+def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(config):
     """An architecture is read from shapes, so they come before any check of the whole."""
 
     def never():
         raise AssertionError("numbers were read")
 
     shapes = open_clip_table(config).their_shapes()
-    for name in shapes.keys() - {"logit_scale"}:  # which may have one axis or none
-        changed = shapes | {name: shape}
-        tensors = {n: StoredTensor(n, s, np.dtype("f4"), never) for n, s in changed.items()}
+    impossible = [(), (0,), (0, 0), (3, 3), (1, 1, 1), (10**12, 10**12)]
+    rng = np.random.default_rng(0)
+    for name in sorted(shapes.keys() - {"logit_scale"}):  # which may have one axis or none
+        for number in rng.choice(len(impossible), 2, replace=False):
+            changed = shapes | {name: impossible[number]}
+            tensors = {n: StoredTensor(n, s, np.dtype("f4"), never) for n, s in changed.items()}
 
-        def recognise(changed=changed, tensors=tensors):
-            open_clip_table(config_from_shapes(changed), changed).check(tensors)
+            def recognise(changed=changed, tensors=tensors):
+                open_clip_table(config_from_shapes(changed), changed).check(tensors)
 
-        with pytest.raises(InputError):
-            recognise()
+            with pytest.raises(InputError):
+                recognise()
 
 
 @pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])

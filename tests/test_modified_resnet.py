@@ -33,6 +33,7 @@ from tests.parity.open_clip_cases import (
     ADAMW,
     EMBED_DIM,
     RESNET,
+    RESNET_INPUTS,
     TEXT,
     random_tensors,
     sampled,
@@ -59,7 +60,9 @@ def variables(reference):
 
 @pytest.fixture(scope="module")
 def inputs():
-    return tuple(map(jnp.asarray, random_inputs({"vision": RESNET, "text": TEXT}, 6)))
+    return tuple(
+        map(jnp.asarray, random_inputs({"vision": RESNET, "text": TEXT}, 6, RESNET_INPUTS))
+    )
 
 
 def flat(tree):
@@ -134,9 +137,9 @@ def test_one_adamw_step_in_training_mode_equals_torchs(variables, reference, inp
             continue
         assert known.any(), name
         np.testing.assert_allclose(
-            params[name][known], (before[name] + change)[known], rtol=0, atol=1e-4, err_msg=name
+            params[name][known], (before[name] + change)[known], rtol=0, atol=1e-6, err_msg=name
         )
-        assert relative_error(update[known], change[known]) < 1e-2, name
+        assert relative_error(update[known], change[known]) < 1e-3, name
 
 
 def test_running_statistics_move_by_the_momentum_and_only_in_training(variables, inputs):

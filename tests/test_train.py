@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from filelock import FileLock
 
 from flaxclip.checkpoint import load_variables, saved_steps
 from flaxclip.checkpoint_manager import CheckpointConfig
@@ -41,8 +43,15 @@ def params_of(workdir, step):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
+    """A copy of its own for every worker of pytest-xdist, of which the first one trains."""
     workdir = tmp_path_factory.mktemp("runs") / "straight"
-    train(tiny_config(workdir, shown_pairs=4))
+    base = tmp_path_factory.getbasetemp()
+    original = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished_run"
+    with FileLock(f"{original}.lock"):
+        if not original.exists():
+            train(tiny_config(workdir, shown_pairs=4))
+            shutil.copytree(workdir, original)
+    shutil.copytree(original, workdir, dirs_exist_ok=True)
     return workdir
 
 

@@ -107,13 +107,15 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarra
     return tensors
 
 
-def random_inputs(case: Mapping[str, Any], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def random_inputs(
+    case: Mapping[str, Any], batch_size: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Images [b, h, w, 3], uint8, and tokens [b, l]: start, words, end, padding.
 
     Captions are between empty and as long as the context; the last but one is padded with the end
     token instead of 0, as Hugging Face's tokenizer does it.
     """
-    random = np.random.RandomState(0)
+    random = np.random.RandomState(seed)
     side = case["vision"]["image_size"]
     length, vocab = case["text"]["context_length"], case["text"]["vocab_size"]
     images = random.randint(0, 256, (batch_size, side, side, 3)).astype(np.uint8)

@@ -24,6 +24,7 @@ from open_clip_cases import (
     CASES,
     EMBED_DIM,
     RESNET,
+    RESNET_INPUTS,
     SIGLIP,
     TEXT,
     random_tensors,
@@ -104,6 +105,9 @@ def one_adamw_step(model, pixels, tokens):
     ]
     before = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = torch.optim.AdamW(groups, **ADAMW)
+    for module in model.visual.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.register_forward_pre_hook(assert_far_from_zero)
     zimg, ztxt = embeddings(model, pixels, tokens)
     logits = model.logit_scale.exp() * zimg @ ztxt.T
     labels = torch.arange(len(logits))
@@ -118,6 +122,10 @@ def one_adamw_step(model, pixels, tokens):
     for name, statistic in model.named_buffers():
         if "running" in name:
             yield f"statistic/{name}", statistic.numpy().astype(np.float32)
+
+
+def assert_far_from_zero(relu, inputs):
+    assert inputs[0].abs().min() > 1e-5, "choose other RESNET_INPUTS"
 
 
 def resampled():
@@ -148,7 +156,8 @@ def main():
         missing, unexpected = model.load_state_dict(weights, strict=False)
         assert not unexpected
         assert all("num_batches_tracked" in x for x in missing), missing
-        images, tokens = random_inputs({"vision": case, "text": TEXT}, BATCH_SIZE)
+        seed = RESNET_INPUTS if name == "resnet" else 0
+        images, tokens = random_inputs({"vision": case, "text": TEXT}, BATCH_SIZE, seed)
         pixels = torch.tensor(pixel_values(images)).double()
         tokens = torch.tensor(tokens).long()
         with torch.no_grad():
