@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxclip.data.model_tokenizer import model_tokenizer
-from flaxclip.data.tokenizers import Tokenizer
+from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.data.transforms import ImageTransform, preprocess
 from flaxclip.interop.name_table import unflatten
 from flaxclip.models.clip import CLIP, CLIPConfig

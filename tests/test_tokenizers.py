@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import flaxclip.data
-from flaxclip.data.tokenizers import CLIPTokenizer, load_tokenizer
+from flaxclip.data.clip_tokenizer import CLIPTokenizer
+from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.errors import InputError
 
 START, END = 49406, 49407

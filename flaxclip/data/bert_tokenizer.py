@@ -1,16 +1,13 @@
 """Captions to token ids for LiT's BERT, by a WordPiece vocabulary that the user has."""
 
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import regex
 import tokenizers
-from jaxtyping import Bool, Int32
 from tokenizers.models import WordPiece
 
-from flaxclip.data.text_cleaning import check_texts
+from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.errors import InputError
 
 _PAD, _UNKNOWN, _CLASS = "[PAD]", "[UNK]", "[CLS]"
@@ -29,7 +26,7 @@ _CONTROLS = regex.compile(r"[\p{Cc}\p{Cf}]")
 _MAX_WORD_BYTES = 100
 
 
-class BertTokenizer:
+class BertTokenizer(Tokenizer):
     """The tokens of LiT's BERT: those of `tensorflow_text.BertTokenizer` with `lower_case`.
 
     A row is the class token, the text's ids, then zeros. There is no separator at the end, unlike
@@ -63,27 +60,8 @@ class BertTokenizer:
             WordPiece(vocabulary, unk_token=_UNKNOWN, max_input_chars_per_word=_MAX_WORD_BYTES)
         )
 
-    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "batch length"]:
-        """One row of `context_length` ids for each text; raises as `encode` does."""
-        return self.encode(texts)[0]
-
-    def encode(
-        self, texts: Sequence[str]
-    ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, " batch"]]:
-        """The rows of ids, and for each text whether it was too long and lost its end.
-
-        Raises:
-            InputError: `texts` is a single string, or holds something that is no string.
-        """
-        check_texts(texts)
-        tokens = np.zeros((len(texts), self.context_length), np.int32)
-        truncated = np.zeros(len(texts), bool)
-        for row, text in enumerate(texts):
-            ids = [self._class, *self._engine.encode(_words(text), is_pretokenized=True).ids]
-            truncated[row] = len(ids) > self.context_length
-            ids = ids[: self.context_length]
-            tokens[row, : len(ids)] = ids
-        return tokens, truncated
+    def _ids(self, text: str) -> list[int]:
+        return [self._class, *self._engine.encode(_words(text), is_pretokenized=True).ids]
 
 
 def _read_vocabulary(file: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ from flaxclip.data.captions import draw_caption
 from flaxclip.data.host_batches import Example
 from flaxclip.data.order import CorpusOrder, Draw, example_rng, stand_in
 from flaxclip.data.source import Pair, Source, UnreadableRecordError
-from flaxclip.data.tokenizers import Tokenizer
+from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.data.training_transform import AugmentConfig, Crop, choose_crop, render_crop
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.errors import InputError

@@ -1,6 +1,7 @@
 """A model's own tokenizer, apart from `tokenizers.py`, which workers import without Flax."""
 
-from flaxclip.data.tokenizers import Tokenizer, load_tokenizer
+from flaxclip.data.tokenizer import Tokenizer
+from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.models.clip import CLIPConfig
 
 

@@ -1,21 +1,19 @@
 """Captions to token ids for SigLIP and SigLIP 2, by a vocabulary that the user has."""
 
 import string
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 import tokenizers
-from jaxtyping import Bool, Int32
 
-from flaxclip.data.text_cleaning import check_texts, mend
+from flaxclip.data.text_cleaning import mend
+from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.errors import InputError
 
 _PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
-class SigLIPTokenizer:
+class SigLIPTokenizer(Tokenizer):
     """SigLIP's and SigLIP 2's tokens.
 
     A row is the text's ids, the end marker, then padding up to the context length: these models
@@ -59,28 +57,9 @@ class SigLIPTokenizer:
                 return index
         raise InputError(f"the vocabulary in {file} has no token {' or '.join(names)}")
 
-    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "batch length"]:
-        """One row of `context_length` ids for each text; raises as `encode` does."""
-        return self.encode(texts)[0]
-
-    def encode(
-        self, texts: Sequence[str]
-    ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, " batch"]]:
-        """The rows of ids, and for each text whether it was too long and lost its end.
-
-        Raises:
-            InputError: `texts` is a single string, or holds something that is no string.
-        """
-        check_texts(texts)
-        tokens = np.full((len(texts), self.context_length), self._pad, np.int32)
-        truncated = np.zeros(len(texts), bool)
-        for row, text in enumerate(texts):
-            text = text.lower() if self._keep_punctuation else canonicalize(text)
-            ids = self._vocabulary.encode(text)
-            truncated[row] = len(ids) >= self.context_length
-            ids = [*ids[: self.context_length - 1], self._end]
-            tokens[row, : len(ids)] = ids
-        return tokens, truncated
+    def _ids(self, text: str) -> list[int]:
+        text = text.lower() if self._keep_punctuation else canonicalize(text)
+        return self._vocabulary.encode(text)
 
 
 def canonicalize(text: str) -> str:

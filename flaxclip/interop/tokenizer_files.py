@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from flaxclip.data.tokenizers import clip_vocabulary
+from flaxclip.data.clip_tokenizer import clip_vocabulary
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig
 
