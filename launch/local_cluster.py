@@ -119,6 +119,11 @@ def _open_mpi(rank: int, cluster: LocalCluster, port: int) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count="
         f"{cluster.devices_per_process}",
+        # XLA's threads, which are as many as cores or devices otherwise. Every device may wait in
+        # several collectives at once, each in a thread of its own, for others that then find none.
+        "NPROC": os.environ.get(
+            "NPROC", str(max(os.cpu_count() or 1, 4 * cluster.devices_per_process))
+        ),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         # JAX takes an Open MPI job to be one where this is set; the address above is the one used.
         "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1",

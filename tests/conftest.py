@@ -9,6 +9,9 @@ from tests.xla_flags import EIGHT_DEVICES
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = EIGHT_DEVICES
+# XLA's threads, which are as many as cores or devices otherwise. Every device may wait in several
+# collectives at once, each in a thread of its own, for others that then find none.
+os.environ["NPROC"] = "32"
 # Runs that compile the same step, here and in other processes, compile it once a session:
 # the workers of pytest-xdist inherit the folder that their parent has made.
 if "PYTEST_XDIST_WORKER" not in os.environ:
