@@ -96,11 +96,13 @@ def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
     assert figures.step.peak_bytes < topology.chip.hbm_bytes
     between = [row for row in figures.step.traffic if row.network == "DCN"]
     within = [row for row in figures.step.traffic if row.network == "ICI"]
-    # Within a slice parameters are gathered, but for the tokens' table: they are looked up where
+    # Within a slice parameters are gathered for the forward pass and again for the backward one, in
+    # bfloat16, as the chip multiplies them; but for the tokens' table: they are looked up where
     # their part of it is.
     text = config.model.text
     gathered = sum(row.received_bytes for row in within if row.kind == "all-gather")
-    assert gathered >= 4 * (figures.parameters - text.vocab_size * text.width) * 3 / 4
+    once = 2 * (figures.parameters - text.vocab_size * text.width) * 3 / 4
+    assert once < gathered < 2.1 * once
     # Between slices each chip sums its quarter of the gradients; little else is as large.
     summed = sum(row.operand_bytes for row in between if row.kind == "all-reduce")
     assert figures.parameters <= summed <= 1.2 * figures.parameters
