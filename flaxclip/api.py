@@ -13,8 +13,9 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
 from flaxclip.data.model_tokenizer import model_tokenizer
+from flaxclip.data.model_transform import model_transform
 from flaxclip.data.tokenizer import Tokenizer
-from flaxclip.data.transforms import ImageTransform, preprocess
+from flaxclip.data.transforms import preprocess
 from flaxclip.interop.name_table import unflatten
 from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.variants import VARIANTS
@@ -48,9 +49,7 @@ class CLIPModel:
     def __init__(self, config: CLIPConfig, variables: dict[str, Any]):
         self.config = config
         self.variables = variables
-        self.transform = ImageTransform(
-            config.vision.image_size, config.resize, config.interpolation
-        )
+        self.transform = model_transform(config)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, Int32, UInt8
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import open_source
 from flaxclip.data.model_tokenizer import model_tokenizer
+from flaxclip.data.model_transform import model_transform
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
-from flaxclip.data.transforms import ImageTransform, preprocess
+from flaxclip.data.transforms import preprocess
 from flaxclip.models.clip import CLIP
 from flaxclip.train_state import TrainState
 
@@ -56,7 +57,7 @@ class RunPictures:
         self,
     ) -> tuple[UInt8[Array, "shown h w 3"], Int32[Array, "shown l"], list[str]]:
         model = self._config.model
-        transform = ImageTransform(model.vision.image_size, model.resize, model.interpolation)
+        transform = model_transform(model)
         source = self._shown_source()
         images, captions = [], []
         for index in range(len(source)):

@@ -55,6 +55,18 @@ def shades(pictures):
     return batch.images[:, 0, 0, 0].tolist()
 
 
+def test_scores_are_measured_on_images_prepared_as_the_model_asks(tmp_path):
+    """Black under full transparency; the loaders behind published scores uncover it."""
+    file = io.BytesIO()
+    PIL.Image.new("LA", (16, 16)).save(file, "PNG")
+    root = write_wds(tmp_path / "wds_clear", [{"png": file.getvalue(), "cls": b"0"}] * 2)
+    _, data = open_own(f"wds:{root}", tmp_path)
+    for transparency, expected in (("dropped", 0), ("white", 255)):
+        transform = ImageTransform(16, transparency=transparency)
+        (batch,) = image_batches(data.pictures, transform, 2)
+        assert (batch.images == expected).all()
+
+
 def test_a_webdataset_is_read_shard_by_shard(tmp_path):
     task, data = open_own(f"wds:{write_wds(tmp_path / 'wds_pets', labelled())}", tmp_path)
     assert task.name == "pets"

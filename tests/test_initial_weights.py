@@ -34,6 +34,8 @@ MODEL = dataclasses.replace(
     vision=dataclasses.replace(TINY_MODEL.vision, activation="gelu"),
     text=dataclasses.replace(TINY_MODEL.text, activation="gelu", context_length=12),
     image_mean=(0.5, 0.4, 0.3),
+    transparency="white",  # with the rounding, what a file of transformers means
+    crop_rounding="down",
 )
 
 

@@ -149,16 +149,20 @@ GELU = dataclasses.replace(
 SIGLIP2 = dataclasses.replace(SIGLIP, tokenizer="siglip2")
 
 
+def as_transformers_prepares(config):
+    return dataclasses.replace(config, transparency="white", crop_rounding="down")
+
+
 @pytest.mark.parametrize(
     ("to", "config"),
     [
         ("open_clip", CLIP),
         ("open_clip", GELU),
         ("open_clip", RESNET),
-        ("huggingface", CLIP),
-        ("huggingface", GELU),
-        ("huggingface", SIGLIP),
-        ("huggingface", SIGLIP2),
+        ("huggingface", as_transformers_prepares(CLIP)),
+        ("huggingface", as_transformers_prepares(GELU)),
+        ("huggingface", as_transformers_prepares(SIGLIP)),
+        ("huggingface", as_transformers_prepares(SIGLIP2)),
     ],
 )
 def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
@@ -167,7 +171,7 @@ def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
     variables = variables_of(config)
     file = None if config.tokenizer == "clip" else vocabulary
     named = dataclasses.replace(config, tokenizer_file=file)
-    export(named, variables, tmp_path / "out", to, overwrite=False)
+    assert export(named, variables, tmp_path / "out", to, overwrite=False) == ()
     model = flaxclip.load(tmp_path / "out")
     assert_same(model, config, variables)
     before = flaxclip.api.CLIPModel(named, variables)
@@ -302,6 +306,7 @@ OPEN_CLIP, PROCESSOR = "open_clip_config.json", "preprocessor_config.json"
         ("huggingface", "config.json", "text_config__eos_token_id", 7, "eos_token_id is 7"),
         ("huggingface", PROCESSOR, "size", {"shortest_edge": 30}, "do not make squares"),
         ("huggingface", PROCESSOR, "resample", 1, "resample: Input should be 2 or 3"),
+        ("huggingface", PROCESSOR, "image_processor_type", "BlipImageProcessor", "type is 'Blip"),
     ],
 )  # fmt: skip
 def test_configurations_that_we_would_compute_otherwise_are_refused_by_field(
@@ -315,6 +320,7 @@ def test_configurations_that_we_would_compute_otherwise_are_refused_by_field(
 def test_weights_of_transformers_need_the_files_beside_them(exported):
     folder = exported("huggingface", "config.json")
     (folder / PROCESSOR).unlink()
+    (folder / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
     with pytest.raises(InputError, match="without it, size, mean and deviation"):
         flaxclip.load(folder)
     (folder / "config.json").unlink()
@@ -333,7 +339,86 @@ def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
     processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / PROCESSOR).write_text(json.dumps(processor))
     config, _ = read_config(tmp_path)
-    assert config == VARIANTS["ViT-B-16-SigLIP"]
+    assert config == as_transformers_prepares(VARIANTS["ViT-B-16-SigLIP"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "processor", "expected"),
+    [
+        ("clip", {"size": 224}, ("shortest", "bicubic")),
+        (
+            "clip",
+            {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224},
+            ("shortest", "bicubic"),
+        ),
+        (
+            "clip",
+            {"image_processor_type": "CLIPImageProcessorFast", "size": 224, "do_center_crop": None},
+            ("shortest", "bicubic"),
+        ),
+        (
+            "clip",
+            {
+                "image_processor_type": "SiglipImageProcessor",
+                "size": {"height": 224, "width": 224},
+            },
+            ("squash", "bicubic"),
+        ),
+        ("siglip2", {"image_processor_type": "Siglip2ImageProcessor"}, ("squash", "bilinear")),
+    ],
+)
+@pytest.mark.parametrize("file", [PROCESSOR, "processor_config.json"])
+def test_an_image_processor_that_is_told_little_does_what_its_class_does(
+    kind, processor, expected, file, tmp_path
+):
+    from flaxclip.interop.huggingface_config import read_config
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    processor = processor | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    if file == PROCESSOR:
+        (tmp_path / file).write_text(json.dumps(processor))
+    else:
+        # Of both files, transformers 5 obeys this one.
+        (tmp_path / file).write_text(json.dumps({"image_processor": processor}))
+        (tmp_path / PROCESSOR).write_text(json.dumps(processor | {"resample": 1}))
+    config, _ = read_config(tmp_path)
+    assert (config.resize, config.interpolation) == expected
+    assert (config.transparency, config.crop_rounding) == ("white", "down")
+
+
+def test_a_crop_smaller_than_the_model_is_refused_though_its_size_is_not_written(tmp_path):
+    """`CLIPImageProcessor` cuts 224 pixels out unless it is told otherwise."""
+    from flaxclip.interop.huggingface_config import read_config
+
+    config = {"model_type": "clip", "vision_config": {"image_size": 256}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    processor = {"size": 256, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / PROCESSOR).write_text(json.dumps(processor))
+    with pytest.raises(InputError, match="crop_size 224, do_center_crop True do not make squares"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("to", "config", "remarks"),
+    [
+        ("huggingface", CLIP, ["transformers lays images over white", "centre crops"]),
+        ("huggingface", SIGLIP, ["transformers lays images over white"]),
+        ("open_clip", as_transformers_prepares(CLIP), ["open_clip drops alpha", "centre crops"]),
+        ("open_clip", as_transformers_prepares(GELU), ["open_clip drops alpha"]),
+    ],
+)
+def test_what_the_other_librarys_files_cannot_say_is_said(
+    to, config, remarks, vocabulary, tmp_path, capsys
+):
+    file = vocabulary if config.tokenizer != "clip" else None
+    save_variables(
+        tmp_path / "run", dataclasses.replace(config, tokenizer_file=file), variables_of(config)
+    )
+    convert(Convert(str(tmp_path / "run"), tmp_path / "out", to))
+    _, second, *found = capsys.readouterr().out.splitlines()
+    assert second == "its files cannot say how this model prepares"
+    assert len(found) == len(remarks)
+    assert all(remark in line for remark, line in zip(remarks, found, strict=True))
 
 
 def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
@@ -342,7 +427,7 @@ def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
     remote = fsspec.filesystem("memory")
     remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
     for url in ("memory://models/clip", "memory://models/clip/model.safetensors"):
-        assert_same(flaxclip.load(url), CLIP, variables_of(CLIP))
+        assert_same(flaxclip.load(url), as_transformers_prepares(CLIP), variables_of(CLIP))
     cache = tmp_path / "cache" / "flaxclip" / "weights"
     copies = sorted(cache.iterdir())
     flaxclip.load("memory://models/clip")
@@ -352,7 +437,7 @@ def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
     export(CLIP, doubled, tmp_path / "out", "huggingface", overwrite=True)
     remote.rm("/models/clip", recursive=True)
     remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
-    assert_same(flaxclip.load("memory://models/clip"), CLIP, doubled)
+    assert_same(flaxclip.load("memory://models/clip"), as_transformers_prepares(CLIP), doubled)
 
 
 def test_a_run_at_a_url_is_copied_with_one_of_its_steps(tmp_path, monkeypatch):
@@ -402,7 +487,7 @@ def test_convert_to_a_workdir_and_on_to_the_others(vocabulary, tmp_path, capsys)
     convert(Convert(str(tmp_path / "theirs"), tmp_path / "run", "flaxclip"))
     (tmp_path / "run").rename(tmp_path / "moved")
     model = flaxclip.load(tmp_path / "moved")
-    assert_same(model, SIGLIP, variables)
+    assert_same(model, as_transformers_prepares(SIGLIP), variables)
     assert model.config.tokenizer_file == str(tmp_path / "moved" / "spiece.model")
 
     convert(Convert(str(tmp_path / "moved"), tmp_path / "back", "huggingface"))

@@ -36,11 +36,46 @@ def _noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
+KINDS = (
+    "wide", "tall", "small", "transparent", "grey", "palette", "grey alpha", "palette, one clear",
+    "palette, alphas", "grey, one clear", "1 bit", "CMYK",
+)  # fmt: skip
+TRANSFORMERS = {"transparency": "white", "crop_rounding": "down"}
+
+
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
-@pytest.mark.parametrize("name", ["wide", "tall", "small", "transparent", "grey", "palette"])
+@pytest.mark.parametrize("name", KINDS)
 def test_evaluation_transform_is_pixel_exact_to_open_clips(golden, name, mode):
     out = preprocess(golden[f"{name}/file"].tobytes(), ImageTransform(SIZE, mode))
     np.testing.assert_array_equal(out, golden[f"{name}/{mode}"])
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("name", KINDS)
+def test_evaluation_transform_is_pixel_exact_to_that_of_transformers(golden, name, mode, recwarn):
+    file, transform = golden[f"{name}/file"].tobytes(), ImageTransform(SIZE, mode, **TRANSFORMERS)
+    expected = golden[f"{name}/{mode} of transformers"]
+    np.testing.assert_array_equal(preprocess(file, transform), expected)
+    image = PIL.Image.open(io.BytesIO(file))
+    np.testing.assert_array_equal(preprocess(image, transform), expected)
+    assert not recwarn.list
+
+
+def test_the_centre_crop_begins_where_each_family_begins_it():
+    """A margin of 79: torchvision's half of it is 40, that of transformers 39."""
+    ramp = np.repeat(np.arange(224 + 79, dtype=np.uint8)[None, :, None], 224, 0).repeat(3, 2)
+    starts = {
+        rounding: preprocess(ramp, ImageTransform(224, crop_rounding=rounding))[0, 0, 0]
+        for rounding in ("even", "down")
+    }
+    assert starts == {"even": 40, "down": 39}
+
+
+def test_16_bit_grey_that_stands_for_transparency_becomes_white_alone():
+    values = np.array([[0x1234, 0x1235], [0x5600, 0x1234]], np.uint16)
+    file = _file(PIL.Image.fromarray(values), transparency=0x1234)
+    out = preprocess(file, ImageTransform(2, transparency="white"))
+    assert out[..., 0].tolist() == [[255, 0x12], [0x56, 255]]
 
 
 def test_bytes_pixels_and_pillow_images_give_the_same():

@@ -94,6 +94,21 @@ class ImageBatch(NamedTuple):
     denominator would raise the score."""
 
 
+def measured_pixels(
+    image: bytes | UInt8[np.ndarray, "height width 3"], transform: ImageTransform
+) -> UInt8[np.ndarray, "size size 3"]:
+    """An image as scores are measured on it.
+
+    Raises:
+        UnreadableRecordError: see `preprocess`.
+    """
+    if isinstance(image, bytes) and transform.transparency == "dropped":
+        # To RGB before the resize, as the loaders behind published scores do; for palettes and
+        # transparency the order shows.
+        image = decode_image(image).convert("RGB")
+    return preprocess(image, transform)
+
+
 def image_batches(
     pictures: Pictures,
     transform: ImageTransform,
@@ -111,12 +126,7 @@ def image_batches(
 
     def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], str | None]:
         try:
-            image = pictures[index]
-            if isinstance(image, bytes):
-                # To RGB before the resize, as the loaders behind published scores do; for
-                # palettes and transparency the order shows.
-                image = decode_image(image).convert("RGB")
-            return preprocess(image, transform), None
+            return measured_pixels(pictures[index], transform), None
         except UnreadableRecordError as error:
             black = np.zeros((transform.size, transform.size, 3), np.uint8)
             return black, f"{pictures.name(index)}: {error}"

@@ -8,12 +8,18 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from flaxclip.benchmark.datasets import Captioned, Dataset, Labelled, Pictures
+from flaxclip.benchmark.datasets import (
+    Captioned,
+    Dataset,
+    Labelled,
+    Pictures,
+    measured_pixels,
+)
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import Wording, class_prompts
 from flaxclip.benchmark.zero_shot import Result
 from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import ImageTransform, decode_image, preprocess
+from flaxclip.data.transforms import ImageTransform
 from flaxclip.figures import draw_predictions, draw_similarities, save_figure
 
 SHOWN = 12
@@ -100,9 +106,7 @@ def _pixels(
     pictures: Pictures, index: int, transform: ImageTransform
 ) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        image = pictures[index]
-        image = decode_image(image).convert("RGB") if isinstance(image, bytes) else image
-        return preprocess(image, transform)
+        return measured_pixels(pictures[index], transform)
     except UnreadableRecordError:
         return np.zeros((transform.size, transform.size, 3), np.uint8)
 

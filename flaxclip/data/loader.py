@@ -17,11 +17,11 @@ from flaxclip.data.device_feed import LoadedBatch, feed_devices
 from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.host_batches import LocalLoading
 from flaxclip.data.model_tokenizer import model_tokenizer
+from flaxclip.data.model_transform import model_transform
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.shared_batches import BatchShape, count_slots
 from flaxclip.data.source import Source
 from flaxclip.data.training_transform import AugmentConfig
-from flaxclip.data.transforms import ImageTransform
 from flaxclip.data.worker_pool import WorkerPool, available_cores
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig
@@ -102,7 +102,7 @@ def load_batches(
         source=source,
         order=draw_order(source, config.order, seed),
         tokenizer=model_tokenizer(model),
-        transform=ImageTransform(model.vision.image_size, model.resize, model.interpolation),
+        transform=model_transform(model),
         augment=config.augment,
         seed=seed,
     )

@@ -1,21 +1,27 @@
-"""Pictures as evaluation gets them: encoded bytes or pixels in, uint8 [h w 3] out.
+"""Images as evaluation gets them: encoded bytes or pixels in, uint8 [h w 3] out.
 
-`preprocess` is pixel-exact to OpenAI's transform, and to open_clip's for `is_train=False`, on
-`Image.open(file)`. What training sees is made by `training_transform.py`. Mean and standard
-deviation are not applied here: pixels go to the device as uint8.
+`preprocess` is pixel-exact, on `Image.open(file)`, to the transform that `ImageTransform` names:
+- by default to OpenAI's and to open_clip's (3.3, `is_train=False`, on torchvision 0.29);
+- with `transparency="white"` and `crop_rounding="down"` to transformers' (5.24) CLIP and SigLIP
+  image processors on their Pillow back end. Their torchvision back end resizes tensors, which in
+  photographs is up to 2 grey levels of 255 away, 0.003 on average.
+What training sees is made by `training_transform.py`. Mean and standard deviation are not applied
+here: pixels go to the device as uint8.
 
 Where the references stop short of what a photographer would do, so does evaluation:
-- EXIF orientation is ignored, as the published models were measured.
-- Alpha is dropped, not composited, after a resize that is weighted by it: fully transparent pixels
-  come out black.
-- Palette and 1-bit pictures are resized by nearest neighbour, since resizing precedes the
+- EXIF orientation is ignored, as by both, given an opened image.
+- Without `transparency="white"`, alpha is dropped after a resize that is weighted by it: what is
+  fully transparent comes out black, or, where the size is right already, in whatever colour lies
+  under it. Palette and 1-bit images are resized by nearest neighbour, since resizing precedes the
   conversion to RGB. Convert them before `preprocess` to have them resampled.
 - Of an animation, the first frame is taken.
-One difference: 16-bit greyscale keeps its high byte. Pillow's own conversion clips it to white.
+One difference to both: 16-bit greyscale keeps its high byte. Pillow's own conversion makes all but
+its lowest 256 levels white.
 """
 
 import dataclasses
 import io
+import math
 from typing import Literal
 
 import numpy as np
@@ -47,6 +53,12 @@ class ImageTransform:
     resize_mode: Literal["shortest", "squash"] = "shortest"
     """`shortest`: short side to `size`, then centre crop (CLIP). `squash`: both sides (SigLIP)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    transparency: Literal["dropped", "white"] = "dropped"
+    """`dropped`: resized in the file's own colours, then made RGB without alpha (open_clip).
+    `white`: laid over white and made RGB, then resized (transformers)."""
+    crop_rounding: Literal["even", "down"] = "even"
+    """Where the centre crop begins if that is at half a pixel: `even`, at the even one of its two
+    neighbours (torchvision, and so open_clip), or `down`, at the lower one (transformers)."""
 
 
 def open_image(encoded: bytes) -> PIL.Image.Image:
@@ -99,7 +111,7 @@ def preprocess(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image, transform: ImageTransform
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resize, crop, convert to RGB: Radford et al. 2021's evaluation transform, in openai/CLIP's
-    `clip._transform`, with torchvision's rounding.
+    `clip._transform`, in the order and with the rounding that `transform` says.
 
     Pixels that have the target size already are returned as they are, not copied.
 
@@ -110,7 +122,7 @@ def preprocess(
     size = transform.size
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3):
         return image
-    image = _as_pillow(image)
+    image = _as_pillow(image, transform)
     if transform.resize_mode == "squash":
         resized = (size, size)
     else:
@@ -119,18 +131,37 @@ def preprocess(
         check_pixels(*resized)
     image = image.resize(resized, _RESAMPLING[transform.interpolation])
     width, height = resized
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    rounded = round if transform.crop_rounding == "even" else math.floor
+    left, top = rounded((width - size) / 2), rounded((height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
 
 
 def _as_pillow(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
+    transform: ImageTransform,
 ) -> PIL.Image.Image:
-    if isinstance(image, bytes):
-        return decode_image(image)
     if isinstance(image, np.ndarray):
         return PIL.Image.fromarray(image)
-    return with_8_bit_channels(image)
+    if transform.transparency == "white":
+        return over_white(load_image(image) if isinstance(image, bytes) else image)
+    return decode_image(image) if isinstance(image, bytes) else with_8_bit_channels(image)
+
+
+def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """In RGB, transparent parts white.
+
+    Raises:
+        UnreadableRecordError: its colours have no defined conversion to RGB.
+    """
+    opaque = with_8_bit_channels(image)
+    if image.mode.startswith("I;16") and "transparency" in image.info:
+        # The grey that stands for transparency has 16 bits, and neighbours of the same high byte.
+        clear = np.asarray(image) == image.info["transparency"]
+        return PIL.Image.fromarray(np.where(clear, 255, opaque).astype(np.uint8)).convert("RGB")
+    if opaque.has_transparency_data:
+        white = PIL.Image.new("RGBA", opaque.size, "white")
+        opaque = PIL.Image.alpha_composite(white, opaque.convert("RGBA"))
+    return opaque.convert("RGB")
 
 
 def with_8_bit_channels(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -4,8 +4,9 @@ Fast, and within a fraction of a grey level of Pillow; `transforms.py` is the ex
 evaluation goes. In three respects training does more than the published evaluation transforms:
 - EXIF orientation is obeyed, as by viewers and by Hugging Face `datasets`: a caption speaks of the
   picture that its author saw, in which left is left and writing can be read.
-- Transparency is laid over white, as on a web page, and as img2dataset stores it. Dropping alpha,
-  as open_clip does, uncovers whatever colours an editor has left under it.
+- Transparency is laid over white, as on a web page, as img2dataset stores it, and as evaluation of
+  weights from transformers does. Dropping alpha, as evaluation of open_clip's does, uncovers
+  whatever colours an editor has left under it: fine-tuning them does not.
 - 1-bit and palette pictures become RGB before they are resized.
 """
 
@@ -17,7 +18,7 @@ import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
 
-from flaxclip.data.transforms import check_pixels, load_image, open_image, with_8_bit_channels
+from flaxclip.data.transforms import check_pixels, load_image, open_image, over_white
 
 _ORIENTATION = 0x0112  # EXIF 2.32, section 4.6.4
 # Orientation -> whether stored pixels must be transposed, then turned upside down, then mirrored.
@@ -60,7 +61,7 @@ class UprightPicture:
         else:
             image = load_image(image) if isinstance(image, bytes) else image
             orientation = _orientation(image)
-            self._rgb = np.asarray(_over_white(image))
+            self._rgb = np.asarray(over_white(image))
         self._to_upright = _TO_UPRIGHT.get(orientation, _TO_UPRIGHT[1])
         self._stored = size if self._rgb is None else self._rgb.shape[:2]
         self.height, self.width = self._stored[:: -1 if self._to_upright[0] else 1]
@@ -88,7 +89,7 @@ class UprightPicture:
             rgb = simplejpeg.decode_jpeg(self._jpeg, min_height=height, min_width=width)
         except ValueError:
             # Broken, or odd. Pillow decides, since it takes more oddities, and says what is wrong.
-            return np.asarray(_over_white(load_image(self._jpeg))), 1.0
+            return np.asarray(over_white(load_image(self._jpeg))), 1.0
         return rgb, scale
 
 
@@ -123,12 +124,3 @@ def _orientation(image: PIL.Image.Image) -> int:
             return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # EXIF is broken in as many ways as pictures, and more often
         return 1
-
-
-def _over_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """In RGB, transparent parts white."""
-    image = with_8_bit_channels(image)
-    if image.has_transparency_data:
-        white = PIL.Image.new("RGBA", image.size, "white")
-        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")

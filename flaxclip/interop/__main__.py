@@ -104,7 +104,8 @@ def _describe(config: CLIPConfig) -> dict[str, str]:
         "texts": f"{text.context_length} tokens of {text.vocab_size:,}; {shape(text)}",
         "embedding": f"{config.embed_dim} dimensions, {bias} logit bias",
         "preprocessing": f"{config.resize}, {config.interpolation}, "
-        f"mean {config.image_mean}, deviation {config.image_std}",
+        f"mean {config.image_mean}, deviation {config.image_std}, "
+        f"transparency {config.transparency}, crop rounded {config.crop_rounding}",
         "tokenizer": config.tokenizer
         + (f", vocabulary in {config.tokenizer_file}" if config.tokenizer_file else ""),
     }
@@ -121,8 +122,9 @@ def convert(command: Convert) -> None:
         if dst == src or dst in src.parents:
             raise InputError(f"{command.dst} holds the model itself\nname another folder")
     model = load(command.src, command.model, command.tokenizer)
+    remarks: tuple[str, ...] = ()
     if command.to != "flaxclip":
-        export(model.config, model.variables, command.dst, command.to, command.overwrite)
+        remarks = export(model.config, model.variables, command.dst, command.to, command.overwrite)
     else:
         with new_folder(command.dst, command.overwrite) as folder:
             config = model.config
@@ -132,6 +134,8 @@ def convert(command: Convert) -> None:
                 config = dataclasses.replace(config, tokenizer_file=name)
             save_variables(folder, config, model.variables)
     print(f"{command.dst}: {command.to}")
+    if remarks:
+        print("its files cannot say how this model prepares", *remarks, sep="\n  ")
 
 
 if __name__ == "__main__":

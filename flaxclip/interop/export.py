@@ -23,10 +23,18 @@ from flaxclip.models.clip import CLIPConfig
 Format = Literal["open_clip", "huggingface"]
 
 
+# What each library does to an image whatever its files say: of `transparency` and `crop_rounding`.
+_FIXED = {"open_clip": ("dropped", "even"), "huggingface": ("white", "down")}
+
+
 def export(
     config: CLIPConfig, variables: Mapping[str, Any], folder: Path, to: Format, overwrite: bool
-) -> None:
+) -> tuple[str, ...]:
     """Write the model into `folder`, whole or not at all.
+
+    Returns:
+        For which images the other library's preprocessing will not be that of `config`, and how:
+        its files have no words for it.
 
     Raises:
         InputError: the other library has no such model, its tokenizer's file is not known, or
@@ -46,6 +54,28 @@ def export(
         for name, value in texts.items():
             (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         write_tokenizer(config, unfinished)
+    return _other_preprocessing(config, to)
+
+
+def _other_preprocessing(config: CLIPConfig, to: Format) -> tuple[str, ...]:
+    library = "transformers" if to == "huggingface" else to
+    transparency, crop_rounding = _FIXED[to]
+    found = []
+    if config.transparency != transparency:
+        words = {
+            "dropped": "drops alpha, and makes images RGB after the resize",
+            "white": "lays images over white, and makes them RGB before the resize",
+        }
+        found.append(
+            f"transparent, palette and 1-bit images: {library} {words[transparency]}; "
+            f"this model {words[config.transparency]}"
+        )
+    if config.resize == "shortest" and config.crop_rounding != crop_rounding:
+        found.append(
+            f"images with an odd margin: of the two centre crops that are half a pixel beside the "
+            f"middle, {library} may take the other one"
+        )
+    return tuple(found)
 
 
 @contextmanager

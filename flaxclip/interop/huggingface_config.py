@@ -78,18 +78,32 @@ class _SiglipVision:
 
 @dataclasses.dataclass(frozen=True)
 class _Processor:
-    """What `CLIPImageProcessor` and `SiglipImageProcessor` are told."""
+    """What the image processors of `_PROCESSORS` are told."""
 
     size: dict[str, int] | int
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    resample: Literal[2, 3] = PIL_BICUBIC
+    resample: Literal[2, 3]
+    do_center_crop: bool
     crop_size: dict[str, int] | int | None = None
-    do_center_crop: bool | None = None
     do_resize: Literal[True] = True
     do_normalize: Literal[True] = True
     do_rescale: Literal[True] = True
     rescale_factor: float = 1 / 255
+
+
+# Class -> what it does where its file is silent. All lay an image over white, then resize, then
+# crop, by the same code.
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": {"do_center_crop": True, "crop_size": 224, "resample": PIL_BICUBIC},
+    "SiglipImageProcessor": {"do_center_crop": False, "resample": PIL_BICUBIC},
+    "Siglip2ImageProcessor": {"do_center_crop": False, "resample": PIL_BILINEAR},
+}
+_OF_MODEL = {
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "siglip2": "Siglip2ImageProcessor",
+}
 
 
 def read_config(folder: Path) -> tuple[CLIPConfig, str]:
@@ -157,7 +171,7 @@ def read_config(folder: Path) -> tuple[CLIPConfig, str]:
                 else {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
             ),
             tokenizer=_tokenizer(folder, kind, text.vocab_size),
-            **_preprocessing(folder, image_size, naflex=kind == "siglip2"),
+            **_preprocessing(folder, image_size, kind),
         ),
         kind,
     )
@@ -173,23 +187,13 @@ def _tokenizer(folder: Path, kind: str, vocab_size: int) -> Literal["clip", "sig
     return "siglip2" if gemma else "siglip"
 
 
-def _preprocessing(folder: Path, image_size: int, naflex: bool) -> dict[str, Any]:
-    """The fields of CLIPConfig that say how a picture is prepared."""
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        values = read_json(path)
-    else:
-        path = folder / "processor_config.json"
-        if not path.is_file():
-            raise InputError(
-                f"{folder} has no preprocessor_config.json\n"
-                "without it, size, mean and deviation of the pictures that the model was trained "
-                "with are not known: copy it from where the weights are from"
-            )
-        values = read_json(path).get("image_processor", {})
-    if naflex:
+def _preprocessing(folder: Path, image_size: int, kind: str) -> dict[str, Any]:
+    """The fields of CLIPConfig that say how an image is prepared, as transformers 5 does it."""
+    path, values = _processor_values(folder)
+    if kind == "siglip2":
         values = values | {"size": {"height": image_size, "width": image_size}}
-    processor = parse(_Processor, values, path)
+    told = {name: value for name, value in values.items() if value is not None}
+    processor = parse(_Processor, _defaults(values, kind, path) | told, path)
     if not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-4):
         raise InputError(
             f"{path}: rescale_factor is {processor.rescale_factor}\nexpected 1 / 255: pixels "
@@ -199,9 +203,8 @@ def _preprocessing(folder: Path, image_size: int, naflex: bool) -> dict[str, Any
     crop = processor.crop_size
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
     square = {"height": image_size, "width": image_size}
-    # An image processor that is not told whether to crop does so if it is CLIP's.
-    crops = processor.do_center_crop or (processor.do_center_crop is None and crop is not None)
-    if size == {"shortest_edge": image_size} and crops and crop in (None, square):
+    crops = processor.do_center_crop
+    if size == {"shortest_edge": image_size} and crops and crop == square:
         resize = "shortest"
     elif size == square and (not crops or crop == square):
         resize = "squash"
@@ -215,6 +218,39 @@ def _preprocessing(folder: Path, image_size: int, naflex: bool) -> dict[str, Any
     return {
         "resize": resize,
         "interpolation": "bicubic" if processor.resample == PIL_BICUBIC else "bilinear",
+        "transparency": "white",
+        "crop_rounding": "down",
         "image_mean": processor.image_mean,
         "image_std": processor.image_std,
     }
+
+
+def _processor_values(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """What the image processor is told, and by which file; transformers asks them in this order."""
+    path = folder / "processor_config.json"
+    if path.is_file() and "image_processor" in (whole := read_json(path)):
+        return path, parse(dict, whole["image_processor"], path, "image_processor")
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        return path, read_json(path)
+    raise InputError(
+        f"{folder} has no preprocessor_config.json, nor a processor_config.json with an "
+        "image_processor\n"
+        "without it, size, mean and deviation of the images that the model was trained with are "
+        "not known: copy it from where the weights are from"
+    )
+
+
+def _defaults(values: dict[str, Any], kind: str, path: Path) -> dict[str, Any]:
+    """What the image processor of `values` does unless it is told otherwise."""
+    field = next(
+        (f for f in ("image_processor_type", "feature_extractor_type") if values.get(f)), ""
+    )
+    name = str(values.get(field) or _OF_MODEL[kind]).replace("FeatureExtractor", "ImageProcessor")
+    name = name.removesuffix("Fast").removesuffix("Pil")
+    if name not in _PROCESSORS:
+        raise InputError(
+            f"{path}: {field} is {values[field]!r}\n"
+            f"flaxclip prepares images as {', '.join(_PROCESSORS)} do"
+        )
+    return _PROCESSORS[name]

@@ -49,6 +49,13 @@ class CLIPConfig:
     """How a picture is made square: its shorter side resized and the middle cut out, or both sides
     resized."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    transparency: Literal["dropped", "white"] = "dropped"
+    """How evaluation makes an image RGB. dropped: after the resize, without alpha, as OpenAI and
+    open_clip do; white: before it, laid over white, as transformers does. Training lays images over
+    white always."""
+    crop_rounding: Literal["even", "down"] = "even"
+    """Where the middle begins if that is at half a pixel: torchvision rounds to even, transformers
+    down."""
     image_mean: tuple[float, float, float] = OPENAI_MEAN
     image_std: tuple[float, float, float] = OPENAI_STD
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,7 +1,11 @@
-"""Real photographs for comparisons."""
+"""Real photographs, and files of every kind, for comparisons."""
 
 import importlib.util
+import io
 import pathlib
+
+import numpy as np
+import PIL.Image
 
 
 def photographs() -> list[pathlib.Path]:
@@ -18,3 +22,39 @@ def photographs() -> list[pathlib.Path]:
             for suffix in ("png", "jpg", "gif"):
                 paths += pathlib.Path(root, folder).glob(f"*.{suffix}")
     return sorted(paths)
+
+
+def saved(image: PIL.Image.Image, kind: str, **options) -> bytes:
+    """`image` as a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def kinds_of_file() -> dict[str, bytes]:
+    """Files in every colour mode and format that Pillow reads, by what they are."""
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, (75, 101, 4), dtype=np.uint8)
+    noise[:20, :30, 3] = 0
+    rgba = PIL.Image.fromarray(noise).resize((203, 151), PIL.Image.Resampling.BICUBIC)
+    rgb = rgba.convert("RGB")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by a quarter
+    return {
+        "RGBA": saved(rgba, "PNG"),
+        "RGBA WebP": saved(rgba, "WEBP", lossless=True, exact=True),
+        "LA": saved(rgba.convert("LA"), "PNG"),
+        "palette": saved(rgb.quantize(64), "PNG"),
+        "palette, one transparent": saved(rgb.quantize(64), "PNG", transparency=3),
+        "palette, alphas": saved(rgb.quantize(64), "PNG", transparency=bytes(range(64))),
+        "grey, one transparent": saved(rgb.convert("L"), "PNG", transparency=7),
+        "1 bit": saved(rgb.convert("1"), "PNG"),
+        "CMYK": saved(rgb.convert("CMYK"), "JPEG"),
+        "CMYK TIFF": saved(rgb.convert("CMYK"), "TIFF"),
+        "YCbCr TIFF": saved(rgb.convert("YCbCr"), "TIFF"),
+        "EXIF": saved(rgb, "JPEG", exif=exif),
+        "animated GIF": saved(rgb, "GIF", save_all=True, append_images=[rgb.rotate(90)] * 2),
+        "animated WebP": saved(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(90)] * 2),
+        "BMP": saved(rgb, "BMP"),
+        "PPM": saved(rgb, "PPM"),
+    }

@@ -18,7 +18,6 @@ from flaxclip.interop.open_clip import open_clip_table
 from tests.parity.clip_cases import TINY as CLIP_CASE
 from tests.parity.clip_cases import huggingface_config, pixel_values, random_inputs
 from tests.parity.open_clip_cases import random_tensors
-from tests.parity.pictures import photographs
 from tests.parity.test_siglip_live import SO400M, call_theirs, their_config
 from tests.parity.test_siglip_live import TINY as SIGLIP_CASE
 from tests.test_interop import CLIP, RESNET, SIGLIP, SIGLIP2, variables_of, vocabulary
@@ -200,37 +199,3 @@ def test_torchscript_archives_as_openai_published_them(config, tmp_path):
     back = open_clip_table(config).to_theirs(model.variables)
     for name, tensor in half.items():
         np.testing.assert_array_equal(back[name], tensor.astype(np.float32))
-
-
-def prepared(kind, config, picture):
-    """A picture at 224 pixels, by us and by transformers."""
-    vision = dataclasses.replace(config.vision, image_size=224)
-    ours = CLIPModel(dataclasses.replace(config, vision=vision), {}).preprocess([picture])[0]
-    theirs = kind(do_rescale=False, do_normalize=False)(picture, return_tensors="np")
-    return ours, theirs["pixel_values"][0].transpose(1, 2, 0)
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    paths = photographs()
-    if len(paths) < 30:
-        pytest.skip(f"only {len(paths)} pictures: scikit-image and scikit-learn are not installed")
-    return {path.name: PIL.Image.open(path).convert("RGB") for path in paths}
-
-
-def test_photographs_for_siglip_are_prepared_as_transformers_does(pictures):
-    for name, picture in pictures.items():
-        ours, theirs = prepared(transformers.SiglipImageProcessorPil, SIGLIP, picture)
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
-
-
-def test_photographs_for_clip_are_prepared_as_transformers_does_but_for_its_rounding(pictures):
-    """Half of an odd margin is rounded to even by OpenAI's transform, down by transformers'."""
-    compared = 0
-    for name, picture in pictures.items():
-        resized = 224 * max(picture.size) // min(picture.size)
-        if resized % 4 != 3:
-            ours, theirs = prepared(transformers.CLIPImageProcessorPil, CLIP, picture)
-            np.testing.assert_array_equal(ours, theirs, err_msg=name)
-            compared += 1
-    assert compared >= 20

@@ -12,7 +12,7 @@ import pytest
 
 from flaxclip.data.training_transform import AugmentConfig, sample_crop, transform_for_training
 from flaxclip.data.transforms import ImageTransform, preprocess
-from tests.parity.pictures import photographs
+from tests.parity.pictures import kinds_of_file, photographs, saved
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is a peer, not a requirement")
@@ -27,40 +27,6 @@ def _open_clip(file: io.BytesIO, size: int, mode: str, interpolation: str) -> np
     for step in transform.transforms[:-2]:  # without MaybeToTensor and Normalize
         image = step(image)
     return np.asarray(image)
-
-
-def _saved(image: PIL.Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def _kinds_of_file() -> dict[str, bytes]:
-    rng = np.random.default_rng(1)
-    noise = rng.integers(0, 256, (75, 101, 4), dtype=np.uint8)
-    noise[:20, :30, 3] = 0
-    rgba = PIL.Image.fromarray(noise).resize((203, 151), PIL.Image.Resampling.BICUBIC)
-    rgb = rgba.convert("RGB")
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # orientation: turned by a quarter
-    return {
-        "RGBA": _saved(rgba, "PNG"),
-        "RGBA WebP": _saved(rgba, "WEBP", lossless=True, exact=True),
-        "LA": _saved(rgba.convert("LA"), "PNG"),
-        "palette": _saved(rgb.quantize(64), "PNG"),
-        "palette, one transparent": _saved(rgb.quantize(64), "PNG", transparency=3),
-        "palette, alphas": _saved(rgb.quantize(64), "PNG", transparency=bytes(range(64))),
-        "grey, one transparent": _saved(rgb.convert("L"), "PNG", transparency=7),
-        "1 bit": _saved(rgb.convert("1"), "PNG"),
-        "CMYK": _saved(rgb.convert("CMYK"), "JPEG"),
-        "CMYK TIFF": _saved(rgb.convert("CMYK"), "TIFF"),
-        "YCbCr TIFF": _saved(rgb.convert("YCbCr"), "TIFF"),
-        "EXIF": _saved(rgb, "JPEG", exif=exif),
-        "animated GIF": _saved(rgb, "GIF", save_all=True, append_images=[rgb.rotate(90)] * 2),
-        "animated WebP": _saved(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(90)] * 2),
-        "BMP": _saved(rgb, "BMP"),
-        "PPM": _saved(rgb, "PPM"),
-    }
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
@@ -78,9 +44,9 @@ def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mo
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # open_clip's side
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
-@pytest.mark.parametrize("kind", _kinds_of_file())
+@pytest.mark.parametrize("kind", kinds_of_file())
 def test_every_kind_of_file_comes_out_equal_to_open_clips(kind, mode):
-    file = _kinds_of_file()[kind]
+    file = kinds_of_file()[kind]
     for size in (64, 151, 224):  # 151: already the shortest side
         ours = preprocess(file, ImageTransform(size, mode))
         np.testing.assert_array_equal(ours, _open_clip(io.BytesIO(file), size, mode, "bicubic"))
@@ -92,7 +58,7 @@ def test_odd_sizes_round_as_torchvision_does():
         height, width = rng.integers(1, 90, 2)
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         size = int(rng.integers(8, 40))
-        file = io.BytesIO(_saved(PIL.Image.fromarray(pixels), "PNG"))
+        file = io.BytesIO(saved(PIL.Image.fromarray(pixels), "PNG"))
         theirs = _open_clip(file, size, "shortest", "bicubic")
         np.testing.assert_array_equal(preprocess(pixels, ImageTransform(size)), theirs)
 
