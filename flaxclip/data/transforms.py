@@ -28,6 +28,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
+from flaxclip.data.jpeg_header import read_jpeg_frame
 from flaxclip.data.source import UnreadableRecordError
 
 MAX_PIXELS = 89_478_485
@@ -73,9 +74,9 @@ def open_image(encoded: bytes) -> PIL.Image.Image:
         image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
     except PIL.UnidentifiedImageError:
         found = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}: starts with {encoded[:16]!r}"
-        raise UnreadableRecordError(found) from None
+        raise UnreadableRecordError(_rare_jpeg(encoded) or found) from None
     except Exception as error:
-        raise _broken_image(error) from error
+        raise _broken_image(error, encoded) from error
     check_pixels(*image.size)
     return image
 
@@ -103,7 +104,7 @@ def load_image(encoded: bytes) -> PIL.Image.Image:
     try:
         image.load()
     except Exception as error:
-        raise _broken_image(error) from error
+        raise _broken_image(error, encoded) from error
     return image
 
 
@@ -177,9 +178,18 @@ def with_8_bit_channels(image: PIL.Image.Image) -> PIL.Image.Image:
     return image
 
 
-def _broken_image(error: Exception) -> UnreadableRecordError:
+def _broken_image(error: Exception, encoded: bytes) -> UnreadableRecordError:
     # Pillow's decoders answer broken files with nearly any exception.
-    return UnreadableRecordError(f"broken image: {type(error).__name__}: {error}")
+    kind = _rare_jpeg(encoded) or "broken image"
+    return UnreadableRecordError(f"{kind}: {type(error).__name__}: {error}")
+
+
+def _rare_jpeg(encoded: bytes) -> str | None:
+    """What a JPEG is that few programs can read; None if `encoded` is none."""
+    frame = read_jpeg_frame(encoded)
+    if frame is None or frame.is_common:
+        return None
+    return f"a JPEG of a kind that cannot be read here ({frame.describe()}); save it as a PNG"
 
 
 def check_pixels(width: int, height: int) -> None:

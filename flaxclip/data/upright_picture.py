@@ -18,6 +18,7 @@ import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
 
+from flaxclip.data.jpeg_header import JpegFrame, read_jpeg_frame
 from flaxclip.data.transforms import check_pixels, load_image, open_image, over_white
 
 _ORIENTATION = 0x0112  # EXIF 2.32, section 4.6.4
@@ -54,9 +55,10 @@ class UprightPicture:
         orientation = 1
         if isinstance(image, np.ndarray):
             self._rgb = image
-        elif isinstance(image, bytes) and (size := _jpeg_size(image)):
+        elif isinstance(image, bytes) and (frame := _fast_frame(image)):
             self._jpeg = image
-            if _jpeg_has_exif(image):
+            size = frame.height, frame.width
+            if frame.has_exif:
                 orientation = _orientation(open_image(image))
         else:
             image = load_image(image) if isinstance(image, bytes) else image
@@ -93,28 +95,17 @@ class UprightPicture:
         return rgb, scale
 
 
-def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Height and width, as stored, of a JPEG whose colours libjpeg-turbo turns into RGB."""
-    if not simplejpeg.is_jpeg(encoded):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-    except ValueError:
-        return None
-    if colours not in ("YCbCr", "RGB", "Gray"):
-        return None
-    check_pixels(width, height)
-    return height, width
+def _fast_frame(encoded: bytes) -> JpegFrame | None:
+    """The frame of a JPEG that libjpeg-turbo turns into RGB at any scale; None for other files.
 
-
-def _jpeg_has_exif(encoded: bytes) -> bool:
-    """Whether an EXIF segment stands before the picture; much faster than Pillow's opening."""
-    at = 2
-    while encoded[at : at + 1] == b"\xff" and encoded[at + 1] not in (0xC0, 0xC2, 0xDA):
-        if encoded[at + 4 : at + 10] == b"Exif\0\0":
-            return True
-        at += 2 + int.from_bytes(encoded[at + 2 : at + 4])
-    return False
+    simplejpeg (1.9) is shown no others: a valid one of another kind can abort the process in scaled
+    decoding.
+    """
+    frame = read_jpeg_frame(encoded) if simplejpeg.is_jpeg(encoded) else None
+    if frame is None or not frame.is_common or frame.components not in (1, 3):
+        return None
+    check_pixels(frame.width, frame.height)
+    return frame if frame.width and frame.height else None
 
 
 def _orientation(image: PIL.Image.Image) -> int:
