@@ -116,6 +116,39 @@ def test_pillow_resizes_alike_where_the_fast_resizer_is_not_installed(monkeypatc
             assert _difference(fast, resize.resize_part(*arguments)) < 0.5
 
 
+def _fast_and_pillows(pixels, interpolation):
+    box = (0, 0, pixels.shape[1], pixels.shape[0])
+    fast = resize.resize_part(pixels, box, 224, interpolation)
+    pillow = resize.resize_with_pillow(pixels, box, 224, interpolation)
+    return np.abs(fast.astype(int) - pillow)
+
+
+def test_the_fast_resizer_is_as_far_from_pillow_as_its_docstring_says():
+    if resize.cykooz_resizer is None:
+        pytest.skip("no fast resizer here")
+    for name, file in _photographs_as_jpegs(640, 427).items():
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(file)))
+        bicubic = _fast_and_pillows(pixels, "bicubic")
+        assert bicubic.mean() < 0.25, name
+        assert 1 < bicubic.max() <= 7, name
+        assert _fast_and_pillows(pixels, "bilinear").max() == 1, name
+    noise = np.random.default_rng(0).integers(0, 2, (100, 100, 3), np.uint8) * np.uint8(255)
+    assert 25 < _fast_and_pillows(noise, "bicubic").max() <= 29
+    assert _fast_and_pillows(noise, "bilinear").max() == 1
+
+
+@pytest.mark.parametrize("crop_scale", [None, (0.9, 1.0), (0.08, 1.0)])
+def test_no_crop_is_wider_than_the_pixels_by_a_rounding_error(crop_scale):
+    """cykooz.resizer raises RuntimeError for one."""
+    rng = np.random.default_rng(0)
+    augment = AugmentConfig(crop_scale=crop_scale)
+    for seed in range(300):
+        height, width = rng.integers(1, 400, 2)
+        file = _file(PIL.Image.new("RGB", (int(width), int(height))), "JPEG")
+        for mode in ("shortest", "squash"):
+            assert _transform(file, augment, seed=seed, resize_mode=mode).shape == (16, 16, 3)
+
+
 def test_examples_depend_on_the_generator_alone():
     pixels = np.asarray(_smooth(40, 45))
     augment = AugmentConfig((0.5, 1.0), flip=0.5, color_jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.2)

@@ -9,12 +9,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from flaxclip.api import CLIPModel
+from flaxclip.data.model_transform import model_transform
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.transforms import (
     ImageTransform,
     decode_image,
     preprocess,
 )
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.vision_transformer import VisionConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transforms.npz"
 SIZE = 16  # as in tests/parity/transforms_reference.py
@@ -69,6 +73,19 @@ def test_the_centre_crop_begins_where_each_family_begins_it():
         for rounding in ("even", "down")
     }
     assert starts == {"even": 40, "down": 39}
+
+
+def test_a_models_transform_is_what_its_configuration_says():
+    config = CLIPConfig(
+        vision=VisionConfig(image_size=64, patch_size=32),
+        resize="squash",
+        interpolation="bilinear",
+        transparency="white",
+        crop_rounding="down",
+    )
+    expected = ImageTransform(64, "squash", "bilinear", "white", "down")
+    assert model_transform(config) == expected
+    assert CLIPModel(config, {}).transform == expected
 
 
 def test_16_bit_grey_that_stands_for_transparency_becomes_white_alone():

@@ -1,4 +1,11 @@
-"""Part of a picture to a square, antialiased, as Pillow does it but with vector instructions."""
+"""Part of an image to a square, antialiased, by Pillow's filters but with vector instructions.
+
+cykooz.resizer and Pillow resize one axis after the other, in opposite orders, and both round to 8
+bits in between and clip what bicubic interpolation overshoots. In photographs their results are 0.2
+grey levels of 255 apart on average, and up to 7 in single pixels; in noise of black and white 4 and
+up to 29. Bilinear interpolation does not overshoot: at most 1. Turning the image over first would
+give Pillow's order, at four times the price.
+"""
 
 import math
 from typing import Literal
@@ -9,7 +16,7 @@ from jaxtyping import UInt8
 
 try:
     import cykooz_resizer
-except ImportError:  # no wheel for Linux on ARM; Pillow's result is the same but for rounding
+except ImportError:  # no wheel for Linux on ARM, where Pillow resizes
     cykooz_resizer = None
 
 # Pillow's bicubic is Catmull and Rom's cubic too (a = -1/2).
@@ -32,6 +39,8 @@ def resize_part(
         return pixels
     first_column, first_row = math.floor(left), math.floor(top)
     part = pixels[first_row : math.ceil(bottom), first_column : math.ceil(right)]
+    # Exact, for whole and half pixels at any scale of decoding: a box that is wider than its pixels
+    # by 1e-12 would be refused.
     left, top, width, height = left - first_column, top - first_row, right - left, bottom - top
     if cykooz_resizer is None:
         return resize_with_pillow(
@@ -54,7 +63,7 @@ def resize_with_pillow(
     size: int,
     interpolation: Literal["bicubic", "bilinear"],
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The same by Pillow, several times slower."""
+    """The same by Pillow, in its order of the axes and several times slower."""
     filters = {
         "bicubic": PIL.Image.Resampling.BICUBIC,
         "bilinear": PIL.Image.Resampling.BILINEAR,

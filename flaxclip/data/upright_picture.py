@@ -1,7 +1,8 @@
 """A picture as training sees it: upright, opaque, in RGB, decoded no larger than it is needed.
 
-Fast, and within a fraction of a grey level of Pillow; `transforms.py` is the exact way, which
-evaluation goes. In three respects training does more than the published evaluation transforms:
+Fast, and in photographs within a fraction of a grey level of Pillow on average; `transforms.py` is
+the exact way, which evaluation goes. In three respects training does more than the published
+evaluation transforms:
 - EXIF orientation is obeyed, as by viewers and by Hugging Face `datasets`: a caption speaks of the
   picture that its author saw, in which left is left and writing can be read.
 - Transparency is laid over white, as on a web page, as img2dataset stores it, and as evaluation of
