@@ -1,6 +1,6 @@
 """Pixels equal to those of transformers' image processors, set up from our reading of their files.
 
-pip install torch transformers
+pip install transformers
 python -m pytest tests/parity/test_image_processors_live.py
 
 On Pillow, as without torchvision; more photographs with scikit-image and scikit-learn.
@@ -18,7 +18,6 @@ from flaxclip.data.transforms import ImageTransform, preprocess
 from flaxclip.interop.huggingface_config import read_config
 from tests.parity.pictures import kinds_of_file, photographs
 
-torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 transformers = pytest.importorskip("transformers", reason="transformers is a peer")
 
 SIZE = 64
