@@ -6,11 +6,12 @@ from typing import NoReturn
 
 from flaxclip.errors import InputError
 from flaxclip.interop import big_vision, huggingface_config, lit, open_clip_config, openai
-from flaxclip.interop.archives import StoredTensor, open_archive
+from flaxclip.interop.archives import open_archive
 from flaxclip.interop.files import fetch, find_weights, is_foreign, tokenizer_file
 from flaxclip.interop.huggingface import huggingface_table
 from flaxclip.interop.open_clip import has_open_clip, open_clip_table
 from flaxclip.interop.source import ForeignModel
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS

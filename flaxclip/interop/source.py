@@ -10,8 +10,8 @@ import numpy as np
 import pydantic
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.name_table import NameTable
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 
 T = TypeVar("T")
