@@ -71,13 +71,19 @@ def choose_weights(value: Any, which: WhichWeights | None) -> Chosen:
         return Chosen(_checked(value), "", False, ())
     taken = {"ema": averages, "raw": raw, None: averages or raw}[which]
     if not taken:
-        missing = "average of weights" if which == "ema" else "weights besides their average"
+        missing = (
+            "average of weights that can be read"
+            if which == "ema"
+            else "weights besides their average"
+        )
         raise InputError(
             f"the file holds no {missing}\nit has: {', '.join([*raw, *averages])}; leave out the "
             "choice between ema and raw"
         )
     key = next(iter(taken))
-    others = tuple(name for name in (*raw, *averages) if name != key)
+    # Some averages are lists of tensors, which do not say whose they are.
+    unread = [n for n, x in value.items() if _is_average(n) and _has_tensors(x)]
+    others = tuple(n for n in dict.fromkeys((*raw, *averages, *unread)) if n != key)
     return Chosen(_checked(taken[key]), key, taken is averages, others)
 
 
@@ -88,8 +94,12 @@ def _sets(value: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         for key, inner in value.items()
         if isinstance(key, str) and (tensors := _state_dict_in(inner)) is not None
     }
-    averages = {key: tensors for key, tensors in found.items() if _AVERAGE.search(key)}
-    raw = {key: found[key] for key in _RAW if key in found}
+    averages = {
+        key: tensors
+        for key, tensors in found.items()
+        if _is_average(key) or (key in _RAW and _counts_averages(tensors))
+    }
+    raw = {key: found[key] for key in _RAW if key in found.keys() - averages.keys()}
     if raw:  # averages of something else, such as losses, have other names
         known = {name for tensors in raw.values() for name in _short_names(tensors)}
         averages = {
@@ -99,6 +109,15 @@ def _sets(value: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         averages = {"state_dict": found["state_dict"]}
         raw = {_LIGHTNING_RAW: found[_LIGHTNING_RAW]}
     return raw, averages
+
+
+def _is_average(key: Any) -> bool:
+    return isinstance(key, str) and _AVERAGE.search(key) is not None
+
+
+def _has_tensors(value: Any, depth: int = 2) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(x, TensorView) or (depth and _has_tensors(x, depth - 1)) for x in parts)
 
 
 def _state_dict_in(value: Any, depth: int = 3) -> dict[Any, Any] | None:
@@ -158,11 +177,9 @@ def without_wrappers(tensors: Mapping[str, T]) -> tuple[dict[str, T], bool]:
         InputError: two names become one.
     """
     names = {name: _ANYWHERE.sub("", name) for name in tensors}
-    is_average = _COUNT in names and all(
-        short.startswith("module.") for short in names.values() if short != _COUNT
-    )
-    if is_average and len(names) > 1:
-        del names[_COUNT]
+    is_average = _counts_averages(names.values())
+    if is_average:
+        names = {name: short for name, short in names.items() if short != _COUNT}
     while (prefix := _common(names.values())) is not None:
         names = {name: short.removeprefix(prefix) for name, short in names.items()}
     if len(set(names.values())) < len(names):
@@ -171,6 +188,13 @@ def without_wrappers(tensors: Mapping[str, T]) -> tuple[dict[str, T], bool]:
             f"{', '.join(sorted(_twins(names))[:2])}"
         )
     return {short: tensors[name] for name, short in names.items()}, is_average
+
+
+def _counts_averages(names: Iterable[str]) -> bool:
+    """Whether a state dict with these names is that of an AveragedModel."""
+    names = set(map(str, names))
+    others = names - {_COUNT}
+    return _COUNT in names and bool(others) and all(n.startswith("module.") for n in others)
 
 
 def _common(names: Iterable[str]) -> str | None:
