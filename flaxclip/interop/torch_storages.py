@@ -38,9 +38,13 @@ def stored_tensors(views: Mapping[str, TensorView], storages: Storages) -> dict[
 
     def numbers(view: TensorView) -> np.ndarray:
         flat = read(view.storage)
-        strides = [step * flat.itemsize for step in view.strides]
-        return np.lib.stride_tricks.as_strided(
-            flat[view.offset :], view.shape, strides, writeable=False
+        # Not `as_strided`, which knows no type that NumPy itself has not got.
+        return np.ndarray(
+            view.shape,
+            flat.dtype,
+            flat.view(np.uint8),
+            view.offset * flat.itemsize,
+            [step * flat.itemsize for step in view.strides],
         )
 
     tensors = {}
