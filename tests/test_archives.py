@@ -92,7 +92,7 @@ def test_every_kind_of_file_is_read_whatever_its_name(kind, write):
         np.testing.assert_array_equal(np.asarray(tensors[name]), array, strict=True)
 
 
-NO_CHECKSUMS = ("safetensors", "before 1.6", "before_1_6.pt", "no checksums")
+NO_CHECKSUMS = ("safetensors", "before 1.6", "before_1_6.pt", "no checksums", "no_checksums.pt")
 
 
 @pytest.mark.parametrize("file", ["torchscript.pt", "checkpoint.pt", "before_1_6.pt"])
@@ -110,6 +110,23 @@ def test_views_that_share_a_storage_are_told_apart(numbers):
     assert tensors["float64"].dtype == np.float64
     for name, array in tensors.items():
         np.testing.assert_array_equal(array.astype(np.float32), numbers[f"views/{name}"])
+
+
+def test_a_checkpoint_of_torch_2_14_is_read_with_all_that_lies_in_it():
+    tensors = read(GOLDEN / "weights_only.pt")
+    with np.load(GOLDEN / "new_types.npz") as expected:
+        assert tensors.keys() == set(expected)
+        for name, array in tensors.items():
+            np.testing.assert_array_equal(array.astype(np.float32), expected[name], err_msg=name)
+    assert tensors["part"].dtype == np.uint16
+    assert tensors["float8_e4m3fn"].dtype == ml_dtypes.float8_e4m3fn
+
+
+def test_what_torch_saved_without_checksums_is_read():
+    with zipfile.ZipFile(GOLDEN / "no_checksums.pt") as archive:
+        assert {entry.CRC for entry in archive.infolist()} == {0}
+        assert archive.testzip() is not None
+    np.testing.assert_array_equal(read(GOLDEN / "no_checksums.pt")["w"], np.arange(6))
 
 
 def test_bfloat16_of_safetensors_and_npz(write):
@@ -344,7 +361,15 @@ def test_other_files_are_refused(data, write):
         open_archive(write(data))
 
 
-EVERY_KIND = [*KINDS, "torchscript.pt", "checkpoint.pt", "views.pt", "before_1_6.pt"]
+EVERY_KIND = [
+    *KINDS,
+    "torchscript.pt",
+    "checkpoint.pt",
+    "views.pt",
+    "before_1_6.pt",
+    "weights_only.pt",
+    "no_checksums.pt",
+]
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

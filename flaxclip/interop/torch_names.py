@@ -61,6 +61,7 @@ WRAPPERS = {
     *(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")),
     "torch.Size",
     "builtins.set",
+    "builtins.frozenset",
 }
 """Functions whose first argument is all that matters: a parameter's tensor, a list."""
 
