@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,10 @@ from flaxclip.data.model_transform import model_transform
 from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.data.transforms import preprocess
 from flaxclip.interop.name_table import unflatten
+from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.variants import VARIANTS
-from flaxclip.weights import open_weights
+from flaxclip.weights import Weights, open_weights
 
 Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
 
@@ -102,26 +104,45 @@ class CLIPModel:
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
-def load(path: epath.PathLike, model: str | None = None, tokenizer: str | None = None) -> CLIPModel:
+def load(
+    path: epath.PathLike,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    weights: WhichWeights | None = None,
+) -> CLIPModel:
     """A trained model, ours or another library's, with all that belongs to it.
 
     Nothing that a file contains is executed, and torch is not needed.
 
     Args:
         path: a training run's workdir, or one of its steps, WORKDIR/checkpoints/STEP; a file of
-            weights from OpenAI (.pt), open_clip (.safetensors, .pt, .bin) or big_vision (.npz); a
-            directory that open_clip or transformers wrote; or the URL of any of these: gs://, s3://,
+            weights from OpenAI (.pt), open_clip (.safetensors, .pt, .bin) or big_vision (.npz), or
+            of a run that trained such a model with PyTorch; a directory that open_clip,
+            transformers or sentence-transformers wrote; or the URL of any of these: gs://, s3://,
             hf://ORGANISATION/REPOSITORY.
         model: the architecture's name in `available_models()`, for a file that does not tell:
             a state dict does not say whether its model has QuickGELU or GELU.
         tokenizer: the file of SigLIP's or LiT's vocabulary, where it does not lie beside the
             weights.
+        weights: "ema" or "raw", of a run or a checkpoint that holds weights and their average. If
+            None, the average, with a warning where the checkpoint is another library's.
 
     Raises:
         InputError: there is no such model, it is damaged or of no architecture that we have, or it
-            cannot tell how it was trained.
+            cannot tell how it was trained; or it does not have the weights that are asked for.
     """
-    weights = open_weights(str(path), model)
+    found = open_weights(str(path), model, weights)
+    if found.notice:
+        warnings.warn(found.notice, stacklevel=2)
+    return read_model(found, tokenizer)
+
+
+def read_model(weights: Weights, tokenizer: str | None = None) -> CLIPModel:
+    """The model whose weights were found, read into memory; `tokenizer` as for `load`.
+
+    Raises:
+        InputError: the weights are damaged.
+    """
     config, device = weights.config, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
     flat = {name: jnp.asarray(value) for name, value in weights.read(device)}

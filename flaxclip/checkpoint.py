@@ -80,16 +80,24 @@ def load_config(workdir: epath.PathLike, field: str, kind: type[T]) -> T:
     return field_from_json(kind, path.read_text(), path, field)
 
 
-def load_variables(workdir: epath.PathLike, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+def keeps_average(workdir: epath.PathLike, step: int) -> bool:
+    """Whether a step holds an average of the parameters besides them."""
+    return (absolute(workdir) / CHECKPOINTS / str(step) / "ema").is_dir()
+
+
+def load_variables(
+    workdir: epath.PathLike, step: int, abstract: dict[str, Any], averaged: bool = True
+) -> dict[str, Any]:
     """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`.
 
-    Where the run keeps an average of its parameters, that is what `params` are.
+    Where the run keeps an average of its parameters, that is what `params` are, unless `averaged`
+    is False.
 
     Raises:
         InputError: the checkpoint is damaged.
     """
     folder = absolute(workdir) / CHECKPOINTS / str(step)
-    averaged = (folder / "ema").is_dir()
+    averaged = averaged and keeps_average(workdir, step)
     if averaged:
         abstract = {"ema" if name == "params" else name: tree for name, tree in abstract.items()}
     try:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 import tyro
 from etils import epath
@@ -13,6 +13,7 @@ from flaxclip.checkpoint import CONFIG_FILE
 from flaxclip.config import TrainConfig, load_experiment
 from flaxclip.config_json import from_json
 from flaxclip.errors import InputError
+from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.weights import open_weights
@@ -54,14 +55,15 @@ def parse(
     experiment = args[0] if args and not args[0].startswith("-") else "quickstart"
     config = load_experiment(experiment)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--model", "--init-from", "--init-model", "--workdir"):
+    for flag in ("--model", "--init-from", "--init-model", "--init-weights", "--workdir"):
         peek.add_argument(flag)
     flags = peek.parse_known_args(args)[0]
     if flags.model is not None:
         config = dataclasses.replace(config, model=variant(flags.model))
     elif flags.init_from is not None:
+        which = flags.init_weights if flags.init_weights in get_args(WhichWeights) else None
         theirs = _model_of_weights(
-            flags.init_from, flags.init_model, flags.workdir or config.workdir
+            flags.init_from, flags.init_model, which, flags.workdir or config.workdir
         )
         how = {
             name: getattr(config.model, name) for name in ("dtype", "unroll", "remat", "attention")
@@ -77,14 +79,16 @@ def parse(
     )
 
 
-def _model_of_weights(path: str, model: str | None, workdir: str) -> CLIPConfig:
+def _model_of_weights(
+    path: str, model: str | None, which: WhichWeights | None, workdir: str
+) -> CLIPConfig:
     """The model of the weights; a run that is resumed no longer needs these."""
     file = epath.Path(workdir) / CONFIG_FILE
     if file.exists():
         run = from_json(TrainConfig, file.read_text(), file)
         if run.init_from == path:
             return run.model
-    return open_weights(path, model).config
+    return open_weights(path, model, which).config
 
 
 def variant(name: str) -> CLIPConfig:

@@ -13,6 +13,7 @@ from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError
 from flaxclip.health import HealthConfig
+from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.losses.pairs import Form
 from flaxclip.losses.sigmoid import neutral_logit_bias
 from flaxclip.models.clip import CLIPConfig
@@ -41,6 +42,8 @@ class TrainConfig:
     parameters."""
     init_model: str | None = None
     """Architecture of the weights, as --model takes it, for a file that does not tell."""
+    init_weights: WhichWeights | None = None
+    """Of weights and their average (EMA), where `init_from` holds both. None: the average."""
     init_only: tuple[str, ...] = ()
     """Regular expressions: of the weights those in whose names one is found are taken, such as
     ^vision/, and the rest of the model starts from random parameters. Empty: all."""
@@ -88,9 +91,9 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}\nit must be at least 1")
         if self.shown_pairs < 0:
             raise InputError(f"shown_pairs is {self.shown_pairs}\nit must be 0 or more")
-        if self.init_from is None and (self.init_only or self.init_model):
+        if self.init_from is None and (self.init_only or self.init_model or self.init_weights):
             raise InputError(
-                "init_only and init_model are about the weights to start from\n"
+                "init_only, init_model and init_weights are about the weights to start from\n"
                 "name these with --init-from"
             )
         if self.loss == "sigmoid" and self.model.init_logit_bias is None:

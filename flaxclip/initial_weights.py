@@ -51,7 +51,7 @@ def open_initial_weights(config: TrainConfig) -> InitialWeights:
     Raises:
         InputError: there is no such model, it is not whole, or not that of the run.
     """
-    weights = open_weights(config.init_from, config.init_model)
+    weights = open_weights(config.init_from, config.init_model, config.init_weights)
     shapes = _shapes(weights.config)
     names = [name for name in shapes if _is_taken(name, config.init_only)]
     if not names:
@@ -156,14 +156,14 @@ def start_from(
     }
 
 
-def describe(record: dict[str, Any]) -> str:
-    """What `start_from` did, in a line."""
+def describe(record: dict[str, Any], notice: str = "") -> str:
+    """What `start_from` did, in a line, and in another one what is to be known of the weights."""
     parts = [f"started from {record['path']} ({record['format']}): {record['arrays']} arrays"]
     parts += [f"{field} {change}" for field, change in record["resampled"].items()]
     if born := record["born_fresh"]:
         names = ", ".join(born[:4]) + (", ..." if len(born) > 4 else "")
         parts.append(f"{len(born)} born fresh: {names}")
-    return "; ".join(parts)
+    return "\n".join(filter(None, ["; ".join(parts), notice]))
 
 
 def _shardings(config: CLIPConfig, mesh: Mesh) -> dict[str, Any]:

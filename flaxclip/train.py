@@ -101,7 +101,7 @@ def train(
             state = init_train_state(jax.random.key(config.seed), config.model, tx, mesh, ema)
             if initial is not None:
                 state, started_from = start_from(initial, config, mesh, state)
-                progress.say(describe(started_from))
+                progress.say(describe(started_from, initial.weights.notice))
         else:
             start_step = restored.step
             started_from = restored.record.get("initial_weights")

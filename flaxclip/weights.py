@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from flaxclip.checkpoint import (
     CHECKPOINTS,
     CONFIG_FILE,
+    keeps_average,
     load_config,
     load_variables,
     resolve_checkpoint,
@@ -22,10 +23,15 @@ from flaxclip.checkpoint import (
 from flaxclip.errors import InputError
 from flaxclip.interop.files import COMPANIONS, fetch_tree
 from flaxclip.interop.foreign import find_foreign
+from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 
 _READ_IN_PLACE = ("gs", "s3", "az")
 """What etils and Orbax read themselves; a run elsewhere is copied first."""
+
+_HOW_TO_CHOOSE = (
+    "take either with --weights ema or raw (--init-weights in training; weights= in Python)"
+)
 
 _BESIDE = (CONFIG_FILE, *COMPANIONS)
 
@@ -35,37 +41,55 @@ class Weights:
     """A model that is found, and whose numbers are not read yet."""
 
     kind: str
-    """Whose format it is, for people."""
+    """Whose format it is, and which of the weights there, for people."""
     stored: str
     """Types of the numbers, for people."""
     config: CLIPConfig
     read: Callable[[Any], Iterator[tuple[str, Float[Array | np.ndarray, "..."]]]]
     """Path and numbers of each variable, float32, one after the other. The argument is a tree of
     shardings like the variables, or one for all: what is read by Orbax lies there."""
+    file: str = ""
+    """The file of another library that they are read from, or that lists those."""
+    notice: str = ""
+    """That there are other weights in the file, and nobody has said which to take; may be empty."""
 
 
-def open_weights(path: str, model: str | None = None) -> Weights:
+def open_weights(path: str, model: str | None = None, which: WhichWeights | None = None) -> Weights:
     """What `path` holds: everything is checked but the numbers themselves.
 
     Args:
         path: as `flaxclip.load` takes it.
         model: the architecture's name, for a file that does not tell.
+        which: of weights and their average, where both are there. If None, the average.
 
     Raises:
         InputError: there is no such model, it is not whole, of no architecture that we have, or
-            cannot tell how it was trained.
+            cannot tell how it was trained; or does not have the weights that are asked for.
     """
-    foreign = find_foreign(path, model)
+    foreign = find_foreign(path, model, which)
     if foreign is not None:
         foreign.table.check(foreign.tensors)
         types = dict.fromkeys(str(tensor.dtype) for tensor in foreign.tensors.values())
         return Weights(
-            foreign.kind, ", ".join(types), foreign.config, lambda _: foreign.variables()
+            foreign.kind,
+            ", ".join(types),
+            foreign.config,
+            lambda _: foreign.variables(),
+            foreign.file,
+            f"{foreign.file} holds weights and their average, which is taken\n{_HOW_TO_CHOOSE}"
+            if foreign.has_both
+            else "",
         )
     if "://" in path and path.split("://", 1)[0] not in _READ_IN_PLACE:
         path = str(_fetch_run(path))
     workdir, step = resolve_checkpoint(path)
     config = _our_config(workdir)
+    has_average = keeps_average(workdir, step)
+    if which == "ema" and not has_average:
+        raise InputError(f"the run in {workdir} keeps no average of its weights (optim.ema_decay)")
+    kind = {None: "", "ema": ", averaged weights", "raw": ", weights without averaging"}[
+        (which or "ema") if has_average else None
+    ]
 
     def read(shardings: Any) -> Iterator[tuple[str, Array]]:
         shapes = abstract_variables(config)
@@ -76,9 +100,11 @@ def open_weights(path: str, model: str | None = None) -> Weights:
             shapes,
             shardings,
         )
-        yield from flatten_dict(load_variables(workdir, step, abstract), sep="/").items()
+        yield from flatten_dict(
+            load_variables(workdir, step, abstract, which != "raw"), sep="/"
+        ).items()
 
-    return Weights(f"flaxclip, step {step}", "float32", config, read)
+    return Weights(f"flaxclip, step {step}{kind}", "float32", config, read)
 
 
 def _fetch_run(url: str) -> Path:

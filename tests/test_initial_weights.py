@@ -1,6 +1,7 @@
 """Runs that start from weights: of another library, of another size, of one tower."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -14,9 +15,10 @@ import flaxclip
 from flaxclip.checkpoint import CHECKPOINTS, absolute, read_record, save_variables
 from flaxclip.command_line import parse
 from flaxclip.errors import InputError
-from flaxclip.initial_weights import open_initial_weights, start_from
+from flaxclip.initial_weights import describe, open_initial_weights, start_from
 from flaxclip.interop.export import export
 from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.open_clip_json import open_clip_json
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.resampling import resize_context, resize_grid
 from flaxclip.models.variants import VARIANTS
@@ -27,6 +29,7 @@ from flaxclip.train_state import init_train_state
 from tests.test_interop import variables_of
 from tests.test_train import run_cli
 from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
+from tests.torch_files import checkpoint
 
 # Not what the experiment asks for: it has to come from the file.
 MODEL = dataclasses.replace(
@@ -207,6 +210,28 @@ def test_a_bare_state_dict_needs_its_models_name(tmp_path):
     assert open_initial_weights(config).changes == {}
 
 
+def test_of_weights_and_their_average_a_run_starts_from_either(variables, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(EXPERIMENT)
+    raw = open_clip_table(MODEL).to_theirs(variables)
+    average = {name: np.asarray(2 * array) for name, array in raw.items()}
+    (tmp_path / "best.pt").write_bytes(checkpoint({"state_dict": raw, "state_dict_ema": average}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_json(MODEL)))
+    flags = ["tiny.py", "--workdir", "run", "--init-from", "best.pt"]
+    theirs = flatten_dict(variables, sep="/")
+    for chosen, factor in (([], 2), (["--init-weights", "ema"], 2), (["--init-weights", "raw"], 1)):
+        config = parse(Command, [*flags, *chosen], "flaxclip.train", None).config
+        weights = open_initial_weights(config).weights
+        for name, value in weights.read(None):
+            np.testing.assert_array_equal(value, factor * theirs[name], err_msg=name)
+        record = {"path": "best.pt", "format": weights.kind, "arrays": 38, "resampled": {}}
+        told = describe(record | {"born_fresh": []}, weights.notice)
+        assert ("--init-weights in training" in told) == (not chosen)
+        names = "averaged weights 'state_dict_ema', not 'state_dict'"
+        assert (names in told) == (factor == 2)
+
+
 def test_options_about_weights_that_are_not_there_are_refused():
-    with pytest.raises(InputError, match="name these with --init-from"):
-        tiny_config("run", init_only=("^vision/",))
+    for option in ({"init_only": ("^vision/",)}, {"init_weights": "raw"}):
+        with pytest.raises(InputError, match="name these with --init-from"):
+            tiny_config("run", **option)

@@ -21,12 +21,12 @@ import flaxclip
 from flaxclip.checkpoint import save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
-from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.export import export
 from flaxclip.interop.huggingface import huggingface_table
 from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.openai import config_from_shapes
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig, init_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig

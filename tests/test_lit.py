@@ -18,9 +18,9 @@ from flaxclip.api import encode_image, encode_text
 from flaxclip.data.bert_tokenizer import BertTokenizer
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
-from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.export import export
 from flaxclip.interop.lit import OLD_NUMBERS, config_from_tensors, lit_table, lit_tensors
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.bert_text_transformer import BertTextTransformer
 from flaxclip.models.clip import abstract_variables
 from flaxclip.models.cost import model_cost

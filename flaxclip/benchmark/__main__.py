@@ -19,7 +19,7 @@ import jax
 import tyro
 from etils import epath
 
-from flaxclip.api import CLIPModel, load
+from flaxclip.api import CLIPModel, read_model
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
 from flaxclip.benchmark.own_pictures import name_pictures, own_task
@@ -31,7 +31,9 @@ from flaxclip.benchmark.watch import watch
 from flaxclip.checkpoint import CHECKPOINTS, load_config, resolve_checkpoint
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.sharding import join_hosts
+from flaxclip.weights import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Command:
     """Architecture of others' weights, where their file does not tell."""
     tokenizer: str | None = None
     """File of SigLIP's or LiT's vocabulary, where it does not lie beside the weights."""
+    weights: WhichWeights | None = None
+    """Of a checkpoint with weights and their average (EMA). None: the average."""
     tasks: tuple[str, ...] = ()
     """Tasks and suites, or data of your own: retrieval:SHARDS, wds:DIR, wds-multilabel:DIR,
     wds-retrieval:DIR, folder:DIR, parquet:FILE, tfds:NAME. None: those of the data that the
@@ -112,15 +116,24 @@ def follow(command: Command) -> None:
     watch(command.checkpoint, measure, lambda: write_report([out], out / "report.html"))
 
 
-def _default_out(checkpoint: str, workdir: epath.PathLike | None, step: int | None) -> Path:
-    """Beside what is measured; here, in a folder of its name, where that lies in a bucket."""
+def _default_out(
+    checkpoint: str,
+    workdir: epath.PathLike | None,
+    step: int | None,
+    which: WhichWeights | None = None,
+) -> Path:
+    """Beside what is measured; here, in a folder of its name, where that lies in a bucket.
+
+    Weights that are asked for have a folder of their own.
+    """
+    suffix = "" if which is None else f"-{which}"
     name = checkpoint.rstrip("/").rpartition("/")[2]
     if workdir is None:
         folder = Path() if "://" in checkpoint else Path(checkpoint).parent
-        return folder / "benchmark" / Path(name).stem
+        return folder / "benchmark" / f"{Path(name).stem}{suffix}"
     if "://" in checkpoint:
-        return Path("benchmark") / str(workdir).rstrip("/").rpartition("/")[2] / str(step)
-    return Path(workdir) / "benchmark" / str(step)
+        return Path("benchmark") / str(workdir).rstrip("/").rpartition("/")[2] / f"{step}{suffix}"
+    return Path(workdir) / "benchmark" / f"{step}{suffix}"
 
 
 def run(command: Command) -> Measured:
@@ -139,10 +152,12 @@ def run(command: Command) -> Measured:
     # A misspelt task is found before anything is loaded; but first, that there is nothing to load.
     tasks = [] if workdir is None else _tasks(command, workdir)
     own_prompts = {} if command.prompt_file is None else read_prompts(command.prompt_file)
-    model = load(command.checkpoint, command.model, command.tokenizer)
-    model = _with_dtype(model, command.dtype)
+    weights = open_weights(command.checkpoint, command.model, command.weights)
+    if weights.notice:
+        _say(weights.notice)
+    model = _with_dtype(read_model(weights, command.tokenizer), command.dtype)
     tasks = tasks or _tasks(command, workdir)
-    out = command.out or _default_out(command.checkpoint, workdir, step)
+    out = command.out or _default_out(command.checkpoint, workdir, step, command.weights)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,7 +166,10 @@ def run(command: Command) -> Measured:
         ) from None
 
     embedder = Embedder(model, command.batch_size, command.cache.expanduser())
-    checkpoint = {"path": str(workdir or command.checkpoint), "step": step}
+    checkpoint = {
+        "path": str(workdir or command.checkpoint), "step": step, "weights": command.weights,
+        "format": weights.kind,
+    }  # fmt: skip
     if command.images is not None and command.labels and not _has_folders(command):
         name_pictures(embedder, command.images, command.labels, out)
         return Measured([], {}, {}, [])
@@ -159,7 +177,7 @@ def run(command: Command) -> Measured:
     measured = measure_tasks(embedder, checkpoint, tasks, settings, _say)
     if jax.process_index() == 0:
         _summarise(measured, checkpoint, out)
-        if step is not None and measured.fresh:
+        if step is not None and measured.fresh and command.weights is None:
             write_events(out.parent / "tensorboard", step, measured.fresh, out)
     if measured.failed:
         raise InputError("\n".join(measured.failed.values()))

@@ -33,10 +33,11 @@ _CLIP_BENCHMARK_COLUMNS = (
 
 
 def checkpoint_name(record: Mapping[str, Any]) -> str:
-    """How a checkpoint is called in tables: the end of its path, and its step."""
+    """How a checkpoint is called in tables: the end of its path, its step, and which weights."""
     path, step = record["checkpoint"]["path"], record["checkpoint"]["step"]
     short = "/".join(path.rstrip("/").split("/")[-2:])
-    return short if step is None else f"{short} step {step}"
+    parts = [short, "" if step is None else f"step {step}", record["checkpoint"].get("weights")]
+    return " ".join(filter(None, parts))
 
 
 def to_csv(records: Records) -> str:
@@ -45,14 +46,15 @@ def to_csv(records: Records) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["checkpoint", "step", "task", "method", "prompts", "examples", "score", "value", "low",
-         "high", "chance"]
+         "high", "chance", "weights"]
     )  # fmt: skip
     for r in records:
         for name, score in r["scores"].items():
             writer.writerow(
                 [r["checkpoint"]["path"], r["checkpoint"]["step"], r["task"], r["method"],
                  r.get("prompt_set", ""), r["examples"], name,
-                 *(score[field] for field in ("value", "low", "high", "chance"))]
+                 *(score[field] for field in ("value", "low", "high", "chance")),
+                 r["checkpoint"].get("weights") or ""]
             )  # fmt: skip
     return out.getvalue()
 

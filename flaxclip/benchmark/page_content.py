@@ -77,7 +77,8 @@ def curves(found: Found) -> list[dict[str, Any]]:
         step, score = record["checkpoint"]["step"], record["scores"].get(record["metric"])
         if step is None or score is None:
             continue
-        name = f"{record['task']}, {record['method']}"
+        which = record["checkpoint"].get("weights")
+        name = ", ".join(filter(None, [record["task"], record["method"], which]))
         label = f"{name}, step {step}: {score['value']:.1%}"
         point = Point(step, score["value"], label, score["low"], score["high"])
         runs.setdefault(record["checkpoint"]["path"], {}).setdefault(name, []).append(point)

@@ -15,16 +15,17 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from flaxclip.api import load
+from flaxclip.api import read_model
 from flaxclip.checkpoint import save_variables
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.interop.export import export, new_folder
+from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import VisionConfig
-from flaxclip.weights import open_weights
+from flaxclip.weights import Weights, open_weights
 
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
 
@@ -37,6 +38,8 @@ class Info:
     """Workdir, step, file of weights, directory of open_clip or transformers, or a URL."""
     model: str | None = None
     """Architecture, as --model of training takes it, where the file does not tell."""
+    weights: WhichWeights | None = None
+    """Of a checkpoint with weights and their average. None: the average."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Convert:
     """Architecture, as --model of training takes it, where the file does not tell."""
     tokenizer: str | None = None
     """File of SigLIP's or LiT's vocabulary, where it does not lie beside the weights."""
+    weights: WhichWeights | None = None
+    """Of a checkpoint with weights and their average. None: the average."""
     overwrite: bool = False
     """Replace DST, if it is a folder with a model."""
 
@@ -74,10 +79,19 @@ def info(command: Info) -> None:
     Raises:
         InputError: it is none that we can read.
     """
-    weights = open_weights(command.src, command.model)
+    weights = _open(command)
     lines = {"format": f"{weights.kind}; {weights.stored}", **_describe(weights.config)}
+    if weights.file:
+        lines["file"] = weights.file
     for name, text in lines.items():
         print(f"{name:13} {text}")
+
+
+def _open(command: Info | Convert) -> Weights:
+    weights = open_weights(command.src, command.model, command.weights)
+    if weights.notice:
+        print(weights.notice)
+    return weights
 
 
 def _describe(config: CLIPConfig) -> dict[str, str]:
@@ -121,7 +135,8 @@ def convert(command: Convert) -> None:
         src, dst = Path(command.src).expanduser().resolve(), command.dst.resolve()
         if dst == src or dst in src.parents:
             raise InputError(f"{command.dst} holds the model itself\nname another folder")
-    model = load(command.src, command.model, command.tokenizer)
+    weights = _open(command)
+    model = read_model(weights, command.tokenizer)
     remarks: tuple[str, ...] = ()
     if command.to != "flaxclip":
         remarks = export(model.config, model.variables, command.dst, command.to, command.overwrite)
@@ -133,7 +148,7 @@ def convert(command: Convert) -> None:
                 shutil.copyfile(config.tokenizer_file, folder / name)
                 config = dataclasses.replace(config, tokenizer_file=name)
             save_variables(folder, config, model.variables)
-    print(f"{command.dst}: {command.to}")
+    print(f"{command.dst}: {command.to}, from {weights.kind}")
     if remarks:
         print("its files cannot say how this model prepares", *remarks, sep="\n  ")
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.name_table import (
     NameTable,
     Rule,
@@ -16,6 +15,7 @@ from flaxclip.interop.name_table import (
     text_axes,
     vision_axes,
 )
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig

@@ -17,20 +17,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from flaxclip.errors import InputError
-
-# open_clip's names before those of transformers: a repository may hold the same model in both.
-WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_model.safetensors.index.json",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-)
-"""The names that open_clip and transformers give to weights in a directory."""
-
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".index.json")
+from flaxclip.interop.weight_names import Listing, find_weights_file, is_index, is_weights
 
 # SentencePiece models first: where both are there, they are what a tokenizer.json was made from.
 _TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
@@ -53,23 +40,36 @@ COMPANIONS = (
 _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether `path` looks like a peer's weights, rather than like a run of ours."""
-    if path.is_dir():
-        return any((path / name).is_file() for name in WEIGHTS)
-    return path.name.endswith(WEIGHTS_SUFFIXES)
+def find_weights(path: Path, is_module: bool = False) -> Path | None:
+    """The file that holds a peer's weights, or lists those that do; None if `path` has no peer's.
 
+    `is_module`: whether another directory led here.
 
-def find_weights(path: Path) -> tuple[Path, Path]:
-    """The directory, and the file in it that holds the weights or lists those that do."""
+    Raises:
+        InputError: there is no such file, or the directory is a peer's and holds no weights that
+            are read.
+    """
     if path.is_file():
-        return path.parent, path
+        return path
     if not path.is_dir():
-        raise InputError(f"no file or directory {path}")
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return path, path / name
-    raise InputError(f"{path} holds no weights\nexpected one of: {', '.join(WEIGHTS)}")
+        if is_weights(path.name):
+            raise InputError(f"no file or directory {path}")
+        return None
+    try:
+        entries = list(path.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    listing = Listing(
+        str(path),
+        frozenset(entry.name for entry in entries if entry.is_file()),
+        frozenset(entry.name for entry in entries if entry.is_dir()),
+        lambda name: (path / name).read_bytes(),
+        is_module,
+    )
+    name = find_weights_file(listing)
+    if name is not None and name.endswith("/"):
+        return find_weights(path / name, is_module=True)
+    return None if name is None else path / name
 
 
 def tokenizer_file(weights: Path, tokenizer: str) -> str | None:
@@ -106,41 +106,50 @@ def _errors_of(url: str) -> Iterator[None]:
         raise InputError(f"cannot read {url}: {type(error).__name__}: {error}") from None
 
 
-def fetch(url: str) -> Path | None:
+def fetch(url: str, is_module: bool = False) -> Path | None:
     """A local copy of the weights at `url`, with the files beside them that say how to use them.
 
     `url` is a file, or a directory as open_clip or transformers writes it. None: it is a directory
-    without weights, such as a run of ours.
+    without weights, such as a run of ours. `is_module`: whether another directory led here.
 
     Raises:
-        InputError: the protocol is not known or its package not installed, or nothing is there.
+        InputError: the protocol is not known or its package not installed, or nothing is there, or
+            the directory is a peer's and holds no weights that are read.
     """
     files, root = _open(url)
     with _errors_of(url):
-        if root.endswith(WEIGHTS_SUFFIXES):
+        if is_weights(root):
             folder, weights = str(PurePosixPath(root).parent), PurePosixPath(root).name
+            listing = _listing(files, folder, url)
+            if weights not in listing.files:
+                raise InputError(f"there is no file {url}")
         else:
-            folder, weights = root, None
-        sizes = {
-            PurePosixPath(info["name"]).name: info
-            for info in files.ls(folder, detail=True)
-            if info["type"] == "file"
-        }
-        if weights is None:
-            weights = next((name for name in WEIGHTS if name in sizes), None)
+            folder, listing = root, _listing(files, root, url)._replace(is_module=is_module)
+            weights = find_weights_file(listing)
             if weights is None:
                 return None
-        elif weights not in sizes:
-            raise InputError(f"there is no file {url}")
+            if weights.endswith("/"):
+                return fetch(f"{url.rstrip('/')}/{weights.rstrip('/')}", is_module=True)
         beside = (*COMPANIONS, _bert_vocabularies(weights)[0])
-        wanted = [weights, *(name for name in beside if name in sizes and name != weights)]
+        wanted = [weights, *(name for name in beside if name in listing.files - {weights})]
         # Shards of an index are known only once that is read.
-        if weights.endswith(".index.json"):
-            listed = json.loads(files.cat_file(f"{folder}/{weights}")).get("weight_map", {})
-            wanted += sorted({str(name) for name in listed.values()} & sizes.keys())
+        if is_index(weights):
+            listed = json.loads(listing.read(weights)).get("weight_map", {})
+            wanted += sorted({str(name) for name in listed.values()} & listing.files)
         states = [(name, files.ukey(f"{folder}/{name}")) for name in wanted]
-        target = _copied(files, folder, states)
-        return target / weights if PurePosixPath(root).name == weights else target
+        return _copied(files, folder, states) / weights
+
+
+def _listing(files: fsspec.AbstractFileSystem, folder: str, url: str) -> Listing:
+    names: dict[str, set[str]] = {}
+    for info in files.ls(folder, detail=True):
+        names.setdefault(info["type"], set()).add(PurePosixPath(info["name"]).name)
+    return Listing(
+        url,
+        frozenset(names.get("file", ())),
+        frozenset(names.get("directory", ())),
+        lambda name: files.cat_file(f"{folder}/{name}"),
+    )
 
 
 def fetch_tree(url: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Path:

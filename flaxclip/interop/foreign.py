@@ -6,44 +6,55 @@ from typing import NoReturn
 
 from flaxclip.errors import InputError
 from flaxclip.interop import big_vision, huggingface_config, lit, open_clip_config, openai
-from flaxclip.interop.archives import StoredTensor, open_archive
-from flaxclip.interop.files import fetch, find_weights, is_foreign, tokenizer_file
+from flaxclip.interop.archives import open_archive
+from flaxclip.interop.files import fetch, find_weights, tokenizer_file
 from flaxclip.interop.huggingface import huggingface_table
 from flaxclip.interop.open_clip import has_open_clip, open_clip_table
 from flaxclip.interop.source import ForeignModel
+from flaxclip.interop.state_dicts import WhichWeights
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS
 
 
-def find_foreign(path: str, model: str | None = None) -> ForeignModel | None:
+def find_foreign(
+    path: str, model: str | None = None, which: WhichWeights | None = None
+) -> ForeignModel | None:
     """The model in a file of weights, or in a directory that open_clip or transformers wrote.
 
     Args:
         path: the file, the directory, or the URL of one. A file's configuration may lie beside it.
         model: name of its architecture in `available_models()`, for a file that cannot tell.
+        which: weights of a file that holds them and their average. If None, the average.
 
     Returns:
         None, if `path` does not look like weights of a peer, rather than like a run of ours.
 
     Raises:
         InputError: it does, but is damaged or of no architecture that we have, or cannot tell all
-            about its model while `model` is not given.
+            about its model while `model` is not given; or without the weights that are asked for.
     """
     local = fetch(path) if "://" in path else Path(path).expanduser()
-    if local is None or not is_foreign(local):
+    weights = local and find_weights(local)
+    if weights is None:
         if model is not None:
             raise InputError(f"{path}: no weights of another library, for which model= is")
         return None
     model = model and model.replace("/", "-")
     if model is not None and model not in VARIANTS:
         raise InputError(f"unknown model {model!r}\nknown: {', '.join(VARIANTS)}")
-    folder, weights = find_weights(local)
-    tensors = open_archive(weights)
-    foreign = _recognise(folder, weights, tensors, model)
+    archive = open_archive(weights, which)
+    foreign = _recognise(weights.parent, weights, archive, model)
     tokenizer = tokenizer_file(weights, foreign.config.tokenizer)
     config = dataclasses.replace(foreign.config, tokenizer_file=tokenizer)
-    return dataclasses.replace(foreign, config=config)
+    return dataclasses.replace(
+        foreign,
+        config=config,
+        file=str(weights),
+        kind=foreign.kind + archive.describe(),
+        has_both=which is None and archive.is_average and bool(archive.others),
+    )
 
 
 def _recognise(

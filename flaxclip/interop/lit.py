@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.big_vision import SCALARS, VISION, blocks, is_stacked, tower_sizes
 from flaxclip.interop.name_table import (
     NameTable,
@@ -23,6 +22,7 @@ from flaxclip.interop.name_table import (
     text_axes,
     vision_axes,
 )
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.bert_text_transformer import SEGMENTS
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig

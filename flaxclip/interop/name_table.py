@@ -12,7 +12,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import StoredTensor
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
@@ -21,6 +21,14 @@ Axes = Mapping[str, int | Sequence[str | int]]
 """Length of each axis, or the labels along it where it stands for several names."""
 
 Tensors = Mapping[str, np.ndarray | StoredTensor]
+
+
+# What bitsandbytes, GPTQ, AWQ and compressed-tensors put beside a weight that is an integer
+# or a float of 8 bits, which is nothing without them.
+_SCALES = re.compile(
+    r"\.((weight|input|output)_(scale(_inv)?|zero_point)|scales?|zero_points?|SCB|absmax|quant_map|"
+    r"quant_state\..*|qweight|qzeros|g_idx)$"
+)
 
 
 class Rule(NamedTuple):
@@ -126,6 +134,11 @@ class NameTable:
             if not (self._counters and re.search(self._counters, name) and _counts(name, tensor))
         }
         shapes = self.their_shapes()
+        if scales := sorted(n for n in tensors.keys() - shapes.keys() if _SCALES.search(n)):
+            raise InputError(
+                f"tensor {scales[0]} belongs to quantised weights\n"
+                "expected floating-point weights; quantised files cannot be read"
+            )
         self._check_names("tensor", tensors, shapes)
         for name, shape in shapes.items():
             tensor = tensors[name]

@@ -10,8 +10,8 @@ import numpy as np
 import pydantic
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import StoredTensor
 from flaxclip.interop.name_table import NameTable
+from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 
 T = TypeVar("T")
@@ -29,6 +29,10 @@ class ForeignModel:
     config: CLIPConfig
     tensors: Mapping[str, StoredTensor]
     table: NameTable
+    file: str = ""
+    """The file that its weights, or the list of their files, were found in."""
+    has_both: bool = False
+    """Whether there are weights besides their average, which was taken unasked."""
 
     def variables(self) -> Iterator[tuple[str, np.ndarray]]:
         """Path and numbers of our variables, float32, one after the other.

@@ -3,92 +3,72 @@
 A pickle is a program for a stack machine, and Python's own machine calls whatever functions the
 program names. This one has the instructions that torch writes, and calls nothing: it notes that a
 tensor lies in such a storage at such an offset, and refuses every function outside a short list.
+It takes what `torch.load(weights_only=True)` takes, and nothing that would have to be executed.
 """
 
+import io
 import pickletools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
-
 from flaxclip.errors import InputError
+from flaxclip.interop import torch_names as names
+from flaxclip.interop.torch_values import Other, ScriptObject, Storage, TensorView
 
 MAX_BYTES = 64 * 2**20
 """Of one pickle. Names and sizes of a thousand tensors with optimizer state take under one MiB."""
-MAX_MODULES = 10_000
-"""In a TorchScript model; those in several places count for each. The largest CLIP has 700."""
-
-_STORAGES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
-_STORAGE_TYPES = {f"torch.{name}": dtype for name, dtype in _STORAGES.items()}
-_LISTS = {f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")}
-# Functions whose first argument is all that matters: a parameter's tensor, a list, a tagged value.
-_WRAPPERS = {"torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_tag", *_LISTS}
-_REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
-_ORDERED_DICT = "collections.OrderedDict"
-_SCRIPT_CLASSES = "__torch__."
+MAX_INSTRUCTIONS = 5_000_000
+"""Of one pickle: some 60 describe a tensor."""
+MAX_AXES = 64
+"""Of a tensor, torch's own bound."""
 
 
-class Storage(NamedTuple):
-    """A row of numbers that tensors are views of."""
+class Described(NamedTuple):
+    """What a pickle says."""
 
-    key: str
-    dtype: np.dtype
-    size: int
-
-
-class TensorView(NamedTuple):
-    """Where in a storage a tensor's numbers lie; offset and strides count numbers."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        """One past the last number of the storage that the tensor reads."""
-        if 0 in self.shape:
-            return self.offset
-        reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        return self.offset + reach + 1
+    value: Any
+    """Made of plain containers, `TensorView`, `ScriptObject` and `Other`."""
+    storages: dict[str, Storage]
+    """All that it speaks of, by key."""
 
 
 class _Global(NamedTuple):
     name: str
 
 
-class ScriptObject:
-    """An instance of a TorchScript class: its attributes, none of its code."""
-
-    def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
-
-
 def read_pickle(data: bytes) -> Any:
-    """The value that `data` describes, made of plain containers, `TensorView` and `ScriptObject`.
+    """The value that `data` describes.
 
     Raises:
         InputError: the pickle names a function or type that holds no tensors, or is damaged.
     """
     if len(data) > MAX_BYTES:
         raise InputError(f"the pickle has {len(data):,} bytes\nexpected at most {MAX_BYTES:,}")
-    try:
-        return _Machine().run(data)
-    except InputError:
-        raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
-        raise InputError(f"the pickle is damaged: {type(error).__name__}: {error}") from None
+    return next(read_pickles(io.BytesIO(data))).value
+
+
+def read_pickles(stream: io.BytesIO) -> Iterator[Described]:
+    """One after another of the pickles in `stream`, which then stands behind the last one read.
+
+    Raises:
+        InputError: as `read_pickle`.
+    """
+    while True:
+        machine = _Machine()
+        try:
+            value = machine.run(stream)
+        except InputError:
+            raise
+        except (
+            ValueError,
+            TypeError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+        ) as error:
+            raise InputError(f"the pickle is damaged: {type(error).__name__}: {error}") from None
+        yield Described(value, machine.storages)
 
 
 class _Machine:
@@ -96,11 +76,14 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
-    def run(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
+    def run(self, stream: io.BytesIO) -> Any:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if opcode.name == "STOP":
                 return self.stack.pop()
+            if count > MAX_INSTRUCTIONS:
+                raise InputError(f"the pickle has more than {MAX_INSTRUCTIONS:,} instructions")
             self.step(opcode.name, argument)
         raise ValueError("it has no end")
 
@@ -117,15 +100,18 @@ class _Machine:
                 push(name == "NEWTRUE")
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 push(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE":
+            # The last two are Python 2's.
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
                 push(argument)
+            case "BINBYTES" | "SHORT_BINBYTES" | "BYTEARRAY8":
+                push(Other("bytes"))
             case "EMPTY_DICT":
                 push({})
-            case "EMPTY_LIST":
+            case "EMPTY_LIST" | "EMPTY_SET":  # nothing here needs a set, or to hash what is in it
                 push([])
             case "EMPTY_TUPLE":
                 push(())
-            case "TUPLE":
+            case "TUPLE" | "FROZENSET":
                 push(tuple(self.pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 items = [pop() for _ in range(int(name[-1]))]
@@ -139,7 +125,7 @@ class _Machine:
             case "APPEND":
                 item = pop()
                 _expect(self.stack[-1], list).append(item)
-            case "APPENDS":
+            case "APPENDS" | "ADDITEMS":
                 items = self.pop_to_mark()
                 _expect(self.stack[-1], list).extend(items)
             case "SETITEM":
@@ -154,13 +140,14 @@ class _Machine:
                 attribute, module = _expect(pop(), str), _expect(pop(), str)
                 push(_global(f"{module}.{attribute}"))
             case "BINPERSID":
-                push(_storage(pop()))
+                push(self.storage(pop()))
             case "REDUCE":
                 arguments, function = _expect(pop(), tuple), _expect(pop(), _Global)
                 push(_call(function.name, arguments))
             case "NEWOBJ":
                 arguments, kind = pop(), _expect(pop(), _Global)
-                if not kind.name.startswith(_SCRIPT_CLASSES) or arguments != ():
+                is_object = kind.name.startswith(names.SCRIPT_CLASSES) or kind.name in names.RECORDS
+                if not is_object or arguments != ():
                     raise ValueError(f"an object of {kind.name}")
                 push(ScriptObject())
             case "BUILD":
@@ -179,6 +166,20 @@ class _Machine:
         del self.stack[start:]
         return items
 
+    def storage(self, identifier: Any) -> Storage:
+        # The format before 1.6 has a sixth part: the storage that this one is a part of.
+        kind, storage_type, key, _, size, *part_of = _expect(identifier, tuple)
+        if part_of not in ([], [None]):
+            raise ValueError("a part of a storage, as torch before 0.4 saved it")
+        dtype = names.STORAGES[_expect(storage_type, _Global).name]
+        _check_counts((size,))
+        if kind != "storage" or not _expect(key, str).isalnum():
+            raise ValueError(f"a storage named {_shown(key)}")
+        storage = self.storages.setdefault(key, Storage(key, dtype, size))
+        if storage != (key, dtype, size):
+            raise ValueError(f"storage {key} is described twice, and not the same")
+        return storage
+
 
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
@@ -186,10 +187,17 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
+def _shown(value: Any) -> str:
+    """For a message. What nests may have no end, or more parts than can be written out."""
+    return repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+
+
 def _set_items(target: Any, items: list[Any]) -> None:
     keys, values = items[::2], items[1::2]
     for key in keys:
-        if not isinstance(key, str | int):
+        # What nests may take for ever to hash.
+        parts = key if isinstance(key, tuple) and len(key) <= MAX_AXES else (key,)
+        if not all(isinstance(part, str | int | float | None) for part in parts):
             raise TypeError(f"found {type(key).__name__} as the key of a dict")
     _expect(target, dict).update(zip(keys, values, strict=True))
 
@@ -199,8 +207,14 @@ def _flat(mapping: dict[Any, Any]) -> list[Any]:
 
 
 def _global(name: str) -> _Global:
-    known = name in (_REBUILD_TENSOR, _ORDERED_DICT) or name in _WRAPPERS or name in _STORAGE_TYPES
-    if not known and not name.startswith(_SCRIPT_CLASSES):
+    # Python 2's name, which pickles of protocol 2 have.
+    name = name.replace("__builtin__.", "builtins.", 1)
+    if name in names.QUANTISED:
+        raise InputError(
+            f"the pickle asks for {name}: the file holds quantised tensors, which cannot be read\n"
+            "expected floating-point weights: save those of the model before it was quantised"
+        )
+    if name not in names.KNOWN and not name.startswith(names.SCRIPT_CLASSES):
         raise InputError(
             f"the pickle asks for {name}, and nothing was run\n"
             "weights need only tensors, dicts and lists; in a program that trusts this file, save "
@@ -210,75 +224,55 @@ def _global(name: str) -> _Global:
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    if name == _ORDERED_DICT and arguments == ():
-        return {}
-    if name in _WRAPPERS:
+    if name in names.DICTS:
+        return _dict(*arguments)
+    if name in names.WRAPPERS:
         return arguments[0]
-    if name == _REBUILD_TENSOR:
-        storage, offset, shape, strides = arguments[:4]
-        _expect(storage, Storage)
-        _check_counts((offset, *_expect(shape, tuple), *_expect(strides, tuple)))
-        if len(shape) != len(strides):
-            raise ValueError(f"{len(shape)} axes with {len(strides)} strides")
-        return TensorView(storage, offset, shape, strides)
+    if name in names.OTHERS:
+        return Other(names.OTHERS[name])
+    if name == names.REBUILD_FROM_TYPE:  # a tensor with attributes
+        function, _, inner, _ = arguments
+        if _expect(function, _Global).name == name:
+            raise ValueError("a tensor's attributes within a tensor's attributes")
+        return _call(function.name, _expect(inner, tuple))
+    if name in names.REBUILD_TENSOR:
+        return _tensor(names.REBUILD_TENSOR[name], arguments)
     raise ValueError(f"a call of {name} with {len(arguments)} arguments")
 
 
-def _storage(identifier: Any) -> Storage:
-    kind, storage_type, key, _, size = _expect(identifier, tuple)
-    dtype = _STORAGE_TYPES[_expect(storage_type, _Global).name]
-    _check_counts((size,))
-    if kind != "storage" or not _expect(key, str).isalnum():
-        raise ValueError(f"a storage named {key!r}")
-    return Storage(key, dtype, size)
+def _dict(items: Any = ()) -> dict[Any, Any]:
+    """An OrderedDict of pairs is what Python 2 wrote."""
+    if isinstance(items, dict):
+        return items
+    made: dict[Any, Any] = {}
+    for key, value in items:
+        _set_items(made, [key, value])
+    return made
+
+
+def _tensor(version: int, arguments: tuple[Any, ...]) -> TensorView | Other:
+    storage, offset, shape, strides = arguments[:4]
+    _expect(storage, Storage)
+    if len(_expect(shape, tuple)) > MAX_AXES or len(shape) != len(_expect(strides, tuple)):
+        raise ValueError(f"{len(shape)} axes with {len(strides)} strides")
+    _check_counts((offset, *shape, *strides))
+    if version == 3:  # types that have no storage of their own lie in one of bytes
+        name = _expect(arguments[6], _Global).name
+        if name not in names.DTYPES:
+            return Other(f"a tensor of {name}")
+        dtype = names.DTYPES[name]
+        count, rest = divmod(storage.size * storage.dtype.itemsize, dtype.itemsize)
+        if rest:
+            raise ValueError(f"{storage.size} bytes of {name}")
+        storage = Storage(storage.key, dtype, count)
+    # Last, and seldom there: that what is stored is the negative or the conjugate of the tensor.
+    metadata = arguments[7 if version == 3 else 6 :]
+    if any(metadata):
+        return Other("a tensor that is stored negated or conjugated")
+    return TensorView(storage, offset, shape, strides)
 
 
 def _check_counts(numbers: tuple[Any, ...]) -> None:
     for number in numbers:
         if type(number) is not int or not 0 <= number < 2**48:
-            raise ValueError(f"a size of {number!r}")
-
-
-def named_tensors(value: Any) -> dict[str, TensorView]:
-    """Tensors by name, as the state dict of the saved model has them.
-
-    `value` is a state dict, a training checkpoint that holds one as `state_dict`, or a TorchScript
-    model. `module.`, which data-parallel training puts before every name, is taken off.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
-    if isinstance(value, ScriptObject):
-        tensors = _attributes(value)
-    elif isinstance(value, dict):
-        tensors = value
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, TensorView):
-                raise InputError(
-                    f"{name!r} in the file is of type {type(tensor).__name__}, not a tensor\n"
-                    "expected a state dict, or a dict that holds one as 'state_dict'"
-                )
-    else:
-        raise InputError(
-            f"the file holds a {type(value).__name__}\nexpected a state dict or a TorchScript model"
-        )
-    if tensors and all(str(name).startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _attributes(model: ScriptObject) -> dict[str, TensorView]:
-    tensors = {}
-    modules = [("", model)]
-    # It grows while it is walked, and without an end where a damaged file has a module in itself.
-    for prefix, module in modules:
-        for name, value in module.attributes.items():
-            if isinstance(value, TensorView):
-                tensors[prefix + name] = value
-            elif isinstance(value, ScriptObject):
-                modules.append((f"{prefix}{name}.", value))
-        if len(modules) > MAX_MODULES:
-            raise InputError(f"the model has more than {MAX_MODULES:,} modules")
-    return tensors
+            raise ValueError(f"a size of {_shown(number)}")

@@ -5,6 +5,7 @@ python -m pytest tests/parity/test_files_live.py
 """
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 
 import flaxclip
 from flaxclip.api import CLIPModel, encode_image, encode_text
+from flaxclip.errors import InputError
+from flaxclip.interop.archives import open_archive
 from flaxclip.interop.export import export
 from flaxclip.interop.open_clip import open_clip_table
 from tests.parity.clip_cases import TINY as CLIP_CASE
@@ -79,6 +82,102 @@ def test_a_clip_that_transformers_wrote(activation, saved, tmp_path):
     model = flaxclip.load(tmp_path)
     assert model.config.vision.activation == activation
     assert_same_outputs(model, *inputs, *clip_outputs(theirs, *inputs))
+
+
+@pytest.mark.parametrize("saved", ["before 1.6", "no checksums", "protocol 4", "shards", "variant"])
+def test_a_clip_that_torch_wrote_otherwise(saved, tmp_path):
+    config = transformers.CLIPConfig(**huggingface_config(CLIP_CASE, "gelu"))
+    theirs = randomised(transformers.CLIPModel(config))
+    theirs.save_pretrained(tmp_path, variant="fp16" if saved == "variant" else None)
+    side = CLIP_CASE["vision"]["image_size"]
+    processor(transformers.CLIPImageProcessorPil, side).save_pretrained(tmp_path)
+    if saved != "variant":
+        (tmp_path / "model.safetensors").unlink()
+    path, state = tmp_path / "pytorch_model.bin", theirs.state_dict()
+    if saved == "before 1.6":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif saved == "no checksums":
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(state, path)
+        finally:
+            torch.serialization.set_crc32_options(True)
+    elif saved == "protocol 4":
+        torch.save(state, path, pickle_protocol=4)
+    elif saved == "shards":  # as transformers before 5 wrote them, which 5 no longer does
+        listed = {}
+        for number, names in enumerate((sorted(state)[:5], sorted(state)[5:]), 1):
+            file = f"pytorch_model-0000{number}-of-00002.bin"
+            torch.save({name: state[name] for name in names}, tmp_path / file)
+            listed |= dict.fromkeys(names, file)
+        index = json.dumps({"metadata": {}, "weight_map": listed})
+        (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    inputs = random_inputs(CLIP_CASE, BATCH_SIZE)
+    if saved != "protocol 4":  # which torch itself reads only with weights_only=False
+        variant = "fp16" if saved == "variant" else None
+        theirs = transformers.CLIPModel.from_pretrained(tmp_path, variant=variant)
+    assert_same_outputs(flaxclip.load(tmp_path), *inputs, *clip_outputs(theirs, *inputs))
+
+
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.visual = torch.nn.Linear(3, 2)
+        self.bn = torch.nn.BatchNorm1d(2)
+
+
+def test_names_that_wrappers_of_torch_give(tmp_path):
+    plain, path = Plain(), tmp_path / "model.pt"
+    expected = {name: tensor.numpy() for name, tensor in plain.state_dict().items()}
+    compiled = Plain()
+    compiled.load_state_dict(plain.state_dict())
+    compiled.visual = torch.compile(compiled.visual)
+    for model in (
+        torch.compile(plain),
+        torch.nn.DataParallel(plain),
+        torch.compile(torch.nn.DataParallel(plain)),
+        torch.nn.DataParallel(torch.compile(plain)),
+        torch.optim.swa_utils.AveragedModel(plain),
+        compiled,
+    ):
+        assert model.state_dict().keys() != expected.keys()
+        torch.save({"model": model.state_dict(), "device": torch.device("cpu")}, path)
+        tensors = open_archive(path)
+        assert tensors.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(np.asarray(tensors[name]), array)
+
+
+def test_every_type_that_torch_saves_has_its_numbers_or_is_refused(tmp_path):
+    """Whatever `torch.load(weights_only=True)` takes."""
+    numbers = torch.arange(1, 25).reshape(4, 6)
+    path, taken, refused = tmp_path / "tensors.pt", set(), {}
+    for dtype in torch.storage._new_dtypes() | {*torch.storage._dtype_to_storage_type_map()}:
+        name = str(dtype)
+        try:
+            tensor = numbers.to(dtype)
+        except (RuntimeError, NotImplementedError):  # packed types, which nothing converts to
+            continue
+        for view in (tensor, tensor.T, tensor[1:3, ::2], tensor[:0]):
+            torch.save({"w": view}, path)
+            torch.load(path, weights_only=True)
+            try:
+                ours = np.asarray(open_archive(path)["w"])
+            except InputError as error:
+                refused[name] = str(error)
+                continue
+            theirs = view.to(torch.complex128).numpy()
+            np.testing.assert_array_equal(ours.astype(np.complex128), theirs, err_msg=name)
+            taken.add(name)
+    assert len(taken) >= 18
+    assert not taken & refused.keys()
+    assert all(name in message for name, message in refused.items())
+
+
+def test_what_is_stored_negated_is_refused(tmp_path):
+    torch.save({"w": torch._neg_view(torch.ones(3))}, tmp_path / "negated.pt")
+    with pytest.raises(InputError, match="'w' in the file is of type a tensor that is stored neg"):
+        open_archive(tmp_path / "negated.pt")
 
 
 def processor(kind, side):
