@@ -327,6 +327,37 @@ def test_a_column_of_paths_in_place_of_images_says_how_it_came_about(tmp_path):
         source[1]
 
 
+@pytest.mark.parametrize("kind", ["csv", "header.csv", "parquet", "zero.parquet", "array_record"])
+def test_empty_shards_among_others_are_counted_or_refused(tmp_path, caplog, kind):
+    extension = kind.rpartition(".")[2]
+    path = tmp_path / f"{kind.replace('.', '_')}.{extension}"
+    if extension == "array_record":
+        record = encode_record("k", picture(0), {"txt": "caption 0"})
+        write_array_record(tmp_path / "full.array_record", [record])
+        write_array_record(path, [])
+    elif extension == "parquet":
+        write_images(tmp_path / "full.parquet", (0,))
+        write_images(path, ())
+    else:
+        write_rows(tmp_path / "full.csv", [("caption 0", 0)])
+        path.write_text("filepath,caption,class\n" if kind == "header.csv" else "")
+    if kind == "zero.parquet":
+        path.write_bytes(b"")
+    pattern = tmp_path / f"*.{extension}"
+    if kind in ("zero.parquet", "array_record"):  # may be what is left of one that was whole
+        doubt = "cut off or never closed" if extension == "array_record" else "fetch or make"
+        with pytest.raises(InputError, match=rf"1 of 2 shards are empty\n.*\n.*{doubt}"):
+            open_at(pattern)
+    with caplog.at_level(logging.WARNING, "flaxclip"):
+        source = open_at(pattern, allow_empty_shards=True)
+    assert "1 of 2 shards are empty: " in caplog.text
+    assert source.empty_shards == 1
+    assert _pairs(source) == [Pair(picture(0), ("caption 0",))]
+    assert source.name(0).startswith("full.")
+    with pytest.raises(InputError, match=r"the only shard is empty|no rows in"):
+        open_at(path, allow_empty_shards=True)
+
+
 def test_tables_with_other_columns_and_broken_ones_are_refused(tmp_path):
     (tmp_path / "0.csv").write_text("image,text\na,b\n")
     (tmp_path / "1.csv").write_text("text,id\na,b\n")

@@ -233,7 +233,7 @@ def _cut(size: int) -> Callable[[bytes], bytes]:
         (_cut(4096), "byte 4,096, after 4 members: no end-of-archive mark"),
         (lambda data: data[:2048] + b"\x07" * 512 + data[2560:], "after 2 members: a bad header"),
         (lambda _: b"<!DOCTYPE html>" * 100, "not a tar: a.tar\n.*starts with b'<!DOCTYPE"),
-        (lambda _: b"", "not a tar: a.tar\nempty file; fetch"),
+        (lambda _: b"", r"the only shard is empty\na.tar \(0 bytes\)\nfetch"),
         (gzip.compress, "not a tar: a.tar\n.*compressed by gzip. Random access needs plain tars"),
         (lambda data: data + data, "data after the end of the archive in a.tar"),
     ],
@@ -254,7 +254,7 @@ def test_every_cut_of_a_tar_is_refused(tmp_path):
     needed = len(whole.rstrip(b"\0")) // 512 * 512 + 1024  # members, and one block that ends them
     for size in range(0, needed, 128):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"truncated or damaged tar|not a tar"):
+        with pytest.raises(InputError, match=r"truncated or damaged tar|not a tar|is empty"):
             WebDatasetSource(str(path))
 
 
@@ -269,6 +269,28 @@ def test_a_tar_without_pairs_is_refused_with_what_it_holds(tmp_path, monkeypatch
         "first member: README.md. Expected the layout that img2dataset writes with "
         "--output_format webdataset",
     ]
+
+
+@pytest.mark.parametrize("data", [bytes(10240), bytes(512), b""], ids=["tar", "mark", "file"])
+def test_empty_shards_are_called_so_and_left_out_where_that_is_allowed(shards, caplog, data):
+    expected = _as_list(WebDatasetSource(str(shards / "0000[02].tar")))
+    (shards / "00001.tar").write_bytes(data)
+    pattern = str(shards / "*.tar")
+    for _ in range(2):  # the second time from the index
+        with pytest.raises(
+            InputError, match=rf"1 of 3 shards are empty\n.*1.tar \({len(data):,} b"
+        ):
+            WebDatasetSource(pattern)
+    with caplog.at_level(logging.WARNING, "flaxclip"):
+        source = WebDatasetSource(pattern, allow_empty_shards=True)
+    assert "1 of 3 shards are empty: " in caplog.text
+    assert source.empty_shards == 1
+    assert _as_list(source) == expected
+    assert _as_list(pickle.loads(pickle.dumps(source))) == expected
+    for path in shards.iterdir():
+        path.write_bytes(data)
+    with pytest.raises(InputError, match="all 3 shards are empty"):
+        WebDatasetSource(pattern, allow_empty_shards=True)
 
 
 def test_all_broken_shards_are_named_at_once(shards):

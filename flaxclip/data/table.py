@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import pathlib
 import posixpath
 import tempfile
@@ -28,9 +29,9 @@ import numpy as np
 import pyarrow as pa
 
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
+from flaxclip.data.empty_shards import check_empty_shards
 from flaxclip.data.folder import MAX_IMAGE_BYTES
 from flaxclip.data.parquet_batches import (
-    BATCH_BYTES,
     NO_BYTES,
     group_batches,
     open_parquet,
@@ -64,6 +65,7 @@ class TableSource:
         tables: str | Sequence[str],
         image_key: str | None = None,
         captions: CaptionConfig = DEFAULT_CAPTIONS,
+        allow_empty_shards: bool = False,
     ) -> None:
         """Copy the tables into the cache, or open the copy that is there.
 
@@ -71,9 +73,11 @@ class TableSource:
             tables: paths, brace patterns or globs.
             image_key: column of the pictures. None: the one that has a usual name.
             captions: columns of the captions.
+            allow_empty_shards: go on where Parquet files have 0 bytes. Whole tables that have no
+                rows are only counted, always.
 
         Raises:
-            InputError: a table is missing or broken, or has no such column; or the first has
+            InputError: a table is missing, empty or broken, or has no such column; or the first has
                 no usual one, or several.
         """
         self.paths = expand_shards([tables] if isinstance(tables, str) else tables, "csv")
@@ -81,6 +85,7 @@ class TableSource:
         self._copy = _copy_once(self.paths)
         self._open()
         self._columns = json.loads((self._copy / "columns.json").read_text())
+        self._check_empty(allow_empty_shards)
         self._image_key = image_key or self._find("image", _IMAGE_COLUMNS, "--data.image-key")
         keys = captions.keys or [self._find("caption", _CAPTION_COLUMNS, "--data.captions.keys")]
         self._caption_keys = tuple(keys)
@@ -138,6 +143,14 @@ class TableSource:
         stream = self._data.slice(start, int(self._byte_ends[number]) - start)
         batch = pa.ipc.open_stream(stream).read_next_batch()  # takes 30 µs, and copies nothing
         return int(self._tables[number]), batch.slice(row, 1)
+
+    def _check_empty(self, allow_empty_shards: bool) -> None:
+        pairs = zip(self.paths, self._columns, strict=True)
+        empty = [(path, version_of(path).size) for path, columns in pairs if not columns]
+        self.empty_shards = len(empty)
+        # A header says that there are no rows; a file of 0 bytes says nothing.
+        unsaid = any(path.endswith(".parquet") and not size for path, size in empty)
+        check_empty_shards(empty, len(self.paths), allow_empty_shards or not unsaid)
 
     def _image(self, table: int, row: pa.RecordBatch) -> bytes:
         value, hint = row.column(self._image_key)[0].as_py(), ""
@@ -239,13 +252,13 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
             ) from None
 
 
-def _parquet_batches(
-    path: str, file: io.IOBase, batch_bytes: int = BATCH_BYTES
-) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
+    if not file.seek(0, os.SEEK_END):
+        return  # told of by whoever counts the rows
     with parquet_errors(path):
         table = open_parquet(file)
         for group in range(table.num_row_groups):
-            for batch in group_batches(table, group, batch_bytes=batch_bytes):
+            for batch in group_batches(table, group):
                 yield _without_categories(batch)
 
 

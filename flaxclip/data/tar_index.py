@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flaxclip.data.empty_shards import check_empty_shards
 from flaxclip.data.shard_paths import shown
 from flaxclip.data.storage import Version, cache_folder, version_of
 from flaxclip.data.tar_scan import COUNTS, RECORD, ShardScan, scan_shard
@@ -76,8 +77,8 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
         paths: absolute paths, or URLs, of tar files.
 
     Raises:
-        InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs;
-            or the index cannot be written.
+        InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs,
+            although it has members; all are empty; or the index cannot be written.
     """
     versions = _versions_of_all(paths)
     identity = hashlib.sha256(f"{_FORMAT}".encode())
@@ -156,11 +157,12 @@ def _versions_of_all(paths: Sequence[str]) -> list[Version]:
 
 def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:
     """Scan in order; whoever has several broken shards shall read of all at once."""
-    problems = []
+    problems, pairs = [], 0
     for result in _map(paths):
         if isinstance(result, InputError):
             problems.append(str(result))
         else:
+            pairs += len(result.records)
             yield result
     if len(problems) == 1:
         raise InputError(problems[0])
@@ -169,6 +171,9 @@ def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:
         more = [f"and {len(firsts) - 10:,} more"] if len(firsts) > 10 else []
         lines = [f"{len(firsts):,} of {len(paths):,} shards cannot be used", *firsts[:10], *more]
         raise InputError("\n".join([*lines, "", "the first one in full:", problems[0]]))
+    if not pairs:
+        empty = [(path, version_of(path).size) for path in paths]
+        check_empty_shards(empty, len(paths), allowed=False)
 
 
 def _map(paths: Sequence[str]) -> Iterator[ShardScan | InputError]:
