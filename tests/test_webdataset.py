@@ -7,8 +7,11 @@ import os
 import pathlib
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data import tar_index
+from flaxclip.data import scan_processes, tar_index
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.tar_scan import COUNTS
 from flaxclip.data.webdataset import WebDatasetSource
@@ -444,6 +447,40 @@ def test_many_shards_are_indexed_in_parallel_with_the_same_result(tmp_path, cach
     sequential = WebDatasetSource(str(tmp_path / "*.tar"))
     assert {path.name: path.read_bytes() for path in sequential._folder.iterdir()} == written
     assert _as_list(sequential) == expected
+
+
+def test_many_shards_are_indexed_whatever_the_main_program_is(tmp_path):
+    for shard in range(tar_index._PARALLEL_FROM):
+        _tar(tmp_path / f"{shard}.tar", _members(10 * shard, 10 * shard + 2))
+    program = (  # without `if __name__ == "__main__"`
+        "import os\n"
+        "os.cpu_count = lambda: 2\n"
+        "from flaxclip.data.webdataset import WebDatasetSource\n"
+        f"print(len(WebDatasetSource({str(tmp_path / '*.tar')!r})))\n"
+    )
+    (tmp_path / "script.py").write_text(program)
+    for number, argument in enumerate(("-", tmp_path / "script.py")):
+        run = subprocess.run(
+            [sys.executable, argument],
+            input=program,
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+                "XDG_CACHE_HOME": str(tmp_path / f"cache{number}"),
+            },
+        )
+        assert (run.returncode, run.stdout, run.stderr) == (0, "16\n", "")
+
+
+def test_a_scanning_process_that_is_killed_is_told(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")  # opening it takes for ever
+    scanner = scan_processes.Scanner()
+    threading.Timer(0.3, scanner.process.kill).start()
+    with pytest.raises(InputError, match=r"that indexed .*a.tar was killed by SIGKILL\n.*memory"):
+        scanner.scan(str(tmp_path / "a.tar"))
+    scanner.close()
 
 
 def _captions(source: WebDatasetSource) -> list[str]:

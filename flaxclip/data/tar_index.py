@@ -12,7 +12,6 @@ renamed when complete, the first one kept. An index that is no longer used can b
 import concurrent.futures
 import hashlib
 import logging
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxclip.data.empty_shards import check_empty_shards
+from flaxclip.data.scan_processes import scan_in_processes
 from flaxclip.data.shard_paths import shown
 from flaxclip.data.storage import Version, cache_folder, version_of
 from flaxclip.data.tar_scan import COUNTS, RECORD, ShardScan, scan_shard
@@ -180,8 +180,5 @@ def _map(paths: Sequence[str]) -> Iterator[ShardScan | InputError]:
     workers = min(os.cpu_count() or 1, len(paths))
     if len(paths) < _PARALLEL_FROM or workers == 1:
         yield from map(scan_shard, paths)
-        return
-    # Spawned: a fork of a process that runs JAX's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(scan_shard, paths)
+    else:
+        yield from scan_in_processes(paths, workers)
