@@ -108,7 +108,7 @@ class TrainConfig:
 # A resumed run may differ in these alone: they change neither the parameters nor their order.
 RESUMABLE_FIELDS = (
     "workdir", "mesh", "model.remat", "model.unroll", "loss_form", "data.workers", "data.heldout",
-    "log_every", "wandb", "shown_pairs", "checkpoint", "health",
+    "data.allow_empty_shards", "log_every", "wandb", "shown_pairs", "checkpoint", "health",
 )  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import concurrent.futures
 import io
 import json
 import tarfile
@@ -13,7 +14,9 @@ from flaxclip.benchmark.datasets import MissingDataError, image_batches
 from flaxclip.benchmark.embeddings import Embedded, Embedder
 from flaxclip.benchmark.prompts import choose_wording, class_prompts, read_prompts
 from flaxclip.benchmark.readers import open_test
+from flaxclip.benchmark.readers.parquet import ParquetPictures
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
+from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.errors import InputError
 
@@ -157,6 +160,64 @@ def test_parquet_as_hugging_face_stores_it(tmp_path, labels):
     assert data.labels.tolist() == [1, 0, 1]
     assert data.class_names == ("cat", "dog")
     assert shades(data.pictures) == [0, 1, 2]
+
+
+def hf_images(shades):
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    return pyarrow.array([{"bytes": png(shade), "path": None} for shade in shades], kind)
+
+
+def test_parquet_files_may_differ_in_columns_that_nobody_asks_for(tmp_path):
+    words = pyarrow.array(["owl", "cat"]).dictionary_encode()
+    other = pyarrow.array(["dog", "dog"]).dictionary_encode()
+    columns = (
+        {"image": hf_images((0, 1)), "label": words, "source": ["a", "b"]},
+        {"source": pyarrow.nulls(2), "label": other, "image": hf_images((2, 3))},
+    )
+    (tmp_path / "pets").mkdir()
+    for number, of_file in enumerate(columns):
+        pyarrow.parquet.write_table(
+            pyarrow.table(of_file), tmp_path / f"pets/test-{number}.parquet"
+        )
+    _, data = open_own(f"parquet:{tmp_path / 'pets'}", tmp_path)
+    assert data.class_names == ("cat", "dog", "owl")
+    assert data.labels.tolist() == [2, 0, 1, 1]
+    assert shades(data.pictures) == [0, 1, 2, 3]
+    for missing in ("image", "label"):
+        left = {name: column for name, column in columns[1].items() if name != missing}
+        pyarrow.parquet.write_table(pyarrow.table(left), tmp_path / "pets/test-1.parquet")
+        with pytest.raises(InputError, match=f"test-1.parquet has no column '{missing}'\nit has:"):
+            open_own(f"parquet:{tmp_path / 'pets'}", tmp_path)
+    (tmp_path / "pets/test-1.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(InputError, match=r"test-1.parquet is no table"):
+        open_own(f"parquet:{tmp_path / 'pets'}", tmp_path)
+    (tmp_path / "pets/test-1.parquet").unlink()
+    pyarrow.parquet.write_table(pyarrow.table(columns[0])[:0], tmp_path / "pets/test-0.parquet")
+    with pytest.raises(InputError, match=r"no rows in .*test-0.parquet"):
+        open_own(f"parquet:{tmp_path / 'pets'}", tmp_path)
+
+
+def test_images_in_parquet_are_read_some_at_a_time_in_any_order(tmp_path):
+    table = pyarrow.table({"image": hf_images(range(60))})
+    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    pyarrow.parquet.write_table(table[:40], paths[0], row_group_size=25)
+    pyarrow.parquet.write_table(table[40:], paths[1])
+    pictures = ParquetPictures(paths, "image", batch_bytes=300)  # three of them
+    order = [*range(60), 59, 0, 30, 24, 25, 12, 13, 41, 40, *range(59, -1, -7)]
+    assert [pictures[index] for index in order] == [png(index) for index in order]
+    held = [images for *_, images in pictures._recent]
+    assert 0 < sum(map(len, held)) <= 4 * 4
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(pictures.__getitem__, order * 3)) == [png(i) for i in order * 3]
+    assert pictures.name(45) == "1.parquet/row group 0, row 5"
+
+
+def test_a_column_of_paths_in_place_of_images_is_told(tmp_path):
+    table = pyarrow.table({"image": [{"bytes": None, "path": "/a/0.png"}], "label": ["cat"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    _, data = open_own(f"parquet:{tmp_path / 'a.parquet'}", tmp_path)
+    with pytest.raises(UnreadableRecordError, match=r"no bytes but the path.*embed_table_storage"):
+        data.pictures[0]
 
 
 def test_sugarcrepe_and_winoground(tmp_path):

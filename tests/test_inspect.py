@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +43,21 @@ def test_a_small_corpus_is_read_whole_and_its_figures_are_called_exact(shards, t
     assert again.returncode == 2
     assert "is not empty" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_empty_shards_are_refused_or_counted(shards, tmp_path):
+    folder = tmp_path / "with_empty"
+    shutil.copytree(shards, folder)
+    (folder / "99999.tar").write_bytes(bytes(10240))
+    run = _inspect(folder / "*.tar", cache=tmp_path)
+    assert run.returncode == 2
+    assert "99999.tar (10,240 bytes)" in run.stderr
+    assert "--allow-empty-shards" in run.stderr
+    run = _inspect(folder / "*.tar", "--allow-empty-shards", cache=tmp_path)
+    assert re.search(r"left out: empty shards +1 +exact", run.stdout)
+    run = _inspect(folder / "*.tar", "--allow-empty-shards", "--json", cache=tmp_path)
+    report = json.loads(run.stdout)
+    assert (report["left_out"]["empty_shards"], report["records"]) == (1, 73)
 
 
 def test_a_sample_gives_estimates_that_are_called_so(shards, tmp_path):

@@ -22,6 +22,7 @@ from flaxclip.data.array_record import encode_record
 from flaxclip.data.captions import CaptionConfig, draw_caption
 from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus
 from flaxclip.data.loader import DataConfig, open_source
+from flaxclip.data.parquet_batches import group_batches, open_parquet
 from flaxclip.data.source import Pair, Source, UnreadableRecordError
 from flaxclip.errors import InputError
 
@@ -233,10 +234,134 @@ def test_a_table_that_cannot_be_meant_is_refused(tmp_path, text, options, messag
         open_at(tmp_path / "a.csv", **options)
 
 
+HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_images(path, numbers, row_group_size=None, **columns):
+    """Images as Hugging Face datasets store them."""
+    images = pa.array([{"bytes": picture(n), "path": f"{n}.png"} for n in numbers], HF_IMAGE)
+    columns = {"caption": [f"caption {n}" for n in numbers]} | columns
+    table = pa.table({"image": images, **columns})
+    pa.parquet.write_table(table, path, row_group_size=row_group_size)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "values"),
+    [
+        (pa.array(["a", "b"]), pa.nulls(2), ["a", "b", None, None]),
+        (pa.array([1, 2], pa.int32()), pa.array([3, 2**40]), [1, 2, 3, 2**40]),
+        (pa.array(["a", "b"]), pa.array(["c", "d"], pa.large_string()), ["a", "b", "c", "d"]),
+        (pa.array(["a", "b"]), pa.array([[1.5], []]), ["a", "b", [1.5], []]),
+        (pa.array(["a", "b"]).dictionary_encode(), pa.array(["c", "c"]), ["a", "b", "c", "c"]),
+    ],
+    ids=["null", "int", "large", "unlike", "categories"],
+)
+def test_tables_may_differ_in_columns_that_nobody_asks_for(tmp_path, first, second, values):
+    write_images(tmp_path / "0.parquet", (0, 1), other=first)
+    write_images(tmp_path / "1.parquet", (2, 3), other=second, only_here=pa.array([7, 8]))
+    source = open_at(tmp_path / "*.parquet")
+    assert [source[n] for n in range(4)] == [Pair(picture(n), (f"caption {n}",)) for n in range(4)]
+    assert [source.fields(n)["other"] for n in range(4)] == values
+    assert source.fields(3) == {"caption": "caption 3", "other": values[3], "only_here": 8}
+    assert [source.name(n) for n in (1, 2)] == ["0.parquet/1", "1.parquet/0"]
+    with pytest.raises(InputError, match=r"no column 'only_here' in .*0.parquet, which has: image"):
+        open_at(tmp_path / "*.parquet", captions=CaptionConfig(("only_here",)))
+
+
+def test_tables_may_differ_in_the_order_of_columns_and_in_what_may_be_null(tmp_path):
+    for number, names in enumerate((("text", "image"), ("image", "text"))):
+        rows = {"image": picture(number), "text": f"caption {number}"}
+        schema = pa.schema(
+            [(name, pa.binary() if name == "image" else pa.string()) for name in names]
+        )
+        if number:
+            schema = schema.set(1, schema.field(1).with_nullable(False))
+        table = pa.Table.from_pylist([rows], schema)
+        pa.parquet.write_table(table, tmp_path / f"{number}.parquet")
+    for number, names in enumerate((("image", "text"), ("text", "image"))):
+        row = {"image": "0.png", "text": f"caption {number + 2}"}
+        lines = [",".join(names), ",".join(row[name] for name in names)]
+        (tmp_path / f"{number}.csv").write_text("\n".join(lines))
+    (tmp_path / "0.png").write_bytes(picture(9))
+    source = open_at(tmp_path / "*.parquet")
+    assert _pairs(source) == [Pair(picture(n), (f"caption {n}",)) for n in range(2)]
+    source = open_at(tmp_path / "*.csv")
+    assert _pairs(source) == [Pair(picture(9), (f"caption {n}",)) for n in (2, 3)]
+
+
+def test_categories_that_change_between_and_within_tables_are_read(tmp_path):
+    words = (["cat", "dog", "dog", "ant"], ["owl", None, "cat", "fox"])
+    for number, labels in enumerate(words):
+        column = pa.array(labels).dictionary_encode()
+        listed = pa.array([[label] for label in labels], pa.list_(column.type))
+        write_images(tmp_path / f"{number}.parquet", range(4), 2, label=column, listed=listed)
+    for key in ("label", "listed"):
+        source = open_at(tmp_path / "*.parquet", captions=CaptionConfig((key,)))
+        assert [source[n].captions[0] for n in (0, 1, 2, 3, 4, 6, 7)] == [
+            *("cat", "dog", "dog", "ant", "owl", "cat", "fox")
+        ]
+        assert source.fields(4)["label"] == "owl"
+
+
+def test_parquet_is_read_by_bytes_and_row_group_not_by_65536_rows(tmp_path):
+    images = pa.array([{"bytes": bytes(2**20 + n), "path": None} for n in range(40)], HF_IMAGE)
+    table = pa.table({"image": images, "caption": ["a"] * 40})
+    pa.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=25, use_dictionary=False)
+    file = open_parquet(tmp_path / "a.parquet")
+    rows = [[batch.num_rows for batch in group_batches(file, group)] for group in range(2)]
+    assert rows == [[15, 10], [15]]  # of 16 MiB at most
+    small = [batch.num_rows for batch in group_batches(file, 1, ["caption"], 6 * 2**20)]
+    assert small == [5, 5, 5]
+    source = open_at(tmp_path / "a.parquet")
+    assert [len(source[n].image) - 2**20 for n in range(40)] == list(range(40))
+
+
+def test_a_column_of_paths_in_place_of_images_says_how_it_came_about(tmp_path):
+    images = [{"bytes": None, "path": str(tmp_path / f"{n}.png")} for n in range(2)]
+    table = pa.table({"image": pa.array(images, HF_IMAGE), "caption": ["a", "b"]})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "0.png").write_bytes(picture(0))
+    source = open_at(tmp_path / "a.parquet")
+    assert source[0].image == picture(0)
+    with pytest.raises(UnreadableRecordError, match=r"1.png: No such file.*embed_table_storage"):
+        source[1]
+
+
+@pytest.mark.parametrize("kind", ["csv", "header.csv", "parquet", "zero.parquet", "array_record"])
+def test_empty_shards_among_others_are_counted_or_refused(tmp_path, caplog, kind):
+    extension = kind.rpartition(".")[2]
+    path = tmp_path / f"{kind.replace('.', '_')}.{extension}"
+    if extension == "array_record":
+        record = encode_record("k", picture(0), {"txt": "caption 0"})
+        write_array_record(tmp_path / "full.array_record", [record])
+        write_array_record(path, [])
+    elif extension == "parquet":
+        write_images(tmp_path / "full.parquet", (0,))
+        write_images(path, ())
+    else:
+        write_rows(tmp_path / "full.csv", [("caption 0", 0)])
+        path.write_text("filepath,caption,class\n" if kind == "header.csv" else "")
+    if kind == "zero.parquet":
+        path.write_bytes(b"")
+    pattern = tmp_path / f"*.{extension}"
+    if kind in ("zero.parquet", "array_record"):  # may be what is left of one that was whole
+        doubt = "cut off or never closed" if extension == "array_record" else "fetch or make"
+        with pytest.raises(InputError, match=rf"1 of 2 shards are empty\n.*\n.*{doubt}"):
+            open_at(pattern)
+    with caplog.at_level(logging.WARNING, "flaxclip"):
+        source = open_at(pattern, allow_empty_shards=True)
+    assert "1 of 2 shards are empty: " in caplog.text
+    assert source.empty_shards == 1
+    assert _pairs(source) == [Pair(picture(0), ("caption 0",))]
+    assert source.name(0).startswith("full.")
+    with pytest.raises(InputError, match=r"the only shard is empty|no rows in"):
+        open_at(path, allow_empty_shards=True)
+
+
 def test_tables_with_other_columns_and_broken_ones_are_refused(tmp_path):
     (tmp_path / "0.csv").write_text("image,text\na,b\n")
-    (tmp_path / "1.csv").write_text("text,image\na,b\n")
-    with pytest.raises(InputError, match=r"differ in their columns: .*1.csv has text, image"):
+    (tmp_path / "1.csv").write_text("text,id\na,b\n")
+    with pytest.raises(InputError, match=r"no column 'image' in .*1.csv, which has: text, id"):
         open_at(tmp_path / "*.csv")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(InputError, match=r"a.parquet is no table"):

@@ -7,8 +7,11 @@ import os
 import pathlib
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data import tar_index
+from flaxclip.data import scan_processes, tar_index
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.tar_scan import COUNTS
 from flaxclip.data.webdataset import WebDatasetSource
@@ -233,7 +236,7 @@ def _cut(size: int) -> Callable[[bytes], bytes]:
         (_cut(4096), "byte 4,096, after 4 members: no end-of-archive mark"),
         (lambda data: data[:2048] + b"\x07" * 512 + data[2560:], "after 2 members: a bad header"),
         (lambda _: b"<!DOCTYPE html>" * 100, "not a tar: a.tar\n.*starts with b'<!DOCTYPE"),
-        (lambda _: b"", "not a tar: a.tar\nempty file; fetch"),
+        (lambda _: b"", r"the only shard is empty\na.tar \(0 bytes\)\nfetch"),
         (gzip.compress, "not a tar: a.tar\n.*compressed by gzip. Random access needs plain tars"),
         (lambda data: data + data, "data after the end of the archive in a.tar"),
     ],
@@ -254,7 +257,7 @@ def test_every_cut_of_a_tar_is_refused(tmp_path):
     needed = len(whole.rstrip(b"\0")) // 512 * 512 + 1024  # members, and one block that ends them
     for size in range(0, needed, 128):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"truncated or damaged tar|not a tar"):
+        with pytest.raises(InputError, match=r"truncated or damaged tar|not a tar|is empty"):
             WebDatasetSource(str(path))
 
 
@@ -269,6 +272,28 @@ def test_a_tar_without_pairs_is_refused_with_what_it_holds(tmp_path, monkeypatch
         "first member: README.md. Expected the layout that img2dataset writes with "
         "--output_format webdataset",
     ]
+
+
+@pytest.mark.parametrize("data", [bytes(10240), bytes(512), b""], ids=["tar", "mark", "file"])
+def test_empty_shards_are_called_so_and_left_out_where_that_is_allowed(shards, caplog, data):
+    expected = _as_list(WebDatasetSource(str(shards / "0000[02].tar")))
+    (shards / "00001.tar").write_bytes(data)
+    pattern = str(shards / "*.tar")
+    for _ in range(2):  # the second time from the index
+        with pytest.raises(
+            InputError, match=rf"1 of 3 shards are empty\n.*1.tar \({len(data):,} b"
+        ):
+            WebDatasetSource(pattern)
+    with caplog.at_level(logging.WARNING, "flaxclip"):
+        source = WebDatasetSource(pattern, allow_empty_shards=True)
+    assert "1 of 3 shards are empty: " in caplog.text
+    assert source.empty_shards == 1
+    assert _as_list(source) == expected
+    assert _as_list(pickle.loads(pickle.dumps(source))) == expected
+    for path in shards.iterdir():
+        path.write_bytes(data)
+    with pytest.raises(InputError, match="all 3 shards are empty"):
+        WebDatasetSource(pattern, allow_empty_shards=True)
 
 
 def test_all_broken_shards_are_named_at_once(shards):
@@ -422,6 +447,40 @@ def test_many_shards_are_indexed_in_parallel_with_the_same_result(tmp_path, cach
     sequential = WebDatasetSource(str(tmp_path / "*.tar"))
     assert {path.name: path.read_bytes() for path in sequential._folder.iterdir()} == written
     assert _as_list(sequential) == expected
+
+
+def test_many_shards_are_indexed_whatever_the_main_program_is(tmp_path):
+    for shard in range(tar_index._PARALLEL_FROM):
+        _tar(tmp_path / f"{shard}.tar", _members(10 * shard, 10 * shard + 2))
+    program = (  # without `if __name__ == "__main__"`
+        "import os\n"
+        "os.cpu_count = lambda: 2\n"
+        "from flaxclip.data.webdataset import WebDatasetSource\n"
+        f"print(len(WebDatasetSource({str(tmp_path / '*.tar')!r})))\n"
+    )
+    (tmp_path / "script.py").write_text(program)
+    for number, argument in enumerate(("-", tmp_path / "script.py")):
+        run = subprocess.run(
+            [sys.executable, argument],
+            input=program,
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+                "XDG_CACHE_HOME": str(tmp_path / f"cache{number}"),
+            },
+        )
+        assert (run.returncode, run.stdout, run.stderr) == (0, "16\n", "")
+
+
+def test_a_scanning_process_that_is_killed_is_told(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")  # opening it takes for ever
+    scanner = scan_processes.Scanner()
+    threading.Timer(0.3, scanner.process.kill).start()
+    with pytest.raises(InputError, match=r"that indexed .*a.tar was killed by SIGKILL\n.*memory"):
+        scanner.scan(str(tmp_path / "a.tar"))
+    scanner.close()
 
 
 def _captions(source: WebDatasetSource) -> list[str]:

@@ -27,12 +27,14 @@ import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions
+from flaxclip.data.empty_shards import check_empty_shards
 from flaxclip.data.shard_paths import expand_shards, shown
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.storage import Version, local_copy, version_of
 from flaxclip.errors import InputError
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
+_DOUBT = "an ArrayRecord file that was cut off or never closed looks empty too: "
 _OPEN_SHARDS = 128  # kept open in each process; the usual limit is 1,024 files
 
 
@@ -67,20 +69,29 @@ class ArrayRecordSource:
     """A `Source` over ArrayRecord shards, sorted by path; remote ones are copied into the cache."""
 
     def __init__(
-        self, shards: str | Sequence[str], captions: CaptionConfig = DEFAULT_CAPTIONS
+        self,
+        shards: str | Sequence[str],
+        captions: CaptionConfig = DEFAULT_CAPTIONS,
+        allow_empty_shards: bool = False,
     ) -> None:
         """Count the records of the shards; `shards` may be patterns.
 
         Raises:
-            InputError: a pattern matches nothing, or a shard is missing, cut off or empty.
+            InputError: a pattern matches nothing, a shard is missing or cut off, all are empty, or
+                one is and that is not allowed.
         """
         self.paths = expand_shards([shards] if isinstance(shards, str) else shards, "array_record")
         self._captions = captions
         # The library reads local files alone.
         self._files = [local_copy(path) for path in self.paths]
         with concurrent.futures.ThreadPoolExecutor(32) as pool:
-            self._ends = list(itertools.accumulate(pool.map(count_records, self._files)))
+            counts = list(pool.map(count_records, self._files))
+        self._ends = list(itertools.accumulate(counts))
         self._versions = [version_of(file) for file in self._files]
+        shards = zip(self.paths, counts, self._versions, strict=True)
+        empty = [(path, version.size) for path, count, version in shards if not count]
+        self.empty_shards = len(empty)
+        check_empty_shards(empty, len(self.paths), allow_empty_shards, _DOUBT)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -116,13 +127,17 @@ class ArrayRecordSource:
 def count_records(path: str) -> int:
     """Number of records in a shard.
 
+    A file that was cut off, or that its writer never closed, may count as one without records.
+
     Raises:
-        InputError: it is missing, empty, or no whole ArrayRecord file.
+        InputError: it is missing, or no whole ArrayRecord file.
     """
     try:
+        if not os.path.getsize(path):
+            return 0
         reader = ArrayRecordReader(path)
         try:
-            records = reader.num_records()
+            return reader.num_records()
         finally:
             reader.close()
     except (OSError, RuntimeError, ValueError) as error:
@@ -131,9 +146,6 @@ def count_records(path: str) -> int:
             f"cannot read shard {shown(path)}: {reason}\n"
             "expected an ArrayRecord file, whole; make it or fetch it again, or leave it out"
         ) from None
-    if not records:
-        raise InputError(f"no records in {shown(path)}\nleave the shard out")
-    return records
 
 
 @functools.lru_cache(_OPEN_SHARDS)

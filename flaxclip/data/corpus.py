@@ -37,6 +37,10 @@ class CorpusConfig:
     split: str = "train"
     """Of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
+    allow_empty_shards: bool = False
+    """Go on where shards have no records, as a downloader leaves them when all downloads of a shard
+    fail: tars without members, ArrayRecord files without records, files of 0 bytes. They are
+    counted, in the log and by flaxclip.data.inspect. Else they are named, and nothing starts."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -76,13 +80,15 @@ def open_corpus(config: CorpusConfig, image_size: int) -> Source:
             name = first.removeprefix(_TFDS)
             return TfdsSource(name, config.split, config.image_key, config.captions)
         case "array_record":
-            return ArrayRecordSource(config.path, config.captions)
+            return ArrayRecordSource(config.path, config.captions, config.allow_empty_shards)
         case "table":
-            return TableSource(config.path, config.image_key, config.captions)
+            return TableSource(
+                config.path, config.image_key, config.captions, config.allow_empty_shards
+            )
         case "folder":
             return FolderSource(first, config.captions)
         case _:
-            return WebDatasetSource(config.path, config.captions)
+            return WebDatasetSource(config.path, config.captions, config.allow_empty_shards)
 
 
 def _kind(path: str) -> Literal["scenes", "tfds", "array_record", "table", "tar", "folder"]:

@@ -52,6 +52,8 @@ class Command:
     """Of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
     """What counts as a caption."""
+    allow_empty_shards: bool = False
+    """Go on where shards have no records."""
     pictures: Path | None = None
     """Folder, new or empty, to write the pictures of the records shown to."""
     json: bool = False
@@ -85,7 +87,14 @@ def inspect(command: Command) -> None:
     if command.pictures is not None:
         _make_folder(command.pictures)
     source = open_corpus(
-        CorpusConfig((command.src,), command.image_key, command.split, command.captions), SCENE_SIZE
+        CorpusConfig(
+            (command.src,),
+            command.image_key,
+            command.split,
+            command.captions,
+            command.allow_empty_shards,
+        ),
+        SCENE_SIZE,
     )
     sample = command.sample or len(source)
     inspection = inspect_source(source, sample, command.samples, command.seed)
@@ -105,11 +114,13 @@ def inspect(command: Command) -> None:
 
 
 def _left_out(source: Source) -> dict[str, int]:
-    """What lies in the shards but is no pair, known to the index of tars."""
+    """What lies in the shards but is no pair, known to the index of tars; and empty shards."""
+    empty = getattr(source, "empty_shards", 0)
+    found = {"empty_shards": empty} if empty else {}
     if not isinstance(source, WebDatasetSource):
-        return {}
+        return found
     counts = source.shards
-    return {
+    return found | {
         name: int(counts[name].sum())
         for name in counts.dtype.names
         if name not in ("size", "mtime_ns", "pairs") and counts[name].any()

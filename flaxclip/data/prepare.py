@@ -75,6 +75,8 @@ class Command:
     """Of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
     """What counts as a caption, for filters, duplicates and statistics. All fields are stored."""
+    allow_empty_shards: bool = False
+    """Go on where shards have no records."""
     workers: int | None = None
     """Processes, where Beam runs on this machine. None: as many as there are cores, but one for a
     corpus that is read before they have started."""
@@ -127,7 +129,13 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
     finally:
         logging.disable(logging.NOTSET)
     recipe = Recipe(
-        CorpusConfig((command.src,), command.image_key, command.split, command.captions),
+        CorpusConfig(
+            (command.src,),
+            command.image_key,
+            command.split,
+            command.captions,
+            command.allow_empty_shards,
+        ),
         command.filters,
         command.encoding,
         command.deduplicate,

@@ -6,10 +6,11 @@ Parquet also as bytes, alone or as Hugging Face datasets store them ({bytes, pat
 Neither CSV nor Parquet can be read row by row, so a table is once written anew as Arrow, in the
 user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/tables`), and mapped into memory
 from there by all processes. Each copy is named by a hash of its tables' paths, sizes and
-modification times.
+modification times. Every few rows stand in it as an Arrow stream of their own, with its own schema:
+tables may differ in their columns, in types and order and categories, wherever these are not asked
+for, and opening a copy of any size reads none of it.
 """
 
-import bisect
 import contextlib
 import csv
 import hashlib
@@ -17,17 +18,25 @@ import io
 import itertools
 import json
 import logging
+import os
 import pathlib
 import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
+from flaxclip.data.empty_shards import check_empty_shards
 from flaxclip.data.folder import MAX_IMAGE_BYTES
+from flaxclip.data.parquet_batches import (
+    NO_BYTES,
+    group_batches,
+    open_parquet,
+    parquet_errors,
+)
 from flaxclip.data.shard_paths import expand_shards, shown
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.storage import (
@@ -42,20 +51,21 @@ from flaxclip.errors import InputError
 EXTENSIONS = (".csv", ".tsv", ".parquet")
 _IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path")
 _CAPTION_COLUMNS = ("caption", "text", "title")
-_CSV_ROWS = 2**14  # in memory at a time, while a table is copied
-_FORMAT = 1  # to be raised with any change of what follows from the same tables
+_CSV_ROWS = 2**10  # in memory at a time, while a table is copied
+_FORMAT = 2  # to be raised with any change of what follows from the same tables
 
 _logger = logging.getLogger(__name__)
 
 
 class TableSource:
-    """A `Source` over the rows of tables that have the same columns."""
+    """A `Source` over the rows of tables that have the columns asked for; others may differ."""
 
     def __init__(
         self,
         tables: str | Sequence[str],
         image_key: str | None = None,
         captions: CaptionConfig = DEFAULT_CAPTIONS,
+        allow_empty_shards: bool = False,
     ) -> None:
         """Copy the tables into the cache, or open the copy that is there.
 
@@ -63,102 +73,127 @@ class TableSource:
             tables: paths, brace patterns or globs.
             image_key: column of the pictures. None: the one that has a usual name.
             captions: columns of the captions.
+            allow_empty_shards: go on where Parquet files have 0 bytes. Whole tables that have no
+                rows are only counted, always.
 
         Raises:
-            InputError: a table is missing or broken, tables differ in their columns, or there is no
-                such column, or no usual one, or several.
+            InputError: a table is missing, empty or broken, or has no such column; or the first has
+                no usual one, or several.
         """
         self.paths = expand_shards([tables] if isinstance(tables, str) else tables, "csv")
         self._captions = captions
         self._copy = _copy_once(self.paths)
         self._open()
+        self._columns = json.loads((self._copy / "columns.json").read_text())
+        self._check_empty(allow_empty_shards)
         self._image_key = image_key or self._find("image", _IMAGE_COLUMNS, "--data.image-key")
         keys = captions.keys or [self._find("caption", _CAPTION_COLUMNS, "--data.captions.keys")]
         self._caption_keys = tuple(keys)
-        for column in (self._image_key, *self._caption_keys):
-            if column not in self._table.column_names:
-                raise InputError(f"no column {column!r} in {self._described()}")
+        for table in range(len(self.paths)):
+            for column in (self._image_key, *self._caption_keys):
+                # A table without rows has no columns here.
+                if self._columns[table] and column not in self._columns[table]:
+                    raise InputError(f"no column {column!r} in {self._described(table)}")
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return int(self._row_ends[-1])
 
     def __getitem__(self, index: int) -> Pair:
-        fields = self._values(index, self._caption_keys)
+        table, row = self._read(index)
+        fields = _values(row, self._caption_keys)
         captions = make_captions(fields, self._captions, self._caption_keys)
-        return Pair(self._image(index), *captions)
+        return Pair(self._image(table, row), *captions)
 
     def fields(self, index: int) -> dict[str, Any]:
         """The columns of the row, without pictures that are stored in it."""
-        kinds = dict(zip(self._table.column_names, self._table.schema.types, strict=True))
-        columns = [name for name, kind in kinds.items() if not self._is_picture(name, kind)]
+        table, row = self._read(index)
+        from_csv = not self.paths[table].endswith(".parquet")
+        # CSV's columns are all bytes, and the column of pictures holds paths.
+        columns = [field.name for field in row.schema if from_csv or not _is_picture(field.type)]
         # What JSON does not have, such as dates, is written as text.
-        return json.loads(json.dumps(self._values(index, columns), default=str))
+        return json.loads(json.dumps(_values(row, columns), default=str))
 
     def name(self, index: int) -> str:
         """Table and number of the row, from 0, e.g. `captions.csv/17`."""
-        number, row = self._locate(index)
-        return f"{posixpath.basename(self.paths[number])}/{row}"
+        table = self._read(index)[0]
+        first = int(np.searchsorted(self._tables, table))  # of its batches
+        before = int(self._row_ends[first - 1]) if first else 0
+        return f"{posixpath.basename(self.paths[table])}/{index - before}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+        kept = ("paths", "_captions", "_copy", "_image_key", "_caption_keys")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
 
     def _open(self) -> None:
-        self._table = pa.ipc.open_file(pa.memory_map(str(self._copy / "rows.arrow"))).read_all()
-        self._ends = json.loads((self._copy / "ends.json").read_text())
+        self._data = pa.memory_map(str(self._copy / "rows.arrow")).read_buffer()
+        self._row_ends, self._byte_ends, self._tables = np.load(self._copy / "batches.npy")
 
-    def _is_picture(self, name: str, kind: pa.DataType) -> bool:
-        # CSV's columns are all bytes, and the column of pictures holds paths.
-        from_csv = not self.paths[0].endswith(".parquet")
-        return not from_csv and (pa.types.is_struct(kind) or _is_bytes(kind))
+    def _read(self, index: int) -> tuple[int, pa.RecordBatch]:
+        """The number of the row's table, and the row."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self):,}")
+        number = int(np.searchsorted(self._row_ends, index, "right"))
+        row, start = index, 0
+        if number:
+            row, start = index - int(self._row_ends[number - 1]), int(self._byte_ends[number - 1])
+        stream = self._data.slice(start, int(self._byte_ends[number]) - start)
+        batch = pa.ipc.open_stream(stream).read_next_batch()  # takes 30 µs, and copies nothing
+        return int(self._tables[number]), batch.slice(row, 1)
 
-    def _values(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
-        self._locate(index)
-        row = self._table.select(columns).slice(index, 1).to_pylist()[0]
-        return {
-            name: utf8(value) if isinstance(value, bytes) else value for name, value in row.items()
-        }
+    def _check_empty(self, allow_empty_shards: bool) -> None:
+        pairs = zip(self.paths, self._columns, strict=True)
+        empty = [(path, version_of(path).size) for path, columns in pairs if not columns]
+        self.empty_shards = len(empty)
+        # A header says that there are no rows; a file of 0 bytes says nothing.
+        unsaid = any(path.endswith(".parquet") and not size for path, size in empty)
+        check_empty_shards(empty, len(self.paths), allow_empty_shards or not unsaid)
 
-    def _image(self, index: int) -> bytes:
-        value = self._table.column(self._image_key)[index].as_py()
+    def _image(self, table: int, row: pa.RecordBatch) -> bytes:
+        value, hint = row.column(self._image_key)[0].as_py(), ""
         if isinstance(value, dict):
+            hint = f"; {NO_BYTES}"
             value = value.get("bytes") or value.get("path")
-        elif isinstance(value, bytes) and not self.paths[0].endswith(".parquet"):
+        elif isinstance(value, bytes) and not self.paths[table].endswith(".parquet"):
             value = utf8(value)
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str) or not value:
             raise UnreadableRecordError(f"no picture in column {self._image_key!r}")
         if not is_remote(value):
-            folder = posixpath.dirname(self.paths[self._locate(index)[0]])
-            value = posixpath.join(folder, value)
-        return read_file(value, MAX_IMAGE_BYTES)
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
-        number = bisect.bisect_right(self._ends, index)
-        return number, index - (self._ends[number - 1] if number else 0)
+            value = posixpath.join(posixpath.dirname(self.paths[table]), value)
+        try:
+            return read_file(value, MAX_IMAGE_BYTES)
+        except UnreadableRecordError as error:
+            raise UnreadableRecordError(f"{error}{hint}") from error
 
     def _find(self, what: str, usual: Sequence[str], flag: str) -> str:
-        found = [name for name in self._table.column_names if name in usual]
+        table = int(self._tables[0])  # the first that has rows
+        found = [name for name in self._columns[table] if name in usual]
         if len(found) == 1:
             return found[0]
         number = "several columns" if found else "no column"
         raise InputError(
-            f"{number} named as those of {what}s are: {self._described()}\n"
+            f"{number} named as those of {what}s are: {self._described(table)}\n"
             f"looked for {', '.join(usual)}; name it with {flag}"
         )
 
-    def _described(self) -> str:
-        return f"{shown(self.paths[0])}, which has: {', '.join(self._table.column_names)}"
+    def _described(self, table: int) -> str:
+        return f"{shown(self.paths[table])}, which has: {', '.join(self._columns[table])}"
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def _values(row: pa.RecordBatch, columns: Sequence[str]) -> dict[str, Any]:
+    values = row.select(columns).to_pylist()[0]
+    return {
+        name: utf8(value) if isinstance(value, bytes) else value for name, value in values.items()
+    }
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _copy_once(paths: Sequence[str]) -> pathlib.Path:
@@ -188,23 +223,21 @@ def _copy_once(paths: Sequence[str]) -> pathlib.Path:
 
 
 def _write(folder: pathlib.Path, paths: Sequence[str]) -> None:
-    counts = dict.fromkeys(paths, 0)
-    batches = ((path, batch) for path in paths for batch in _batches(path))
-    first = next(batches, None)
-    if first is None:
+    """`rows.arrow`, and where in it the batches end: [3, batches] rows, bytes, number of table."""
+    rows, ends, columns = 0, [], []
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file:
+        for table, path in enumerate(paths):
+            names = []
+            for batch in _batches(path):
+                with pa.ipc.new_stream(file, batch.schema) as stream:
+                    stream.write_batch(batch)
+                rows, names = rows + batch.num_rows, batch.schema.names
+                ends.append((rows, file.tell(), table))
+            columns.append(names)
+    if not rows:
         raise InputError(f"no rows in {shown(paths[0])}\nleave the table out")
-    schema = first[1].schema.remove_metadata()
-    with pa.ipc.new_file(str(folder / "rows.arrow"), schema) as writer:
-        for path, batch in itertools.chain([first], batches):
-            if not batch.schema.equals(schema):
-                raise InputError(
-                    f"tables differ in their columns: {shown(path)} has "
-                    f"{', '.join(batch.schema.names)}\n{shown(paths[0])} has "
-                    f"{', '.join(schema.names)}; make a data.mixture of them"
-                )
-            writer.write_batch(batch.replace_schema_metadata())
-            counts[path] += batch.num_rows
-    (folder / "ends.json").write_text(json.dumps(list(itertools.accumulate(counts.values()))))
+    np.save(folder / "batches.npy", np.array(ends, np.int64).T)
+    (folder / "columns.json").write_text(json.dumps(columns))
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
@@ -212,7 +245,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
     with open_to_read(path) as file:
         try:
             yield from read(path, file)
-        except (pa.ArrowInvalid, csv.Error, UnicodeError) as error:
+        except (csv.Error, UnicodeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{shown(path)} is no table: {reason}\nexpected {', '.join(EXTENSIONS)}"
@@ -220,8 +253,22 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
 
 
 def _parquet_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
-    del path
-    yield from pyarrow.parquet.ParquetFile(file).iter_batches()
+    if not file.seek(0, os.SEEK_END):
+        return  # told of by whoever counts the rows
+    with parquet_errors(path):
+        table = open_parquet(file)
+        for group in range(table.num_row_groups):
+            for batch in group_batches(table, group):
+                yield _without_categories(batch)
+
+
+def _without_categories(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Values in place of numbers of them: every batch would hold all of a column's categories."""
+    columns = [
+        column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+        for column in batch.columns
+    ]
+    return pa.record_batch(columns, batch.schema.names)
 
 
 def _csv_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:

@@ -12,7 +12,6 @@ renamed when complete, the first one kept. An index that is no longer used can b
 import concurrent.futures
 import hashlib
 import logging
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -22,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flaxclip.data.empty_shards import check_empty_shards
+from flaxclip.data.scan_processes import scan_in_processes
 from flaxclip.data.shard_paths import shown
 from flaxclip.data.storage import Version, cache_folder, version_of
 from flaxclip.data.tar_scan import COUNTS, RECORD, ShardScan, scan_shard
@@ -76,8 +77,8 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
         paths: absolute paths, or URLs, of tar files.
 
     Raises:
-        InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs;
-            or the index cannot be written.
+        InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs,
+            although it has members; all are empty; or the index cannot be written.
     """
     versions = _versions_of_all(paths)
     identity = hashlib.sha256(f"{_FORMAT}".encode())
@@ -156,11 +157,12 @@ def _versions_of_all(paths: Sequence[str]) -> list[Version]:
 
 def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:
     """Scan in order; whoever has several broken shards shall read of all at once."""
-    problems = []
+    problems, pairs = [], 0
     for result in _map(paths):
         if isinstance(result, InputError):
             problems.append(str(result))
         else:
+            pairs += len(result.records)
             yield result
     if len(problems) == 1:
         raise InputError(problems[0])
@@ -169,14 +171,14 @@ def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:
         more = [f"and {len(firsts) - 10:,} more"] if len(firsts) > 10 else []
         lines = [f"{len(firsts):,} of {len(paths):,} shards cannot be used", *firsts[:10], *more]
         raise InputError("\n".join([*lines, "", "the first one in full:", problems[0]]))
+    if not pairs:
+        empty = [(path, version_of(path).size) for path in paths]
+        check_empty_shards(empty, len(paths), allowed=False)
 
 
 def _map(paths: Sequence[str]) -> Iterator[ShardScan | InputError]:
     workers = min(os.cpu_count() or 1, len(paths))
     if len(paths) < _PARALLEL_FROM or workers == 1:
         yield from map(scan_shard, paths)
-        return
-    # Spawned: a fork of a process that runs JAX's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(scan_shard, paths)
+    else:
+        yield from scan_in_processes(paths, workers)

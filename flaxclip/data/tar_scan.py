@@ -55,14 +55,21 @@ class ShardScan(NamedTuple):
     """By the names in `COUNTS`."""
 
 
+_EMPTY = ShardScan(np.zeros(0, RECORD), b"", dict.fromkeys(COUNTS, 0))
+
+
 def scan_shard(path: str) -> ShardScan | InputError:
-    """The pairs in a shard, or, returned, why it cannot be used: several shards may have failed."""
+    """The pairs in a shard, or, returned, why it cannot be used: several shards may have failed.
+
+    None at all, where the shard has no members, or no bytes.
+    """
     try:
-        with (
-            open_to_read(path) as file,
-            tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar,
-        ):
-            return _scan_members(tar, path)
+        with open_to_read(path) as file:
+            if not file.seek(0, os.SEEK_END):
+                return _EMPTY
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+                return _scan_members(tar, path)
     except InputError as error:
         return error
     except (tarfile.TarError, ValueError, OverflowError) as error:
@@ -123,6 +130,8 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
             keys += key.encode("utf-8", "surrogateescape")
             rows.append((0, *images[0], *txt, *json, len(keys)))
     counts["pairs"] = len(rows)
+    if not members:
+        return _EMPTY
     if not rows:
         first = f"first member: {first}. " if first else ""
         raise InputError(

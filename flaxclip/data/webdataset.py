@@ -20,6 +20,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions, utf8
+from flaxclip.data.empty_shards import check_empty_shards
 from flaxclip.data.shard_paths import expand_shards
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.storage import Version, is_remote, read_range
@@ -41,22 +42,34 @@ class WebDatasetSource:
     """
 
     def __init__(
-        self, shards: str | Sequence[str], captions: CaptionConfig = DEFAULT_CAPTIONS
+        self,
+        shards: str | Sequence[str],
+        captions: CaptionConfig = DEFAULT_CAPTIONS,
+        allow_empty_shards: bool = False,
     ) -> None:
         """Index the shards, or open the index that an earlier call has built.
 
         Args:
             shards: a path, a brace pattern (`{00000..01242}.tar`), a glob, or a list of these.
             captions: which texts are captions.
+            allow_empty_shards: go on where shards have no members, or no bytes.
 
         Raises:
             InputError: a pattern matches nothing or a shard is named twice, is missing, cannot be
-                read, is not a tar, is truncated or has no pairs.
+                read, is not a tar, is truncated or has no pairs; or all are empty.
         """
         self.paths = expand_shards([shards] if isinstance(shards, str) else shards)
         self._captions = captions
         self._folder = build_index(self.paths)
         self._open()
+        empty = self._index.shards["pairs"] == 0
+        self.empty_shards = int(empty.sum())
+        sizes = self._index.shards["size"].tolist()
+        check_empty_shards(
+            [(self.paths[number], sizes[number]) for number in np.flatnonzero(empty)],
+            len(self.paths),
+            allow_empty_shards,
+        )
         self._report()
 
     def __len__(self) -> int:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 
 from flaxclip.benchmark.datasets import Associations, Choices, MissingDataError
 from flaxclip.benchmark.readers.folder import FilePictures
 from flaxclip.benchmark.readers.parquet import ParquetPictures, find_parquet, picture_bytes
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.parquet_batches import read_columns
 from flaxclip.errors import InputError
 
 
@@ -75,12 +75,8 @@ def read_winoground(
     """
     del image_size
     paths = find_parquet(source.name, split, data_dir, f"{task.title}, {source.url}")
-    tables = [
-        pyarrow.parquet.read_table(path, columns=["caption_0", "caption_1"]) for path in paths
-    ]
-    captions = [
-        c for name in ("caption_0", "caption_1") for t in tables for c in t[name].to_pylist()
-    ]
+    columns = read_columns(paths, ["caption_0", "caption_1"])
+    captions = [*columns["caption_0"], *columns["caption_1"]]
     items = len(captions) // 2
     rows = np.arange(items)[:, None] + [[0, items]]
     pictures = _TwoColumns(*(ParquetPictures(paths, f"image_{i}") for i in (0, 1)))
@@ -91,8 +87,7 @@ class _ListedPictures:
     """A column with a list of pictures in every row, small enough to be held in memory."""
 
     def __init__(self, paths: list[Path], column: str):
-        tables = [pyarrow.parquet.read_table(path, columns=[column]) for path in paths]
-        self._rows = [row for table in tables for row in table[column].to_pylist()]
+        self._rows = read_columns(paths, [column])[column]
         self.places = [
             (row, at) for row, values in enumerate(self._rows) for at in range(len(values))
         ]
@@ -122,9 +117,10 @@ def read_winogavil(
     del image_size
     paths = find_parquet(source.name, split, data_dir, f"{task.title}, {source.url}")
     pictures = _ListedPictures(paths, "candidate_images")
-    columns = ("cue", "candidates", "associations")
-    tables = [pyarrow.parquet.read_table(path, columns=list(columns)) for path in paths]
-    items = [item for table in tables for item in table.to_pylist()]
+    columns = read_columns(paths, ["cue", "candidates", "associations"])
+    items = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
     item_of = np.array([row for row, _ in pictures.places])
     counts = np.bincount(item_of, minlength=len(items))
     goes = []

@@ -1,30 +1,48 @@
 """Labelled pictures in Parquet, as Hugging Face datasets store them."""
 
+import collections
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
+import pyarrow as pa
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.parquet_batches import (
+    BATCH_BYTES,
+    NO_BYTES,
+    check_columns,
+    group_batches,
+    open_parquet,
+    parquet_errors,
+    read_columns,
+)
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
+_RECENT = 4  # batches in memory: threads ask for pictures only nearly in order
+
 
 class ParquetPictures:
-    """An image column, read one row group at a time: pictures are asked for in order."""
+    """An image column, read some rows at a time: pictures are asked for in order."""
 
-    def __init__(self, paths: list[Path], column: str):
-        self._paths, self._column = paths, column
+    def __init__(self, paths: list[Path], column: str, batch_bytes: int = BATCH_BYTES):
+        self._paths, self._column, self._batch_bytes = paths, column, batch_bytes
         self._rows: list[tuple[int, int, int]] = []  # file, row group, row
         for number, path in enumerate(paths):
-            metadata = pyarrow.parquet.read_metadata(path)
-            for group in range(metadata.num_row_groups):
-                rows = metadata.row_group(group).num_rows
+            with parquet_errors(str(path)):
+                file = open_parquet(path)
+            check_columns(path, file.schema_arrow, [column])
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
                 self._rows += [(number, group, row) for row in range(rows)]
-        self._loaded: tuple[tuple[int, int], list] = ((-1, -1), [])
+        self._reading: tuple[tuple[int, int], int, Iterator[pa.RecordBatch]] = (-1, -1), 0, iter(())
+        self._recent = collections.deque(maxlen=_RECENT)  # (file, row group), first row, images
+        self._lock = threading.Lock()
         stats = [(str(path), path.stat()) for path in paths]
         described = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         self.identity = repr((column, described))
@@ -34,13 +52,29 @@ class ParquetPictures:
 
     def __getitem__(self, index: int) -> bytes:
         number, group, row = self._rows[index]
-        # Taken once: another thread may replace it between the test and the use.
-        at, values = self._loaded
-        if at != (number, group):
-            file = pyarrow.parquet.ParquetFile(self._paths[number])
-            values = file.read_row_group(group, columns=[self._column])[self._column].to_pylist()
-            self._loaded = ((number, group), values)
-        return picture_bytes(values[row])
+        with self._lock:
+            images, first = self._load((number, group), row)
+        return picture_bytes(images[row - first].as_py())
+
+    def _load(self, place: tuple[int, int], row: int) -> tuple[pa.Array, int]:
+        """A part of a row group that holds the row, and its first row."""
+        for at, first, images in self._recent:
+            if at == place and first <= row < first + len(images):
+                return images, first
+        at, first, batches = self._reading
+        if at != place or row < first:
+            number, group = place
+            file = open_parquet(self._paths[number])
+            first, batches = 0, group_batches(file, group, [self._column], self._batch_bytes)
+        with parquet_errors(str(self._paths[place[0]])):
+            for batch in batches:
+                images, after = batch.column(self._column), first + batch.num_rows
+                self._recent.append((place, first, images))
+                self._reading = place, after, batches
+                if row < after:
+                    return images, first
+                first = after
+        raise UnreadableRecordError("the file ends before this row")
 
     def name(self, index: int) -> str:
         """File and row."""
@@ -52,7 +86,8 @@ def picture_bytes(value: Any) -> bytes:
     """Of a value of an image column: bare bytes, or Hugging Face's dict."""
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
-        raise UnreadableRecordError("no bytes in the image column")
+        has_path = isinstance(value, dict) and value.get("path")
+        raise UnreadableRecordError(NO_BYTES if has_path else "no bytes in the image column")
     return found
 
 
@@ -65,18 +100,13 @@ def read_parquet(
 
     Raises:
         MissingDataError: there is no such file or folder.
-        InputError: a column is missing.
+        InputError: a column is missing, or there are no rows, or a file is damaged.
     """
     del image_size
     paths = find_parquet(source.name, split, data_dir, task.title)
-    schema = pyarrow.parquet.read_schema(paths[0])
-    for column in (source.image, source.label):
-        if column not in schema.names:
-            raise InputError(
-                f"{paths[0]} has no column {column!r}\nit has: {', '.join(schema.names)}"
-            )
-    tables = [pyarrow.parquet.read_table(path, columns=[source.label]) for path in paths]
-    values = [value for table in tables for value in table[source.label].to_pylist()]
+    pictures = ParquetPictures(paths, source.image)
+    values = read_columns(paths, [source.label])[source.label]
+    schema = open_parquet(paths[0]).schema_arrow
     names = _class_names(schema, source.label)
     if all(isinstance(value, str) for value in values):
         names = tuple(sorted(set(values)))
@@ -86,7 +116,7 @@ def read_parquet(
             f"column {source.label!r} of {paths[0]} is of type {schema.field(source.label).type}\n"
             "expected numbers of classes, or their names, in every row"
         )
-    return Labelled(ParquetPictures(paths, source.image), np.array(values), names)
+    return Labelled(pictures, np.array(values), names)
 
 
 def find_parquet(name: str, split: str, data_dir: Path, title: str) -> list[Path]:
@@ -104,7 +134,7 @@ def find_parquet(name: str, split: str, data_dir: Path, title: str) -> list[Path
     )
 
 
-def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     try:
         metadata = json.loads((schema.metadata or {})[b"huggingface"])
         return tuple(metadata["info"]["features"][column]["names"])
