@@ -83,9 +83,13 @@ class TableSource:
         return self._table.num_rows
 
     def __getitem__(self, index: int) -> Pair:
-        fields = self._values(index, self._caption_keys)
-        captions = make_captions(fields, self._captions, self._caption_keys)
+        captions = self.captions(index)
         return Pair(self._image(index), *captions)
+
+    def captions(self, index: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+        """The captions alone, with weights: they may be there while the image is not."""
+        fields = self._values(index, self._caption_keys)
+        return make_captions(fields, self._captions, self._caption_keys)
 
     def fields(self, index: int) -> dict[str, Any]:
         """The columns of the row, without pictures that are stored in it."""
