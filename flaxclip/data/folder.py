@@ -98,6 +98,11 @@ class FolderSource:
         """The captions alone, with weights: they may be there while the image is not."""
         return make_captions(self.fields(index), self._captions, ("txt", "caption", "class"))
 
+    @property
+    def paths(self) -> list[str]:
+        """Of all images."""
+        return [f"{self._folder}/{path}" for path in self._paths.to_pylist()]
+
     def fields(self, index: int) -> dict[str, Any]:
         """`txt` and what the JSON has; or `class`: the folder's name, spaces for underscores."""
         path = self._path(index)

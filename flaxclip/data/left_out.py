@@ -21,9 +21,9 @@ _FOLDERS = re.compile(r"__MACOSX|\.ipynb_checkpoints|@eaDir|PaxHeaders?(\..*)?")
 
 
 def is_leftover(path: str) -> bool:
-    """Whether the file or folder at `path`, below a data set's folder, is none of its own.
+    """Whether the file at `path`, below a data set's folder, is none of its own.
 
-    What is hidden is not, as for Hugging Face's imagefolder.
+    Nothing hidden is, as for Hugging Face's imagefolder.
     """
     parts = path.split("/")
     return _is_left_behind(path) or any(part.strip(".") and part[0] == "." for part in parts)
@@ -44,8 +44,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 def split_key(name: str) -> tuple[str, str]:
     """A member's key and lower-case extension: as webdataset does, at the base name's first dot.
 
-    Both are part of the name; the extension is empty where webdataset takes the member for none of
-    a sample's.
+    The extension is empty where webdataset takes the member for no part of a sample.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.left_out import is_leftover
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
@@ -37,8 +39,12 @@ class ParquetPictures:
         # Taken once: another thread may replace it between the test and the use.
         at, values = self._loaded
         if at != (number, group):
-            file = pyarrow.parquet.ParquetFile(self._paths[number])
-            values = file.read_row_group(group, columns=[self._column])[self._column].to_pylist()
+            try:
+                file = pyarrow.parquet.ParquetFile(self._paths[number])
+                table = file.read_row_group(group, columns=[self._column])
+            except (OSError, pyarrow.ArrowException) as error:
+                raise UnreadableRecordError(str(error).splitlines()[0]) from error
+            values = table[self._column].to_pylist()
             self._loaded = ((number, group), values)
         return picture_bytes(values[row])
 
@@ -94,14 +100,17 @@ def find_parquet(name: str, split: str, data_dir: Path, title: str) -> list[Path
     for root in (Path(name), data_dir / name):
         if root.is_file():
             return [root]
-        if root.is_dir() and (
-            paths := sorted(root.rglob(f"{split}*.parquet")) or sorted(root.glob("*.parquet"))
-        ):
-            return paths
+        for found in (root.rglob(f"{split}*.parquet"), root.glob("*.parquet")):
+            if paths := [path for path in sorted(found) if _is_part(path, root)]:
+                return paths
     raise MissingDataError(
         f"no {split}*.parquet in {data_dir / name}: {title}\n"
         f"  hf download {name} --repo-type dataset --local-dir {data_dir / name}"
     )
+
+
+def _is_part(path: Path, root: Path) -> bool:
+    return path.is_file() and not is_leftover(path.relative_to(root).as_posix())
 
 
 def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
