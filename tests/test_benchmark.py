@@ -10,11 +10,13 @@ import time
 import jax
 import numpy as np
 import PIL.Image
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tyro
 
 import flaxclip
-from flaxclip.benchmark.__main__ import Command, run
+from flaxclip.benchmark.__main__ import Command, follow, run
 from flaxclip.benchmark.datasets import image_batches
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.readers.own import read_scenes
@@ -23,6 +25,7 @@ from flaxclip.benchmark.tasks import DataSource, all_tasks
 from flaxclip.benchmark.watch import watch
 from flaxclip.benchmark.zero_shot import build_zero_shot_classifier
 from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.errors import InputError
 from tests.test_benchmark_readers import labelled, png, write_wds
@@ -94,11 +97,40 @@ def test_an_unreadable_picture_stays_in_the_denominator(model, tmp_path):
         def __getitem__(self, index):
             return b"broken" if index == 3 else self._pictures[index]
 
-    for _ in range(2):  # the second time from disk
-        embedded = Embedder(model, 64, tmp_path).embed_images(Broken(unseen(tmp_path)))
-        assert len(embedded.z) == 10
+    for _ in range(2):  # not from disk: it might be readable by now
+        embedder = Embedder(model, 64, tmp_path, max_unreadable=0.1)
+        embedded = embedder.embed_images(Broken(unseen(tmp_path)))
+        assert len(embedded.z) == embedder.computed == 10
         assert len(embedded.remarks) == 1
         assert embedded.remarks[0].startswith("scenes/unseen/3: ")
+    with pytest.raises(InputError, match=r"1 of 10 images cannot be read\nscenes/unseen/3: "):
+        Embedder(model, 64, tmp_path).embed_images(Broken(unseen(tmp_path)))
+
+
+def test_a_set_that_cannot_be_read_is_given_up_at_once(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("flaxclip.benchmark.embeddings.CHUNK", 16)
+
+    class Gone:
+        identity = "gone"
+
+        def __len__(self):
+            return 10**9
+
+        def __getitem__(self, index):
+            raise UnreadableRecordError("Stale file handle")
+
+        def name(self, index):
+            return f"{index}.jpg"
+
+    with pytest.raises(InputError) as refused:
+        Embedder(model, 16, tmp_path, max_unreadable=1e-8).embed_images(Gone())
+    assert str(refused.value).splitlines() == [
+        "16 of the first 16 of 1,000,000,000 images cannot be read",
+        *(f"{index}.jpg: Stale file handle" for index in range(5)),
+        "and 11 more",
+        "at most 1e-06% may count as black: give them back, mend them or take them out of the set, "
+        "or raise --max-unreadable",
+    ]
 
 
 def test_a_class_is_the_renormalised_mean_of_its_prompts(model, tmp_path):
@@ -187,7 +219,8 @@ def retrieved(finished_run, tmp_path_factory):  # noqa: F811
     write_shard(folder / "mine.tar", pairs | {"20": (b"no picture", "a broken picture")})
     result = run_cli(
         "flaxclip.benchmark", str(finished_run / "checkpoints" / "4"),
-        "--tasks", "retrieval:mine.tar", "--out", "results", "--cache", "cache", cwd=folder,
+        "--tasks", "retrieval:mine.tar", "--max-unreadable", "0.05",
+        "--out", "results", "--cache", "cache", cwd=folder,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return folder
@@ -199,7 +232,116 @@ def test_retrieval_of_pairs_of_ones_own(retrieved):
     assert record["checkpoint"]["step"] == 4
     assert record["scores"]["image_to_text_recall@5"]["chance"] == pytest.approx(5 / 21)
     assert len(record["retrieved"][0]["captions"]) == 5
-    assert len(record["unreadable"]) == 1
+    assert len(record["unreadable"]) == record["unreadable_images"] == 1
+
+
+def measure(finished_run, *arguments):  # noqa: F811
+    """Like the command line, in this process."""
+    return run(tyro.cli(Command, args=[str(finished_run), *arguments, "--cache", "cache"]))
+
+
+def test_a_task_fails_alone_whose_images_cannot_be_read(
+    finished_run,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    monkeypatch.chdir(tmp_path)
+    broken = [{"png": b"no image", "cls": b"0"}, *labelled(9)]
+    for name, records, train in (
+        ("good", labelled(9), labelled(30)),
+        ("classes", broken, labelled(30)),
+        ("taught", labelled(9), broken),
+    ):
+        write_wds(tmp_path / name, records, shards=1)
+        write_wds(tmp_path / name, train, shards=1, split="train")
+    captioned = [{"png": r["png"], "txt": b"%d" % i} for i, r in enumerate(broken)]
+    write_wds(tmp_path / "captioned", captioned, shards=1)
+    (tmp_path / "data/sugar_crepe/val2017").mkdir(parents=True)
+    (tmp_path / "data/sugar_crepe/val2017/7.png").write_bytes(png(7)[:40])
+    item = {"filename": "7.png", "caption": "a dog", "negative_caption": "a cat"}
+    (tmp_path / "data/sugar_crepe/swap_obj.json").write_text(json.dumps({"0": item}))
+    (tmp_path / "data/winogavil").mkdir()
+    columns = {"cue": ["owl"], "candidates": [["a", "b"]], "associations": [["b"]],
+               "candidate_images": [[{"bytes": png(1)}, {"bytes": b"no image"}]]}  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "data/winogavil/test.parquet")
+
+    tasks = ("wds:classes", "wds-retrieval:captioned", "sugarcrepe_swap_obj", "winogavil",
+             "wds:taught", "wds:good")  # fmt: skip
+    said = refused(lambda: measure(finished_run, "--tasks", *tasks, "--out", "out"), capsys)
+    for task, count, of, first in (
+        ("classes", 1, 10, "0.tar/s0000000: not a JPEG"),
+        ("captioned", 1, 10, "0.tar/s0000000: not a JPEG"),
+        ("sugarcrepe_swap_obj", 1, 1, "val2017/7.png: not a JPEG"),
+        ("winogavil", 1, 2, "item 0, picture 1: not a JPEG"),
+    ):
+        assert re.search(f" {task}: {count} of {of} images cannot be read\n  {first}", said), said
+        assert not (tmp_path / f"out/{task}.json").exists()
+    for task in ("good", "taught"):
+        assert (tmp_path / f"out/{task}.json").exists()
+
+    probe = ("--methods", "linear-probe", "--tasks", "wds:taught", "wds:good", "--out", "probes")
+    said = refused(lambda: measure(finished_run, *probe), capsys)
+    assert "taught: 1 of 10 images cannot be read" in said
+    assert (tmp_path / "probes/good.linear-probe.json").exists()
+    assert len(measure(finished_run, *probe, "--max-unreadable", "0.1").records) == 2
+    record = json.loads((tmp_path / "probes/taught.linear-probe.json").read_text())
+    assert record["unreadable"][0].startswith("training split, 0.tar/s0000000: not a JPEG")
+
+
+def test_the_number_of_unreadable_images_stands_beside_scores(
+    finished_run,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
+    rows = [(f"{i:03}.png", f"shade {i}") for i in range(120)]
+    for i, (name, _) in enumerate(rows[1:], 1):
+        (tmp_path / name).write_bytes(png(i))
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    arguments = ("--tasks", "retrieval:pairs.csv", "--out", "out")
+    (record,) = measure(finished_run, *arguments).records
+    assert (record["unreadable_images"], record["examples"]) == (1, 120)
+    said = capsys.readouterr().out
+    assert re.search(r"retrieval, n = 120 +1 unreadable", said)
+    assert "counted as black, because unreadable: pairs.csv/0: " in said
+    write_report([tmp_path / "out"], tmp_path / "page.html")
+    assert {row["unreadable"] for row in csv.DictReader((tmp_path / "page.csv").open())} == {"1"}
+    assert re.search(r"\| retrieval, zero-shot .* \| 1 \|\n", (tmp_path / "page.md").read_text())
+    assert json.loads((tmp_path / "page.json").read_text())[0]["unreadable_images"] == 1
+    page = (tmp_path / "page.html").read_text()
+    assert "1 images unreadable</span>" in page  # below the score of the summary
+    assert "120 examples,\n1 images unreadable." in page
+
+    (tmp_path / rows[0][0]).write_bytes(png(0))
+    capsys.readouterr()
+    assert measure(finished_run, *arguments).records[0]["unreadable"] == []
+    assert "measured before, kept" not in capsys.readouterr().out
+    measure(finished_run, *arguments)
+    assert "measured before, kept" in capsys.readouterr().out
+
+
+def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat/a.png", "dog/b.png", "cat/._a.png", "__MACOSX/cat/._a.png"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(png(len(name)))
+    for arguments in (("--tasks", "folder:pets"), ("--images", "pets")):
+        (record,) = measure(finished_run, *arguments, "--out", "out").records
+        assert record["examples"] == 2
+        assert record["left_out"] == {"leftovers_of_other_programs": 2}
+        assert "left out of the set: 2 leftovers of other programs" in capsys.readouterr().out
+    (tmp_path / "pets/cat/.ipynb_checkpoints").mkdir()
+    (tmp_path / "pets/cat/c: d.png").write_bytes(b"no image")
+    labels = ("--images", "pets/cat", "--labels", "cat, black", "dog", "--out", "out")
+    said = refused(lambda: measure(finished_run, *labels), capsys)
+    assert "1 of 2 images cannot be read" in said
+    assert "left out: 1 leftovers of other programs" in said
+    rows = list(csv.reader((tmp_path / "out/predictions.csv").open()))
+    assert rows[0] == ["picture", "prediction", "cat, black", "dog"]
+    assert [row[:2] for row in rows[2:]] == [["c: d.png", "unreadable"]]
 
 
 def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):  # noqa: F811
@@ -236,8 +378,9 @@ def test_a_folder_of_ones_own_pictures(finished_run, tmp_path):  # noqa: F811
     assert record["class_names"] == ["cat", "dog"]
     (tmp_path / "photos/cat/broken.jpg").write_bytes(b"no picture")
     result = run_cli(
-        "flaxclip.benchmark", *arguments, "photos/cat", "--labels", "cat, dog", cwd=tmp_path
-    )
+        "flaxclip.benchmark", *arguments, "photos/cat", "--labels", "cat, dog",
+        "--max-unreadable", "0.25", cwd=tmp_path,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = (tmp_path / "results/predictions.csv").read_text().splitlines()
     assert rows[0] == "picture,prediction,cat,dog"
@@ -271,6 +414,17 @@ def watched(finished_run, tmp_path_factory):  # noqa: F811
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return folder / "results"
+
+
+def test_watching_goes_on_with_other_tasks_where_one_fails(finished_run, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    write_wds(tmp_path / "bad", [{"png": b"no image", "cls": b"0"}, *labelled(4)])
+    write_wds(tmp_path / "good", labelled(5))
+    arguments = ("--watch", "--tasks", "wds:bad", "wds:good", "--out", "out", "--cache", "cache")
+    with pytest.raises(InputError, match=r"tasks failed at steps 4, 8; .*\nbad: 1 of 5 images"):
+        follow(tyro.cli(Command, args=[str(finished_run), *arguments]))
+    assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/good.json")) == ["4", "8"]
+    assert not list((tmp_path / "out").glob("*/bad.json"))
 
 
 def test_watching_draws_curves(watched, finished_run):  # noqa: F811
@@ -323,6 +477,7 @@ def test_a_page_of_a_run_without_results(finished_run, tmp_path):  # noqa: F811
         (("RUN/checkpoints/5",), "has no checkpoint of step 5"),
         (("RUN", "--out", "file/results"), "cannot write results"),
         (("RUN", "--images", "file"), "is no folder"),
+        (("RUN", "--max-unreadable", "1.5"), "--max-unreadable is 1.5"),
         (("RUN", "--images", "empty", "--labels", "cat,cat"), "two classes are named 'cat'"),
     ],
 )

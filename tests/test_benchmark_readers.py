@@ -8,10 +8,13 @@ import PIL.Image
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tyro
 
+from flaxclip.benchmark.__main__ import Command
 from flaxclip.benchmark.choice import associate_task
 from flaxclip.benchmark.datasets import MissingDataError, image_batches
 from flaxclip.benchmark.embeddings import Embedded, Embedder
+from flaxclip.benchmark.own_pictures import own_task, split_labels
 from flaxclip.benchmark.prompts import choose_wording, class_prompts, read_prompts
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.readers.parquet import ParquetPictures
@@ -19,6 +22,7 @@ from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.errors import InputError
+from tests.test_sources import leave_behind
 
 
 def png(shade: int) -> bytes:
@@ -135,6 +139,142 @@ def test_a_damaged_webdataset_is_refused(tmp_path, damage, message):
         open_own(f"wds:{root}", tmp_path)
 
 
+def write_members(root, members):
+    """A set of one tar: of each member its name, and its data or the name that it is linked to."""
+    write_wds(root, [], shards=1)
+    with tarfile.open(root / "test/0.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                info.type, info.linkname = tarfile.LNKTYPE, data
+                tar.addfile(info)
+            else:
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return root
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "imagenet.v2/", "./a.b/c.d/"])
+def test_keys_end_at_the_first_dot_of_the_last_part_of_a_name(tmp_path, prefix):
+    pairs = [(f"{prefix}s{i}.{e}", d) for i, r in enumerate(labelled(2)) for e, d in r.items()]
+    _, data = open_own(f"wds:{write_members(tmp_path / 'wds_x', pairs)}", tmp_path)
+    assert data.labels.tolist() == [0, 1]
+    assert shades(data.pictures) == [0, 10]
+    assert data.left_out == {}
+    assert data.pictures.name(1) == f"0.tar/{prefix}s1"
+
+
+def test_members_that_are_no_part_of_a_picture_are_counted(tmp_path):
+    good = [("s0.png", png(7)), ("s0.cls", b"2"), ("s0.json", b"{}"), ("README.md", b"hello")]
+    odd = [("s.v2.png", png(8)), ("s.v2.cls", b"1"), ("._s0.png", b"\0"), ("._s0.cls", b"\0"),
+           ("__MACOSX/s0.png", b"\0"), ("s1.png", "s0.png"), ("s1.cls", "s0.cls")]  # fmt: skip
+    dotted = write_members(tmp_path / "wds_d", odd[:2])
+    with pytest.raises(InputError, match=r"no pictures in .*\n.*: 1 names with further dots"):
+        open_own(f"wds:{dotted}", tmp_path)
+    _, data = open_own(f"wds:{write_members(tmp_path / 'wds_x', good + odd)}", tmp_path)
+    assert data.labels.tolist() == [2]
+    assert shades(data.pictures) == [7]
+    assert data.left_out == {
+        "names_with_further_dots": 1,
+        "leftovers_of_other_programs": 3,
+        "hard_links": 2,
+    }
+    lonely = write_members(tmp_path / "wds_y", [*good, ("s1.png", png(1)), ("s1.cls", "s0.cls")])
+    with pytest.raises(InputError, match=r"s1 has no \.cls\n.*left out of the tars: 1 hard links"):
+        open_own(f"wds:{lonely}", tmp_path)
+    twice = write_members(tmp_path / "wds_z", [*good, ("s0.cls", b"1")])
+    with pytest.raises(InputError, match=r"0\.tar has s0\.cls twice"):
+        open_own(f"wds:{twice}", tmp_path)
+
+
+def test_files_of_a_webdataset_that_cannot_be_understood_are_refused(tmp_path):
+    root = write_members(tmp_path / "wds_x", [("s0.png", png(0)), ("s0.npy", b"x")])
+    with pytest.raises(InputError, match=r"s0\.npy is no NumPy array"):
+        open_own(f"wds-multilabel:{root}", tmp_path)
+    root = write_members(tmp_path / "wds_x", [("s0.png", png(0)), ("s0.txt", b"caf\xe9")])
+    with pytest.raises(InputError, match=r"s0\.txt is not UTF-8"):
+        open_own(f"wds-retrieval:{root}", tmp_path)
+
+
+def test_two_sets_of_one_name_are_refused_rather_than_one_of_them_lost(tmp_path):
+    assert len(find_tasks(["folder:a/pets", "folder:a/pets", "folder:a/birds"])) == 2
+    with pytest.raises(InputError, match="both folder:a/pets and wds:b/wds_pets are called 'pets'"):
+        find_tasks(["folder:a/pets", "wds:b/wds_pets"])
+
+
+def write_pets(root):
+    for name, shade in (("cat/a", 1), ("cat/b", 2), ("dog/c", 3)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.png").write_bytes(png(shade))
+    return root
+
+
+def test_what_other_programs_leave_is_no_picture_and_no_class(tmp_path):
+    root = write_pets(tmp_path / ".cache/pets")  # hidden, but named by the user
+    leave_behind(root)
+    _, data = open_own(f"folder:{root}", tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert shades(data.pictures) == [1, 2, 3]
+    assert data.left_out == {"leftovers_of_other_programs": 4}
+    (root / "e.png").write_bytes(png(5))
+    _, data = open_own(f"folder:{root}", tmp_path)
+    assert data.left_out["images_beside_the_classes"] == 1
+    task = own_task(root, ())
+    assert task.prompts["openai"].class_names == ("cat", "dog")
+
+
+def test_a_link_to_nowhere_is_an_unreadable_picture(tmp_path):
+    root = write_pets(tmp_path / "pets")
+    (root / "dog/d.png").symlink_to(tmp_path / "unmounted.png")
+    _, data = open_own(f"folder:{root}", tmp_path)
+    (batch,) = image_batches(data.pictures, ImageTransform(16), 4)
+    assert batch.unreadable == ("dog/d.png: No such file or directory",)
+
+
+def test_pairs_whose_images_are_missing_keep_their_captions(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "0.png").write_bytes(png(0))
+    (tmp_path / "pairs.csv").write_text("image,caption\n0.png,a cat\n1.png,a dog\n")
+    _, data = open_own(f"retrieval:{tmp_path / 'pairs.csv'}", tmp_path)
+    assert data.captions == ("a cat", "a dog")
+    (batch,) = image_batches(data.pictures, ImageTransform(16), 2)
+    assert len(batch.unreadable) == 1
+    leave_behind(write_pets(tmp_path / "pets"))
+    (tmp_path / "pets/cat/a.txt").write_text("one cat")
+    _, data = open_own(f"retrieval:{tmp_path / 'pets'}", tmp_path)
+    assert data.left_out == {"images_without_text_or_class": 2, "leftovers_of_other_programs": 4}
+    before = data.pictures.identity
+    (tmp_path / "pets/cat/a.png").write_bytes(png(200) + b"another image")
+    assert open_own(f"retrieval:{tmp_path / 'pets'}", tmp_path)[1].pictures.identity != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["cat,dog"], ("cat", "dog")),
+        (["cat, dog ,"], ("cat", "dog")),
+        (["cat, black", "dog"], ("cat, black", "dog")),
+        (["cat, black", "--labels", "dog"], ("cat, black", "dog")),
+    ],
+)
+def test_labels_may_hold_commas_where_each_is_a_value(arguments, names):
+    command = tyro.cli(Command, args=["run", "--images", "x", "--labels", *arguments])
+    assert split_labels(command.labels) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["cat,", "dog"], r"--labels 'cat,' 'dog': one ends with a comma"),
+        (["cat"], "--labels 'cat' names 1"),
+        (["cat, black", "cat, black"], "two classes are named 'cat, black'"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        split_labels([given])
+
+
 def test_folders_are_classes(tmp_path):
     for name, shade in (("red_fox", 9), ("owl", 5)):
         (tmp_path / "zoo/test" / name).mkdir(parents=True)
@@ -160,6 +300,11 @@ def test_parquet_as_hugging_face_stores_it(tmp_path, labels):
     assert data.labels.tolist() == [1, 0, 1]
     assert data.class_names == ("cat", "dog")
     assert shades(data.pictures) == [0, 1, 2]
+    (tmp_path / "set/.ipynb_checkpoints").mkdir(parents=True)
+    (tmp_path / "pets.parquet").rename(tmp_path / "set/test-0.parquet")
+    for leftover in ("._test-0.parquet", ".ipynb_checkpoints/test-checkpoint.parquet"):
+        (tmp_path / "set" / leftover).write_bytes(b"\0\5\x16\7")
+    assert len(open_own(f"parquet:{tmp_path / 'set'}", tmp_path)[1].labels) == 3
 
 
 def hf_images(shades):

@@ -1,13 +1,16 @@
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 
+from flaxclip.data.inspect import Command, inspect
 from flaxclip.data.inspection import inspect_source
 from flaxclip.data.source import Pair, UnreadableRecordError
 from tests.pair_shards import picture, write_shards
@@ -69,6 +72,29 @@ def test_a_sample_gives_estimates_that_are_called_so(shards, tmp_path):
     assert low <= 5 / 73 <= high
     assert len(report["samples"]) == 10
     assert {"record", "captions", "width", "height", "bytes", "format"} <= set(report["samples"][0])
+
+
+def test_what_is_left_out_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("000.jpg", "000.txt", "photo.v2.jpg", "photo.v2.txt", "__MACOSX/._000.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(_PICTURE)
+            tar.addfile(info, io.BytesIO(_PICTURE if name.endswith("jpg") else b"x" * info.size))
+    for name in ("a.jpg", "._a.jpg"):
+        (tmp_path / "photos/cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos/cat" / name).write_bytes(_PICTURE)
+    for src, expected in (
+        ("0.tar", {"leftovers_of_other_programs": 1, "names_with_further_dots": 1}),
+        ("photos", {"leftovers_of_other_programs": 1}),
+    ):
+        inspect(Command(str(tmp_path / src), json=True))
+        report = json.loads(capsys.readouterr().out)
+        assert (report["records"], report["left_out"]) == (1, expected)
+        inspect(Command(str(tmp_path / src)))
+        said = " ".join(capsys.readouterr().out.split())
+        for reason, count in expected.items():
+            assert f"left out: {reason.replace('_', ' ')} {count} exact" in said
 
 
 class _Corpus:

@@ -397,6 +397,41 @@ def test_a_folder_of_classes(tmp_path):
     assert source.name(2) == "birds/great_auk/0.PNG"
 
 
+def leave_behind(root):
+    """What macOS and Jupyter leave in a folder of images, and a folder with an image's name."""
+    for name in ("._a.png", "cat/._a.png", "__MACOSX/cat/b.png", "cat/.ipynb_checkpoints/a-1.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"\0\5\x16\7")
+    (root / "._a.txt").write_bytes(b"\0\5\x16\7")  # no text beside any image of the corpus
+    (root / "cat/.DS_Store").write_bytes(b"\0")
+    (root / "cat/folder.png").mkdir()
+
+
+def test_what_other_programs_leave_in_a_folder_is_passed_over_and_counted(tmp_path, caplog):
+    for number, name in enumerate(("cat/a", "cat/b", "dog/c")):
+        (tmp_path / f".pets/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f".pets/{name}.png").write_bytes(picture(number))
+    leave_behind(tmp_path / ".pets")
+    (tmp_path / ".pets/cat/again").symlink_to(tmp_path)  # lies in what it leads to
+    captions = CaptionConfig(templates=("a {}",))
+    source = open_at(tmp_path / ".pets", captions=captions)  # hidden, but named by the user
+    assert [source[n].captions[0] for n in range(len(source))] == ["a cat", "a cat", "a dog"]
+    assert source.left_out == {"leftovers_of_other_programs": 4}
+    assert "3 pictures in" in caplog.text
+    assert "4 passed over, hidden or left by other programs: ._a.png, ..." in caplog.text
+
+
+def test_captions_can_be_read_while_images_are_missing(tmp_path):
+    folder = open_at(write_folder(tmp_path / "photos"))
+    table = open_at(write_rows(tmp_path / "table.csv", [("a cat", 0)]))
+    (tmp_path / "photos/a.png").unlink()
+    (tmp_path / "images/0.png").unlink()
+    for source, caption in ((folder, "text a"), (table, "a cat")):
+        with pytest.raises(UnreadableRecordError):
+            source[0]
+        assert source.captions(0)[0] == (caption,)
+
+
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(

@@ -189,6 +189,62 @@ def test_what_is_no_pair_is_counted_for_each_shard_and_logged(tmp_path, caplog):
     assert caplog.records[-1].levelno == logging.WARNING
 
 
+def test_members_that_are_no_part_of_a_pair_are_counted_by_reason(tmp_path, caplog):
+    _tar(tmp_path / "0.tar", _members(0, 2))
+    path = _tar(tmp_path / "1.tar", _members(2, 3))
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (
+            ("hard.jpg", tarfile.LNKTYPE),
+            ("hard.txt", tarfile.LNKTYPE),
+            ("soft.jpg", tarfile.SYMTYPE),
+            ("folder.jpg", tarfile.DIRTYPE),
+            ("images", tarfile.DIRTYPE),  # as in any tar of a folder: nothing to tell
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "000000002.jpg"
+            tar.addfile(info)
+        for name in (
+            *("photo.v2.jpg", "photo.v2.txt", "photo.v2.json", "./2024.05.01-cat.jpg"),
+            *("._a.jpg", "__MACOSX/._b.jpg", "__MACOSX/b.txt", "x/PaxHeaders.7/c.jpg", ".d.txt"),
+            *("Makefile", "notes.v2.md", "jpg"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            tar.addfile(info, io.BytesIO(b"{}"))
+    with caplog.at_level(logging.INFO, "flaxclip"):
+        source = WebDatasetSource(str(tmp_path / "*.tar"))
+    assert len(source) == 3
+    assert source.left_out == {
+        "leftovers_of_other_programs": 5,
+        "names_with_further_dots": 2,  # an image and its texts are one
+        "hard_links": 2,
+        "symbolic_links": 1,
+        "special_files": 1,
+    }
+    assert source.shards["names_with_further_dots"].tolist() == [0, 2]
+    assert caplog.messages[-1] == (
+        "3 pairs in 2 shards; 5 leftovers of other programs, 2 names with further dots, "
+        "2 hard links, 1 symbolic links, 1 special files (most in 1.tar)"
+    )
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
+def test_sparse_members_whose_data_is_not_in_one_piece_are_left_out(tmp_path):
+    path = _tar(tmp_path / "0.tar", _members(0, 1))
+    with tarfile.open(path, "a") as tar:
+        holes = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "4096"}
+        info = tarfile.TarInfo("sparse.jpg")
+        info.pax_headers = holes | {"GNU.sparse.name": "sparse.jpg"}
+        data = b"1\n2048\n2048\n".ljust(512, b"\0") + b"x" * 2048
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+        info = tarfile.TarInfo("sparse.txt")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    source = WebDatasetSource(str(path))
+    assert source.left_out == {"captions_without_image": 1, "special_files": 1}
+
+
 @pytest.mark.parametrize(
     ("member", "data", "reason"),
     [
@@ -294,6 +350,15 @@ def test_empty_shards_are_called_so_and_left_out_where_that_is_allowed(shards, c
         path.write_bytes(data)
     with pytest.raises(InputError, match="all 3 shards are empty"):
         WebDatasetSource(pattern, allow_empty_shards=True)
+
+
+def test_a_tar_of_names_with_further_dots_alone_is_refused_with_the_reason(tmp_path):
+    path = _tar(tmp_path / "a.tar", [("photo.v2.jpg", _picture(0)), ("photo.v2.txt", b"x")])
+    with pytest.raises(InputError) as refused:
+        WebDatasetSource(str(path))
+    assert "left out: 1 names with further dots\nnames end at their first dot: rename" in str(
+        refused.value
+    )
 
 
 def test_all_broken_shards_are_named_at_once(shards):

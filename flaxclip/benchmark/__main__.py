@@ -3,6 +3,7 @@
     python -m flaxclip.benchmark runs/quickstart
     python -m flaxclip.benchmark runs/mine --tasks clip27 retrieval --data DATASETS --out results
     python -m flaxclip.benchmark runs/mine --images photos --labels "cat,dog"
+    python -m flaxclip.benchmark runs/mine --images photos --labels "cat, black" "cat, white" dog
     python -m flaxclip.benchmark runs/mine --watch
     python -m flaxclip.benchmark report results other_results --out page.html
 
@@ -20,11 +21,12 @@ import tyro
 from etils import epath
 
 from flaxclip.api import CLIPModel, read_model
-from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder
 from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
-from flaxclip.benchmark.own_pictures import name_pictures, own_task
+from flaxclip.benchmark.own_pictures import name_pictures, own_task, split_labels
 from flaxclip.benchmark.prompts import read_prompts
-from flaxclip.benchmark.results import print_table, write_text
+from flaxclip.benchmark.readers.folder import class_folders
+from flaxclip.benchmark.results import print_table, unreadable_lines, write_text
 from flaxclip.benchmark.tasks import PromptSet, Task, default_tasks, find_tasks
 from flaxclip.benchmark.tensorboard import write_events
 from flaxclip.benchmark.watch import watch
@@ -56,8 +58,12 @@ class Command:
     images: Path | None = None
     """Instead of tasks: a folder of your own pictures. Sub-folders named like labels are scored;
     pictures that lie in it as they are get predictions."""
-    labels: str = ""
-    """With --images: what they can be, with commas between. None: the names of sub-folders."""
+    labels: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
+    """With --images: what they can be, as a list with commas between ("cat,dog"); or one by one
+    where labels have commas themselves (--labels "cat, black" dog). None: the names of
+    sub-folders."""
+    max_unreadable: float = MAX_UNREADABLE
+    """Share of a task's images that may be unreadable, and count as black; with more it fails."""
     data: Path = Path("data")
     """Folder of data sets: `wds_*` folders, those that TFDS prepared, and others."""
     out: Path | None = None
@@ -81,6 +87,10 @@ class Command:
     """Measure every checkpoint of the run, and each new one as it lands, until the run's last."""
 
 
+class FailedTasksError(InputError):
+    """Some tasks could not be measured; all others have been."""
+
+
 def main() -> None:
     """The command line."""
     with exit_on_input_error("flaxclip.benchmark"):
@@ -101,7 +111,8 @@ def follow(command: Command) -> None:
     """Measure each checkpoint of a run as it lands, and draw the curves anew.
 
     Raises:
-        InputError: there is no such run, or several hosts would follow it.
+        InputError: there is no such run, several hosts would follow it, or, once all is measured,
+            tasks failed.
     """
     if jax.process_count() > 1:
         raise InputError("--watch runs on one host\nhosts may see a checkpoint at different times")
@@ -109,11 +120,19 @@ def follow(command: Command) -> None:
 
     out = command.out or _default_out(command.checkpoint, Path(command.checkpoint), 0).parent
 
+    failed: dict[int, str] = {}
+
     def measure(step: int) -> None:
         checkpoint = f"{command.checkpoint.rstrip('/')}/{CHECKPOINTS}/{step}"
-        run(dataclasses.replace(command, checkpoint=checkpoint, out=out / str(step)))
+        try:
+            run(dataclasses.replace(command, checkpoint=checkpoint, out=out / str(step)))
+        except FailedTasksError as error:
+            failed[step] = str(error)  # the other tasks go on at the next checkpoint
 
     watch(command.checkpoint, measure, lambda: write_report([out], out / "report.html"))
+    if failed:
+        steps = ", ".join(map(str, failed))
+        raise InputError(f"tasks failed at steps {steps}; at the last:\n{failed[max(failed)]}")
 
 
 def _default_out(
@@ -145,6 +164,10 @@ def run(command: Command) -> Measured:
     """
     if command.batch_size < 1:
         raise InputError(f"batch size is {command.batch_size}\nit must be at least 1")
+    if not 0 <= command.max_unreadable <= 1:
+        raise InputError(
+            f"--max-unreadable is {command.max_unreadable}\nit is a share: from 0 to 1"
+        )
     try:
         workdir, step = resolve_checkpoint(command.checkpoint)
     except InputError:
@@ -165,13 +188,14 @@ def run(command: Command) -> Measured:
             f"cannot write results into {out}: {error.strerror}\nname another folder with --out"
         ) from None
 
-    embedder = Embedder(model, command.batch_size, command.cache.expanduser())
+    cache = command.cache.expanduser()
+    embedder = Embedder(model, command.batch_size, cache, command.max_unreadable)
     checkpoint = {
         "path": str(workdir or command.checkpoint), "step": step, "weights": command.weights,
         "format": weights.kind,
     }  # fmt: skip
     if command.images is not None and command.labels and not _has_folders(command):
-        name_pictures(embedder, command.images, command.labels, out)
+        name_pictures(embedder, command.images, split_labels(command.labels), out)
         return Measured([], {}, {}, [])
     settings = Settings(command.data, out, command.prompts, command.methods, own_prompts)
     measured = measure_tasks(embedder, checkpoint, tasks, settings, _say)
@@ -180,7 +204,7 @@ def run(command: Command) -> Measured:
         if step is not None and measured.fresh and command.weights is None:
             write_events(out.parent / "tensorboard", step, measured.fresh, out)
     if measured.failed:
-        raise InputError("\n".join(measured.failed.values()))
+        raise FailedTasksError("\n".join(measured.failed.values()))
     if not measured.records and measured.missing:
         raise InputError(next(iter(measured.missing.values())))
     return measured
@@ -188,7 +212,8 @@ def run(command: Command) -> Measured:
 
 def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
     if command.images is not None:
-        return [own_task(command.images, command.labels)] if _has_folders(command) else []
+        labels = split_labels(command.labels) if command.labels else ()
+        return [own_task(command.images, labels)] if _has_folders(command) else []
     if command.labels:
         raise InputError("--labels without --images\nsay which pictures they are for")
     if command.tasks:
@@ -199,7 +224,7 @@ def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
 def _has_folders(command: Command) -> bool:
     if not command.images.is_dir():
         raise InputError(f"--images {command.images} is no folder\nname a folder of pictures")
-    folders = any(path.is_dir() for path in command.images.iterdir())
+    folders = bool(class_folders(command.images))
     if not folders and not command.labels:
         raise InputError(
             f"{command.images} has no sub-folders, and no --labels are given\n"
@@ -225,8 +250,8 @@ def _summarise(measured: Measured, checkpoint: dict, out: Path) -> None:
     if measured.records:
         print_table(measured.records)
     for record in measured.records:
-        for picture in record["unreadable"]:
-            print(f"{record['task']}: counted as black, because unreadable: {picture}")
+        for line in unreadable_lines(record):
+            print(f"{record['task']}: {line}")
         for note in record["notes"]:
             print(f"{record['task']}: {note}")
     for message in measured.missing.values():

@@ -1,6 +1,6 @@
 """Evaluation data: pictures by position, what is known of each, batches that count each once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -50,6 +50,8 @@ class Labelled(NamedTuple):
     """As the set itself names them, in the order of its labels."""
     templates: tuple[str, ...] | None = None
     groups: Int[np.ndarray, " n"] | None = None
+    left_out: Mapping[str, int] = {}
+    """What looked like examples but is none: counts by reason."""
 
 
 class Captioned(NamedTuple):
@@ -59,6 +61,8 @@ class Captioned(NamedTuple):
     captions: tuple[str, ...]
     pairs: Int[np.ndarray, "pairs 2"]
     """Picture and caption of each pair that belongs together."""
+    left_out: Mapping[str, int] = {}
+    """What looked like examples but is none: counts by reason."""
 
 
 class Choices(NamedTuple):

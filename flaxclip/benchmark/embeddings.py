@@ -26,6 +26,11 @@ CHUNK = 2048
 at most."""
 
 
+MAX_UNREADABLE = 0.01
+"""Share of a set's images that may count as black: what a score can lose by it at most."""
+_NAMED = 5
+
+
 class Embedded(NamedTuple):
     """Unit embeddings in order, and what is to be said about some of them."""
 
@@ -42,9 +47,19 @@ class Embedder:
     read and written: nothing depends on a file system that hosts share.
     """
 
-    def __init__(self, model: CLIPModel, batch_size: int, cache: Path):
-        """`batch_size` is rounded up to a multiple of this host's devices."""
+    def __init__(
+        self,
+        model: CLIPModel,
+        batch_size: int,
+        cache: Path,
+        max_unreadable: float = MAX_UNREADABLE,
+    ):
+        """`batch_size` is rounded up to a multiple of this host's devices.
+
+        `max_unreadable` is the share of a set's images that may be unreadable.
+        """
         self.model = model
+        self._max_unreadable = max_unreadable
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._small_batch_size = -(-batch_size // 8 // mesh.size) * mesh.size
@@ -58,11 +73,13 @@ class Embedder:
         self.computed = 0
         """Pictures and texts embedded by this host, not found on disk."""
 
-    def embed_images(self, pictures: Pictures) -> Embedded:
-        """Every picture once; `remarks` are those that cannot be decoded.
+    def embed_images(self, pictures: Pictures, limited: bool = True) -> Embedded:
+        """Every picture once; `remarks` are those that cannot be read or decoded.
+
+        If not `limited`, any number of them is taken, by whoever calls `check_readable` later.
 
         Raises:
-            InputError: the cache cannot be written.
+            InputError: more images than the limit are unreadable, or the cache cannot be written.
         """
         key = ("pictures", pictures.identity, dataclasses.asdict(self.model.transform))
 
@@ -75,7 +92,7 @@ class Embedder:
                 zimg = encode_image(self._variables, images, self.model.config)
                 yield Embedded(zimg, batch.unreadable)
 
-        return self._embed_all(key, len(pictures), embed)
+        return self._embed_all(key, len(pictures), embed, is_image=True, limited=limited)
 
     def embed_texts(self, texts: Sequence[str]) -> Embedded:
         """Every text once; `remarks` are those that lost their end.
@@ -101,7 +118,7 @@ class Embedder:
                 yield Embedded(ztxt, tuple(np.array(part, object)[cut]))
                 start += len(part)
 
-        return self._embed_all(("texts", list(texts)), len(texts), embed)
+        return self._embed_all(("texts", list(texts)), len(texts), embed, is_image=False)
 
     def dtype_difference(self, pictures: Pictures, count: int = 256) -> dict[str, float]:
         """What the activations' type changes: cosine distance from float32 on the first pictures.
@@ -120,29 +137,63 @@ class Embedder:
         }  # fmt: skip
 
     def _embed_all(
-        self, key: tuple, count: int, embed: Callable[[int, int], Iterator[Embedded]]
+        self,
+        key: tuple,
+        count: int,
+        embed: Callable[[int, int], Iterator[Embedded]],
+        is_image: bool,
+        limited: bool = False,
     ) -> Embedded:
         """`embed` yields the embeddings, and the remarks, of a range batch by batch."""
         kind = jax.devices()[0].device_kind  # their arithmetic differs
         parts = repr((self.checkpoint, kind, count, self._chunk, key))
         folder = self._cache / hashlib.sha256(parts.encode()).hexdigest()[:32]
         hosts, host = jax.process_count(), jax.process_index()
-        chunks = []
+        chunks, remarks = [], ()
         for number, start in enumerate(range(0, count, self._chunk)):
             stop = min(start + self._chunk, count)
             path = folder / f"{number}.npz"
             kept = _load(path) if host == 0 else None
+            if is_image and kept is not None and kept.remarks:
+                kept = None  # what could not be read may be readable by now
             if is_word_of_host_0(kept is not None):
                 chunks.append(_from_host_0(kept, stop - start, self.model.config.embed_dim))
+                remarks += chunks[-1].remarks
                 continue
             each = -(-(stop - start) // hosts)
             first, last = min(start + host * each, stop), min(start + (host + 1) * each, stop)
             mine = self._collect(embed(first, last), last - first)
             chunks.append(_gather(mine, each, stop - start))
-            if host == 0:
+            remarks += chunks[-1].remarks
+            if limited:  # at the first chunk after which no other can help
+                self.check_readable(remarks, count, stop)
+            if host == 0 and not (is_image and chunks[-1].remarks):
                 _save(path, chunks[-1])
-        remarks = tuple(remark for chunk in chunks for remark in chunk.remarks)
         return Embedded(np.concatenate([chunk.z for chunk in chunks]), remarks)
+
+    def check_readable(
+        self, unreadable: Sequence[str], count: int, read: int | None = None
+    ) -> None:
+        """Refuse a set of `count` images, `read` of which have been read, that lacks too many.
+
+        Raises:
+            InputError: the share of unreadable ones is above the limit.
+        """
+        if len(unreadable) / count <= self._max_unreadable:
+            return
+        seen = f"{count:,}" if read in (None, count) else f"the first {read:,} of {count:,}"
+        more = [f"and {len(unreadable) - _NAMED:,} more"] if len(unreadable) > _NAMED else []
+        raise InputError(
+            "\n".join(
+                [
+                    f"{len(unreadable):,} of {seen} images cannot be read",
+                    *unreadable[:_NAMED],
+                    *more,
+                    f"at most {100 * self._max_unreadable:g}% may count as black: give them back, "
+                    "mend them or take them out of the set, or raise --max-unreadable",
+                ]
+            )
+        )
 
     def _collect(self, batches: Iterator[Embedded], count: int) -> Embedded:
         """The first `count` rows of `batches`, of which the last is filled up."""

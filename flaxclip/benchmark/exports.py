@@ -46,7 +46,7 @@ def to_csv(records: Records) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["checkpoint", "step", "task", "method", "prompts", "examples", "score", "value", "low",
-         "high", "chance", "weights"]
+         "high", "chance", "unreadable", "weights"]
     )  # fmt: skip
     for r in records:
         for name, score in r["scores"].items():
@@ -54,7 +54,7 @@ def to_csv(records: Records) -> str:
                 [r["checkpoint"]["path"], r["checkpoint"]["step"], r["task"], r["method"],
                  r.get("prompt_set", ""), r["examples"], name,
                  *(score[field] for field in ("value", "low", "high", "chance")),
-                 r["checkpoint"].get("weights") or ""]
+                 len(r["unreadable"]), r["checkpoint"].get("weights") or ""]
             )  # fmt: skip
     return out.getvalue()
 
@@ -62,15 +62,16 @@ def to_csv(records: Records) -> str:
 def to_markdown(records: Records, comparisons: Sequence[Mapping[str, Any]] = ()) -> str:
     """A row a task with its quoted score, then a row a comparison of two checkpoints."""
     lines = [
-        "| checkpoint | task | score | value | 95% interval | chance |",
-        "|---|---|---|---|---|---|",
+        "| checkpoint | task | score | value | 95% interval | chance | unreadable images |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in records:
         if (score := r["scores"].get(r["metric"])) is not None:
             interval = f"{score['low']:.2%} – {score['high']:.2%}"
             lines.append(
                 f"| {checkpoint_name(r)} | {r['task']}, {r['method']} | {r['metric']} "
-                f"| {score['value']:.2%} | {interval} | {score['chance']:.2%} |"
+                f"| {score['value']:.2%} | {interval} | {score['chance']:.2%} "
+                f"| {len(r['unreadable']):,} |"
             )
     if comparisons:
         lines += [

@@ -34,6 +34,7 @@ from flaxclip.benchmark.retrieval import retrieve_task
 from flaxclip.benchmark.robustness import published_scores
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
 from flaxclip.benchmark.zero_shot import Result, classify_task
+from flaxclip.data.left_out import describe_counts
 from flaxclip.errors import InputError
 
 Method = Literal["zero-shot", "linear-probe", "few-shot", "knn"]
@@ -70,8 +71,8 @@ def measure_tasks(
 ) -> Measured:
     """Measure every task that is on this machine, each by every method that fits it.
 
-    A result that is there already, of the same checkpoint, data and words, is not made again. A
-    task whose data or words cannot be used fails alone.
+    A result that is there already, of the same checkpoint, data and words, is not made again,
+    unless images of it were unreadable. A task whose data or words cannot be used fails alone.
     """
     found = Measured([], {}, {}, [])
     for task in tasks:
@@ -91,8 +92,9 @@ def measure_tasks(
             found.missing[task.name] = str(error)
             say(f"{task.name}: not on this machine, left out")
         except InputError as error:
-            found.failed[task.name] = str(error)
-            say(f"{task.name}: failed: {error}")
+            reason = str(error).removeprefix(f"{task.name}: ")
+            found.failed[task.name] = f"{task.name}: {reason}"
+            say(f"{task.name}: failed: {reason}")
     return found
 
 
@@ -158,7 +160,11 @@ def _measure(
     stem = settings.out / f"{task.name}{suffix}"
     done = stem.with_name(stem.name + ".json")
     record = read_record(done) if _main() and done.exists() else None
-    is_done = record is not None and record["identity_sha256"] == identity["identity_sha256"]
+    is_done = (
+        record is not None
+        and record["identity_sha256"] == identity["identity_sha256"]
+        and not record["unreadable"]  # which may be readable by now, or too many
+    )
     if is_word_of_host_0(is_done):
         say(f"{task.name}, {method}: measured before, kept")
         return (record if _main() else {}), False
@@ -175,6 +181,9 @@ def _measure(
             f"the set has {len(data.pictures):,} pictures here, {task.examples:,} where published"
         )
     details = dict(result.details)
+    if left_out := getattr(data, "left_out", None):
+        details["left_out"] = left_out
+        notes.append(f"left out of the set: {describe_counts(left_out)}")
     if method == "zero-shot":
         details["published"] = published_scores(task.name, task.metric)
     if embedder.model.config.dtype != "float32":
@@ -236,17 +245,20 @@ def _probe(
 ) -> Result:
     size = embedder.model.transform.size
     unreadable: list[str] = []
+    notes: list[str] = []
 
-    def embed(part: Labelled) -> Split:
+    def embed(part: Labelled, split: str = "") -> Split:
+        if split and part.left_out:
+            notes.append(f"{split}left out of the set: {describe_counts(part.left_out)}")
         zimg, broken = embedder.embed_images(part.pictures)
-        unreadable.extend(broken)
+        unreadable.extend(f"{split}{line}" for line in broken)
         if part.labels.min() < 0 or part.labels.max() >= classes:
             raise InputError(
                 f"{task.name}: a training label is out of range 0 to {classes - 1}\nmend the set"
             )
         return Split(zimg, part.labels)
 
-    train = embed(open_split(task, source, "train", data_dir, size))
+    train = embed(open_split(task, source, "train", data_dir, size), "training split, ")
     held_out = open_split(task, source, "validation", data_dir, size)
     test = embed(data)
     if method == "knn":
@@ -255,7 +267,7 @@ def _probe(
         if held_out is None:
             train, validation = set_aside(train)
         else:
-            validation = embed(held_out)
+            validation = embed(held_out, "validation split, ")
         fit = linear_probe if method == "linear-probe" else few_shot
         result = fit(train, validation, test, classes)
-    return result._replace(unreadable=tuple(unreadable))
+    return result._replace(unreadable=tuple(unreadable), notes=(*result.notes, *notes))

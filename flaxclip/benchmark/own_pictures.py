@@ -1,6 +1,7 @@
 """Anybody's own folder of pictures, with nothing but the names of what they may show."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +10,48 @@ from rich.table import Table
 
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES, check_distinct
-from flaxclip.benchmark.readers.folder import FilePictures, find_pictures
+from flaxclip.benchmark.readers.folder import FilePictures, class_folders, find_pictures
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
 from flaxclip.benchmark.zero_shot import build_zero_shot_classifier, class_similarities
+from flaxclip.data.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
 
 PRINTED = 20
 
 
-def split_labels(labels: str) -> tuple[str, ...]:
-    """`cat,dog` as two names.
+def split_labels(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The names that `--labels` has been given: `cat,dog` are two, of several values each is one.
+
+    Args:
+        given: for each time the flag was there, its values.
 
     Raises:
-        InputError: there are fewer than two, or two the same.
+        InputError: there are fewer than two, or two the same; or a list is among several values.
     """
-    names = tuple(name.strip() for name in labels.split(",") if name.strip())
+    values = [value for values in given for value in values]
+    shown = " ".join(map(repr, values))
+    if len(values) > 1 and any(value.strip().endswith(",") for value in values):
+        raise InputError(
+            f"--labels {shown}: one ends with a comma\n"
+            'put quotes around a list, "cat,dog", or leave commas out between values'
+        )
+    if len(values) == 1:
+        values = values[0].split(",")
+    names = tuple(value.strip() for value in values if value.strip())
     if len(names) < 2:
-        raise InputError(f"--labels {labels!r} names {len(names)}\nthere must be two at least")
+        raise InputError(f"--labels {shown} names {len(names)}\nthere must be two at least")
     check_distinct(names)
     return names
 
 
-def own_task(images: Path, labels: str) -> Task:
+def own_task(images: Path, labels: Sequence[str]) -> Task:
     """A task of the pictures in `images/CLASS/`; `labels` may only repeat the folders' names.
 
     Raises:
         InputError: a label has no folder, or a folder no label.
     """
-    folders = sorted(path.name for path in images.iterdir() if path.is_dir())
-    if labels and set(split_labels(labels)) != set(folders):
-        different = set(split_labels(labels)) ^ set(folders)
+    folders = [path.name for path in class_folders(images)]
+    if different := set(labels or folders) ^ set(folders):
         raise InputError(
             f"--labels and the folders of {images} differ: {', '.join(sorted(different))}\n"
             "with folders, labels are their names: leave --labels out, or name them all"
@@ -51,27 +64,29 @@ def own_task(images: Path, labels: str) -> Task:
                 prompts=prompts)  # fmt: skip
 
 
-def name_pictures(embedder: Embedder, images: Path, labels: str, out: Path) -> None:
+def name_pictures(embedder: Embedder, images: Path, names: Sequence[str], out: Path) -> None:
     """Write `out/predictions.csv`, a row a picture: its name, and the probability of each label.
 
     Raises:
-        InputError: there are no pictures, or the labels cannot be used.
+        InputError: there are no pictures, or more of them are unreadable than may be; those that
+            can be read have their rows all the same.
     """
-    names = split_labels(labels)
-    paths = find_pictures(images)
+    paths, leftovers = find_pictures(images)
     if not paths:
         raise InputError(f"no pictures in {images}\nexpected .jpg, .png, .webp, ...")
     pictures = FilePictures(images, paths)
     classifier, _ = build_zero_shot_classifier(embedder, names, DEFAULT_TEMPLATES)
-    zimg, unreadable = embedder.embed_images(pictures)
-    broken = {line.partition(": ")[0] for line in unreadable}
+    zimg, unreadable = embedder.embed_images(pictures, limited=False)
     logits = embedder.model.logit_scale * class_similarities(zimg, classifier)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = odds / odds.sum(axis=1, keepdims=True)
-    rows = []
+    rows, broken = [], list(reversed(unreadable))
     for index, row in enumerate(probabilities):
         name = pictures.name(index)
-        best = "unreadable" if name in broken else names[int(row.argmax())]
+        best = names[int(row.argmax())]
+        if broken and broken[-1].startswith(f"{name}: "):  # they are in the pictures' order
+            best = "unreadable"
+            broken.pop()
         rows.append([name, best, *(f"{p:.4f}" for p in row)])
     with (out / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["picture", "prediction", *names], *rows])
@@ -79,6 +94,9 @@ def name_pictures(embedder: Embedder, images: Path, labels: str, out: Path) -> N
     for row in rows[:PRINTED]:
         table.add_row(*row)
     Console().print(table)
-    for line in unreadable:
+    for line in unreadable[:PRINTED]:
         print(f"unreadable: {line}")
-    print(f"{len(rows):,} pictures: {out / 'predictions.csv'}")
+    print(f"{len(rows):,} pictures, {len(unreadable):,} unreadable: {out / 'predictions.csv'}")
+    if leftovers:
+        print(f"left out: {describe_counts({LEFTOVERS: leftovers})}")
+    embedder.check_readable(unreadable, len(rows))

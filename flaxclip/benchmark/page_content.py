@@ -10,7 +10,7 @@ import numpy as np
 from flaxclip.benchmark.charts import Axes, Point, chart
 from flaxclip.benchmark.exports import checkpoint_name
 from flaxclip.benchmark.prompts import first_name
-from flaxclip.benchmark.results import read_arrays
+from flaxclip.benchmark.results import read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
 from flaxclip.benchmark.scores import confusion_matrix, paired_difference
 from flaxclip.errors import InputError
@@ -66,7 +66,8 @@ def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any
                 },
             },
         )
-        row["scores"][checkpoint_name(record)] = record["scores"][metric]
+        unreadable = {"unreadable": len(record["unreadable"])}
+        row["scores"][checkpoint_name(record)] = record["scores"][metric] | unreadable
     return list(rows.values())
 
 
@@ -160,6 +161,7 @@ def result_detail(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     arrays = read_arrays(path)
     detail = {
         "record": record,
+        "unreadable": unreadable_lines(record),
         "checkpoint": checkpoint_name(record),
         "mistakes": _with_pictures(path, record.get("mistakes", [])),
         "retrieved": _with_pictures(path, record.get("retrieved", [])),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from flaxclip.benchmark.datasets import (
     Captioned,
@@ -117,7 +117,7 @@ def _draw_overview(
     truths: Sequence[str],
     captions: Sequence[str],
     guesses: Sequence[Sequence[str]],
-    shown: Sequence[int],
+    shown: Int[np.ndarray, " shown"],
     stem: Path,
 ) -> None:
     """Grids of some pictures: what they were taken for, and how similar to each other's captions.

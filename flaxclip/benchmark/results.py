@@ -48,6 +48,7 @@ def make_record(
         **identity,
         "examples": examples,
         "scores": {name: score._asdict() for name, score in result.scores.items()},
+        "unreadable_images": len(result.unreadable),
         "unreadable": list(result.unreadable),
         "notes": list(result.notes),
         **result.details,
@@ -105,11 +106,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
 
 
+def unreadable_lines(record: Mapping[str, Any], shown: int = 10) -> list[str]:
+    """The first images that a result counts as black, and how many more there are."""
+    unreadable = record["unreadable"]
+    lines = [f"counted as black, because unreadable: {line}" for line in unreadable[:shown]]
+    if len(unreadable) > shown:
+        lines.append(f"and {len(unreadable) - shown:,} more: {record['task']}'s JSON has all")
+    return lines
+
+
 def print_table(records: Sequence[Mapping[str, Any]]) -> None:
-    """One row a score, with its 95% interval and what a blind guess would reach beside it."""
+    """One row a score, with its 95% interval and what a blind guess would reach beside it; above
+    them how many images the set has, and how many of these were unreadable and count as black.
+    """
     table = Table("task", "score", "value", "95% interval", "chance", box=SIMPLE_HEAD)
     for record in records:
-        table.add_row(record["task"], f"{record['kind']}, n = {record['examples']:,}", style="bold")
+        examples = f"{record['kind']}, n = {record['examples']:,}"
+        unreadable = f"{len(record['unreadable']):,} unreadable"
+        table.add_row(record["task"], examples, "", unreadable, style="bold")
         for name, score in record["scores"].items():
             interval = f"{score['low']:.1%} – {score['high']:.1%}"
             table.add_row("", name, f"{score['value']:.1%}", interval, f"{score['chance']:.1%}")

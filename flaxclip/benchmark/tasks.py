@@ -86,12 +86,16 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
     """Tasks by their names, those of suites, and READER:PATH for data of one's own.
 
     Raises:
-        InputError: there is no task or suite of that name.
+        InputError: there is no task or suite of that name, or two sets of one's own have one name.
     """
     tasks: dict[str, Task] = {}
     for name in names:
         for task in _find(name):
-            tasks.setdefault(task.name, task)
+            if tasks.setdefault(task.name, task) != task:
+                raise InputError(
+                    f"both {tasks[task.name].title} and {task.title} are called {task.name!r}, and "
+                    "so would their results be\nmeasure them one by one, each with its own --out"
+                )
     return list(tasks.values())
 
 

@@ -3,7 +3,8 @@
     photos/0001.jpg + photos/0001.txt (or .json)      fields: txt, or what the JSON has
     photos/great_auk/0001.jpg                         field: class, "great auk"
 
-Where any picture has a text beside it, those without one are left out, counted and told of.
+Where any picture has a text beside it, those without one are left out, counted and told of. So are
+pictures that are hidden, and those that other programs have left: see `left_out.py`.
 """
 
 import logging
@@ -19,6 +20,7 @@ from flaxclip.data.captions import (
     make_captions,
     utf8,
 )
+from flaxclip.data.left_out import LEFTOVERS, describe_leftovers, is_leftover
 from flaxclip.data.source import Pair
 from flaxclip.data.storage import files_below, is_folder, read_file
 from flaxclip.errors import InputError
@@ -44,10 +46,13 @@ class FolderSource:
             raise InputError(f"no folder {folder}\nexpected one with pictures in it")
         self._folder = folder.rstrip("/")
         self._captions = captions
-        files = {}
+        files, leftovers = {}, []
         for path in files_below(self._folder):
             stem, extension = posixpath.splitext(path)
-            files.setdefault(stem, {})[extension.lower()] = extension
+            if is_leftover(path):
+                leftovers += [path] * path.lower().endswith(EXTENSIONS)
+            else:
+                files.setdefault(stem, {})[extension.lower()] = extension
         pictures, texts, left_out = [], [], 0
         with_texts = any(_texts(found) and _pictures(found) for found in files.values())
         for stem, found in sorted(files.items()):
@@ -65,24 +70,38 @@ class FolderSource:
                 f"no pictures with captions in {folder}\n"
                 f"{sum(map(len, files.values())):,} files, {left_out:,} of them pictures; expected "
                 "a .txt or .json of the same name beside pictures, or a folder for each class"
+                f"{describe_leftovers(leftovers)}"
             )
         # Arrow: a fifth of what a list of strings takes, in this process and in every worker.
         self._paths, self._texts = pa.array(pictures), pa.array(texts)
+        counts = {"images_without_text_or_class": left_out, LEFTOVERS: len(leftovers)}
+        self.left_out = {name: count for name, count in counts.items() if count}
+        """Images that are none of the source's: counts by reason."""
         _logger.log(
-            logging.WARNING if left_out else logging.INFO,
-            "%s pictures in %s%s",
+            logging.WARNING if self.left_out else logging.INFO,
+            "%s pictures in %s%s%s",
             f"{len(self):,}",
             folder,
             f"; {left_out:,} left out, without a text or a class" if left_out else "",
+            describe_leftovers(leftovers),
         )
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Pair:
-        captions = make_captions(self.fields(index), self._captions, ("txt", "caption", "class"))
+        captions = self.captions(index)
         path = f"{self._folder}/{self._path(index)}"
         return Pair(read_file(path, MAX_IMAGE_BYTES), *captions)
+
+    def captions(self, index: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+        """The captions alone, with weights: they may be there while the image is not."""
+        return make_captions(self.fields(index), self._captions, ("txt", "caption", "class"))
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all images."""
+        return [f"{self._folder}/{path}" for path in self._paths.to_pylist()]
 
     def fields(self, index: int) -> dict[str, Any]:
         """`txt` and what the JSON has; or `class`: the folder's name, spaces for underscores."""

@@ -28,7 +28,6 @@ from flaxclip.data.inspection import Inspection, Sample, inspect_source
 from flaxclip.data.pair_statistics import MEASURES
 from flaxclip.data.preparation import SCENE_SIZE
 from flaxclip.data.source import Source
-from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError, exit_on_input_error
 
 _SHOWN_BROKEN = 10
@@ -114,17 +113,9 @@ def inspect(command: Command) -> None:
 
 
 def _left_out(source: Source) -> dict[str, int]:
-    """What lies in the shards but is no pair, known to the index of tars; and empty shards."""
+    """What lies in the shards, or the folder, but is no pair, where the source counts that."""
     empty = getattr(source, "empty_shards", 0)
-    found = {"empty_shards": empty} if empty else {}
-    if not isinstance(source, WebDatasetSource):
-        return found
-    counts = source.shards
-    return found | {
-        name: int(counts[name].sum())
-        for name in counts.dtype.names
-        if name not in ("size", "mtime_ns", "pairs") and counts[name].any()
-    }
+    return ({"empty_shards": empty} if empty else {}) | dict(getattr(source, "left_out", {}))
 
 
 def _make_folder(folder: Path) -> None:

@@ -27,7 +27,11 @@ class UnreadableRecordError(Exception):
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access by position. Must be picklable: worker processes hold a copy."""
+    """Random access by position. Must be picklable: worker processes hold a copy.
+
+    A source that leaves out some of what it finds has `left_out` too: counts by reason. One whose
+    images can be missing while their captions are there has `captions(index)`: `Pair`'s.
+    """
 
     def __len__(self) -> int:
         """Number of records."""

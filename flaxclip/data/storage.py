@@ -161,7 +161,8 @@ def _first_seen_version(path: str) -> Version:
 def files_below(folder: str) -> Iterator[str]:
     """Paths, relative to `folder` and with slashes, of all files below it; in no order."""
     if not is_remote(folder):
-        for parent, _, names in os.walk(folder, followlinks=True):
+        for parent, folders, names in os.walk(folder, followlinks=True):
+            folders[:] = [name for name in folders if not _leads_back(parent, name)]
             inner = os.path.relpath(parent, folder)
             yield from (name if inner == "." else f"{inner}/{name}" for name in names)
         return
@@ -169,6 +170,14 @@ def files_below(folder: str) -> Iterator[str]:
     root = fs._strip_protocol(folder).rstrip("/")
     for path in fs.find(root):
         yield posixpath.relpath(path, root)
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a link leads to a folder that it lies in: what is there would be listed again."""
+    path = os.path.join(parent, name)
+    if not os.path.islink(path):
+        return False
+    return f"{os.path.realpath(parent)}/".startswith(f"{os.path.realpath(path).rstrip('/')}/")
 
 
 def is_folder(path: str) -> bool:

@@ -100,9 +100,15 @@ class TableSource:
 
     def __getitem__(self, index: int) -> Pair:
         table, row = self._read(index)
+        return Pair(self._image(table, row), *self._captions_of(row))
+
+    def captions(self, index: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+        """The captions alone, with weights: they may be there while the image is not."""
+        return self._captions_of(self._read(index)[1])
+
+    def _captions_of(self, row: pa.RecordBatch) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
         fields = _values(row, self._caption_keys)
-        captions = make_captions(fields, self._captions, self._caption_keys)
-        return Pair(self._image(table, row), *captions)
+        return make_captions(fields, self._captions, self._caption_keys)
 
     def fields(self, index: int) -> dict[str, Any]:
         """The columns of the row, without pictures that are stored in it."""

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxclip.data.empty_shards import check_empty_shards
+from flaxclip.data.left_out import MEMBER_REASONS
 from flaxclip.data.scan_processes import scan_in_processes
 from flaxclip.data.shard_paths import shown
 from flaxclip.data.storage import Version, cache_folder, version_of
@@ -32,10 +33,10 @@ SHARD = np.dtype(
     [
         ("size", "<u8"),  # bytes, when indexed
         ("mtime_ns", "<i8"),
-        *((name, "<u4") for name in COUNTS),
+        *((name, "<u4") for name in (*COUNTS, *MEMBER_REASONS)),
     ]
 )
-_FORMAT = 1  # to be raised with any change of what follows from the same shards
+_FORMAT = 2  # to be raised with any change of what follows from the same shards
 _PARALLEL_FROM = 8  # shards; starting processes takes as long as walking a few shards
 _ARRAYS = {"records": RECORD, "shards": SHARD, "keys": np.dtype(np.uint8)}
 

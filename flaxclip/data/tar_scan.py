@@ -6,6 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flaxclip.data.left_out import (
+    DOTTED,
+    MEMBER_REASONS,
+    describe_counts,
+    member_kind,
+    member_reason,
+    split_key,
+)
 from flaxclip.data.shard_paths import shown
 from flaxclip.data.storage import open_to_read
 from flaxclip.errors import InputError
@@ -42,6 +50,7 @@ _READ_WHOLE = (
 )
 _MAX_HEADER_BYTES = 2**20
 _PLAIN_FILE = tarfile.REGTYPE[0]
+_EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "txt", "json"))
 
 
 class ShardScan(NamedTuple):
@@ -52,10 +61,10 @@ class ShardScan(NamedTuple):
     keys: bytes
     """The pairs' keys, one after the other, in UTF-8."""
     counts: dict[str, int]
-    """By the names in `COUNTS`."""
+    """By the names in `COUNTS` and `MEMBER_REASONS`."""
 
 
-_EMPTY = ShardScan(np.zeros(0, RECORD), b"", dict.fromkeys(COUNTS, 0))
+_EMPTY = ShardScan(np.zeros(0, RECORD), b"", dict.fromkeys((*COUNTS, *MEMBER_REASONS), 0))
 
 
 def scan_shard(path: str) -> ShardScan | InputError:
@@ -91,7 +100,8 @@ class _Header(tarfile.TarInfo):
 
 class _Member(NamedTuple):
     name: str
-    is_file: bool
+    kind: str
+    """By `member_kind`."""
     offset: int
     """Of its data."""
     size: int
@@ -100,15 +110,20 @@ class _Member(NamedTuple):
 def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
     groups: list[tuple[str, dict[str, tuple[int, int]]]] = []
     last_of_key: dict[str, dict[str, tuple[int, int]]] = {}
-    counts = dict.fromkeys(COUNTS, 0)
+    counts = dict.fromkeys((*COUNTS, *MEMBER_REASONS), 0)
     size = tar.fileobj.seek(0, os.SEEK_END)
     tar.fileobj.seek(0)
-    members, first = 0, None
+    members, first, dotted = 0, None, set()
     while (member := _next_member(tar, path, members, size)) is not None:
         members += 1
         first = first or member.name
         key, extension = split_key(member.name)
-        if not member.is_file or extension not in (*IMAGE_EXTENSIONS, "txt", "json"):
+        reason = member_reason(member.name, member.kind, _EXTENSIONS)
+        if reason == DOTTED:  # an image and its caption are one
+            dotted.add(member.name.rpartition(".")[0])
+        elif reason:
+            counts[reason] += 1
+        if reason or extension not in _EXTENSIONS:
             continue
         group = last_of_key.get(key)
         if group is None or extension in group:
@@ -129,25 +144,21 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
             counts["extra_images"] += len(images) - 1
             keys += key.encode("utf-8", "surrogateescape")
             rows.append((0, *images[0], *txt, *json, len(keys)))
-    counts["pairs"] = len(rows)
+    counts["pairs"], counts[DOTTED] = len(rows), len(dotted)
     if not members:
         return _EMPTY
     if not rows:
         first = f"first member: {first}. " if first else ""
+        odd = describe_counts({name: counts[name] for name in MEMBER_REASONS if counts[name]})
+        odd = f"left out: {odd}\n" if odd else ""
+        odd += "names end at their first dot: rename such files\n" if dotted else ""
         raise InputError(
             f"no image–caption pairs in {shown(path)}\n"
             f"{members} members, none of .jpg .jpeg .png .webp with a .txt or .json of the same "
-            f"name\n{first}Expected the layout that img2dataset writes with --output_format "
+            f"name\n{odd}{first}Expected the layout that img2dataset writes with --output_format "
             "webdataset"
         )
     return ShardScan(np.array(rows, RECORD), bytes(keys), counts)
-
-
-def split_key(name: str) -> tuple[str, str]:
-    """A member's key and lower-case extension: as webdataset does, at the base name's first dot."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower() if stem else ""
 
 
 def _next_member(tar: tarfile.TarFile, path: str, number: int, size: int) -> _Member | None:
@@ -172,7 +183,7 @@ def _next_member(tar: tarfile.TarFile, path: str, number: int, size: int) -> _Me
             raise _broken(path, number, member.offset, f"{member.name} has a negative size")
         if tar.offset > size:
             raise _broken(path, number, size, f"in {member.name}, which ends at {tar.offset:,}")
-        return _Member(member.name, member.isreg(), member.offset_data, member.size)
+        return _Member(member.name, member_kind(member), member.offset_data, member.size)
     tar.fileobj.seek(tar.offset)
     end = tar.fileobj.read(tarfile.BLOCKSIZE)
     if end != bytes(tarfile.BLOCKSIZE):
@@ -210,9 +221,7 @@ def _plain_file(tar: tarfile.TarFile) -> _Member | None:
         return None
     offset = start + tarfile.BLOCKSIZE
     tar.offset = offset + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return _Member(
-        buf[:100].split(b"\0", 1)[0].decode(tar.encoding, tar.errors), True, offset, size
-    )
+    return _Member(buf[:100].split(b"\0", 1)[0].decode(tar.encoding, tar.errors), "", offset, size)
 
 
 def _broken(path: str, number: int, position: int, reason: str) -> InputError:

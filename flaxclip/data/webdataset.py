@@ -6,9 +6,11 @@
 
 A record is a picture (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
 the .txt is the caption, and where there is none the JSON's "caption". The members of a record need
-not be neighbours. A key that comes again in the same shard is another record, as in open_clip;
-`source.shards` counts these. Tars are read by position, without unpacking; in object storage, by a
-ranged request where its members are neighbours.
+not be neighbours. A key ends at the first dot of its last part, as in webdataset: `photo.v2.jpg`
+has the extension `v2.jpg`, and is no picture. A key that comes again in the same shard is another
+record, as in open_clip. `source.shards` counts these, and what is left out. Tars are read by
+position, without unpacking; in object storage, by a ranged request where its members are
+neighbours.
 """
 
 import logging
@@ -21,12 +23,15 @@ import numpy as np
 
 from flaxclip.data.captions import DEFAULT_CAPTIONS, CaptionConfig, json_fields, make_captions, utf8
 from flaxclip.data.empty_shards import check_empty_shards
+from flaxclip.data.left_out import MEMBER_REASONS, describe_counts
 from flaxclip.data.shard_paths import expand_shards
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.data.storage import Version, is_remote, read_range
 from flaxclip.data.tar_index import TarIndex, build_index, open_index
+from flaxclip.data.tar_scan import COUNTS
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
+_LEFT_OUT = (*(name for name in COUNTS if name != "pairs"), *MEMBER_REASONS)
 _SMALL_GAP = 2**16  # bytes between a record's members, rather read along than asked for apart
 _MAX_MEMBER_BYTES = 2**28  # as large as the largest picture that transforms decode, in raw RGB
 
@@ -105,6 +110,12 @@ class WebDatasetSource:
         """[shards] of `tar_index.SHARD`: pairs, and what was left out or repeated, in each."""
         return self._index.shards
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What lies in the shards but is no pair, or repeated: counts by reason, none of them 0."""
+        totals = {name: int(self.shards[name].sum(dtype=np.int64)) for name in _LEFT_OUT}
+        return {name: count for name, count in totals.items() if count}
+
     def __getstate__(self) -> dict:
         return {"paths": self.paths, "_captions": self._captions, "_folder": self._folder}
 
@@ -141,10 +152,8 @@ class WebDatasetSource:
 
     def _report(self) -> None:
         shards = self._index.shards
-        left_out = ("images_without_caption", "captions_without_image", "extra_images")
-        totals = {name: int(shards[name].sum()) for name in (*left_out, "repeated_keys")}
-        found = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in totals.items() if n)
-        worst = int(np.argmax(sum(shards[name].astype(np.int64) for name in totals)))
+        found = describe_counts(self.left_out)
+        worst = int(np.argmax(sum(shards[name].astype(np.int64) for name in _LEFT_OUT)))
         _logger.log(
             logging.WARNING if found else logging.INFO,
             "%s pairs in %s shards%s",

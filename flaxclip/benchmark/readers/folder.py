@@ -7,7 +7,9 @@ import numpy as np
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.left_out import LEFTOVERS, is_leftover
 from flaxclip.data.source import UnreadableRecordError
+from flaxclip.data.storage import files_below
 from flaxclip.errors import InputError
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -18,8 +20,7 @@ class FilePictures:
 
     def __init__(self, root: Path, paths: Sequence[Path]):
         self._root, self._paths = root, paths
-        stats = [(str(path), path.stat()) for path in paths]
-        self.identity = repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+        self.identity = repr([(str(path), *_state(path)) for path in paths])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -35,9 +36,25 @@ class FilePictures:
         return str(self._paths[index].relative_to(self._root))
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Picture files below `folder`, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
+def _state(path: Path) -> tuple[int, int] | tuple[()]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere: unreadable, but no reason to give the others up
+        return ()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], int]:
+    """Picture files below `folder`, sorted; and how many were passed over as leftovers."""
+    names = [name for name in files_below(str(folder)) if name.lower().endswith(_PICTURES)]
+    found = [folder / name for name in names if not is_leftover(name)]
+    return sorted(found), len(names) - len(found)
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders in `root` that may be classes, sorted: those that no other program has left."""
+    # With a file's name, since some are leftovers by what they hold.
+    return sorted(p for p in root.iterdir() if p.is_dir() and not is_leftover(f"{p.name}/x"))
 
 
 def read_folder(
@@ -64,16 +81,25 @@ def read_folder(
 
 def read_classes(root: Path) -> Labelled:
     """`root/CLASS/*.jpg`."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    folders = class_folders(root)
     if not folders:
         raise InputError(
             f"{root} holds no folders\nexpected one for each class, named after it, with pictures"
         )
-    found = [find_pictures(folder) for folder in folders]
-    for folder, paths in zip(folders, found, strict=True):
+    everything, leftovers = find_pictures(root)
+    found: dict[Path, list[Path]] = {folder: [] for folder in folders}
+    beside = 0
+    for path in everything:
+        *inside, _ = path.relative_to(root).parts
+        beside += not inside
+        if inside:
+            found[root / inside[0]].append(path)
+    for folder, paths in found.items():
         if not paths:
             raise InputError(f"class {folder.name!r} has no pictures: {folder}\nremove the folder")
-    labels = np.repeat(np.arange(len(folders)), [len(paths) for paths in found])
+    labels = np.repeat(np.arange(len(folders)), [len(paths) for paths in found.values()])
     names = tuple(folder.name.replace("_", " ") for folder in folders)
-    pictures = FilePictures(root, [path for paths in found for path in paths])
-    return Labelled(pictures, labels, names)
+    counts = {LEFTOVERS: leftovers, "images_beside_the_classes": beside}
+    left_out = {reason: count for reason, count in counts.items() if count}
+    pictures = FilePictures(root, [path for paths in found.values() for path in paths])
+    return Labelled(pictures, labels, names, left_out=left_out)

@@ -10,7 +10,7 @@ from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.corpus import CorpusConfig, open_corpus
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
-from flaxclip.data.storage import version_of
+from flaxclip.data.storage import Version, version_of
 from flaxclip.errors import InputError
 
 TRAIN_SCENES = 12_000
@@ -61,16 +61,27 @@ def read_pairs(
     """
     del task, split, data_dir
     pairs = open_corpus(CorpusConfig(tuple(source.name.split("\n"))), image_size)
-    paths = getattr(pairs, "paths", ())  # a corpus that is not in shards has none
-    identity = repr((source.name, len(pairs), [(path, version_of(path)) for path in paths]))
+    paths = getattr(pairs, "paths", ())  # of what is neither files nor a folder there are none
+    identity = repr((source.name, len(pairs), [(path, _state(path)) for path in paths]))
     captions = [_caption(pairs, index) for index in range(len(pairs))]
     place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     belongs = [(picture, place[caption]) for picture, caption in enumerate(captions)]
-    return Captioned(PairPictures(pairs, identity), tuple(place), np.array(belongs))
+    left_out = getattr(pairs, "left_out", {})
+    return Captioned(PairPictures(pairs, identity), tuple(place), np.array(belongs), left_out)
+
+
+def _state(path: str) -> Version | None:
+    try:
+        return version_of(path)
+    except OSError:  # an image that is missing, by itself
+        return None
 
 
 def _caption(source: Source, index: int) -> str:
     try:
+        # An image that is missing is no reason to be without its caption: it counts as black.
+        if hasattr(source, "captions"):
+            return source.captions(index)[0][0]
         return source[index].captions[0]
     except UnreadableRecordError as error:
         raise InputError(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.left_out import is_leftover
 from flaxclip.data.parquet_batches import (
     BATCH_BYTES,
     NO_BYTES,
@@ -124,14 +125,17 @@ def find_parquet(name: str, split: str, data_dir: Path, title: str) -> list[Path
     for root in (Path(name), data_dir / name):
         if root.is_file():
             return [root]
-        if root.is_dir() and (
-            paths := sorted(root.rglob(f"{split}*.parquet")) or sorted(root.glob("*.parquet"))
-        ):
-            return paths
+        for found in (root.rglob(f"{split}*.parquet"), root.glob("*.parquet")):
+            if paths := [path for path in sorted(found) if _is_part(path, root)]:
+                return paths
     raise MissingDataError(
         f"no {split}*.parquet in {data_dir / name}: {title}\n"
         f"  hf download {name} --repo-type dataset --local-dir {data_dir / name}"
     )
+
+
+def _is_part(path: Path, root: Path) -> bool:
+    return path.is_file() and not is_leftover(path.relative_to(root).as_posix())
 
 
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:

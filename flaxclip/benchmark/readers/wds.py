@@ -1,12 +1,15 @@
 """CLIP_benchmark's webdatasets: `wds_NAME/` with classnames.txt, test/nshards.txt, test/0.tar.
 
 A record is a picture (.webp .png .jpg .jpeg) with, under the same key, the number of its class
-(.cls), for several classes a NumPy row of 0 and 1 (.npy), or captions, a line each (.txt).
+(.cls), for several classes a NumPy row of 0 and 1 (.npy), or captions, a line each (.txt). Keys are
+those that training's own reader sees; what looks like a part of a record and is none is counted.
 """
 
+import collections
 import io
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,12 @@ from jaxtyping import Bool, Int
 
 from flaxclip.benchmark.datasets import Captioned, Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.left_out import DOTTED, describe_counts, member_kind, member_reason, split_key
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
 _PICTURES = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark prefers them
+_EXTENSIONS = frozenset((*_PICTURES, "cls", "npy", "txt"))
 
 
 class TarPictures:
@@ -35,8 +40,11 @@ class TarPictures:
 
     def __getitem__(self, index: int) -> bytes:
         path, _, offset, size = self._members[index]
-        with path.open("rb") as file:
-            data = os.pread(file.fileno(), size, offset)
+        try:
+            with path.open("rb") as file:
+                data = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise UnreadableRecordError(f"{path}: {error.strerror}") from error
         if len(data) != size:
             raise UnreadableRecordError(f"{path} ends inside the picture")
         return data
@@ -59,28 +67,29 @@ def read_wds(
     del image_size
     root = find_wds(source.name, data_dir)
     folder = root / split
-    records = _read_tars(folder, root)
+    records, left_out = _read_tars(folder, root)
     pictures = TarPictures([record["picture"] for record in records])
     if task.kind == "retrieval":
-        captions = [_field(record, "txt").decode().splitlines() for record in records]
+        captions = [_captions(record) for record in records]
         for index, lines in enumerate(captions):
             if not lines:
                 raise InputError(f"{folder / pictures.name(index)} has no caption\nmend the set")
         picture_of = np.repeat(np.arange(len(records)), [len(lines) for lines in captions])
         pairs = np.stack([picture_of, np.arange(len(picture_of))], axis=1)
-        return Captioned(pictures, tuple(line for lines in captions for line in lines), pairs)
+        return Captioned(
+            pictures, tuple(line for lines in captions for line in lines), pairs, left_out
+        )
     if task.kind == "multilabel":
-        labels = _multi_hot([_field(record, "npy") for record in records], folder)
+        labels = _multi_hot([_array(record) for record in records], folder)
     else:
         labels = _numbers([_field(record, "cls") for record in records], pictures, folder)
     groups = None
     if task.group is not None:
-        rows = [np.load(io.BytesIO(_field(record, "npy"))).ravel() for record in records]
-        groups = np.array([row[task.group] for row in rows]).astype(np.int64)
+        groups = np.array([_array(record)[task.group] for record in records]).astype(np.int64)
     names, templates = _lines(root / "classnames.txt"), None
     if (lines := _lines(root / "zeroshot_classification_templates.txt")) is not None:
         templates = tuple(line.replace("{c}", "{}") for line in lines)
-    return Labelled(pictures, labels, names, templates, groups)
+    return Labelled(pictures, labels, names, templates, groups, left_out)
 
 
 def find_wds(name: str, data_dir: Path) -> Path:
@@ -96,8 +105,8 @@ def find_wds(name: str, data_dir: Path) -> Path:
     )
 
 
-def _read_tars(folder: Path, root: Path) -> list[dict]:
-    """A dict a picture: where it lies, and its small files by their extension."""
+def _read_tars(folder: Path, root: Path) -> tuple[list[dict], dict[str, int]]:
+    """A dict a picture: where it lies, and its small files by their extension; what is left out."""
     count_file = folder / "nshards.txt"
     if not count_file.is_file():
         raise InputError(
@@ -108,37 +117,55 @@ def _read_tars(folder: Path, root: Path) -> list[dict]:
     text = count_file.read_text().strip()
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"{count_file} holds {text!r}\nexpected the number of shards")
-    records = []
+    records, left_out = [], collections.Counter()
     for number in range(int(text)):
         path = folder / f"{number}.tar"
         if not path.is_file():
             raise InputError(f"shard {path} is missing: {count_file} says {text}\ndownload it")
         try:
-            records += _read_tar(path)
+            records += _read_tar(path, left_out)
         except tarfile.TarError as error:
             raise InputError(f"{path} is damaged: {error}\ndownload it again") from None
     if not records:
-        raise InputError(f"no pictures in {folder}\nexpected {', '.join(_PICTURES)} in its tars")
-    return records
+        raise InputError(
+            f"no pictures in {folder}\nexpected {', '.join(_PICTURES)} in its tars"
+            f"{_described(left_out)}"
+        )
+    return records, dict(left_out)
 
 
-def _read_tar(path: Path) -> list[dict]:
+def _read_tar(path: Path, left_out: collections.Counter[str]) -> list[dict]:
     records: dict[str, dict] = {}
+    dotted = set()
     with tarfile.open(path) as tar:
         for member in tar:
-            key, _, extension = member.name.partition(".")
-            if not member.isfile():
+            key, extension = split_key(member.name)
+            reason = member_reason(member.name, member_kind(member), _EXTENSIONS)
+            if reason == DOTTED:  # a picture and its label are one
+                dotted.add(member.name.rpartition(".")[0])
+            elif reason:
+                left_out[reason] += 1
+            if reason or extension not in _EXTENSIONS:
                 continue
-            record, extension = records.setdefault(key, {"key": key}), extension.lower()
+            record = records.setdefault(key, {"key": key})
+            if extension in record or extension in record.get("pictures", ()):
+                raise InputError(
+                    f"{path} has {key}.{extension} twice\n"
+                    "which label belongs to which picture cannot be known: make the set anew"
+                )
             if extension in _PICTURES:
                 record.setdefault("pictures", {})[extension] = (member.offset_data, member.size)
             else:
                 record[extension] = tar.extractfile(member).read()
+    if dotted:
+        left_out[DOTTED] += len(dotted)
     for record in records.values():
         if "pictures" not in record:
             raise InputError(
                 f"{path}: {record['key']} has no picture\nexpected one of {', '.join(_PICTURES)}"
+                f"{_described(left_out)}"
             )
+        record["left_out"] = left_out
         best = min(record["pictures"], key=_PICTURES.index)
         record["picture"] = (path, record["key"], *record["pictures"][best])
     return list(records.values())
@@ -147,8 +174,33 @@ def _read_tar(path: Path) -> list[dict]:
 def _field(record: dict, extension: str) -> bytes:
     if extension not in record:
         tar, key, *_ = record["picture"]
-        raise InputError(f"{tar}: {key} has no .{extension}\nevery picture of this task needs one")
+        raise InputError(
+            f"{tar}: {key} has no .{extension}\nevery picture of this task needs one"
+            f"{_described(record['left_out'])}"
+        )
     return record[extension]
+
+
+def _described(left_out: Mapping[str, int]) -> str:
+    return f"; left out of the tars: {describe_counts(left_out)}" if left_out else ""
+
+
+def _array(record: dict) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(_field(record, "npy"))).ravel()
+    except (OSError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        tar, key, *_ = record["picture"]
+        raise InputError(f"{tar}: {key}.npy is no NumPy array: {error}\nmend the set") from None
+
+
+def _captions(record: dict) -> list[str]:
+    try:
+        return _field(record, "txt").decode().splitlines()
+    except UnicodeDecodeError as error:
+        tar, key, *_ = record["picture"]
+        raise InputError(f"{tar}: {key}.txt is not UTF-8: {error}\nmend the set") from None
 
 
 def _numbers(fields: list[bytes], pictures: TarPictures, folder: Path) -> Int[np.ndarray, " n"]:
@@ -161,8 +213,7 @@ def _numbers(fields: list[bytes], pictures: TarPictures, folder: Path) -> Int[np
         ) from None
 
 
-def _multi_hot(fields: list[bytes], folder: Path) -> Bool[np.ndarray, "n classes"]:
-    rows = [np.load(io.BytesIO(field)).ravel() for field in fields]
+def _multi_hot(rows: list[np.ndarray], folder: Path) -> Bool[np.ndarray, "n classes"]:
     lengths = {len(row) for row in rows}
     if len(lengths) != 1:
         raise InputError(f"{folder}: .npy rows of lengths {sorted(lengths)}\nexpected one length")
