@@ -22,7 +22,9 @@ def get_config() -> TrainConfig:
         batch_size=128,
         steps=1000,
         data=DataConfig(augment=AugmentConfig(crop_scale=None)),
-        optim=OptimConfig(optimizer="muon", peak_lr=3e-3, warmup_steps=150, weight_decay=0.1),
+        optim=OptimConfig(
+            optimizer="muon", peak_lr=3e-3, warmup_steps=150, b2=0.999, weight_decay=0.1
+        ),
         log_every=100,
         checkpoint=CheckpointConfig(every_steps=500),
     )

@@ -23,13 +23,23 @@ _INPUTS = re.compile(
     r"|ln_embedding|ln_pre|stem)(/|$)"
 )
 
+_STACKS = re.compile(r"(^|/)(transformer/blocks|stage\d+/rest)/")
 
-def map_names(function: Callable[[str, Any], Any], params: Any) -> Any:
-    """A tree like `params`, of `function` of each parameter's name and value."""
+
+def map_names(function: Callable[..., Any], params: Any, *others: Any) -> Any:
+    """A tree like `params`, of `function` of each parameter's name, value and those in `others`."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        lambda path, *leaves: function(
+            jax.tree_util.keystr(path, simple=True, separator="/"), *leaves
+        ),
         params,
+        *others,
     )
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a parameter's first axis is that of a stack's layers."""
+    return _STACKS.search(name) is not None
 
 
 def frozen_mask(patterns: Sequence[str], params: Any) -> Any:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
-from optax.contrib import MuonDimensionNumbers
 
 from flaxclip.errors import InputError
 from flaxclip.fine_tuning import check_patterns, frozen_mask, map_names, rate_multipliers
+from flaxclip.matrix_optimizers import muon_matrices, scale_by_adafactor
 
 MAX_LOGIT_SCALE = math.log(100)
 """Radford et al. 2021, section 2.5: logits are never scaled by more than 100."""
@@ -25,23 +25,14 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
 )
 
 
-# What Muon makes orthogonal: each matrix of each stacked block by itself, queries, keys and values
-# apart, heads together.
-MUON_MATRICES: tuple[tuple[str, MuonDimensionNumbers], ...] = (
-    (r"blocks/attention/qkv/kernel$", MuonDimensionNumbers(1, (2, 4))),
-    (r"blocks/attention/out/kernel$", MuonDimensionNumbers((1, 2), 3)),
-    (r"blocks/mlp/fc[12]/kernel$", MuonDimensionNumbers(1, 2)),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """The defaults are those of Radford et al. 2021, table 18, and section 2.5, for a ViT."""
 
     optimizer: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
     """Loshchilov & Hutter 2019; Chen et al. 2023; Shazeer & Stern 2018 as Zhai et al. 2022 changed
-    it (appendix D: with momentum, steps not scaled by parameters); Jordan et al. 2024 for the
-    blocks' matrices, scaled as Liu et al. 2025 do, so that AdamW's rates fit, and AdamW with
+    it (`scale_by_adafactor`); Jordan et al. 2024 for the matrices between a tower's input and its
+    output, scaled as Liu et al. 2025 do, so that AdamW's rates fit, and AdamW with
     Nesterov's momentum for the rest."""
     peak_lr: float = 5e-4
     schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
@@ -54,8 +45,8 @@ class OptimConfig:
     b1: float = 0.9
     """Decay of the momentum, whatever the optimizer."""
     b2: float = 0.98
-    """AdamW: decay of the second moment. Lion: of the momentum that is kept, where b1 is that of
-    the one that is used. Adafactor has a rule of its own instead."""
+    """AdamW, that of Muon too: decay of the second moment. Lion: of the momentum that is kept,
+    where b1 is that of the one that is used. Adafactor has a rule of its own instead."""
     eps: float = 1e-6
     """AdamW's and Muon's."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -222,11 +213,7 @@ def _direction(config: OptimConfig) -> optax.GradientTransformation:
     if config.optimizer == "lion":
         return optax.scale_by_lion(b1, b2, mu_dtype=dtype)
     if config.optimizer == "adafactor":
-        return optax.chain(
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.ema(b1, debias=False, accumulator_dtype=dtype),
-        )
+        return scale_by_adafactor(b1, dtype)
     return optax.contrib.muon(
         learning_rate=-1.0,  # the direction itself: the caller's rate has the other minus sign
         beta=b1,
@@ -234,17 +221,9 @@ def _direction(config: OptimConfig) -> optax.GradientTransformation:
         mu_dtype=dtype,
         adam_b1=b1,
         adam_b2=b2,
-        muon_weight_dimension_numbers=_muon_matrices,
+        muon_weight_dimension_numbers=muon_matrices,
         consistent_rms=0.2,  # Liu et al. 2025, section 2.2: that of AdamW's steps
     )
-
-
-def _muon_matrices(params: Any) -> Any:
-    def matrix(name: str, _: Any) -> MuonDimensionNumbers | None:
-        found = (axes for pattern, axes in MUON_MATRICES if re.search(pattern, name))
-        return next(found, None)
-
-    return map_names(matrix, params)
 
 
 def update_average(
