@@ -22,7 +22,7 @@ from flaxclip.models.cost import model_cost
 from flaxclip.models.patch_dropout import sample_patches
 from flaxclip.models.transformer import remat_by_speed
 from flaxclip.optim import clamp_logit_scale, update_average
-from flaxclip.sharding import BATCH_AXES, batch_sharding, pair_axes
+from flaxclip.sharding import batch_sharding, constrain, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
 
 Metrics = dict[str, Float[Array, ""]]
@@ -123,10 +123,8 @@ def make_train_step(
             # Chosen before the batch is cut into parts: both passes over a part see the same.
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
             pictures, patches = config.batch_size, config.model.vision.grid**2
-            inputs["kept"] = jax.lax.with_sharding_constraint(
-                sample_patches(key, pictures, patches, config.kept_patches),
-                PartitionSpec(BATCH_AXES),
-            )
+            patch_ids = sample_patches(key, pictures, patches, config.kept_patches)
+            inputs["kept"] = constrain(patch_ids, "batch", None)
         grads, batch_stats, result = loss_and_gradients(
             embed, loss, state.params, state.batch_stats, inputs, config.accumulate
         )
