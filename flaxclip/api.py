@@ -18,6 +18,7 @@ from flaxclip.data.transforms import ImageTransform, preprocess
 from flaxclip.interop.name_table import unflatten
 from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.variants import VARIANTS
+from flaxclip.numerics import similarity
 from flaxclip.weights import open_weights
 
 Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
@@ -99,7 +100,7 @@ class CLIPModel:
         """
         zimg = self.encode_image(images)
         ztxt = self.encode_text([template.format(name) for name in class_names])
-        logits = self.logit_scale * jnp.matmul(zimg, ztxt.T, precision=jax.lax.Precision.HIGHEST)
+        logits = self.logit_scale * similarity(zimg, ztxt)
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
