@@ -66,13 +66,13 @@ def make_loss(
     config: TrainConfig, mesh: Mesh
 ) -> Callable[[Float[Array, "b d"], Float[Array, "b d"], dict[str, Any]], ContrastiveLoss]:
     """The loss that `config` names, of image and text embeddings and the model's parameters."""
-    axes, form = pair_axes(config.batch_size, mesh), config.loss_form
+    axes, implementation = pair_axes(config.batch_size, mesh), config.loss_form
     if config.loss == "softmax":
         return lambda zimg, ztxt, params: softmax_contrastive_loss(
-            zimg, ztxt, params["logit_scale"], axes, form
+            zimg, ztxt, params["logit_scale"], axes, implementation
         )
     return lambda zimg, ztxt, params: sigmoid_contrastive_loss(
-        zimg, ztxt, params["logit_scale"], params["logit_bias"], axes, form
+        zimg, ztxt, params["logit_scale"], params["logit_bias"], axes, implementation
     )
 
 

@@ -33,9 +33,9 @@ def plain():
     return {loss: plain_run(loss) for loss in LOSSES}
 
 
-# Each mesh, loss, form and number of parts once or twice. All combinations: tests/exactness.
+# Each mesh, loss, implementation and number of parts once or twice. All of them: tests/exactness.
 @pytest.mark.parametrize(
-    ("mesh", "loss", "form", "accumulate"),
+    ("mesh", "loss", "implementation", "accumulate"),
     [
         ((8, 1, 1), "softmax", "gathered", 4),
         ((1, 8, 1), "sigmoid", "gathered", 1),
@@ -43,8 +43,8 @@ def plain():
         ((4, 1, 2), "sigmoid", "tiled", 4),
     ],
 )
-def test_ten_steps_equal_the_plain_form(plain, mesh, loss, form, accumulate):
-    changes = {"loss_form": form, "accumulate": accumulate} | LOSSES[loss]
+def test_ten_steps_equal_the_plain_form(plain, mesh, loss, implementation, accumulate):
+    changes = {"loss_form": implementation, "accumulate": accumulate} | LOSSES[loss]
     ours = run(MeshConfig(*mesh), math.prod(mesh), **changes)
     assert_equal_runs(ours, plain[loss])
 
