@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 from einops import rearrange
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
-from flaxclip.sharding import BATCH_AXES
+from flaxclip.sharding import constrain, count_shards
 
 Params = dict[str, Any]
 Stats = dict[str, Any]
@@ -79,7 +78,7 @@ def _split(tree: Any, parts: int) -> Any:
 
     def split(x: Shaped[Array, "b ..."]) -> Shaped[Array, "parts part ..."]:
         x = rearrange(x, "(n parts k) ... -> parts (n k) ...", n=_shards(), parts=parts)
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, BATCH_AXES))
+        return constrain(x, None, "batch")
 
     return jax.tree.map(split, tree)
 
@@ -89,12 +88,11 @@ def _join(tree: Any) -> Any:
 
     def join(x: Shaped[Array, "parts part ..."]) -> Shaped[Array, "b ..."]:
         x = rearrange(x, "parts (n k) ... -> (n parts k) ...", n=_shards())
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+        return constrain(x, "batch")
 
     return jax.tree.map(join, tree)
 
 
 def _shards() -> int:
     """Devices that a batch is divided over, on the context's mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return count_shards("batch", jax.sharding.get_abstract_mesh())

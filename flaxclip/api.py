@@ -21,6 +21,7 @@ from flaxclip.interop.name_table import unflatten
 from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.variants import VARIANTS
+from flaxclip.numerics import similarity
 from flaxclip.weights import Weights, open_weights
 
 Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
@@ -100,7 +101,7 @@ class CLIPModel:
         """
         zimg = self.encode_image(images)
         ztxt = self.encode_text([template.format(name) for name in class_names])
-        logits = self.logit_scale * jnp.matmul(zimg, ztxt.T, precision=jax.lax.Precision.HIGHEST)
+        logits = self.logit_scale * similarity(zimg, ztxt)
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 

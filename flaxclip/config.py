@@ -14,7 +14,7 @@ from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError
 from flaxclip.health import HealthConfig
 from flaxclip.interop.state_dicts import WhichWeights
-from flaxclip.losses.pairs import Form
+from flaxclip.losses.pairs import Implementation
 from flaxclip.losses.sigmoid import neutral_logit_bias
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.patch_dropout import count_kept_patches
@@ -31,7 +31,7 @@ class TrainConfig:
     steps: int
     """Updates in the whole run."""
     batch_size: int
-    """Pairs a step over all devices; each is told apart from all others."""
+    """Pairs a step over all devices; each is contrasted with all others in the batch."""
     seed: int = 0
     """Decides the first parameters and the order of the data."""
     model: CLIPConfig = CLIPConfig()
@@ -52,9 +52,9 @@ class TrainConfig:
     bias_for_batch: bool = False
     """Sets `model.init_logit_bias` to the log-odds of a match in a batch of `batch_size`, at which
     the sigmoid loss starts lowest; SigLIP's -10 is that of 22,027 pairs."""
-    loss_form: Form = "auto"
-    """Whether a device's share of the similarity matrix exists as a whole (gathered) or one tile at
-    a time (tiled): memory and speed alone. auto: gathered while it takes at most 256 MiB."""
+    loss_form: Implementation = "auto"
+    """Implementation of the loss: a device's part of the similarity matrix as a whole (gathered) or
+    a tile at a time (tiled). Memory and speed alone. auto: gathered up to 256 MiB of it."""
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()

@@ -16,6 +16,7 @@ from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
 from flaxclip.data.transforms import preprocess
 from flaxclip.models.clip import CLIP
+from flaxclip.numerics import similarity
 from flaxclip.train_state import TrainState
 
 _GUESSES = 3
@@ -90,6 +91,6 @@ class RunPictures:
         ) -> Float[Array, "b b"]:
             zimg = model.apply(variables, images, method="encode_image")
             ztxt = model.apply(variables, tokens, method="encode_text")
-            return zimg @ ztxt.T
+            return similarity(zimg, ztxt)
 
         return jax.jit(similarities, out_shardings=NamedSharding(self._mesh, PartitionSpec()))

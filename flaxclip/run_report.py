@@ -15,7 +15,7 @@ from flaxclip.data.loader import LoadedBatch
 from flaxclip.data.replacements import Replacements
 from flaxclip.data.source import Source
 from flaxclip.errors import InputError
-from flaxclip.losses.pairs import choose_form
+from flaxclip.losses.pairs import choose_implementation
 from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
 from flaxclip.optim import make_schedule
@@ -108,7 +108,7 @@ def announce(
     every = f"every {config.checkpoint.every_steps:,} steps"
     if config.checkpoint.every_minutes is not None:
         every += f" and every {config.checkpoint.every_minutes:g} minutes"
-    form = choose_form(config.loss_form, config.batch_size, mesh.size)
+    implementation = choose_implementation(config.loss_form, config.batch_size, mesh.size)
     parts = "" if config.accumulate == 1 else f" in {config.accumulate} parts"
     start = f"at step {start_step:,}, where its last checkpoint is" if start_step else "at step 0"
     if start_step >= config.steps:
@@ -120,7 +120,8 @@ def announce(
         f"{c.dtype} activations",
         "data": f"{config.data.corpora}: {len(source):,} pairs, "
         f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
-        "batch": f"{config.batch_size:,} pairs{parts}, {config.loss} loss over all of them, {form}",
+        "batch": f"{config.batch_size:,} pairs{parts}, {config.loss} loss over all of them, "
+        f"{implementation}",
         "optim": f"{optim.optimizer}, rate {optim.peak_lr:g} after {optim.warmup_steps:,} steps, "
         f"then {optim.schedule}; weight decay {optim.weight_decay:g}",
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, "

@@ -5,28 +5,35 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax._src import distributed
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import PREEMPTED
 
+MESH_AXES = ("data", "fsdp", "tensor")
+
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that the examples of a batch are divided over."""
 
-LOGICAL_AXIS_RULES: dict[str, str | None] = {
-    "layers": None,
-    "embed": "fsdp",
-    "vocab": None,
-    "heads": "tensor",
-    "mlp": "tensor",
+LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
+    "batch": BATCH_AXES,
+    "lookup_batch": ("data",),
+    "layers": (),
+    "embed": ("fsdp",),
+    "vocab": (),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
 }
+"""Logical axis of a parameter or an activation -> mesh axes that it is divided over; none: whole.
+`lookup_batch` is the batch on its way through `embedding_lookup`, where fsdp divides channels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +107,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     # Explicit ones Linen's matrix products of sharded parameters raise.
     return Mesh(
         _arrange(devices, (data, config.fsdp, config.tensor)),
-        ("data", "fsdp", "tensor"),
-        axis_types=(AxisType.Auto,) * 3,
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
     )
 
 
@@ -156,20 +163,25 @@ def _arrange_slice(devices: list[jax.Device], shape: tuple[int, int, int]) -> np
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
+def count_shards(logical_axis: str, mesh: Mesh | AbstractMesh) -> int:
+    """Number of parts that `mesh` divides an array's logical axis into, by `LOGICAL_AXIS_RULES`."""
+    return _size(LOGICAL_AXIS_RULES[logical_axis], mesh)
+
+
 def check_batch_divides(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Raise `InputError` unless every device of the mesh's batch axes gets as many examples.
 
     In each of the `accumulate` parts of a batch, that is.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = count_shards("batch", mesh)
     unit = shards * accumulate
     if batch_size % unit:
         lower = batch_size // unit * unit
         in_parts = "" if accumulate == 1 else f" in each of {accumulate} parts (accumulate)"
+        axes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in BATCH_AXES)
         raise InputError(
             f"batch size {batch_size} is not divisible by the {shards} devices "
-            f"it is divided over (mesh data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
-            f"{in_parts}\n"
+            f"it is divided over (mesh {axes}){in_parts}\n"
             f"choose {lower or unit} or {lower + unit}, or another mesh"
             f"{' or accumulate' if accumulate > 1 else ''}"
         )
@@ -189,44 +201,49 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def divide_batch(
-    x: Shaped[Array, "b ... c"], channels: str | None = None
-) -> Shaped[Array, "b ... c"]:
-    """Pin activations to the batch axes of the context's mesh, if there is one that divides them.
+def constrain(x: Shaped[Array, "*shape"], *logical_axes: str | None) -> Shaped[Array, "*shape"]:
+    """Pin an activation to the context's mesh: `constrain(x, "batch", None, "mlp")`.
 
     Where parameters are divided over fsdp too, the partitioner would rather leave them where they
     are, and have every device compute a part of the channels of all examples. So both sides of a
     product with such parameters are pinned: the gradient's product has them the other way around.
 
     Args:
-        x: activations.
-        channels: the mesh axis that their last axis lies along, where that divides it.
+        x: an activation of a batch; it is returned as it came where there is no mesh, or where the
+            mesh does not divide the batch, such as the one example of an initialization.
+        logical_axes: for each axis of `x` a name of `LOGICAL_AXIS_RULES`, or None where it stays
+            whole, as it does where its mesh axes do not divide it; last ones may be left out.
+
+    Raises:
+        ValueError: two axes map to the same mesh axis, or there are more than `x` has.
+        KeyError: a logical axis has no rule.
     """
+    if len(logical_axes) > x.ndim:
+        raise ValueError(f"logical axes {logical_axes} for an array of shape {x.shape}")
+    _rules(logical_axes)  # raises without a mesh too
     mesh = jax.sharding.get_abstract_mesh()
-    if not set(BATCH_AXES) <= set(mesh.axis_names):
+    if not _is_ours(mesh):
         return x
-    if x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-        return x
-    if channels is not None and x.shape[-1] % mesh.shape[channels]:
-        channels = None  # as in `mesh_shardings` for the parameters
-    between = (None,) * (x.ndim - 2)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *between, channels))
+    for name, size in zip(logical_axes, x.shape, strict=False):
+        if name in ("batch", "lookup_batch") and size % count_shards(name, mesh):
+            return x
+    return jax.lax.with_sharding_constraint(x, _partition(logical_axes, x.shape, mesh))
 
 
-def look_up(table: Shaped[Array, "rows w"], indices: Int[Array, "b l"]) -> Shaped[Array, "b l w"]:
+def embedding_lookup(
+    table: Shaped[Array, "rows w"], indices: Int[Array, "b l"]
+) -> Shaped[Array, "b l w"]:
     """`table[indices]`, on the devices that hold the channels where these are divided over fsdp.
 
-    From there to where `divide_batch` wants activations, and back for their gradient, is an
-    all-to-all of a device's own part. Left alone, the partitioner would gather the activations of
-    the whole batch on every device, both ways.
+    From there to where `constrain(x, "batch", ...)` wants activations, and back for their gradient,
+    is an all-to-all of a device's own part. Left alone, the partitioner would gather the
+    activations of the whole batch on every device, both ways.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not set(BATCH_AXES) <= set(mesh.axis_names):
+    if not _is_ours(mesh) or table.shape[-1] % count_shards("embed", mesh):
         return table[indices]
-    if indices.shape[0] % mesh.shape["data"] or table.shape[-1] % mesh.shape["fsdp"]:
-        return table[indices]
-    indices = jax.lax.with_sharding_constraint(indices, PartitionSpec("data"))
-    return jax.lax.with_sharding_constraint(table[indices], PartitionSpec("data", None, "fsdp"))
+    indices = constrain(indices, "lookup_batch", None)
+    return constrain(table[indices], "lookup_batch", None, "embed")
 
 
 def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:
@@ -241,21 +258,34 @@ def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:
     """
 
     def to_sharding(spec: PartitionSpec, shape: jax.ShapeDtypeStruct) -> NamedSharding:
-        axes = [None if name is None else LOGICAL_AXIS_RULES[name] for name in spec]
-        used = [axis for axis in axes if axis is not None]
-        if len(used) != len(set(used)):
-            raise ValueError(f"logical axes {spec} collide on mesh axes {axes}")
-        sizes = shape.shape[: len(axes)]
-        return NamedSharding(
-            mesh,
-            PartitionSpec(
-                *(
-                    axis if axis is not None and size % mesh.shape[axis] == 0 else None
-                    for axis, size in zip(axes, sizes, strict=True)
-                )
-            ),
-        )
+        return NamedSharding(mesh, _partition(tuple(spec), shape.shape, mesh))
 
     return jax.tree.map(
         to_sharding, logical_specs, shapes, is_leaf=lambda node: isinstance(node, PartitionSpec)
     )
+
+
+def _is_ours(mesh: AbstractMesh) -> bool:
+    """True unless no mesh is set, or one with axes of other names."""
+    return set(MESH_AXES) <= set(mesh.axis_names)
+
+
+def _rules(logical_axes: Sequence[str | None]) -> list[tuple[str, ...]]:
+    """Mesh axes that each logical axis is divided over; raises `ValueError` where two collide."""
+    rules = [() if name is None else LOGICAL_AXIS_RULES[name] for name in logical_axes]
+    used = [axis for axes in rules for axis in axes]
+    if len(used) != len(set(used)):
+        raise ValueError(f"logical axes {tuple(logical_axes)} collide on mesh axes {rules}")
+    return rules
+
+
+def _partition(
+    logical_axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """Mesh axes by the rules, but for those that do not divide their axis of `shape`."""
+    parts = zip(_rules(logical_axes), shape, strict=False)
+    return PartitionSpec(*(axes if size % _size(axes, mesh) == 0 else None for axes, size in parts))
+
+
+def _size(axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)

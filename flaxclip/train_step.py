@@ -22,7 +22,7 @@ from flaxclip.models.cost import model_cost
 from flaxclip.models.patch_dropout import sample_patches
 from flaxclip.models.transformer import remat_by_speed
 from flaxclip.optim import clamp_logit_scale, update_average
-from flaxclip.sharding import BATCH_AXES, batch_sharding, pair_axes
+from flaxclip.sharding import batch_sharding, constrain, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
 
 Metrics = dict[str, Float[Array, ""]]
@@ -66,13 +66,13 @@ def make_loss(
     config: TrainConfig, mesh: Mesh
 ) -> Callable[[Float[Array, "b d"], Float[Array, "b d"], dict[str, Any]], ContrastiveLoss]:
     """The loss that `config` names, of image and text embeddings and the model's parameters."""
-    axes, form = pair_axes(config.batch_size, mesh), config.loss_form
+    axes, implementation = pair_axes(config.batch_size, mesh), config.loss_form
     if config.loss == "softmax":
         return lambda zimg, ztxt, params: softmax_contrastive_loss(
-            zimg, ztxt, params["logit_scale"], axes, form
+            zimg, ztxt, params["logit_scale"], axes, implementation
         )
     return lambda zimg, ztxt, params: sigmoid_contrastive_loss(
-        zimg, ztxt, params["logit_scale"], params["logit_bias"], axes, form
+        zimg, ztxt, params["logit_scale"], params["logit_bias"], axes, implementation
     )
 
 
@@ -123,10 +123,8 @@ def make_train_step(
             # Chosen before the batch is cut into parts: both passes over a part see the same.
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
             pictures, patches = config.batch_size, config.model.vision.grid**2
-            inputs["kept"] = jax.lax.with_sharding_constraint(
-                sample_patches(key, pictures, patches, config.kept_patches),
-                PartitionSpec(BATCH_AXES),
-            )
+            patch_ids = sample_patches(key, pictures, patches, config.kept_patches)
+            inputs["kept"] = constrain(patch_ids, "batch", None)
         grads, batch_stats, result = loss_and_gradients(
             embed, loss, state.params, state.batch_stats, inputs, config.accumulate
         )

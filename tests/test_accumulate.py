@@ -7,7 +7,7 @@ import pytest
 
 from flaxclip.accumulate import loss_and_gradients
 from flaxclip.losses.softmax import softmax_contrastive_loss
-from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
+from flaxclip.sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
 from tests.collectives import collectives
 
 B, IN, WIDE, OUT = 512, 12, 300, 8
@@ -26,7 +26,7 @@ def embed(params, stats, inputs):
 
 
 def loss(embeddings, params):
-    result = softmax_contrastive_loss(*embeddings, params["logit_scale"], ("data", "fsdp"))
+    result = softmax_contrastive_loss(*embeddings, params["logit_scale"], BATCH_AXES)
     return result.loss, result
 
 

@@ -1,5 +1,6 @@
 """The contrastive losses against float64 loops over all pairs, on one device and on eight."""
 
+import doctest
 import math
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from flaxclip.errors import InputError
-from flaxclip.losses import tiled
+from flaxclip.losses import sigmoid, softmax, tiled
 from flaxclip.losses.sigmoid import neutral_logit_bias, sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.optim import MAX_LOGIT_SCALE
@@ -190,17 +191,17 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiled, "MIN_TILE", 1)
 
 
-def test_every_form_on_every_mesh_equals_the_double_loop(embeddings, mesh, small_tiles):
+def test_every_implementation_on_every_mesh_equals_the_double_loop(embeddings, mesh, small_tiles):
     zimg, ztxt = (np.float32(z) for z in embeddings)
     divided = jax.device_put((zimg, ztxt), batch_sharding(mesh))
     scale, bias = float32(LOG_SCALE, -3.0)
     axes = pair_axes(B, mesh)
 
     @jax.jit
-    def all_forms(zimg, ztxt, scale, bias):
-        def evaluate(loss, form, *more):
+    def all_implementations(zimg, ztxt, scale, bias):
+        def evaluate(loss, implementation, *more):
             def value(*inputs):
-                result = loss(*inputs, batch_axes=axes, form=form)
+                result = loss(*inputs, batch_axes=axes, implementation=implementation)
                 return result.loss, result
 
             inputs = (zimg, ztxt, scale, *more)
@@ -208,8 +209,8 @@ def test_every_form_on_every_mesh_equals_the_double_loop(embeddings, mesh, small
             return jax.grad(value, positions, has_aux=True)(*inputs)
 
         return {
-            (name, form): evaluate(loss, form, *more)
-            for form in ("gathered", "tiled")
+            (name, implementation): evaluate(loss, implementation, *more)
+            for implementation in ("gathered", "tiled")
             for name, loss, more in (
                 ("softmax", softmax_contrastive_loss, ()),
                 ("sigmoid", sigmoid_contrastive_loss, (bias,)),
@@ -217,14 +218,14 @@ def test_every_form_on_every_mesh_equals_the_double_loop(embeddings, mesh, small
         }
 
     with jax.set_mesh(mesh):
-        results = jax.device_get(all_forms(*divided, scale, bias))
+        results = jax.device_get(all_implementations(*divided, scale, bias))
     expected = {
         "softmax": softmax_double_loop(*embeddings, float(scale)),
         "sigmoid": sigmoid_double_loop(*embeddings, float(scale), float(bias)),
     }
-    for (name, form), (gradients, result) in results.items():
+    for (name, implementation), (gradients, result) in results.items():
         (loss, *accuracies), expected_gradients = expected[name]
-        what = f"{name} {form}"
+        what = f"{name} {implementation}"
         np.testing.assert_allclose(result.loss, loss, rtol=1e-6, err_msg=what)
         np.testing.assert_allclose(result[1:], accuracies, rtol=1e-6, err_msg=what)
         for gradient, exact in zip(gradients, expected_gradients, strict=True):
@@ -253,3 +254,10 @@ def test_pairs_that_cannot_be_cut_into_tiles_are_refused():
         InputError, match=r"(?s)2053 pairs a device cannot be cut .* multiple of 128"
     ):
         tiled.tile_size(2053)
+
+
+@pytest.mark.parametrize("module", [softmax, sigmoid])
+def test_the_example_in_the_docstring_says_what_it_prints(module):
+    failed, attempted = doctest.testmod(module)
+    assert attempted
+    assert not failed

@@ -1,18 +1,23 @@
+import ast
 import math
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+import flaxclip
 from flaxclip.errors import InputError
 from flaxclip.models.clip import check_tensor_divides
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import make_optimizer
 from flaxclip.sharding import (
+    MESH_AXES,
     MeshConfig,
     check_batch_divides,
-    divide_batch,
+    constrain,
     make_mesh,
     mesh_shardings,
 )
@@ -28,9 +33,9 @@ def plain():
     return {loss: plain_run(loss) for loss in LOSSES}
 
 
-# Each mesh, loss, form and number of parts once or twice. All combinations: tests/exactness.
+# Each mesh, loss, implementation and number of parts once or twice. All of them: tests/exactness.
 @pytest.mark.parametrize(
-    ("mesh", "loss", "form", "accumulate"),
+    ("mesh", "loss", "implementation", "accumulate"),
     [
         ((8, 1, 1), "softmax", "gathered", 4),
         ((1, 8, 1), "sigmoid", "gathered", 1),
@@ -38,8 +43,8 @@ def plain():
         ((4, 1, 2), "sigmoid", "tiled", 4),
     ],
 )
-def test_ten_steps_equal_the_plain_form(plain, mesh, loss, form, accumulate):
-    changes = {"loss_form": form, "accumulate": accumulate} | LOSSES[loss]
+def test_ten_steps_equal_the_plain_form(plain, mesh, loss, implementation, accumulate):
+    changes = {"loss_form": implementation, "accumulate": accumulate} | LOSSES[loss]
     ours = run(MeshConfig(*mesh), math.prod(mesh), **changes)
     assert_equal_runs(ours, plain[loss])
 
@@ -60,7 +65,7 @@ def test_ten_steps_equal_the_plain_form(plain, mesh, loss, form, accumulate):
 @pytest.mark.parametrize(("channels", "own"), [(34, 17), (33, 33)])
 def test_channels_that_tensor_does_not_divide_stay_whole(channels, own):
     with jax.set_mesh(make_mesh(MeshConfig(tensor=2))):
-        x = jax.jit(lambda x: divide_batch(x, "tensor"))(np.ones((8, 3, channels)))
+        x = jax.jit(lambda x: constrain(x, "batch", None, "mlp"))(np.ones((8, 3, channels)))
     assert x.sharding.shard_shape(x.shape) == (2, 3, own)
 
 
@@ -102,3 +107,51 @@ def test_axes_that_collide_raise():
     shape = jax.ShapeDtypeStruct((8, 8), np.float32)
     with pytest.raises(ValueError, match="collide"):
         mesh_shardings(PartitionSpec("heads", "mlp"), shape, make_mesh(MeshConfig()))
+
+
+@pytest.mark.parametrize("axes", [("batch", None, "embed"), ("heads", None, "mlp")])
+def test_axes_of_activations_that_collide_raise_with_and_without_a_mesh(axes):
+    x = jnp.ones((8, 3, 8))
+    with pytest.raises(ValueError, match="collide"):
+        constrain(x, *axes)
+    with jax.set_mesh(make_mesh(MeshConfig())), pytest.raises(ValueError, match="collide"):
+        constrain(x, *axes)
+
+
+def test_an_activation_needs_a_rule_for_each_name_and_an_axis_for_each_rule():
+    with pytest.raises(KeyError, match="channels"):
+        constrain(jnp.ones((8, 3)), "batch", "channels")
+    with pytest.raises(
+        ValueError, match=r"\('batch', None, 'mlp'\) for an array of shape \(8, 3\)"
+    ):
+        constrain(jnp.ones((8, 3)), "batch", None, "mlp")
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_left_as_it_is():
+    with jax.set_mesh(make_mesh(MeshConfig(tensor=2))):
+        program = jax.jit(lambda x: constrain(x, "batch", "mlp")).lower(np.ones((1, 8)))
+    assert "sharding_constraint" not in program.as_text()
+
+
+def test_mesh_axes_are_named_in_sharding_alone():
+    """Everywhere else arrays are divided by logical axes, and shards counted by them."""
+    package = Path(flaxclip.__file__).parent
+    named = []
+    for path in sorted(package.rglob("*.py")):
+        if path == package / "sharding.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_size = isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith(".shape")
+            if is_size or (isinstance(node, ast.Call) and _is_about_devices(node.func)):
+                inside = {x.value for x in ast.walk(node) if isinstance(x, ast.Constant)}
+                named += [f"{path.name}:{node.lineno}" for axis in MESH_AXES if axis in inside]
+    assert not named
+
+
+def _is_about_devices(function):
+    """Whether a call's arguments may be mesh axes."""
+    name = ast.unparse(function).split(".")[-1]
+    return name in {
+        "PartitionSpec", "P", "NamedSharding", "with_sharding_constraint", "constrain", "Mesh",
+        "psum", "pmean", "ppermute", "all_gather", "all_to_all", "psum_scatter", "axis_index",
+    }  # fmt: skip

@@ -1,9 +1,9 @@
-"""Time of the contrastive loss with its gradients, form against form.
+"""Time of the contrastive loss with its gradients, by implementation.
 
     python experiments/perf/loss_time.py                                        # virtual devices
     python experiments/perf/loss_time.py --platform cuda --batch-size 32768     # real GPUs
 
-Forms take turns in one process; the fastest turn of each counts, as ratios. The named alternative
+They take turns in one process; the fastest turn of each counts, as ratios. The named alternative
 is a matrix for each direction (`two_matrices.py`). Run it on an otherwise idle machine.
 """
 
@@ -24,7 +24,7 @@ class Options:
     devices: int = 8
     """Virtual CPU devices that share this machine's cores."""
     rounds: int = 5
-    """Turns of every form."""
+    """Turns of every implementation."""
 
 
 def main() -> None:

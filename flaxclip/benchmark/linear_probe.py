@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxclip.benchmark.scores import Score
 from flaxclip.benchmark.zero_shot import Result, best_classes, score_ranking
+from flaxclip.numerics import matmul, similarity
 
 STEPS_PER_DECADE = 8
 DECADES = (-6, 6)
@@ -47,7 +48,7 @@ def fit_logistic(
     n, d = z.shape
 
     def objective(w: Float[Array, "d_1 classes"]) -> Float[Array, ""]:
-        logits = jnp.matmul(z, w[:-1], precision=jax.lax.Precision.HIGHEST) + w[-1][None, :]
+        logits = matmul(z, w[:-1]) + w[-1][None, :]
         loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss + (w[:-1] ** 2).sum() / (2 * cost * n)
 
@@ -69,9 +70,7 @@ def fit_logistic(
 
 def predict(w: Float[Array, "d_1 classes"], z: Float[np.ndarray, "n d"]) -> np.ndarray:
     """[n, classes] logits."""
-    return np.asarray(jnp.matmul(z, w[:-1], precision=jax.lax.Precision.HIGHEST)) + np.asarray(
-        w[-1]
-    )
+    return np.asarray(matmul(z, w[:-1])) + np.asarray(w[-1])
 
 
 def choose_cost(train: Split, validation: Split, classes: int) -> tuple[float, dict[float, float]]:
@@ -165,7 +164,7 @@ def nearest_neighbours(train: Split, test: Split, classes: int) -> Result:
 
     @jax.jit
     def vote(z: Float[Array, "n d"]) -> Float[Array, "n classes"]:
-        similar = jnp.matmul(z, train.z.T, precision=jax.lax.Precision.HIGHEST)
+        similar = similarity(z, train.z)
         best, rows = jax.lax.top_k(similar, k)
         votes = jax.nn.one_hot(jnp.asarray(train.labels)[rows], classes)
         return jnp.einsum("nk,nkc->nc", jnp.exp((best - 1) / TEMPERATURE), votes)

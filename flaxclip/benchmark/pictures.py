@@ -21,6 +21,7 @@ from flaxclip.benchmark.zero_shot import Result
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.transforms import ImageTransform
 from flaxclip.figures import draw_predictions, draw_similarities, save_figure
+from flaxclip.numerics import similarity
 
 SHOWN = 12
 THUMBNAIL = ImageTransform(96)
@@ -131,6 +132,6 @@ def _draw_overview(
     )
     model = embedder.model
     zimg, ztxt = model.encode_image(np.stack(pixels)), model.encode_text(list(captions))
-    similarities = np.asarray(zimg @ ztxt.T)
+    similarities = np.asarray(similarity(zimg, ztxt))
     path = stem.with_name(f"{stem.name}-similarities.png")
     save_figure(draw_similarities(pixels, captions, similarities), path)

@@ -13,6 +13,7 @@ from flaxclip.benchmark.datasets import Captioned
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.scores import share_of_hits
 from flaxclip.benchmark.zero_shot import Result, note_cut_texts
+from flaxclip.numerics import similarity
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
 KS = (1, 5, 10)
@@ -109,7 +110,7 @@ def _count_in_blocks(
         # is of neither.
         start = jnp.minimum(number * block, count - block)
         part = jax.lax.dynamic_slice_in_dim(candidates, start, block)
-        similar = jnp.matmul(zquery, part.T, precision=jax.lax.Precision.HIGHEST)
+        similar = similarity(zquery, part)
         is_fresh = (start + jnp.arange(block) >= number * block)[None, :]
         place = jnp.where(partners >= start, partners - start, block)
         is_partner = jnp.zeros(similar.shape, bool).at[rows, place].set(True, mode="drop")

@@ -33,6 +33,7 @@ from flaxclip.benchmark.scores import (
 )
 from flaxclip.benchmark.tasks import Task
 from flaxclip.models.clip import l2_normalise
+from flaxclip.numerics import similarity
 
 PICTURES_AT_ONCE = 8192
 
@@ -87,7 +88,7 @@ def note_cut_texts(kind: str, cut: Sequence[str]) -> tuple[str, ...]:
 def _similarities(
     zimg: Float[Array, "n d"], classifier: Float[Array, "classes d"]
 ) -> Float[Array, "n classes"]:
-    return jnp.matmul(zimg, classifier.T, precision=jax.lax.Precision.HIGHEST)
+    return similarity(zimg, classifier)
 
 
 def class_similarities(

@@ -1,11 +1,11 @@
-"""How devices divide the matrix of all pairs of a batch among themselves."""
+"""The grid of devices that a batch's matrix of all pairs is divided over."""
 
 import dataclasses
 import math
 from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int, Shaped
 
 Over = Literal["row", "column"]
 
@@ -14,9 +14,10 @@ Over = Literal["row", "column"]
 class DeviceGrid:
     """`rows x columns` devices, device k at (k // columns, k % columns), seen from one of them.
 
-    Images and texts start out divided over all devices alike. A device's share of the matrix is
+    Images and texts start out divided over all devices alike. A device's part of the matrix is
     the images of its grid row against the texts of its grid column. So on n devices it receives
-    about 2 / sqrt(n) of all embeddings, where a device that met all texts would receive them all.
+    about 2 / sqrt(n) of all embeddings, where a device that compares its own images with all texts
+    would receive all of these.
 
     Methods run inside a `jax.shard_map` over `axes`; on a grid of one device, anywhere.
     """
@@ -44,19 +45,21 @@ class DeviceGrid:
         return self.rows * self.columns
 
     @property
-    def position(self) -> tuple[Any, Any]:
+    def position(self) -> tuple[Int[Array, ""] | int, Int[Array, ""] | int]:
         """Row and column of the device that asks."""
         index = jax.lax.axis_index(self.axes) if self.size > 1 else 0
         return index // self.columns, index % self.columns
 
-    def gather(self, x: Shaped[Array, "m ..."], over: Over) -> Shaped[Array, "g ..."]:
+    def gather(self, x: Shaped[Array, "local ..."], over: Over) -> Shaped[Array, "gathered ..."]:
         """`x` of all devices in this one's grid row or column, one after another."""
         groups = self._groups(over)
         if len(groups[0]) == 1:
             return x
         return jax.lax.all_gather(x, self.axes, axis_index_groups=groups, tiled=True)
 
-    def scatter_sum(self, x: Shaped[Array, "g ..."], over: Over) -> Shaped[Array, "m ..."]:
+    def scatter_sum(
+        self, x: Shaped[Array, "gathered ..."], over: Over
+    ) -> Shaped[Array, "local ..."]:
         """The transpose of `gather`: this device's own part of the sum over the others."""
         groups = self._groups(over)
         if len(groups[0]) == 1:
@@ -66,7 +69,9 @@ class DeviceGrid:
     def send_up(self, tree: Any) -> Any:
         """Every array goes to the device above in the grid column; from the top, to the bottom."""
         steps = [
-            (group[a], group[a - 1]) for group in self._groups("column") for a in range(self.rows)
+            (group[row], group[row - 1])
+            for group in self._groups("column")
+            for row in range(self.rows)
         ]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, steps), tree)
 
@@ -75,5 +80,8 @@ class DeviceGrid:
         return jax.lax.psum(x, self.axes) if self.size > 1 else x
 
     def _groups(self, over: Over) -> list[list[int]]:
-        rows = [[a * self.columns + b for b in range(self.columns)] for a in range(self.rows)]
+        rows = [
+            [row * self.columns + column for column in range(self.columns)]
+            for row in range(self.rows)
+        ]
         return rows if over == "row" else [list(column) for column in zip(*rows, strict=True)]

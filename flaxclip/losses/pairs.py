@@ -1,4 +1,4 @@
-"""What the contrastive losses share: a mean over all pairs of a batch, and its gradient.
+"""The mean over all pairs of a batch that the contrastive losses share, and its gradient.
 
 With logits `s_ij = scale zimg_i . ztxt_j + bias`, both losses are
 
@@ -9,21 +9,29 @@ gradient by `zimg_i` is `scale / B (sum_j weight_ij ztxt_j - ztxt_i)`, and alike
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from flaxclip.losses.gathered import gathered_share
 from flaxclip.losses.grid import DeviceGrid
-from flaxclip.losses.lines import Lines
-from flaxclip.losses.tiled import MAX_IMAGES, tiled_share
+from flaxclip.losses.stats import (
+    LocalResult,
+    Objective,
+    RowStats,
+    merge_over,
+    own_part,
+    stats_along,
+)
+from flaxclip.losses.tiled import MAX_IMAGES, tiled_result
+from flaxclip.numerics import matmul, similarity
 
-Form = Literal["auto", "gathered", "tiled"]
-"""`gathered`: a device's share of the logit matrix exists as a whole. `tiled`: it never does.
-`auto`: gathered while the share takes no more than `MAX_MATRIX_BYTES`."""
+Implementation = Literal["auto", "gathered", "tiled"]
+"""`gathered`: a device's part of the logit matrix exists as a whole. `tiled`: it never does.
+`auto`: gathered while that part takes no more than `MAX_MATRIX_BYTES`."""
 
 MAX_MATRIX_BYTES = 2**28
 
@@ -55,8 +63,8 @@ class Gradients(NamedTuple):
 # the number of devices.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def pair_loss(
-    objective: Any,
-    form: Form,
+    objective: Objective,
+    implementation: Implementation,
     batch_axes: tuple[str, ...] | None,
     zimg: Float[Array, "b d"],
     ztxt: Float[Array, "b d"],
@@ -65,32 +73,81 @@ def pair_loss(
 ) -> ContrastiveLoss:
     """The loss of an `Objective`; other arguments as in `softmax_contrastive_loss`."""
     return _evaluate(
-        objective, form, batch_axes, False, zimg, ztxt, logit_scale, logit_bias
+        objective, implementation, batch_axes, False, zimg, ztxt, logit_scale, logit_bias
     )[0]  # fmt: skip
 
 
-def _forward(objective, form, batch_axes, *inputs):
-    return _evaluate(objective, form, batch_axes, True, *inputs)
+def _forward(
+    objective: Objective,
+    implementation: Implementation,
+    batch_axes: tuple[str, ...] | None,
+    *inputs: Float[Array, "..."],
+) -> tuple[ContrastiveLoss, Gradients | None]:
+    return _evaluate(objective, implementation, batch_axes, True, *inputs)
 
 
-def _backward(objective, form, batch_axes, gradients, cotangents):
+def _backward(
+    objective: Objective,
+    implementation: Implementation,
+    batch_axes: tuple[str, ...] | None,
+    gradients: Gradients,
+    cotangents: ContrastiveLoss,
+) -> tuple[Float[Array, "..."], ...]:
     return tuple(cotangents.loss * gradient for gradient in gradients)
 
 
 pair_loss.defvjp(_forward, _backward)
 
 
-def choose_form(form: Form, batch_size: int, devices: int) -> Literal["gathered", "tiled"]:
-    """What `auto` stands for when `devices` share a batch."""
-    if form != "auto":
-        return form
-    share_bytes = 4 * batch_size**2 // devices
-    return "gathered" if share_bytes <= MAX_MATRIX_BYTES else "tiled"
+def choose_implementation(
+    implementation: Implementation, batch_size: int, devices: int
+) -> Literal["gathered", "tiled"]:
+    """`implementation`, or the one that `auto` stands for when `devices` share a batch."""
+    if implementation != "auto":
+        return implementation
+    matrix_bytes = 4 * batch_size**2 // devices
+    return "gathered" if matrix_bytes <= MAX_MATRIX_BYTES else "tiled"
+
+
+def gathered_result(
+    objective: Objective,
+    grid: DeviceGrid,
+    zimg: Float[Array, "local d"],
+    ztxt: Float[Array, "local d"],
+    scale: Float[Array, ""],
+    bias: Float[Array, ""],
+    with_gradients: bool,
+) -> LocalResult:
+    """Images of the grid row against texts of the grid column: one matrix for both directions.
+
+    Inside `jax.shard_map` over the grid; `zimg` and `ztxt` are this device's own.
+    """
+    local = ztxt.shape[0]
+    grid_row, grid_column = grid.position
+    images, texts = grid.gather(zimg, "row"), grid.gather(ztxt, "column")
+    logits = scale * similarity(images, texts) + bias
+    rows = merge_over(objective, grid, stats_along(objective, logits, axis=1), "row")
+    columns = merge_over(objective, grid, stats_along(objective, logits, axis=0), "column")
+    own_logits = jax.lax.dynamic_slice(
+        logits, (grid_column * local, grid_row * local), (local, local)
+    )
+    weighted_texts = weighted_images = None
+    if with_gradients:
+        weights = objective.weights(logits, rows, columns)
+        weighted_texts = grid.scatter_sum(matmul(weights, texts), "row")
+        weighted_images = grid.scatter_sum(matmul(weights.T, images), "column")
+    return LocalResult(
+        rows=own_part(rows, grid_column, local),
+        columns=own_part(columns, grid_row, local),
+        positives=jnp.diagonal(own_logits),
+        weighted_texts=weighted_texts,
+        weighted_images=weighted_images,
+    )
 
 
 def _evaluate(
-    objective: Any,
-    form: Form,
+    objective: Objective,
+    implementation: Implementation,
     batch_axes: tuple[str, ...] | None,
     with_gradients: bool,
     zimg: Float[Array, "b d"],
@@ -101,14 +158,14 @@ def _evaluate(
     """The loss, and where asked for its gradients, on the devices of `batch_axes`."""
     grid = DeviceGrid.squarest(batch_axes)
     local = zimg.shape[0] // grid.size
-    form = choose_form(form, zimg.shape[0], grid.size)
-    if form == "tiled":
+    compute = gathered_result
+    if choose_implementation(implementation, zimg.shape[0], grid.size) == "tiled":
         grid = DeviceGrid.squarest(batch_axes, max_columns=MAX_IMAGES // local)
-    compute = {"gathered": gathered_share, "tiled": tiled_share}[form]
+        compute = tiled_result
     on_device = functools.partial(_on_device, objective, compute, grid, with_gradients)
     if batch_axes is not None:
         divided, whole = PartitionSpec(batch_axes), PartitionSpec()
-        gradients = Gradients(divided, divided, whole, whole) if with_gradients else None
+        gradients = Gradients._make((divided, divided, whole, whole)) if with_gradients else None
         on_device = jax.shard_map(
             on_device,
             in_specs=(divided, divided, whole, whole),
@@ -119,32 +176,39 @@ def _evaluate(
 
 
 def _on_device(
-    objective, compute, grid, with_gradients, zimg, ztxt, logit_scale, logit_bias
+    objective: Objective,
+    compute: Callable[..., LocalResult],
+    grid: DeviceGrid,
+    with_gradients: bool,
+    zimg: Float[Array, "local d"],
+    ztxt: Float[Array, "local d"],
+    logit_scale: Float[Array, ""],
+    logit_bias: Float[Array, ""],
 ) -> tuple[ContrastiveLoss, Gradients | None]:
     batch = grid.size * zimg.shape[0]
     scale = jnp.exp(logit_scale)
-    share = compute(objective, grid, zimg, ztxt, scale, logit_bias, with_gradients)
+    result = compute(objective, grid, zimg, ztxt, scale, logit_bias, with_gradients)
 
     def mean(x: Float[Array, ""]) -> Float[Array, ""]:
         return grid.sum(x) / batch
 
     loss = ContrastiveLoss(
-        loss=mean(objective.value(share.rows, share.columns, share.positives)),
-        image_to_text_accuracy=mean(_hits(share.positives, share.rows)),
-        text_to_image_accuracy=mean(_hits(share.positives, share.columns)),
+        loss=mean(objective.value(result.rows, result.columns, result.positives)),
+        image_to_text_accuracy=mean(_hits(result.positives, result.rows)),
+        text_to_image_accuracy=mean(_hits(result.positives, result.columns)),
     )
     if not with_gradients:
         return loss, None
-    zimg_gradient = (share.image_sums - ztxt) * (scale / batch)
+    zimg_gradient = (result.weighted_texts - ztxt) * (scale / batch)
     return loss, Gradients(
         zimg=zimg_gradient,
-        ztxt=(share.text_sums - zimg) * (scale / batch),
+        ztxt=(result.weighted_images - zimg) * (scale / batch),
         logit_scale=grid.sum((zimg_gradient * zimg).sum()),
-        logit_bias=mean(objective.bias_gradient(share.columns)),
+        logit_bias=mean(objective.bias_gradient(result.columns)),
     )
 
 
-def _hits(positives: Float[Array, " m"], lines: Lines) -> Float[Array, ""]:
+def _hits(positives: Float[Array, " local"], stats: RowStats) -> Float[Array, ""]:
     # A compiler may compute a logit anew for each of its uses, with the product and the sum rounded
     # at once in one and apart in another: the largest may then be larger, and equal none.
-    return jnp.where(positives >= lines.top, 1 / jnp.maximum(lines.ties, 1), 0).sum()
+    return jnp.where(positives >= stats.max, 1 / jnp.maximum(stats.num_max, 1), 0).sum()

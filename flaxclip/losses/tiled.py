@@ -1,4 +1,4 @@
-"""The logit matrix tile by tile, none of it ever kept, on a ring of devices."""
+"""The logit matrix one tile at a time, none of it ever kept, on a ring of devices."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,8 +9,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxclip.errors import InputError
 from flaxclip.losses.grid import DeviceGrid
-from flaxclip.losses.lines import Lines, Share, lines_of, merge_lines, merge_over, own_part
-from flaxclip.losses.precision import matmul
+from flaxclip.losses.stats import (
+    LocalResult,
+    Objective,
+    RowStats,
+    merge_over,
+    merge_stats,
+    own_part,
+    stats_along,
+)
+from flaxclip.numerics import matmul, similarity
 
 MAX_TILE = 1024
 """Rows and columns of a tile: 4 MiB, which stays in a TPU's on-chip memory or a CPU's cache."""
@@ -20,68 +28,76 @@ MAX_IMAGES = 8192
 
 
 class Sums(NamedTuple):
-    """What images, or texts, gather on their walk over the others. None: not on this walk."""
+    """Sums that images, or texts, collect from the others in a pass. None: not in this pass."""
 
-    lines: Lines | None
+    stats: RowStats | None
     positives: Float[Array, " n"] | None
-    gradient: Float[Array, "n d"] | None
+    weighted: Float[Array, "n d"] | None
+    """Sum of the others' embeddings, each times the weight of the pair."""
 
 
 class Side(NamedTuple):
     """Images, or texts, with all that belongs to them."""
 
     z: Float[Array, "n d"]
-    lines: Lines | None
-    """Finished on an earlier walk, or not needed."""
+    stats: RowStats | None
+    """Complete since an earlier pass, or not needed."""
     sums: Sums
 
 
-def tiled_share(
-    objective: Any,
+def tiled_result(
+    objective: Objective,
     grid: DeviceGrid,
-    zimg: Float[Array, "m d"],
-    ztxt: Float[Array, "m d"],
+    zimg: Float[Array, "local d"],
+    ztxt: Float[Array, "local d"],
     scale: Float[Array, ""],
     bias: Float[Array, ""],
     with_gradients: bool,
-) -> Share:
-    """Images of the grid row stay, texts of the grid column come by, tile after tile.
+) -> LocalResult:
+    """Images of the grid row stay, texts of the grid column go round a ring, tile after tile.
 
     Log-sum-exps grow online, as in FlashAttention (Dao et al. 2022, section 3.1). Where a gradient
-    needs them finished, a second walk computes every logit again.
+    needs them complete, a second pass computes every logit again.
 
     Inside `jax.shard_map` over the grid; `zimg` and `ztxt` are this device's own.
 
     Raises:
-        InputError: m has no divisor that is fit for a tile.
+        InputError: `local` has no divisor that is fit for a tile.
     """
-    m, d = ztxt.shape
-    _, b = grid.position
+    local, dim = ztxt.shape
+    _, grid_column = grid.position
     images = grid.gather(zimg, "row")
     held = images.shape[0]
-    walk = functools.partial(_walk, objective, grid, scale, bias)
+    ring_pass = functools.partial(_ring_pass, objective, grid, scale, bias)
 
-    def zero_lines(n: int) -> Lines:
-        return Lines(jnp.full(n, -jnp.inf), jnp.zeros(n), jnp.zeros(n))
+    def no_stats(n: int) -> RowStats:
+        return RowStats(max=jnp.full(n, -jnp.inf), sum=jnp.zeros(n), num_max=jnp.zeros(n))
 
-    at_once = with_gradients and not objective.weights_need_lines
-    image_sums, text_sums = walk(
-        Side(images, None, Sums(zero_lines(held), None, jnp.zeros((held, d)) if at_once else None)),
-        Side(ztxt, None, Sums(zero_lines(m), jnp.zeros(m), jnp.zeros((m, d)) if at_once else None)),
+    def no_weighted(n: int) -> Float[Array, "n d"]:
+        return jnp.zeros((n, dim))
+
+    in_one_pass = with_gradients and not objective.weights_need_stats
+    image_sums, text_sums = ring_pass(
+        Side(images, None, Sums(no_stats(held), None, no_weighted(held) if in_one_pass else None)),
+        Side(
+            ztxt,
+            None,
+            Sums(no_stats(local), jnp.zeros(local), no_weighted(local) if in_one_pass else None),
+        ),
     )
-    rows = merge_over(objective, grid, image_sums.lines, "row")
-    columns, positives = text_sums.lines, text_sums.positives
-    if with_gradients and not at_once:
-        image_sums, text_sums = walk(
-            Side(images, rows, Sums(None, None, jnp.zeros((held, d)))),
-            Side(ztxt, columns, Sums(None, None, jnp.zeros((m, d)))),
+    rows = merge_over(objective, grid, image_sums.stats, "row")
+    columns, positives = text_sums.stats, text_sums.positives
+    if with_gradients and not in_one_pass:
+        image_sums, text_sums = ring_pass(
+            Side(images, rows, Sums(None, None, no_weighted(held))),
+            Side(ztxt, columns, Sums(None, None, no_weighted(local))),
         )
-    return Share(
-        rows=own_part(rows, b, m),
+    return LocalResult(
+        rows=own_part(rows, grid_column, local),
         columns=columns,
         positives=positives,
-        image_sums=grid.scatter_sum(image_sums.gradient, "row") if with_gradients else None,
-        text_sums=text_sums.gradient,
+        weighted_texts=grid.scatter_sum(image_sums.weighted, "row") if with_gradients else None,
+        weighted_images=text_sums.weighted,
     )
 
 
@@ -100,8 +116,8 @@ def tile_size(length: int) -> int:
     return tile
 
 
-def _walk(
-    objective: Any,
+def _ring_pass(
+    objective: Objective,
     grid: DeviceGrid,
     scale: Float[Array, ""],
     bias: Float[Array, ""],
@@ -110,49 +126,53 @@ def _walk(
 ) -> tuple[Sums, Sums]:
     """Sums of the images over the texts of this grid column, and of the own texts over all images.
 
-    Texts go round the ring with the sums they have gathered so far, and only those come home.
+    Texts go round the ring with the sums they have collected so far, and only those come home.
     """
-    m = texts.z.shape[0]
-    tile = tile_size(m)
-    tiles = m // tile
-    _, b = grid.position
+    local = texts.z.shape[0]
+    tile = tile_size(local)
+    tiles = local // tile
+    _, grid_column = grid.position
 
-    def visit(image_sums: Sums, text_tile: Side, own: Any = None) -> tuple[Sums, Side]:
-        """All images with one tile of texts: of this device itself, number `own`, or arrived."""
+    def add_text_tile(
+        image_sums: Sums, text_tile: Side, own_index: Int[Array, ""] | None = None
+    ) -> tuple[Sums, Side]:
+        """All images with one tile of texts: this device's own number `own_index`, or arrived."""
 
-        def meet(i, carry):
+        def add_image_tile(index, carry):
             image_sums, text_sums = carry
-            image_tile = _read(images._replace(sums=image_sums), i, tile)
+            image_tile = _read(images._replace(sums=image_sums), index, tile)
             is_pair = None
-            if own is not None:
-                image = i * tile + jnp.arange(tile)[:, None]
-                is_pair = image == b * m + own * tile + jnp.arange(tile)[None, :]
-            text_tile_now = text_tile._replace(sums=text_sums)
-            part, text_sums = _meet(objective, scale, bias, image_tile, text_tile_now, is_pair)
-            return _write(image_sums, part, i, tile), text_sums
+            if own_index is not None:
+                image = index * tile + jnp.arange(tile)[:, None]
+                own_image = grid_column * local + own_index * tile + jnp.arange(tile)[None, :]
+                is_pair = image == own_image
+            tile_sums, text_sums = _add_tile(
+                objective, scale, bias, image_tile, text_tile._replace(sums=text_sums), is_pair
+            )
+            return _write(image_sums, tile_sums, index, tile), text_sums
 
         count = images.z.shape[0] // tile
         carry = image_sums, text_tile.sums
-        image_sums, text_sums = jax.lax.fori_loop(0, count, meet, carry)
+        image_sums, text_sums = jax.lax.fori_loop(0, count, add_image_tile, carry)
         return image_sums, text_tile._replace(sums=text_sums)
 
-    def visit_own(j, carry):
+    def own_step(index, carry):
         image_sums, text_sums = carry
-        own_tile = _read(texts._replace(sums=text_sums), j, tile)
-        image_sums, own_tile = visit(image_sums, own_tile, own=j)
-        return image_sums, _write(text_sums, own_tile.sums, j, tile)
+        own_tile = _read(texts._replace(sums=text_sums), index, tile)
+        image_sums, own_tile = add_text_tile(image_sums, own_tile, own_index=index)
+        return image_sums, _write(text_sums, own_tile.sums, index, tile)
 
-    image_sums, text_sums = jax.lax.fori_loop(0, tiles, visit_own, (images.sums, texts.sums))
+    image_sums, text_sums = jax.lax.fori_loop(0, tiles, own_step, (images.sums, texts.sums))
     if grid.rows == 1:
         return image_sums, text_sums
 
-    def visit_arrived(k, carry):
+    def ring_step(index, carry):
         image_sums, block, arrived = carry
         # The next tile travels while this one is computed; with a single one there is no next.
         if tiles > 1:
-            arriving = grid.send_up(_read(block, (k + 1) % tiles, tile))
-        image_sums, arrived = visit(image_sums, arrived)
-        block = _write(block, arrived, k % tiles, tile)
+            arriving = grid.send_up(_read(block, (index + 1) % tiles, tile))
+        image_sums, arrived = add_text_tile(image_sums, arrived)
+        block = _write(block, arrived, index % tiles, tile)
         if tiles == 1:
             arriving = grid.send_up(block)
         return image_sums, block, arriving
@@ -160,45 +180,47 @@ def _walk(
     block = texts._replace(sums=text_sums)
     arrived = grid.send_up(_read(block, 0, tile))
     image_sums, block, arrived = jax.lax.fori_loop(
-        0, (grid.rows - 1) * tiles, visit_arrived, (image_sums, block, arrived)
+        0, (grid.rows - 1) * tiles, ring_step, (image_sums, block, arrived)
     )
     home = _write(block.sums, arrived.sums, 0, tile)
 
-    def send_home(j, sums):
-        return _write(sums, grid.send_up(_read(sums, j, tile)), j, tile)
+    def send_home(index, sums):
+        return _write(sums, grid.send_up(_read(sums, index, tile)), index, tile)
 
     return image_sums, jax.lax.fori_loop(1, tiles, send_home, home)
 
 
-def _meet(
-    objective: Any,
+def _add_tile(
+    objective: Objective,
     scale: Float[Array, ""],
     bias: Float[Array, ""],
     images: Side,
     texts: Side,
-    is_pair: Bool[Array, "r c"] | None,
+    is_pair: Bool[Array, "rows columns"] | None,
 ) -> tuple[Sums, Sums]:
-    """One tile of logits, and what it adds to the sums of either side."""
-    logits = scale * matmul(images.z, texts.z.T) + bias
+    """Sums of either side, with those of one tile of logits added."""
+    logits = scale * similarity(images.z, texts.z) + bias
     image_sums, text_sums = images.sums, texts.sums
-    if image_sums.lines is not None:
+    if image_sums.stats is not None:
         image_sums, text_sums = (
-            sums._replace(lines=_add_lines(objective, sums.lines, logits, axis))
+            sums._replace(stats=_add_stats(objective, sums.stats, logits, axis))
             for sums, axis in ((image_sums, 1), (text_sums, 0))
         )
         if is_pair is not None:
             positives = text_sums.positives + jnp.where(is_pair, logits, 0).sum(0)
             text_sums = text_sums._replace(positives=positives)
-    if image_sums.gradient is not None:
-        weights = objective.weights(logits, images.lines, texts.lines)
-        image_sums = image_sums._replace(gradient=image_sums.gradient + matmul(weights, texts.z))
-        text_sums = text_sums._replace(gradient=text_sums.gradient + matmul(weights.T, images.z))
+    if image_sums.weighted is not None:
+        weights = objective.weights(logits, images.stats, texts.stats)
+        image_sums = image_sums._replace(weighted=image_sums.weighted + matmul(weights, texts.z))
+        text_sums = text_sums._replace(weighted=text_sums.weighted + matmul(weights.T, images.z))
     return image_sums, text_sums
 
 
-def _add_lines(objective: Any, lines: Lines, logits: Float[Array, "r c"], axis: int) -> Lines:
-    parts = lines, lines_of(objective, logits, axis)
-    return merge_lines(objective, jax.tree.map(lambda *part: jnp.stack(part), *parts))
+def _add_stats(
+    objective: Objective, stats: RowStats, logits: Float[Array, "rows columns"], axis: int
+) -> RowStats:
+    parts = stats, stats_along(objective, logits, axis)
+    return merge_stats(objective, jax.tree.map(lambda *part: jnp.stack(part), *parts))
 
 
 def _read(tree: Any, index: Int[Array, ""] | int, size: int) -> Any:

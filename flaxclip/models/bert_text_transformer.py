@@ -8,7 +8,7 @@ from flaxclip.errors import InputError
 from flaxclip.models.layers import AttentionKernel, BlockInit, layer_norm, logical
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.transformer import Remat, Transformer
-from flaxclip.sharding import look_up
+from flaxclip.sharding import embedding_lookup
 
 PADDING = 0
 """The id that fills rows up; no position attends to it (big_vision, `proj/flaxformer/bert.py`)."""
@@ -49,7 +49,8 @@ class BertTextTransformer(nn.Module):
         positions = embedding("position_embedding", c.position_count, None)
         segments = embedding("segment_embedding", SEGMENTS, None)
         # Padding comes last and is not seen, so a context shorter than ours is exact.
-        x = look_up(words, tokens) + positions[None, : tokens.shape[1]] + segments[None, :1]
+        x = embedding_lookup(words, tokens)
+        x = x + positions[None, : tokens.shape[1]] + segments[None, :1]
         x = Transformer(
             c.layers,
             c.heads,

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from flaxclip.errors import InputError
-from flaxclip.sharding import divide_batch
+from flaxclip.sharding import constrain
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 Initializer = Callable[..., Array]
@@ -250,7 +250,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "b l w"], visible: Bool[Array, "b l"] | None = None
     ) -> Float[Array, "b l w"]:
-        x = divide_batch(x)
+        x = constrain(x, "batch", None, None)
         width = x.shape[-1]
         head_dim = width // self.heads
         qkv = Projection(
@@ -261,10 +261,10 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="qkv",
         )(x)
-        qkv = checkpoint_name(divide_batch(qkv, "tensor"), "qkv")
+        qkv = checkpoint_name(constrain(qkv, "batch", None, "heads"), "qkv")
         q, k, v = rearrange(qkv, "b l (h three k) -> three b h l k", h=self.heads, three=3)
         z = dot_product_attention(q, k, v, self.causal, self.kernel, visible)
-        z = divide_batch(rearrange(z, "b h l k -> b l (h k)"), "tensor")
+        z = constrain(rearrange(z, "b h l k -> b l (h k)"), "batch", None, "heads")
         z = Projection(
             (self.heads, head_dim),
             (width,),
@@ -273,7 +273,7 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(z)
-        return divide_batch(z)
+        return constrain(z, "batch", None, None)
 
 
 class MLP(nn.Module):
@@ -286,7 +286,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
-        x = divide_batch(x)
+        x = constrain(x, "batch", None, None)
         h = nn.Dense(
             self.mlp_width,
             dtype=self.dtype,
@@ -294,7 +294,7 @@ class MLP(nn.Module):
             bias_init=logical(self.block_init.fc1_bias, "mlp"),
             name="fc1",
         )(x)
-        h = checkpoint_name(divide_batch(h, "tensor"), "fc1")
+        h = checkpoint_name(constrain(h, "batch", None, "mlp"), "fc1")
         h = nn.Dense(
             x.shape[-1],
             dtype=self.dtype,
@@ -302,4 +302,4 @@ class MLP(nn.Module):
             bias_init=logical(self.block_init.fc2_bias, "embed"),
             name="fc2",
         )(ACTIVATIONS[self.activation](h))
-        return divide_batch(h)
+        return constrain(h, "batch", None, None)

@@ -18,7 +18,7 @@ from flaxclip.models.layers import (
     logical,
 )
 from flaxclip.models.transformer import Remat, Transformer
-from flaxclip.sharding import divide_batch, look_up
+from flaxclip.sharding import constrain, embedding_lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class TextTransformer(nn.Module):
         )
         # Where attention is causal and padding comes last, a context shorter than ours is exact.
         positions = position_embedding[: tokens.shape[1]]
-        x = (look_up(token_embedding, tokens) + positions[None]).astype(self.dtype)
+        x = (embedding_lookup(token_embedding, tokens) + positions[None]).astype(self.dtype)
         x = Transformer(
             c.layers,
             c.heads,
@@ -128,7 +128,7 @@ class TextTransformer(nn.Module):
         if c.pool == "end":
             # End-of-text has the highest id of CLIP's vocabulary: argmax finds its first position.
             end = tokens.argmax(axis=-1)[:, None, None]
-            x = divide_batch(jnp.take_along_axis(x, end, axis=1)[:, 0])
+            x = constrain(jnp.take_along_axis(x, end, axis=1)[:, 0], "batch", None)
         else:
             x = x[:, -1]
         return nn.Dense(

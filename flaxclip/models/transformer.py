@@ -16,7 +16,7 @@ from flaxclip.models.layers import (
     BlockInit,
     layer_norm,
 )
-from flaxclip.sharding import divide_batch
+from flaxclip.sharding import constrain
 
 Remat = Literal["auto", "none", "names", "dots", "offload", "full"]
 """What a block keeps for its backward pass. `none` recomputes nothing. `names` keeps what is dear
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
         # of all earlier blocks' outputs in every norm, at a cost that grows with depth squared.
         stack = nn.scan(
             lambda block, x, visible: (
-                jax.lax.optimization_barrier(divide_batch(block(x, visible))),
+                jax.lax.optimization_barrier(constrain(block(x, visible), "batch", None, None)),
                 None,
             ),
             in_axes=nn.broadcast,
@@ -161,5 +161,5 @@ class Transformer(nn.Module):
             self.post_norm,
             name="blocks",
         )
-        x, _ = stack(block, divide_batch(x), visible)
-        return divide_batch(x)
+        x, _ = stack(block, constrain(x, "batch", None, None), visible)
+        return constrain(x, "batch", None, None)

@@ -20,7 +20,7 @@ from flaxclip.models.layers import (
     logical,
 )
 from flaxclip.models.transformer import Remat, Transformer
-from flaxclip.sharding import look_up
+from flaxclip.sharding import embedding_lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class VisionTransformer(nn.Module):
         if kept is not None:
             # The class token, where there is one, comes first and is never left out.
             seen = jnp.pad(kept + 1, ((0, 0), (1, 0))) if c.class_tokens else kept
-            positions = look_up(positions[0], seen)
+            positions = embedding_lookup(positions[0], seen)
         x = x + positions
         if c.pool == "class":
             x = layer_norm("ln_pre", c.norm_eps)(x).astype(self.dtype)

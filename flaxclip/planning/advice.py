@@ -14,6 +14,7 @@ from flaxclip.planning.compiled_step import Refusal, parse_refusal
 from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.report import binary
 from flaxclip.planning.topology import Topology
+from flaxclip.sharding import count_shards, make_mesh
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def refusal_message(config: TrainConfig, topology: Topology, refusal: Refusal) -
         return memory.fixed + memory.growing * correction <= refusal.available_bytes
 
     chips = len(topology.devices)
-    shards = chips // config.mesh.tensor
+    shards = count_shards("batch", make_mesh(config.mesh, topology.devices))
     advice = []
     batch_size = config.batch_size
     while batch_size % (2 * shards) == 0:

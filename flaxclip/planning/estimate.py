@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flaxclip.chips import Chip
 from flaxclip.config import TrainConfig
 from flaxclip.flops import count_bfloat16_passes
-from flaxclip.losses.pairs import choose_form
+from flaxclip.losses.pairs import choose_implementation
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost
 from flaxclip.optim import OptimConfig, make_optimizer
@@ -100,8 +100,8 @@ def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory
     parameter_bytes = 4 * model_cost(config.model).parameters
     gradients = parameter_bytes / (config.mesh.fsdp * config.mesh.tensor)
     # The matrix and its gradient, unless they never exist as a whole.
-    gathered = choose_form(config.loss_form, config.batch_size, chips) == "gathered"
-    logits = 2 * 4 * config.batch_size**2 / chips if gathered else 0
+    implementation = choose_implementation(config.loss_form, config.batch_size, chips)
+    logits = 2 * 4 * config.batch_size**2 / chips if implementation == "gathered" else 0
     towers = tower_cost(config.model, config.kept_patches)
     kept = pairs / config.accumulate * towers.saved_bytes
     return EstimatedMemory(state_bytes(config, topology) + gradients, kept + logits)

@@ -1,4 +1,4 @@
-"""Every loss, form, number of parts and shape of mesh: the same ten steps as in the plainest form.
+"""Ten steps by every loss, implementation, number of parts and mesh, as in the plainest form.
 
     python -m pytest -o addopts=-ra tests/exactness
 
@@ -23,11 +23,11 @@ def plain():
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("form", ["gathered", "tiled"])
+@pytest.mark.parametrize("implementation", ["gathered", "tiled"])
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: "x".join(map(str, mesh)))
 @pytest.mark.parametrize("loss", LOSSES)
-def test_ten_steps_equal_the_plain_form(plain, loss, mesh, form, accumulate):
-    changes = {"loss_form": form, "accumulate": accumulate} | LOSSES[loss]
+def test_ten_steps_equal_the_plain_form(plain, loss, mesh, implementation, accumulate):
+    changes = {"loss_form": implementation, "accumulate": accumulate} | LOSSES[loss]
     assert_equal_runs(run(MeshConfig(*mesh), math.prod(mesh), **changes), plain[loss])
 
 
