@@ -54,6 +54,11 @@ SIGLIP = CLIPConfig(
 CAPTIONS = ["a red circle", "Two dogs, at_the beach!", ""]
 
 
+def as_transformers(config):
+    """The same model, with its texts cleaned as transformers' own tokenizer does."""
+    return dataclasses.replace(config, text_cleaning=f"transformers_{config.tokenizer}")
+
+
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory):
     """A SentencePiece model with the special tokens, in the order, of SigLIP's."""
@@ -155,10 +160,10 @@ SIGLIP2 = dataclasses.replace(SIGLIP, tokenizer="siglip2")
         ("open_clip", CLIP),
         ("open_clip", GELU),
         ("open_clip", RESNET),
-        ("huggingface", CLIP),
-        ("huggingface", GELU),
-        ("huggingface", SIGLIP),
-        ("huggingface", SIGLIP2),
+        ("huggingface", as_transformers(CLIP)),
+        ("huggingface", as_transformers(GELU)),
+        ("huggingface", as_transformers(SIGLIP)),
+        ("huggingface", as_transformers(SIGLIP2)),
     ],
 )
 def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
@@ -182,9 +187,9 @@ def test_big_visions_checkpoints_tell_their_architecture(stacked, root, vocabula
     tensors = big_vision_table(SIGLIP, stacked).to_theirs(variables)
     np.savez(tmp_path / "siglip.npz", **{root + name: x for name, x in tensors.items()})
     model = flaxclip.load(tmp_path / "siglip.npz", tokenizer=vocabulary)
-    config = dataclasses.replace(SIGLIP, tokenizer_file=vocabulary)
-    assert model.config == config
-    assert_same(model, SIGLIP, variables)
+    config = dataclasses.replace(SIGLIP, text_cleaning="big_vision")
+    assert model.config == dataclasses.replace(config, tokenizer_file=vocabulary)
+    assert_same(model, config, variables)
     assert model.encode_text(CAPTIONS).shape == (3, 64)
 
 
@@ -312,6 +317,36 @@ def test_configurations_that_we_would_compute_otherwise_are_refused_by_field(
         flaxclip.load(folder)
 
 
+SIDES = [[16, 16], {"height": 16, "width": 16}, 16]
+
+
+@pytest.mark.parametrize("side", SIDES, ids=str)
+@pytest.mark.parametrize(
+    ("to", "file", "tower"),
+    [
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg"),
+        ("huggingface", "config.json", "vision_config"),
+    ],
+)
+def test_the_side_of_a_square_may_be_said_twice(to, file, tower, side, exported):
+    folder = exported(to, file, **{f"{tower}__image_size": side, f"{tower}__patch_size": [8, 8]})
+    assert flaxclip.load(folder).config.vision == GELU.vision
+
+
+@pytest.mark.parametrize("side", [[16, 24], {"height": 16, "width": 24}], ids=str)
+@pytest.mark.parametrize(
+    ("to", "file", "tower"),
+    [
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg"),
+        ("huggingface", "config.json", "vision_config"),
+    ],
+)
+def test_images_that_are_no_squares_are_refused_by_both_sides(to, file, tower, side, exported):
+    folder = exported(to, file, **{f"{tower}__image_size": side})
+    with pytest.raises(InputError, match=r"image_size: .*height 16, width 24; expected a square"):
+        flaxclip.load(folder)
+
+
 def test_weights_of_transformers_need_the_files_beside_them(exported):
     folder = exported("huggingface", "config.json")
     (folder / PROCESSOR).unlink()
@@ -333,7 +368,7 @@ def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
     processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / PROCESSOR).write_text(json.dumps(processor))
     config, _ = read_config(tmp_path)
-    assert config == VARIANTS["ViT-B-16-SigLIP"]
+    assert config == as_transformers(VARIANTS["ViT-B-16-SigLIP"])
 
 
 def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
@@ -342,7 +377,7 @@ def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
     remote = fsspec.filesystem("memory")
     remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
     for url in ("memory://models/clip", "memory://models/clip/model.safetensors"):
-        assert_same(flaxclip.load(url), CLIP, variables_of(CLIP))
+        assert_same(flaxclip.load(url), as_transformers(CLIP), variables_of(CLIP))
     cache = tmp_path / "cache" / "flaxclip" / "weights"
     copies = sorted(cache.iterdir())
     flaxclip.load("memory://models/clip")
@@ -352,7 +387,7 @@ def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
     export(CLIP, doubled, tmp_path / "out", "huggingface", overwrite=True)
     remote.rm("/models/clip", recursive=True)
     remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
-    assert_same(flaxclip.load("memory://models/clip"), CLIP, doubled)
+    assert_same(flaxclip.load("memory://models/clip"), as_transformers(CLIP), doubled)
 
 
 def test_a_run_at_a_url_is_copied_with_one_of_its_steps(tmp_path, monkeypatch):
@@ -402,7 +437,7 @@ def test_convert_to_a_workdir_and_on_to_the_others(vocabulary, tmp_path, capsys)
     convert(Convert(str(tmp_path / "theirs"), tmp_path / "run", "flaxclip"))
     (tmp_path / "run").rename(tmp_path / "moved")
     model = flaxclip.load(tmp_path / "moved")
-    assert_same(model, SIGLIP, variables)
+    assert_same(model, as_transformers(SIGLIP), variables)
     assert model.config.tokenizer_file == str(tmp_path / "moved" / "spiece.model")
 
     convert(Convert(str(tmp_path / "moved"), tmp_path / "back", "huggingface"))

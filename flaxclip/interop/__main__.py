@@ -17,6 +17,7 @@ import tyro
 
 from flaxclip.api import load
 from flaxclip.checkpoint import save_variables
+from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.interop.export import export, new_folder
 from flaxclip.models.clip import CLIPConfig, abstract_variables
@@ -96,6 +97,7 @@ def _describe(config: CLIPConfig) -> dict[str, str]:
         for name, known in VARIANTS.items()
         if (known.vision, known.text, known.embed_dim) == (vision, text, config.embed_dim)
     ]
+    cleaning = cleaning_of(config.tokenizer, config.text_cleaning)
     bias = "no" if config.init_logit_bias is None else "a"
     return {
         "architecture": ", ".join(names) or "none that has a name here",
@@ -106,7 +108,8 @@ def _describe(config: CLIPConfig) -> dict[str, str]:
         "preprocessing": f"{config.resize}, {config.interpolation}, "
         f"mean {config.image_mean}, deviation {config.image_std}",
         "tokenizer": config.tokenizer
-        + (f", vocabulary in {config.tokenizer_file}" if config.tokenizer_file else ""),
+        + (f", vocabulary in {config.tokenizer_file}" if config.tokenizer_file else "")
+        + (f", texts cleaned by {cleaning}" if cleaning else ""),
     }
 
 
@@ -121,8 +124,11 @@ def convert(command: Convert) -> None:
         if dst == src or dst in src.parents:
             raise InputError(f"{command.dst} holds the model itself\nname another folder")
     model = load(command.src, command.model, command.tokenizer)
+    differences = []
     if command.to != "flaxclip":
-        export(model.config, model.variables, command.dst, command.to, command.overwrite)
+        differences = export(
+            model.config, model.variables, command.dst, command.to, command.overwrite
+        )
     else:
         with new_folder(command.dst, command.overwrite) as folder:
             config = model.config
@@ -131,7 +137,7 @@ def convert(command: Convert) -> None:
                 shutil.copyfile(config.tokenizer_file, folder / name)
                 config = dataclasses.replace(config, tokenizer_file=name)
             save_variables(folder, config, model.variables)
-    print(f"{command.dst}: {command.to}")
+    print("\n".join([f"{command.dst}: {command.to}", *differences]))
 
 
 if __name__ == "__main__":

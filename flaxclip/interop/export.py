@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -17,20 +17,21 @@ from flaxclip.interop.huggingface_json import huggingface_json, processor_json
 from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.open_clip_config import CONFIG_FILE
 from flaxclip.interop.open_clip_json import open_clip_json
-from flaxclip.interop.tokenizer_files import write_tokenizer
+from flaxclip.interop.tokenizer_files import Format, write_tokenizer
 from flaxclip.models.clip import CLIPConfig
-
-Format = Literal["open_clip", "huggingface"]
 
 
 def export(
     config: CLIPConfig, variables: Mapping[str, Any], folder: Path, to: Format, overwrite: bool
-) -> None:
+) -> list[str]:
     """Write the model into `folder`, whole or not at all.
 
+    Returns:
+        Lines that say what the other library does otherwise, if anything.
+
     Raises:
-        InputError: the other library has no such model, its tokenizer's file is not known, or
-            `folder` exists and is not to be replaced.
+        InputError: the other library has no such model or tokenizer, the tokenizer's file is not
+            known, or `folder` exists and is not to be replaced.
     """
     if to == "open_clip":
         weights, tensors = "open_clip_model.safetensors", open_clip_table(config)
@@ -45,7 +46,8 @@ def export(
         _write_weights(tensors.to_theirs(variables), unfinished / weights)
         for name, value in texts.items():
             (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        write_tokenizer(config, unfinished)
+        differences = write_tokenizer(config, unfinished, to)
+    return differences
 
 
 @contextmanager

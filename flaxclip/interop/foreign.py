@@ -11,6 +11,7 @@ from flaxclip.interop.files import fetch, find_weights, is_foreign, tokenizer_fi
 from flaxclip.interop.huggingface import huggingface_table
 from flaxclip.interop.open_clip import has_open_clip, open_clip_table
 from flaxclip.interop.source import ForeignModel
+from flaxclip.interop.tokenizer_class import is_json_alone
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS
@@ -41,7 +42,7 @@ def find_foreign(path: str, model: str | None = None) -> ForeignModel | None:
     folder, weights = find_weights(local)
     tensors = open_archive(weights)
     foreign = _recognise(folder, weights, tensors, model)
-    tokenizer = tokenizer_file(weights, foreign.config.tokenizer)
+    tokenizer = tokenizer_file(weights, foreign.config.tokenizer, is_json_alone(folder))
     config = dataclasses.replace(foreign.config, tokenizer_file=tokenizer)
     return dataclasses.replace(foreign, config=config)
 
@@ -69,6 +70,8 @@ def _recognise(
             tensors = lit.lit_tensors(tensors)
             config = named or lit.config_from_tensors(tensors)
             return ForeignModel("big_vision, LiT", config, tensors, lit.lit_table(config, tensors))
+        # That of named architectures is open_clip's.
+        named = named and dataclasses.replace(named, text_cleaning=big_vision.TEXT_CLEANING)
         config = named or big_vision.config_from_tensors(tensors)
         table = big_vision.big_vision_table(config, big_vision.is_stacked(tensors))
         return ForeignModel("big_vision", config, tensors, table)
