@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from flaxclip.checksum import tree_checksums
 from flaxclip.config import TrainConfig
+from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig, abstract_variables, logical_axes
 from flaxclip.models.resampling import resample_position_embedding
@@ -33,6 +34,8 @@ _TRAINED_WITH = {"vision": ("image_mean", "image_std"), "text": ("tokenizer",)}
 # What may be another in the run, for which position embeddings are resampled.
 _RESAMPLED = {"vision.image_size": "vision", "text.context_length": "text"}
 _FREE = ("vision.frozen_statistics",)
+# What is the run's own, and said: what the weights have learned holds for texts cleaned otherwise.
+_SAID = ("text_cleaning",)
 
 
 class InitialWeights(NamedTuple):
@@ -42,7 +45,8 @@ class InitialWeights(NamedTuple):
     names: frozenset[str]
     """Of the variables that are taken, `params/...` or `batch_stats/...`."""
     changes: dict[str, str]
-    """`vision.image_size`, `text.context_length` -> `theirs -> ours`, where they differ."""
+    """`vision.image_size`, `text.context_length`, `text_cleaning` -> `theirs -> ours`, where they
+    differ."""
 
 
 def open_initial_weights(config: TrainConfig) -> InitialWeights:
@@ -60,7 +64,9 @@ def open_initial_weights(config: TrainConfig) -> InitialWeights:
             f"names are such as {', '.join(_short(name) for name in sorted(shapes)[:3])}"
         )
     changes = _check_fields(config, weights.config, {_short(n).partition("/")[0] for n in names})
-    resampled = {f"params/{_RESAMPLED[field]}/position_embedding" for field in changes}
+    resampled = {
+        f"params/{_RESAMPLED[field]}/position_embedding" for field in changes if field in _RESAMPLED
+    }
     expected = _shapes(config.model)
     for name in names:
         found, wanted = shapes[name], expected.get(name)
@@ -88,14 +94,16 @@ def _is_taken(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _check_fields(config: TrainConfig, theirs: CLIPConfig, towers: set[str]) -> dict[str, str]:
-    """The fields that are resampled; raises InputError if others differ for what is taken."""
+    """The fields that are resampled or said; raises InputError if others differ."""
     old, new = _fields(theirs, towers), _fields(config.model, towers)
     differing = {
         name: f"{old.get(name)!r} -> {new.get(name)!r}"
         for name in old | new
         if old.get(name) != new.get(name) and name not in _FREE
     }
-    if refused := [f"{n}: {change}" for n, change in differing.items() if n not in _RESAMPLED]:
+    if refused := [
+        f"{n}: {change}" for n, change in differing.items() if n not in (*_RESAMPLED, *_SAID)
+    ]:
         raise InputError(
             "\n".join(
                 [
@@ -117,6 +125,8 @@ def _fields(config: CLIPConfig, towers: set[str]) -> dict[str, Any]:
         for field in dataclasses.fields(sizes):
             flat[f"{tower}.{field.name}"] = getattr(sizes, field.name)
         flat |= {name: getattr(config, name) for name in _TRAINED_WITH[tower]}
+    if "text" in towers:
+        flat["text_cleaning"] = config.text_cleaning or cleaning_of(config.tokenizer, None)
     return flat
 
 
@@ -152,14 +162,16 @@ def start_from(
         "arrays": len(initial.names),
         "sha256_of_checksums": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
         "born_fresh": born,
-        "resampled": initial.changes,
+        "resampled": {f: c for f, c in initial.changes.items() if f in _RESAMPLED},
+        "changed": {f: c for f, c in initial.changes.items() if f in _SAID},
     }
 
 
 def describe(record: dict[str, Any], notice: str = "") -> str:
     """What `start_from` did, in a line, and in another one what is to be known of the weights."""
     parts = [f"started from {record['path']} ({record['format']}): {record['arrays']} arrays"]
-    parts += [f"{field} {change}" for field, change in record["resampled"].items()]
+    changes = record["resampled"] | record["changed"]
+    parts += [f"{field} {change}" for field, change in changes.items()]
     if born := record["born_fresh"]:
         names = ", ".join(born[:4]) + (", ..." if len(born) > 4 else "")
         parts.append(f"{len(born)} born fresh: {names}")

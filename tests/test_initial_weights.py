@@ -39,6 +39,7 @@ MODEL = dataclasses.replace(
     image_mean=(0.5, 0.4, 0.3),
     transparency="white",  # with the rounding, what a file of transformers means
     crop_rounding="down",
+    text_cleaning="transformers_clip",
 )
 
 
@@ -190,6 +191,14 @@ def test_weights_of_another_model_are_refused_by_what_differs(
     with pytest.raises(InputError) as error:
         open_initial_weights(config)
     assert message in str(error.value)
+
+
+def test_texts_may_be_cleaned_otherwise_than_the_weights_learned_them_and_this_is_said(theirs):
+    for cleaning in (None, "lower"):
+        model = dataclasses.replace(MODEL, text_cleaning=cleaning)
+        config = tiny_config("run", model=model, init_from=str(theirs))
+        changes = open_initial_weights(config).changes
+        assert changes == {"text_cleaning": "'transformers_clip' -> 'lower'"}
 
 
 def test_what_is_not_taken_may_be_anything(theirs):

@@ -54,6 +54,16 @@ SIGLIP = CLIPConfig(
 CAPTIONS = ["a red circle", "Two dogs, at_the beach!", ""]
 
 
+def as_transformers(config):
+    """The same model, with its images and texts prepared as transformers does."""
+    return dataclasses.replace(
+        config,
+        transparency="white",
+        crop_rounding="down",
+        text_cleaning=f"transformers_{config.tokenizer}",
+    )
+
+
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory):
     """A SentencePiece model with the special tokens, in the order, of SigLIP's."""
@@ -149,20 +159,16 @@ GELU = dataclasses.replace(
 SIGLIP2 = dataclasses.replace(SIGLIP, tokenizer="siglip2")
 
 
-def as_transformers_prepares(config):
-    return dataclasses.replace(config, transparency="white", crop_rounding="down")
-
-
 @pytest.mark.parametrize(
     ("to", "config"),
     [
         ("open_clip", CLIP),
         ("open_clip", GELU),
         ("open_clip", RESNET),
-        ("huggingface", as_transformers_prepares(CLIP)),
-        ("huggingface", as_transformers_prepares(GELU)),
-        ("huggingface", as_transformers_prepares(SIGLIP)),
-        ("huggingface", as_transformers_prepares(SIGLIP2)),
+        ("huggingface", as_transformers(CLIP)),
+        ("huggingface", as_transformers(GELU)),
+        ("huggingface", as_transformers(SIGLIP)),
+        ("huggingface", as_transformers(SIGLIP2)),
     ],
 )
 def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
@@ -171,7 +177,7 @@ def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
     variables = variables_of(config)
     file = None if config.tokenizer == "clip" else vocabulary
     named = dataclasses.replace(config, tokenizer_file=file)
-    assert export(named, variables, tmp_path / "out", to, overwrite=False) == ()
+    assert export(named, variables, tmp_path / "out", to, overwrite=False) == []
     model = flaxclip.load(tmp_path / "out")
     assert_same(model, config, variables)
     before = flaxclip.api.CLIPModel(named, variables)
@@ -186,9 +192,9 @@ def test_big_visions_checkpoints_tell_their_architecture(stacked, root, vocabula
     tensors = big_vision_table(SIGLIP, stacked).to_theirs(variables)
     np.savez(tmp_path / "siglip.npz", **{root + name: x for name, x in tensors.items()})
     model = flaxclip.load(tmp_path / "siglip.npz", tokenizer=vocabulary)
-    config = dataclasses.replace(SIGLIP, tokenizer_file=vocabulary)
-    assert model.config == config
-    assert_same(model, SIGLIP, variables)
+    config = dataclasses.replace(SIGLIP, text_cleaning="big_vision")
+    assert model.config == dataclasses.replace(config, tokenizer_file=vocabulary)
+    assert_same(model, config, variables)
     assert model.encode_text(CAPTIONS).shape == (3, 64)
 
 
@@ -317,6 +323,36 @@ def test_configurations_that_we_would_compute_otherwise_are_refused_by_field(
         flaxclip.load(folder)
 
 
+SIDES = [[16, 16], {"height": 16, "width": 16}, 16]
+
+
+@pytest.mark.parametrize("side", SIDES, ids=str)
+@pytest.mark.parametrize(
+    ("to", "file", "tower"),
+    [
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg"),
+        ("huggingface", "config.json", "vision_config"),
+    ],
+)
+def test_the_side_of_a_square_may_be_said_twice(to, file, tower, side, exported):
+    folder = exported(to, file, **{f"{tower}__image_size": side, f"{tower}__patch_size": [8, 8]})
+    assert flaxclip.load(folder).config.vision == GELU.vision
+
+
+@pytest.mark.parametrize("side", [[16, 24], {"height": 16, "width": 24}], ids=str)
+@pytest.mark.parametrize(
+    ("to", "file", "tower"),
+    [
+        ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg"),
+        ("huggingface", "config.json", "vision_config"),
+    ],
+)
+def test_images_that_are_no_squares_are_refused_by_both_sides(to, file, tower, side, exported):
+    folder = exported(to, file, **{f"{tower}__image_size": side})
+    with pytest.raises(InputError, match=r"image_size: .*height 16, width 24; expected a square"):
+        flaxclip.load(folder)
+
+
 def test_weights_of_transformers_need_the_files_beside_them(exported):
     folder = exported("huggingface", "config.json")
     (folder / PROCESSOR).unlink()
@@ -339,7 +375,7 @@ def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
     processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / PROCESSOR).write_text(json.dumps(processor))
     config, _ = read_config(tmp_path)
-    assert config == as_transformers_prepares(VARIANTS["ViT-B-16-SigLIP"])
+    assert config == as_transformers(VARIANTS["ViT-B-16-SigLIP"])
 
 
 @pytest.mark.parametrize(
@@ -401,10 +437,18 @@ def test_a_crop_smaller_than_the_model_is_refused_though_its_size_is_not_written
 @pytest.mark.parametrize(
     ("to", "config", "remarks"),
     [
-        ("huggingface", CLIP, ["transformers lays images over white", "centre crops"]),
-        ("huggingface", SIGLIP, ["transformers lays images over white"]),
-        ("open_clip", as_transformers_prepares(CLIP), ["open_clip drops alpha", "centre crops"]),
-        ("open_clip", as_transformers_prepares(GELU), ["open_clip drops alpha"]),
+        (
+            "huggingface",
+            CLIP,
+            ["transformers lays images over white", "centre crops", "texts are cleaned by"],
+        ),
+        ("huggingface", SIGLIP, ["transformers lays images over white", "texts are cleaned by"]),
+        (
+            "open_clip",
+            as_transformers(CLIP),
+            ["open_clip drops alpha", "centre crops", "texts are cleaned by"],
+        ),
+        ("open_clip", as_transformers(GELU), ["open_clip drops alpha", "texts are cleaned by"]),
     ],
 )
 def test_what_the_other_librarys_files_cannot_say_is_said(
@@ -427,7 +471,7 @@ def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
     remote = fsspec.filesystem("memory")
     remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
     for url in ("memory://models/clip", "memory://models/clip/model.safetensors"):
-        assert_same(flaxclip.load(url), as_transformers_prepares(CLIP), variables_of(CLIP))
+        assert_same(flaxclip.load(url), as_transformers(CLIP), variables_of(CLIP))
     cache = tmp_path / "cache" / "flaxclip" / "weights"
     copies = sorted(cache.iterdir())
     flaxclip.load("memory://models/clip")
@@ -437,7 +481,7 @@ def test_urls_are_copied_once_and_anew_when_they_change(tmp_path, monkeypatch):
     export(CLIP, doubled, tmp_path / "out", "huggingface", overwrite=True)
     remote.rm("/models/clip", recursive=True)
     remote.put(str(tmp_path / "out"), "/models/clip", recursive=True)
-    assert_same(flaxclip.load("memory://models/clip"), as_transformers_prepares(CLIP), doubled)
+    assert_same(flaxclip.load("memory://models/clip"), as_transformers(CLIP), doubled)
 
 
 def test_a_run_at_a_url_is_copied_with_one_of_its_steps(tmp_path, monkeypatch):
@@ -487,7 +531,7 @@ def test_convert_to_a_workdir_and_on_to_the_others(vocabulary, tmp_path, capsys)
     convert(Convert(str(tmp_path / "theirs"), tmp_path / "run", "flaxclip"))
     (tmp_path / "run").rename(tmp_path / "moved")
     model = flaxclip.load(tmp_path / "moved")
-    assert_same(model, as_transformers_prepares(SIGLIP), variables)
+    assert_same(model, as_transformers(SIGLIP), variables)
     assert model.config.tokenizer_file == str(tmp_path / "moved" / "spiece.model")
 
     convert(Convert(str(tmp_path / "moved"), tmp_path / "back", "huggingface"))

@@ -12,5 +12,9 @@ def model_tokenizer(model: CLIPConfig) -> Tokenizer:
         InputError: see `load_tokenizer`.
     """
     return load_tokenizer(
-        model.tokenizer, model.text.context_length, model.tokenizer_file, model.text.vocab_size
+        model.tokenizer,
+        model.text.context_length,
+        model.tokenizer_file,
+        model.text.vocab_size,
+        model.text_cleaning,
     )

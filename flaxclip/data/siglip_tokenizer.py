@@ -1,16 +1,14 @@
 """Captions to token ids for SigLIP and SigLIP 2, by a vocabulary that the user has."""
 
-import string
 from pathlib import Path
+from typing import Literal
 
 import sentencepiece
 import tokenizers
 
-from flaxclip.data.text_cleaning import mend
+from flaxclip.data.text_cleaning import clean, cleaning_of
 from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.errors import InputError
-
-_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
 class SigLIPTokenizer(Tokenizer):
@@ -21,16 +19,26 @@ class SigLIPTokenizer(Tokenizer):
     another caption. A text that is too long is cut so that the end marker stays last ("sticky" in
     big_vision, `pp/ops_text.py`).
 
-    SigLIP's texts are lower-cased and lose their punctuation (open_clip's `canonicalize`), and
-    padding is the end marker. SigLIP 2's are lower-cased, keep their punctuation, and are padded
-    with a token of its own.
+    SigLIP pads with the end marker, SigLIP 2 with a token of its own. How texts are cleaned is not
+    the model's but the library's: big_vision, which both were trained with, lower-cases ASCII;
+    open_clip removes the punctuation of both; transformers' has a class for each, and a tokenizer
+    without any. Ids equal those of the library whose cleaning it is.
+
+    Markers spelt out in a text are text to a SentencePiece model, and markers to a tokenizer.json.
     """
 
-    def __init__(self, context_length: int, file: str | None, keep_punctuation: bool):
+    def __init__(
+        self,
+        context_length: int,
+        file: str | None,
+        version: Literal[1, 2],
+        cleaning: str | None = None,
+    ):
         """Read the vocabulary from `file`, a SentencePiece model or a tokenizer.json.
 
         Raises:
-            InputError: no file is given, it is neither of these, or it lacks a marker.
+            InputError: no file is given, it is neither of these, or it lacks a marker; or texts
+                are not cleaned so.
         """
         if context_length < 2:
             raise InputError(
@@ -46,9 +54,9 @@ class SigLIPTokenizer(Tokenizer):
         self.context_length = context_length
         self._vocabulary = _open_vocabulary(file)
         self.vocab_size = self._vocabulary.size
-        self._keep_punctuation = keep_punctuation
+        self._cleaning = cleaning_of("siglip" if version == 1 else "siglip2", cleaning)
         self._end = self._marker(file, "<eos>", "</s>")
-        self._pad = self._marker(file, "<pad>") if keep_punctuation else self._end
+        self._pad = self._end if version == 1 else self._marker(file, "<pad>")
 
     def _marker(self, file: str, *names: str) -> int:
         for name in names:
@@ -58,13 +66,7 @@ class SigLIPTokenizer(Tokenizer):
         raise InputError(f"the vocabulary in {file} has no token {' or '.join(names)}")
 
     def _ids(self, text: str) -> list[int]:
-        text = text.lower() if self._keep_punctuation else canonicalize(text)
-        return self._vocabulary.encode(text)
-
-
-def canonicalize(text: str) -> str:
-    """Mended, without punctuation, lower-case: open_clip's `canonicalize`, after big_vision's."""
-    return " ".join(mend(text).translate(_PUNCTUATION).lower().split())
+        return self._vocabulary.encode(clean(text, self._cleaning))
 
 
 class _SentencePiece:

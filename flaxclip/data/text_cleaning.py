@@ -1,8 +1,91 @@
-"""What tokenizers of captions from the web do before they take them apart."""
+"""What tokenizers do to a text before they take it apart: other libraries' ways, by name.
+
+lower, whitespace, canonicalize: open_clip's `clean` (3.3.0, `tokenizer.py`). All mend mojibake,
+resolve HTML entities and squeeze whitespace; `lower` lower-cases too, `canonicalize` also makes
+spaces of underscores and removes all other punctuation.
+
+transformers_clip, transformers_siglip, transformers_siglip2: those of transformers 5.24, which mend
+nothing. `CLIPTokenizer` composes letters with their accents, squeezes whitespace and lower-cases;
+`SiglipTokenizer` lower-cases and removes punctuation, underscores too ("World_wide" is "worldwide",
+in open_clip "world wide"); `Siglip2Tokenizer` lower-cases letter by letter, for which a final sigma
+is one like any other.
+
+big_vision: its `lower` and `tokenize` (`pp/ops_text.py`) call `tf.strings.lower`, which lower-cases
+ASCII alone.
+
+unicode_lower: lower-cased by Unicode, and nothing else.
+
+none: as it is. transformers' `GemmaTokenizer`, and files that clean by themselves.
+"""
 
 import html
+import string
 
 import ftfy
+from tokenizers import normalizers
+
+from flaxclip.errors import InputError
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION_BUT_UNDERSCORE = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_SPACE = "\u2581"
+_LETTER_BY_LETTER = normalizers.Lowercase()
+
+_OPEN_CLIP: tuple[str, ...] = ("lower", "whitespace", "canonicalize")
+_OTHERS: tuple[str, ...] = (
+    "transformers_siglip", "transformers_siglip2", "big_vision", "unicode_lower", "none",
+)  # fmt: skip
+# The first is what a model means whose configuration does not say.
+_CLEANINGS: dict[str, tuple[str, ...]] = {
+    "clip": (*_OPEN_CLIP, "transformers_clip"),
+    "siglip": ("canonicalize", "lower", "whitespace", *_OTHERS),
+    "siglip2": ("unicode_lower", *_OPEN_CLIP, *_OTHERS),
+}
+
+
+def cleaning_of(tokenizer: str, cleaning: str | None) -> str | None:
+    """`cleaning`, or where it is None the own one of `tokenizer`; BERT's has no name.
+
+    Raises:
+        InputError: texts of that tokenizer are not cleaned so.
+    """
+    known = _CLEANINGS.get(tokenizer, ())
+    if cleaning is None:
+        return known[0] if known else None
+    if cleaning not in known:
+        raise InputError(
+            f"text_cleaning is {cleaning!r}, and the tokenizer {tokenizer!r}\nwith that one, "
+            f"text_cleaning can be {', '.join(map(repr, dict.fromkeys(known))) or 'None alone'}"
+        )
+    return cleaning
+
+
+def clean(text: str, cleaning: str) -> str:
+    """The text as the tokenizer takes it apart. Lone surrogates become U+FFFD."""
+    match cleaning:
+        case "lower":
+            return " ".join(mend(text).split()).lower()
+        case "whitespace":
+            return " ".join(mend(text).split())
+        case "canonicalize":
+            text = mend(text).translate(_PUNCTUATION_BUT_UNDERSCORE)
+            return " ".join(text.lower().split())
+    text = _without_surrogates(text)
+    match cleaning:
+        case "transformers_siglip":
+            text = text.replace(_SPACE, " ").lower().translate(_PUNCTUATION)
+            words = " ".join(text.split())
+            # It puts SentencePiece's sign for a space first, and a space after that one is kept.
+            return _SPACE + words if words and text[0].isspace() else words
+        case "transformers_siglip2":
+            return _LETTER_BY_LETTER.normalize_str(text)
+        case "big_vision":
+            return text.translate(_ASCII_LOWER)
+        case "unicode_lower":
+            return text.lower()
+    # CLIPTokenizer's is done by its engine, after that has found the markers.
+    return text
 
 
 def mend(text: str) -> str:
@@ -10,4 +93,12 @@ def mend(text: str) -> str:
     # Most captions are plain ASCII, in which there is nothing to mend: half of the work saved.
     if not (text.isascii() and text.isprintable()) or "&" in text:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return text
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
     return text

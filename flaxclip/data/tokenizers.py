@@ -3,6 +3,7 @@
 from flaxclip.data.bert_tokenizer import BertTokenizer
 from flaxclip.data.clip_tokenizer import CLIPTokenizer
 from flaxclip.data.siglip_tokenizer import SigLIPTokenizer
+from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.errors import InputError
 
@@ -10,7 +11,11 @@ TOKENIZERS = ("clip", "siglip", "siglip2", "bert")
 
 
 def load_tokenizer(
-    name: str, context_length: int, file: str | None = None, vocab_size: int | None = None
+    name: str,
+    context_length: int,
+    file: str | None = None,
+    vocab_size: int | None = None,
+    cleaning: str | None = None,
 ) -> Tokenizer:
     """The tokenizer of that name, making rows of `context_length` ids.
 
@@ -19,17 +24,21 @@ def load_tokenizer(
         context_length: ids a row.
         file: the vocabulary of SigLIP's, SigLIP 2's and BERT's.
         vocab_size: ids that the text tower has embeddings for. None: all that there are.
+        cleaning: what is done to texts first. None: the tokenizer's own.
 
     Raises:
-        InputError: no tokenizer has that name, it cannot make rows that short, or not read `file`,
-            or it makes ids that the text tower does not know.
+        InputError: no tokenizer has that name, its texts are not cleaned so, it cannot make rows
+            that short, or not read `file`, or it makes ids that the text tower does not know.
     """
     match name:
         case "clip":
-            tokenizer: Tokenizer = CLIPTokenizer(context_length)
-        case "siglip" | "siglip2":
-            tokenizer = SigLIPTokenizer(context_length, file, keep_punctuation=name == "siglip2")
+            tokenizer: Tokenizer = CLIPTokenizer(context_length, cleaning)
+        case "siglip":
+            tokenizer = SigLIPTokenizer(context_length, file, 1, cleaning)
+        case "siglip2":
+            tokenizer = SigLIPTokenizer(context_length, file, 2, cleaning)
         case "bert":
+            cleaning_of(name, cleaning)
             tokenizer = BertTokenizer(context_length, file)
         case _:
             raise InputError(

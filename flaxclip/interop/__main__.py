@@ -17,6 +17,7 @@ import tyro
 
 from flaxclip.api import read_model
 from flaxclip.checkpoint import save_variables
+from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.interop.export import export, new_folder
 from flaxclip.interop.state_dicts import WhichWeights
@@ -110,6 +111,7 @@ def _describe(config: CLIPConfig) -> dict[str, str]:
         for name, known in VARIANTS.items()
         if (known.vision, known.text, known.embed_dim) == (vision, text, config.embed_dim)
     ]
+    cleaning = cleaning_of(config.tokenizer, config.text_cleaning)
     bias = "no" if config.init_logit_bias is None else "a"
     return {
         "architecture": ", ".join(names) or "none that has a name here",
@@ -121,7 +123,8 @@ def _describe(config: CLIPConfig) -> dict[str, str]:
         f"mean {config.image_mean}, deviation {config.image_std}, "
         f"transparency {config.transparency}, crop rounded {config.crop_rounding}",
         "tokenizer": config.tokenizer
-        + (f", vocabulary in {config.tokenizer_file}" if config.tokenizer_file else ""),
+        + (f", vocabulary in {config.tokenizer_file}" if config.tokenizer_file else "")
+        + (f", texts cleaned by {cleaning}" if cleaning else ""),
     }
 
 
@@ -137,9 +140,11 @@ def convert(command: Convert) -> None:
             raise InputError(f"{command.dst} holds the model itself\nname another folder")
     weights = _open(command)
     model = read_model(weights, command.tokenizer)
-    remarks: tuple[str, ...] = ()
+    differences = []
     if command.to != "flaxclip":
-        remarks = export(model.config, model.variables, command.dst, command.to, command.overwrite)
+        differences = export(
+            model.config, model.variables, command.dst, command.to, command.overwrite
+        )
     else:
         with new_folder(command.dst, command.overwrite) as folder:
             config = model.config
@@ -149,8 +154,8 @@ def convert(command: Convert) -> None:
                 config = dataclasses.replace(config, tokenizer_file=name)
             save_variables(folder, config, model.variables)
     print(f"{command.dst}: {command.to}, from {weights.kind}")
-    if remarks:
-        print("its files cannot say how this model prepares", *remarks, sep="\n  ")
+    if differences:
+        print("its files cannot say how this model prepares", *differences, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from flaxclip.interop.name_table import (
     vision_axes,
 )
 from flaxclip.interop.stored_tensor import StoredTensor
-from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.clip import CLIPConfig, TextCleaning
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import VisionConfig
 
+TEXT_CLEANING: TextCleaning = "big_vision"
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _MLP = (
     Rule("mlp/fc1/kernel", "MlpBlock_0/Dense_0/kernel", "w mlp -> w mlp"),
@@ -126,7 +127,9 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
     """The architecture whose tensors have these shapes.
 
     Pictures are prepared as open_clip does for these weights. big_vision's own resize has no
-    antialiasing, and no counterpart in Pillow.
+    antialiasing, and no counterpart in Pillow. Texts are lower-cased as big_vision does (`lower`
+    and `tokenize` of its `pp/ops_text.py`, `SigLIP_demo.ipynb`, `SigLIP2_demo.ipynb`), which keeps
+    their punctuation; its zero-shot evaluator removes that of class names and prompts beforehand.
 
     Raises:
         InputError: not a SigLIP.
@@ -169,6 +172,7 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
         init_logit_scale=math.log(10),
         init_logit_bias=-10.0,
         tokenizer="siglip2" if vocab_size == 256_000 else "siglip",
+        text_cleaning=TEXT_CLEANING,
         resize="squash",
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -17,11 +17,8 @@ from flaxclip.interop.huggingface_json import huggingface_json, processor_json
 from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.open_clip_config import CONFIG_FILE
 from flaxclip.interop.open_clip_json import open_clip_json
-from flaxclip.interop.tokenizer_files import write_tokenizer
+from flaxclip.interop.tokenizer_files import Format, write_tokenizer
 from flaxclip.models.clip import CLIPConfig
-
-Format = Literal["open_clip", "huggingface"]
-
 
 # What each library does to an image whatever its files say: of `transparency` and `crop_rounding`.
 _FIXED = {"open_clip": ("dropped", "even"), "huggingface": ("white", "down")}
@@ -29,16 +26,16 @@ _FIXED = {"open_clip": ("dropped", "even"), "huggingface": ("white", "down")}
 
 def export(
     config: CLIPConfig, variables: Mapping[str, Any], folder: Path, to: Format, overwrite: bool
-) -> tuple[str, ...]:
+) -> list[str]:
     """Write the model into `folder`, whole or not at all.
 
     Returns:
-        For which images the other library's preprocessing will not be that of `config`, and how:
-        its files have no words for it.
+        Lines that say for which images and texts the other library's preprocessing will not be that
+        of `config`, and how: its files have no words for it.
 
     Raises:
-        InputError: the other library has no such model, its tokenizer's file is not known, or
-            `folder` exists and is not to be replaced.
+        InputError: the other library has no such model or tokenizer, the tokenizer's file is not
+            known, or `folder` exists and is not to be replaced.
     """
     if to == "open_clip":
         weights, tensors = "open_clip_model.safetensors", open_clip_table(config)
@@ -53,11 +50,11 @@ def export(
         _write_weights(tensors.to_theirs(variables), unfinished / weights)
         for name, value in texts.items():
             (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        write_tokenizer(config, unfinished)
-    return _other_preprocessing(config, to)
+        differences = write_tokenizer(config, unfinished, to)
+    return _other_preprocessing(config, to) + differences
 
 
-def _other_preprocessing(config: CLIPConfig, to: Format) -> tuple[str, ...]:
+def _other_preprocessing(config: CLIPConfig, to: Format) -> list[str]:
     library = "transformers" if to == "huggingface" else to
     transparency, crop_rounding = _FIXED[to]
     found = []
@@ -75,7 +72,7 @@ def _other_preprocessing(config: CLIPConfig, to: Format) -> tuple[str, ...]:
             f"images with an odd margin: of the two centre crops that are half a pixel beside the "
             f"middle, {library} may take the other one"
         )
-    return tuple(found)
+    return found
 
 
 @contextmanager

@@ -72,9 +72,11 @@ def find_weights(path: Path, is_module: bool = False) -> Path | None:
     return None if name is None else path / name
 
 
-def tokenizer_file(weights: Path, tokenizer: str) -> str | None:
+def tokenizer_file(weights: Path, tokenizer: str, json_first: bool = False) -> str | None:
     """The vocabulary of the tokenizer so named beside the weights, None where there is none."""
     names = {"clip": (), "bert": _bert_vocabularies(weights.name)}.get(tokenizer, _TOKENIZER_FILES)
+    if json_first:
+        names = sorted(names, key=lambda name: not name.endswith(".json"))
     found = [weights.with_name(name) for name in names if weights.with_name(name).is_file()]
     return str(found[0]) if found else None
 

@@ -13,6 +13,7 @@ from flaxclip.interop.open_clip import has_open_clip, open_clip_table
 from flaxclip.interop.source import ForeignModel
 from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.interop.stored_tensor import StoredTensor
+from flaxclip.interop.tokenizer_class import is_json_alone
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS
@@ -46,7 +47,8 @@ def find_foreign(
         raise InputError(f"unknown model {model!r}\nknown: {', '.join(VARIANTS)}")
     archive = open_archive(weights, which)
     foreign = _recognise(weights.parent, weights, archive, model)
-    tokenizer = tokenizer_file(weights, foreign.config.tokenizer)
+    is_json = is_json_alone(weights.parent)
+    tokenizer = tokenizer_file(weights, foreign.config.tokenizer, is_json)
     config = dataclasses.replace(foreign.config, tokenizer_file=tokenizer)
     return dataclasses.replace(
         foreign,
@@ -80,6 +82,8 @@ def _recognise(
             tensors = lit.lit_tensors(tensors)
             config = named or lit.config_from_tensors(tensors)
             return ForeignModel("big_vision, LiT", config, tensors, lit.lit_table(config, tensors))
+        # That of named architectures is open_clip's.
+        named = named and dataclasses.replace(named, text_cleaning=big_vision.TEXT_CLEANING)
         config = named or big_vision.config_from_tensors(tensors)
         table = big_vision.big_vision_table(config, big_vision.is_stacked(tensors))
         return ForeignModel("big_vision", config, tensors, table)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flaxclip.errors import InputError
-from flaxclip.interop.source import Size, parse, read_json
+from flaxclip.interop.source import Side, Size, parse, read_json
+from flaxclip.interop.tokenizer_class import BACKEND, read_tokenizer_class
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.layers import Activation
 from flaxclip.models.text_transformer import TextConfig
@@ -20,7 +21,6 @@ ACTIVATIONS: dict[str, Activation] = {
 _Act = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
 
 PIL_BILINEAR, PIL_BICUBIC = 2, 3
-_GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
 
 
 # Fields that transformers leaves out of config.json have these values: those of its classes
@@ -44,8 +44,8 @@ class _CLIPVision:
     intermediate_size: Size = 3072
     num_hidden_layers: Size = 12
     num_attention_heads: Size = 12
-    image_size: Size = 224
-    patch_size: Size = 32
+    image_size: Side = 224
+    patch_size: Side = 32
     hidden_act: _Act = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
@@ -68,8 +68,8 @@ class _SiglipVision:
     intermediate_size: Size = 3072
     num_hidden_layers: Size = 12
     num_attention_heads: Size = 12
-    image_size: Size = 224
-    patch_size: Size = 16
+    image_size: Side = 224
+    patch_size: Side = 16
     hidden_act: _Act = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     vision_use_head: Literal[True] = True
@@ -170,21 +170,31 @@ def read_config(folder: Path) -> tuple[CLIPConfig, str]:
                 if kind == "clip"
                 else {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
             ),
-            tokenizer=_tokenizer(folder, kind, text.vocab_size),
+            **_tokenizer(folder, kind, text.vocab_size),
             **_preprocessing(folder, image_size, kind),
         ),
         kind,
     )
 
 
-def _tokenizer(folder: Path, kind: str, vocab_size: int) -> Literal["clip", "siglip", "siglip2"]:
-    """SigLIP 2 of fixed resolution is of the same type as SigLIP, and has another tokenizer."""
+def _tokenizer(folder: Path, kind: str, vocab_size: int) -> dict[str, Any]:
+    """The fields of CLIPConfig that say how a caption is tokenized: as `AutoTokenizer` does it."""
+    default = {"clip": "CLIPTokenizer", "siglip": "SiglipTokenizer"}.get(kind, "Siglip2Tokenizer")
+    name, cleaning, pad = read_tokenizer_class(folder, default)
+    # transformers mistrusts what directories of this type say.
+    if kind == "siglip2" and name != BACKEND:
+        name, cleaning = "Siglip2Tokenizer", "transformers_siglip2"
     if kind == "clip":
-        return "clip"
-    path = folder / "tokenizer_config.json"
-    name = read_json(path).get("tokenizer_class") if path.is_file() else None
-    gemma = vocab_size == 256_000 or name in ("Siglip2Tokenizer", *_GEMMA)
-    return "siglip2" if gemma else "siglip"
+        if name not in ("CLIPTokenizer", BACKEND):
+            raise InputError(
+                f"{folder}: the tokenizer of a model of type clip is a {name}\n"
+                "expected a CLIPTokenizer"
+            )
+        return {"tokenizer": "clip", "text_cleaning": "transformers_clip"}
+    # SigLIP 2 of fixed resolution is of the same type as SigLIP, and has another tokenizer.
+    gemma = vocab_size == 256_000 or name in ("Siglip2Tokenizer", "GemmaTokenizer")
+    is_2 = gemma or (name == BACKEND and pad == "<pad>")
+    return {"tokenizer": "siglip2" if is_2 else "siglip", "text_cleaning": cleaning}
 
 
 def _preprocessing(folder: Path, image_size: int, kind: str) -> dict[str, Any]:

@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flaxclip.errors import InputError
-from flaxclip.interop.source import Ratio, Size, parse, read_json
+from flaxclip.interop.source import Ratio, Side, Size, parse, read_json
 from flaxclip.interop.timm_siglip import TIMM_TOWERS
-from flaxclip.models.clip import INITIAL_LOGIT_SCALE, OPENAI_MEAN, OPENAI_STD, CLIPConfig
+from flaxclip.interop.tokenizer_class import read_tokenizer_class
+from flaxclip.models.clip import (
+    INITIAL_LOGIT_SCALE,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    CLIPConfig,
+    TextCleaning,
+)
 from flaxclip.models.layers import Activation
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
@@ -54,8 +61,8 @@ class _Vision(_Block):
     layers: int | tuple[int, int, int, int] = 12
     width: Size = 768
     head_width: Size = 64
-    patch_size: Size | None = 16
-    image_size: Size = 224
+    patch_size: Side | None = 16
+    image_size: Side = 224
     patch_dropout: float = 0.0  # of training alone
     attentional_pool: Literal[False] = False
     attn_pooler_queries: int = 256
@@ -69,13 +76,25 @@ class _Vision(_Block):
 @dataclasses.dataclass(frozen=True)
 class _TimmVision:
     timm_model_name: str
-    image_size: Size = 224
+    image_size: Side = 224
     timm_pool: Literal["map"] = "map"
     timm_proj: Literal["none", ""] = "none"
     timm_model_pretrained: bool = False
     timm_proj_bias: bool = False
     timm_drop: float = 0.0
     timm_drop_path: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokenizer:
+    """What open_clip's tokenizers are made with, besides the context length."""
+
+    clean: Literal["lower", "whitespace", "canonicalize"] | None = None
+    context_length: int | None = None
+    reduction_mask: Literal[""] | None = None
+    additional_special_tokens: None = None
+    strip_sep_token: Literal[False] = False
+    language: None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +106,7 @@ class _Text(_Block):
     layers: int = 12
     hf_tokenizer_name: str | None = None
     tokenizer_mode: None = None
-    tokenizer_kwargs: dict[str, Any] | None = None
+    tokenizer_kwargs: _Tokenizer | None = None
     hf_model_name: None = None
     embed_cls: Literal[False] = False
     pad_id: int = 0
@@ -166,7 +185,7 @@ def read_config(path: Path) -> CLIPConfig:
         embed_dim=model.embed_dim,
         init_logit_scale=model.init_logit_scale,
         init_logit_bias=model.init_logit_bias,
-        tokenizer=_tokenizer(text, pools[ways], path),
+        **_tokenizer(text, pools[ways], path),
         resize=preprocess.resize_mode,
         interpolation=preprocess.interpolation,
         image_mean=preprocess.mean,
@@ -207,15 +226,43 @@ def _read_vision(model: _Model, path: Path) -> VisionConfig | ResNetConfig:
     )
 
 
-def _tokenizer(text: _Text, pool: str, path: Path) -> Literal["clip", "siglip", "siglip2"]:
-    name = text.hf_tokenizer_name
-    if pool == "last":
-        # SigLIP 2 has Gemma's vocabulary of 256,000, and its repositories have it in their names.
-        is_2 = text.vocab_size == 256_000 or "siglip2" in (name or "").lower()
-        return "siglip2" if is_2 else "siglip"
-    if name and not name.startswith("openai/clip-"):
+def _tokenizer(text: _Text, pool: str, path: Path) -> dict[str, Any]:
+    """The fields of CLIPConfig that say how a caption is tokenized: as `get_tokenizer` does it."""
+    name, given = text.hf_tokenizer_name, text.tokenizer_kwargs or _Tokenizer()
+    if given.context_length not in (None, text.context_length):
         raise InputError(
-            f"{path}: text_cfg.hf_tokenizer_name is {name!r}\n"
-            "flaxclip has the tokenizers of CLIP, SigLIP and SigLIP 2"
+            f"{path}: text_cfg.tokenizer_kwargs.context_length is {given.context_length}\n"
+            f"expected that of text_cfg, {text.context_length}"
         )
-    return "clip"
+    if pool != "last":
+        if name and not name.startswith("openai/clip-"):
+            raise InputError(
+                f"{path}: text_cfg.hf_tokenizer_name is {name!r}\n"
+                "flaxclip has the tokenizers of CLIP, SigLIP and SigLIP 2"
+            )
+        # With a name it is transformers' CLIPTokenizer, which lower-cases anyway. Of captions that
+        # spell out a marker it makes other ids.
+        lowers = name and given.clean == "whitespace"
+        return {"tokenizer": "clip", "text_cleaning": "lower" if lowers else given.clean}
+    # SigLIP 2 has Gemma's vocabulary of 256,000, and its repositories have it in their names.
+    is_2 = text.vocab_size == 256_000 or "siglip2" in (name or "").lower()
+    return {
+        "tokenizer": "siglip2" if is_2 else "siglip",
+        "text_cleaning": _cleaning_and_class(given.clean or "whitespace", path)
+        if name
+        else "canonicalize",
+    }
+
+
+def _cleaning_and_class(clean: TextCleaning, path: Path) -> TextCleaning:
+    """open_clip's cleaning, and after it that of transformers' tokenizer in the directory."""
+    after = read_tokenizer_class(path.parent, default="GemmaTokenizer").cleaning
+    if after == "none" or clean == "canonicalize":
+        return clean
+    if after == "transformers_siglip2":
+        return "lower"
+    raise InputError(
+        f"{path}: text_cfg.tokenizer_kwargs.clean is {clean!r}, while tokenizer_config.json beside "
+        "it names SiglipTokenizer, which removes punctuation\n"
+        "expected canonicalize, or a tokenizer without a cleaning of its own"
+    )

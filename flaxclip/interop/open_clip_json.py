@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.timm_siglip import TIMM_TOWERS
 from flaxclip.models.clip import CLIPConfig
@@ -43,10 +44,10 @@ def open_clip_json(config: CLIPConfig) -> dict[str, Any]:
         text_cfg |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
     if config.tokenizer != "clip":
         # open_clip reads the tokenizer beside this file, whatever the name says.
-        text_cfg |= {
-            "hf_tokenizer_name": f"flaxclip/{config.tokenizer}",
-            "tokenizer_kwargs": {"clean": _CLEANING[config.tokenizer]},
-        }
+        text_cfg["hf_tokenizer_name"] = f"flaxclip/{config.tokenizer}"
+    if config.tokenizer != "clip" or config.text_cleaning is not None:
+        cleaning = cleaning_of(config.tokenizer, config.text_cleaning)
+        text_cfg["tokenizer_kwargs"] = {"clean": NEAREST_CLEANING.get(cleaning, cleaning)}
     model_cfg = {
         "embed_dim": config.embed_dim,
         "vision_cfg": vision_cfg,
@@ -69,7 +70,15 @@ def open_clip_json(config: CLIPConfig) -> dict[str, Any]:
     }
 
 
-_CLEANING = {"siglip": "canonicalize", "siglip2": "lower"}
+NEAREST_CLEANING = {
+    "transformers_clip": "lower",
+    "transformers_siglip": "canonicalize",
+    "transformers_siglip2": "lower",
+    "big_vision": "lower",
+    "unicode_lower": "lower",
+    "none": "whitespace",
+}
+"""open_clip's for those that it does not have: it always mends texts and squeezes whitespace."""
 
 
 def _own_vision(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:

@@ -16,7 +16,22 @@ from flaxclip.models.clip import CLIPConfig
 
 T = TypeVar("T")
 
+
+def _one_side(value: Any) -> Any:
+    """The one number of a square's two; whatever else is left to the check of its type."""
+    if isinstance(value, dict) and value.keys() == {"height", "width"}:
+        value = value["height"], value["width"]
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return value
+    height, width = value
+    if height != width:
+        raise ValueError(f"found height {height}, width {width}; expected a square")
+    return height
+
+
 Size = Annotated[int, pydantic.Field(gt=0)]
+Side = Annotated[int, pydantic.Field(gt=0), pydantic.BeforeValidator(_one_side)]
+"""The side of a square, given as one number, as both, or by their names."""
 Ratio = Annotated[float, pydantic.Field(gt=0, lt=1000)]
 
 

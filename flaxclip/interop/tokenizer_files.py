@@ -1,67 +1,102 @@
 """The tokenizer's files in a directory that transformers or open_clip opens."""
 
 import json
+import re
 import shutil
+import string
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
-from tokenizers import Regex, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers import Regex, normalizers
 
-from flaxclip.data.clip_tokenizer import clip_vocabulary
+from flaxclip.data.clip_tokenizer import (
+    TRANSFORMERS_END,
+    TRANSFORMERS_START,
+    transformers_clip_tokenizer,
+)
+from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
+from flaxclip.interop.open_clip_json import NEAREST_CLEANING
+from flaxclip.interop.tokenizer_class import CONFIG_FILE, cleaning_of_class
 from flaxclip.models.clip import CLIPConfig
 
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-# transformers' class of each tokenizer, by the file that its vocabulary is in.
-_CLASSES = {
-    ("siglip", ".model"): "SiglipTokenizer",
-    ("siglip", ".json"): "PreTrainedTokenizerFast",
-    ("siglip2", ".model"): "GemmaTokenizer",
-    ("siglip2", ".json"): "Siglip2Tokenizer",
+Format = Literal["open_clip", "huggingface"]
+
+# transformers' classes that read a SentencePiece model: one that leaves texts as they are, and one
+# that cleans them.
+_SENTENCEPIECE = {
+    "siglip": ("T5Tokenizer", "SiglipTokenizer"),
+    "siglip2": ("GemmaTokenizer", "Siglip2Tokenizer"),
 }
-_NAMES = {("siglip", ".model"): "spiece.model", ("siglip2", ".model"): "tokenizer.model"}
+_SENTENCEPIECE_NAMES = {"siglip": "spiece.model", "siglip2": "tokenizer.model"}
 
 
-def write_tokenizer(config: CLIPConfig, folder: Path) -> None:
+def write_tokenizer(config: CLIPConfig, folder: Path, to: Format) -> list[str]:
     """Write the tokenizer of `config` into `folder`.
+
+    Returns:
+        Lines that say what the other library does to texts otherwise, if anything.
 
     Raises:
         InputError: it is SigLIP's, and the file of its vocabulary is not known.
     """
+    cleaning = str(cleaning_of(config.tokenizer, config.text_cleaning))
     if config.tokenizer == "clip":
-        _clip_tokenizer().save(str(folder / "tokenizer.json"))
-        settings = {
-            "tokenizer_class": "CLIPTokenizer",
-            "bos_token": _START,
-            "eos_token": _END,
-            "pad_token": _END,
-            "unk_token": _END,
-        }
+        settings = _write_clip(folder)
+        theirs = "transformers_clip"
     else:
-        settings = _copy_vocabulary(config, folder)
+        # open_clip cleans before the tokenizer does, which need not.
+        settings, theirs = _write_siglip(config, folder, "none" if to == "open_clip" else cleaning)
+    if to == "open_clip":
+        theirs = NEAREST_CLEANING.get(cleaning, cleaning)
     settings["model_max_length"] = config.text.context_length
     text = json.dumps(settings, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    if theirs == cleaning:
+        return []
+    return [f"texts are cleaned by {theirs} there, in place of {cleaning}: data/text_cleaning.py"]
 
 
-def _copy_vocabulary(config: CLIPConfig, folder: Path) -> dict[str, Any]:
+def _write_clip(folder: Path) -> dict[str, Any]:
+    transformers_clip_tokenizer().save(str(folder / "tokenizer.json"))
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": TRANSFORMERS_START,
+        "eos_token": TRANSFORMERS_END,
+        "pad_token": TRANSFORMERS_END,
+        "unk_token": TRANSFORMERS_END,
+    }
+
+
+def _write_siglip(config: CLIPConfig, folder: Path, cleaning: str) -> tuple[dict[str, Any], str]:
+    """The vocabulary; returns the tokenizer's settings and how it cleans."""
     if config.tokenizer_file is None:
         raise InputError(
             f"the model's tokenizer is {config.tokenizer}, whose vocabulary is not known\n"
             "name its file with --tokenizer: a spiece.model, tokenizer.model or tokenizer.json"
         )
     source = Path(config.tokenizer_file)
-    suffix = ".json" if source.suffix == ".json" else ".model"
-    kind = (config.tokenizer, suffix)
     try:
-        shutil.copyfile(source, folder / _NAMES.get(kind, "tokenizer.json"))
+        if source.suffix != ".json":
+            plain, cleans = _SENTENCEPIECE[config.tokenizer]
+            name = plain if cleaning in ("none", "whitespace") else cleans
+            theirs = cleaning_of_class(name)
+            shutil.copyfile(source, folder / _SENTENCEPIECE_NAMES[config.tokenizer])
+        elif config.tokenizer == "siglip2" and cleaning in (
+            "transformers_siglip2",
+            "unicode_lower",
+        ):
+            name, theirs = "Siglip2Tokenizer", "transformers_siglip2"
+            shutil.copyfile(source, folder / "tokenizer.json")
+        else:
+            name = "PreTrainedTokenizerFast"
+            theirs = _write_cleaning_json(source, folder / "tokenizer.json", cleaning)
     except OSError as error:
         raise InputError(f"cannot read the vocabulary in {source}: {error.strerror}") from None
     end, pad = ("</s>", "</s>") if config.tokenizer == "siglip" else ("<eos>", "<pad>")
-    return {
-        "tokenizer_class": _CLASSES[kind],
+    settings = {
+        "tokenizer_class": name,
         "eos_token": end,
         "pad_token": pad,
         "unk_token": "<unk>",
@@ -69,37 +104,44 @@ def _copy_vocabulary(config: CLIPConfig, folder: Path) -> dict[str, Any]:
         "add_bos_token": False,
         "add_eos_token": True,
     }
+    return settings, theirs
 
 
-def _clip_tokenizer() -> tokenizers.Tokenizer:
-    """CLIP's BPE as transformers runs it: the same ids as ours for clean text.
+def _write_cleaning_json(source: Path, target: Path, cleaning: str) -> str:
+    """A tokenizer.json that cleans by itself, but mends nothing; returns how it does."""
+    steps, theirs = _STEPS[cleaning]
+    if not steps:
+        shutil.copyfile(source, target)
+        return theirs
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(source))
+    except Exception as error:  # bare exceptions of many kinds
+        raise InputError(f"cannot read the vocabulary in {source}: {error}") from None
+    before = [tokenizer.normalizer] if tokenizer.normalizer else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, *before])
+    tokenizer.save(str(target))
+    return theirs
 
-    It does not mend mojibake or HTML entities, and pads with the end marker, which makes no
-    difference to the embedding.
-    """
-    vocab, merges = clip_vocabulary(_START, _END)
-    tokenizer = tokenizers.Tokenizer(
-        BPE(
-            vocab,
-            merges,
-            unk_token=_END,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(words, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.add_special_tokens([_START, _END])
-    ends = [(name, tokenizer.token_to_id(name)) for name in (_END, _START)]
-    tokenizer.post_processor = processors.RobertaProcessing(
-        *ends, trim_offsets=False, add_prefix_space=False
-    )
-    return tokenizer
+
+_SQUEEZE = (normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip())
+_PUNCTUATION = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
+# For each cleaning, its steps in a tokenizer.json, and what these come to.
+_STEPS: dict[str, tuple[tuple[normalizers.Normalizer, ...], str]] = {
+    "lower": ((*_SQUEEZE, normalizers.Lowercase()), "lower without mending"),
+    "whitespace": (_SQUEEZE, "whitespace without mending"),
+    "canonicalize": (
+        (normalizers.Replace("_", " "), _PUNCTUATION, normalizers.Lowercase(), *_SQUEEZE),
+        "canonicalize without mending",
+    ),
+    "transformers_siglip": (
+        (normalizers.Lowercase(), _PUNCTUATION, *_SQUEEZE),
+        "transformers_siglip of stripped texts",
+    ),
+    "transformers_siglip2": ((normalizers.Lowercase(),), "transformers_siglip2"),
+    "big_vision": (
+        tuple(normalizers.Replace(upper, upper.lower()) for upper in string.ascii_uppercase),
+        "big_vision",
+    ),
+    "unicode_lower": ((normalizers.Lowercase(),), "transformers_siglip2"),
+    "none": ((), "none"),
+}

@@ -22,6 +22,19 @@ from flaxclip.models.vision_transformer import VisionConfig, VisionTransformer
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
+TextCleaning = Literal[
+    "lower",
+    "whitespace",
+    "canonicalize",
+    "transformers_clip",
+    "transformers_siglip",
+    "transformers_siglip2",
+    "big_vision",
+    "unicode_lower",
+    "none",
+]
+"""What is done to a caption before it is taken apart; `data.text_cleaning` says what each does."""
+
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 """Radford et al. 2021, section 2.5; after Wu et al. 2018."""
 
@@ -45,6 +58,10 @@ class CLIPConfig:
     tokenizer_file: str | None = None
     """Vocabulary of SigLIP's tokenizers, a SentencePiece model or a tokenizer.json; or of BERT's, a
     text file of one token a line. CLIP's BPE needs none."""
+    text_cleaning: TextCleaning | None = None
+    """What is done to a caption before its tokens are looked up, by the library that does so. None:
+    `lower` with CLIP's tokenizer, `canonicalize` with SigLIP's, `unicode_lower` with SigLIP 2's,
+    and with BERT's the only way that it has."""
     resize: Literal["shortest", "squash"] = "shortest"
     """How a picture is made square: its shorter side resized and the middle cut out, or both sides
     resized."""

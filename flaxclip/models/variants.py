@@ -2,8 +2,9 @@
 
 `-quickgelu` marks those whose transformers have OpenAI's activation: OpenAI's own models, MetaCLIP,
 DFN, and LAION-400M's ViT-B-32. Those without it have GELU: LAION-2B, DataComp and most others.
-Preprocessing is the family's; single checkpoints that depart from it (DFN's ViT-H-14 squashes,
-LAION-2B's ViT-L-14 has SigLIP's mean) must say so themselves.
+Preprocessing is the family's, of texts as in open_clip's configurations; single checkpoints that
+depart from it (DFN's ViT-H-14 squashes, LAION-2B's ViT-L-14 has SigLIP's mean) must say so
+themselves.
 """
 
 import dataclasses
@@ -98,6 +99,7 @@ def _siglip(
         init_logit_scale=math.log(10),
         init_logit_bias=-10.0,
         tokenizer="siglip" if version == 1 else "siglip2",
+        text_cleaning=None if version == 1 else "canonicalize",
         resize="squash",
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),

@@ -23,7 +23,15 @@ from tests.parity.clip_cases import huggingface_config, pixel_values, random_inp
 from tests.parity.open_clip_cases import random_tensors
 from tests.parity.test_siglip_live import SO400M, call_theirs, their_config
 from tests.parity.test_siglip_live import TINY as SIGLIP_CASE
-from tests.test_interop import CLIP, RESNET, SIGLIP, SIGLIP2, variables_of, vocabulary
+from tests.test_interop import (
+    CLIP,
+    RESNET,
+    SIGLIP,
+    SIGLIP2,
+    as_transformers,
+    variables_of,
+    vocabulary,
+)
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 transformers = pytest.importorskip("transformers", reason="transformers is a peer")
@@ -235,6 +243,7 @@ def test_what_we_write_gives_the_same_logits_in_transformers(config, vocabulary,
 
 TEXTS = [
     "a photo of a cat", "A Photo, of a CAT!", "two   dogs\tat the beach", "", "it's 3.14 o'clock",
+    " World_wide", "fish &amp; chips <|endoftext|>",
     "naïve café — façade", "a very " * 40 + "long caption",
 ]  # fmt: skip
 
@@ -244,7 +253,7 @@ def test_the_tokenizer_that_we_write_gives_the_same_ids_in_transformers(tmp_path
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     length = CLIP.text.context_length
     ids = theirs(TEXTS, padding="max_length", truncation=True, max_length=length)["input_ids"]
-    ours = CLIPModel(CLIP, {}).tokenize(TEXTS)
+    ours = CLIPModel(as_transformers(CLIP), {}).tokenize(TEXTS)
     for mine, other in zip(ours, np.array(ids), strict=True):
         end = np.argmax(mine) + 1
         np.testing.assert_array_equal(mine[:end], other[:end])
@@ -252,7 +261,7 @@ def test_the_tokenizer_that_we_write_gives_the_same_ids_in_transformers(tmp_path
 
 def test_siglips_tokens_are_those_of_transformers(vocabulary, tmp_path):
     theirs = transformers.SiglipTokenizer(vocabulary)
-    config = dataclasses.replace(SIGLIP, tokenizer_file=vocabulary)
+    config = dataclasses.replace(as_transformers(SIGLIP), tokenizer_file=vocabulary)
     ours = CLIPModel(config, {}).tokenize(TEXTS)
     length = config.text.context_length
     ids = theirs(TEXTS, padding="max_length", truncation=True, max_length=length)["input_ids"]

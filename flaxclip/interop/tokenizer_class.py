@@ -1,0 +1,70 @@
+"""transformers' class of a directory's tokenizer, and what it does to texts (5.24)."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from flaxclip.errors import InputError
+from flaxclip.interop.source import read_json
+from flaxclip.models.clip import TextCleaning
+
+CONFIG_FILE = "tokenizer_config.json"
+BACKEND = "TokenizersBackend"
+
+_CLEANINGS: dict[str, TextCleaning] = {
+    "CLIPTokenizer": "transformers_clip",
+    "SiglipTokenizer": "transformers_siglip",
+    "Siglip2Tokenizer": "transformers_siglip2",
+    "GemmaTokenizer": "none",
+    "T5Tokenizer": "none",
+    # The tokenizer.json alone, whatever that does.
+    BACKEND: "none",
+}
+# Of transformers before 5.
+_OLD_NAMES = {"PreTrainedTokenizerFast": BACKEND}
+
+
+def cleaning_of_class(name: str) -> TextCleaning:
+    """What that class of transformers does to texts."""
+    return _CLEANINGS[name]
+
+
+class TokenizerClass(NamedTuple):
+    """A directory's tokenizer."""
+
+    name: str
+    cleaning: TextCleaning
+    pad: str | None
+    """The token that rows are filled up with, where the directory says so."""
+
+
+def read_tokenizer_class(folder: Path, default: str) -> TokenizerClass:
+    """The class that `tokenizer_config.json` names, `default` without any.
+
+    Raises:
+        InputError: it is a class that we have no equal of.
+    """
+    path = folder / CONFIG_FILE
+    config = read_json(path) if path.is_file() else {}
+    name = str(config.get("tokenizer_class") or default)
+    name = _OLD_NAMES.get(name, name.removesuffix("Fast"))
+    if name not in _CLEANINGS:
+        raise InputError(
+            f"{path}: tokenizer_class is {config['tokenizer_class']!r}\n"
+            f"flaxclip has those of {', '.join(_CLEANINGS)}"
+        )
+    if name == "SiglipTokenizer" and config.get("do_lower_case", True) is not True:
+        raise InputError(
+            f"{path}: do_lower_case is {config['do_lower_case']!r}\n"
+            "expected true: flaxclip's SiglipTokenizer lower-cases"
+        )
+    pad = config.get("pad_token")
+    if isinstance(pad, dict):  # with settings of its own
+        pad = pad.get("content")
+    return TokenizerClass(name, _CLEANINGS[name], pad)
+
+
+def is_json_alone(folder: Path) -> bool:
+    """Whether the tokenizer is what its tokenizer.json says, whatever lies beside that."""
+    path = folder / CONFIG_FILE
+    name = read_json(path).get("tokenizer_class") if path.is_file() else None
+    return _OLD_NAMES.get(name, name) == BACKEND
