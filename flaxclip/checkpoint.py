@@ -29,6 +29,10 @@ class DamagedCheckpointError(Exception):
     """A checkpoint does not hold what was saved; the message says what is wrong with it."""
 
 
+class OtherArraysError(Exception):
+    """A checkpoint holds other arrays than asked for; the message says which."""
+
+
 def saved_steps(workdir: epath.PathLike) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
     folder = absolute(workdir) / CHECKPOINTS
@@ -132,7 +136,13 @@ def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, An
 
 
 def load_tree(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """The named trees of a checkpoint, laid out like the abstract ones; nothing is verified."""
+    """The named trees of a checkpoint, laid out like the abstract ones; no array is verified.
+
+    Raises:
+        OtherArraysError: it has other arrays, or of other shapes or types.
+    """
+    # Orbax would name none of them, and cast to another type without a word.
+    _check_arrays(folder, abstract)
     # Each host reads on its own: where all wait for each other, as Orbax has it by default, one
     # that meets a broken file would leave the others waiting.
     context = ocp.Context()
@@ -141,6 +151,29 @@ def load_tree(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     context.multiprocessing.barrier_sync_key_prefix = f"host{jax.process_index()}"
     with context:
         return ocp.load_checkpointables(folder, abstract)
+
+
+def _check_arrays(folder: epath.Path, abstract: dict[str, Any]) -> None:
+    saved_trees = ocp.checkpointables_metadata(folder).metadata
+    saved = _described({name: saved_trees[name] for name in abstract if name in saved_trees})
+    wanted = _described(abstract)
+    other = [n for n in saved.keys() | wanted.keys() if saved.get(n) != wanted.get(n)]
+    if other:
+        # Rather one that both have: there the difference itself can be seen.
+        name = min(other, key=lambda name: (name not in saved or name not in wanted, name))
+        more = f", and {len(other) - 1} more arrays" if len(other) > 1 else ""
+        raise OtherArraysError(
+            f"{name}: {saved.get(name, 'nothing')} there, {wanted.get(name, 'nothing')} here{more}"
+        )
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Name of each array -> type and shape; what Orbax saves of tuples are lists and dicts."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
 
 
 def sealed_record(content: dict[str, Any]) -> dict[str, Any]:

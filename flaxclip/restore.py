@@ -10,6 +10,7 @@ from jax.experimental.multihost_utils import process_allgather, sync_global_devi
 
 from flaxclip.checkpoint import (
     CHECKPOINTS,
+    OtherArraysError,
     load_tree,
     one_line,
     read_record,
@@ -39,16 +40,20 @@ def restore_latest(
     host, and before there is a `CheckpointManager`.
 
     Raises:
-        InputError: there are checkpoints, but none of them can be read.
+        InputError: there are checkpoints, but none of them can be read, or is of such a state.
     """
     workdir = absolute(workdir)
     damaged: dict[int, str] = {}
+    other: list[int] = []  # of these, those that may be whole, but hold other arrays
     for step in reversed(saved_steps(workdir)):
         folder = workdir / CHECKPOINTS / str(step)
         problem, record, saved = None, {}, {}
         try:
             record = read_record(folder)
             saved = load_tree(folder, like)
+        except OtherArraysError as error:
+            problem = str(error)
+            other.append(step)
         except Exception as error:  # whatever Orbax and its storage raise at broken files
             problem = one_line(error)
         # One host's broken file is every host's broken checkpoint.
@@ -60,18 +65,21 @@ def restore_latest(
                 return Restored(step, saved, record["run"])
             problem = f"not what was saved: {', '.join(wrong)}"
         damaged[step] = problem or "another host cannot read it"
-        warn(f"checkpoint of step {step} is damaged: {damaged[step]}\n  trying the one before")
-    if damaged:
-        raise InputError(
-            "\n".join(
-                [
-                    f"no checkpoint in {workdir / CHECKPOINTS} can be restored",
-                    *(f"step {step}: {problem}" for step, problem in damaged.items()),
-                    "to start the run over, move that folder away",
-                ]
-            )
-        )
-    return None
+        fault = "is of another state" if step in other else "is damaged"
+        warn(f"checkpoint of step {step} {fault}: {damaged[step]}\n  trying the one before")
+    if not damaged:
+        return None
+    advice = ["to start the run over, move that folder away"]
+    if other == list(damaged):
+        advice = [
+            "they were saved with other optim settings, or by another version of flaxclip, whose "
+            "optimizer keeps other arrays",
+            "go on with those; or take over the weights alone, with "
+            f"--init-from {workdir} and another --workdir",
+        ]
+    problems = [f"step {step}: {problem}" for step, problem in damaged.items()]
+    found = f"no checkpoint in {workdir / CHECKPOINTS} can be restored"
+    raise InputError("\n".join([found, *problems, *advice]))
 
 
 def _move_away(workdir: epath.Path, steps: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import resource
 import shutil
 import time
@@ -9,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from flaxclip.checkpoint import CHECKPOINTS, load_variables, saved_steps
@@ -17,6 +19,7 @@ from flaxclip.checksum import diverged_replicas, tree_checksums
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import TrainingFailedError
 from flaxclip.health import check_replicas
+from flaxclip.matrix_optimizers import scale_by_adafactor
 from flaxclip.restore import restore_latest
 from flaxclip.sharding import MeshConfig, make_mesh
 
@@ -204,6 +207,79 @@ def test_where_all_are_damaged_the_run_does_not_start_over(workdir, mesh):
         restore(workdir, state_on(mesh, jax.P()))
     assert "step 1: " in str(error.value)
     assert "step 2: " in str(error.value)
+
+
+def resized(leaf):
+    return jax.ShapeDtypeStruct((leaf.shape[0], 1), leaf.dtype, sharding=leaf.sharding)
+
+
+def retyped(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": resized}, r"params/kernel: float32\[64, 32\] there, float32\[64, 1\] here$"),
+        # Orbax would cast it.
+        ({"kernel": retyped}, r"params/kernel: float32\[64, 32\] there, bfloat16\[64, 32\] here$"),
+        ({"scale": None}, r"params/scale: nothing there, float32\[64, 32\] here$"),
+        ({"kernel": None}, r"params/kernel: float32\[64, 32\] there, nothing here$"),
+        ({"kernel": resized, "scale": None}, "float32.* here, and 1 more arrays$"),
+    ],
+)
+def test_a_checkpoint_of_another_state_is_not_called_damaged(workdir, mesh, change, message):
+    like = abstract(state_on(mesh, jax.P()))
+    kernel = like["params"]["kernel"]
+    for name, changed in change.items():
+        if name == "scale":
+            like["params"][name] = kernel
+        elif changed is None:
+            del like["params"][name]
+        else:
+            like["params"][name] = changed(kernel)
+    warnings = []
+    with pytest.raises(InputError) as error:
+        restore_latest(workdir, like, warnings.append)
+    lines = str(error.value).splitlines()
+    assert lines[1].startswith("step 2: ")
+    assert re.search(message, lines[1])
+    assert "saved with other optim settings, or by another version of flaxclip" in lines[3]
+    assert f"--init-from {workdir} and another --workdir" in lines[4]
+    assert not any("damaged" in said for said in [*warnings, *lines])
+    assert saved_steps(workdir) == [1, 2]
+
+
+def test_an_adafactor_state_that_was_factored_otherwise_is_named(tmp_path, mesh):
+    """As runs saved it whose second moments were factored from 128 upwards."""
+    kernel = jax.device_put(np.ones((3, 48, 64), np.float32), jax.NamedSharding(mesh, jax.P()))
+    params = {"text": {"transformer": {"blocks": {"mlp": {"fc1": {"kernel": kernel}}}}}}
+
+    def trees(tx):
+        return {"params": params, "training": {"opt_state": jax.jit(tx.init)(params)}}
+
+    manager = CheckpointManager(tmp_path, CheckpointConfig(), RECORD)
+    before = optax.chain(optax.scale_by_factored_rms(), optax.ema(0.9, debias=False))
+    manager.save(8, trees(before), {})
+    assert manager.close()
+    ours = jax.eval_shape(lambda: trees(scale_by_adafactor(0.9, jnp.float32)))
+    ours = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=kernel.sharding), ours
+    )
+    with pytest.raises(InputError) as error:
+        restore_latest(tmp_path, ours)
+    assert re.search(
+        r"step 8: training/opt_state/0/v/text/transformer/blocks/mlp/fc1/kernel: "
+        r"float32\[3, 48, 64\] there, float32\[3, 1\] here, and 2 more arrays",
+        str(error.value),
+    )
+
+
+def test_variables_of_another_model_are_named(workdir, mesh):
+    like = {"params": abstract(state_on(mesh, jax.P()))["params"]}
+    like["params"]["kernel"] = resized(like["params"]["kernel"])
+    with pytest.raises(InputError, match=r"cannot be read: params/kernel: float32\[64, 32\] there"):
+        load_variables(workdir, 2, like)
 
 
 def test_what_a_killed_save_left_is_cleared_away_and_never_taken_for_a_checkpoint(workdir, mesh):
