@@ -44,7 +44,7 @@ def draw_result(
     names = wording.shown_names
     # Evenly spread: neighbours in a data set are often of one class.
     count = len(data.pictures)
-    shown = np.linspace(0, count - 1, min(SHOWN, count)).astype(int).tolist()
+    shown = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
     truths = [names[data.labels[index]] for index in shown]
     prompts = class_prompts(wording.class_names, wording.templates)
     captions = [prompts[data.labels[index]][0] for index in shown]
