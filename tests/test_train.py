@@ -179,7 +179,8 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     assert "acc i→t" not in again.stdout
 
 
-def test_a_batch_that_is_larger_than_its_corpus_is_announced(tmp_path, capsys):
+def test_a_batch_that_is_larger_than_its_corpus_is_announced(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_shard(tmp_path / "0.tar", {str(n): (jpeg(n), f"caption {n}") for n in range(10)})
     config = tiny_config(tmp_path / "run", optim=OptimConfig(warmup_steps=0))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
