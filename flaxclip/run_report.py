@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from flaxclip.checkpoint_manager import CheckpointManager
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import LoadedBatch
+from flaxclip.data.order import repeated_in_batches
 from flaxclip.data.replacements import Replacements
 from flaxclip.data.source import Source
 from flaxclip.errors import InputError
@@ -135,6 +136,8 @@ def announce(
     }
     for name, text in lines.items():
         print(f"{name:8} {text}", flush=True)
+    for text in repeated_in_batches(source, config.batch_size):
+        print(f"warning  {text}", flush=True)
 
 
 def _mebibytes(size: float) -> str:

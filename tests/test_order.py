@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from flaxclip.data.mixture import MixtureSource
-from flaxclip.data.order import Draw, HostRows, OrderConfig, draw_order, example_rng, stand_in
+from flaxclip.data.order import (
+    Draw,
+    HostRows,
+    OrderConfig,
+    draw_order,
+    example_rng,
+    repeated_in_batches,
+    stand_in,
+)
 from flaxclip.data.source import Pair
 from flaxclip.errors import InputError
 
@@ -103,6 +111,23 @@ def test_a_mixture_keeps_its_weights_in_every_batch_and_every_corpus_its_epochs(
     assert mixture[349].captions == ("b 49",)
     assert mixture.fields(350) == {"txt": "c 0"}
     assert mixture.name(356) == "mixture.2/c/6"
+
+
+def test_a_corpus_that_gives_a_batch_more_pairs_than_it_has_is_warned_of():
+    mixture = MixtureSource([Numbers(300, "a"), Numbers(20, "b")], [3, 1])
+    assert repeated_in_batches(Numbers(100), 100) == []
+    assert repeated_in_batches(mixture, 80) == []
+    (line,) = repeated_in_batches(Numbers(100), 250)
+    assert "batch of 250 takes 250 pairs from the corpus, which has 100: each is in" in line
+    assert "2.5 times on average" in line
+    (line,) = repeated_in_batches(mixture, 200)
+    assert "takes 50 pairs from mixture.1, which has 20: each is in a batch 2.5 times" in line
+    assert len(repeated_in_batches(mixture, 2000)) == 2
+    # What it says is what is drawn.
+    order = draw_order(mixture, OrderConfig(), seed=0)
+    counts = Counter(records(order, 0, 200))
+    assert [counts[record] for record in range(300, 320)] == pytest.approx([2.5] * 20, abs=0.5)
+    assert max(counts[record] for record in range(300)) == 1
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])

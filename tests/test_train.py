@@ -19,10 +19,11 @@ from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.command_line import parse
 from flaxclip.config import load_experiment
 from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig, make_optimizer
-from flaxclip.run_report import explain_out_of_memory, peak_memory
+from flaxclip.run_report import announce, explain_out_of_memory, peak_memory
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import Command, train
 from flaxclip.train_state import abstract_train_state
@@ -176,6 +177,19 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     assert again.returncode == 0, again.stderr
     assert "not at all: step 8 of 8: this run is finished" in again.stdout
     assert "acc i→t" not in again.stdout
+
+
+def test_a_batch_that_is_larger_than_its_corpus_is_announced(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_shard(tmp_path / "0.tar", {str(n): (jpeg(n), f"caption {n}") for n in range(10)})
+    config = tiny_config(tmp_path / "run", optim=OptimConfig(warmup_steps=0))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state = abstract_train_state(TINY_MODEL, make_optimizer(config.optim, config.steps), mesh)
+    announce(config, mesh, WebDatasetSource(str(tmp_path / "0.tar")), state, 0)
+    warning = "warning  a batch of 16 takes 16 pairs from the corpus, which has 10: each is in a ba"
+    assert warning in capsys.readouterr().out
+    announce(config, mesh, ScenesSource("train", 16), state, 0)
+    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,30 @@ def stand_in(source: Source, record: int, attempt: int) -> int:
     return int(rng.integers(start, stop))
 
 
+def repeated_in_batches(source: Source, batch_size: int) -> list[str]:
+    """A line of warning for each corpus that gives a batch more pairs than it has.
+
+    Copies of a pair in one batch are false negatives: the loss contrasts them as if they did not
+    match.
+    """
+    parts = [("the corpus", len(source), batch_size)]
+    if isinstance(source, MixtureSource):
+        total = sum(source.weights)
+        parts = [
+            (f"mixture.{number}", len(part), batch_size * weight / total)
+            for number, (part, weight) in enumerate(
+                zip(source.sources, source.weights, strict=True)
+            )
+        ]
+    return [
+        f"a batch of {batch_size:,} takes {share:,.0f} pairs from {name}, which has {pairs:,}: "
+        f"each is in a batch {share / pairs:.3g} times on average, and the loss contrasts these "
+        "copies as if they did not match; a smaller batch or more pairs avoid that"
+        for name, pairs, share in parts
+        if share > pairs
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class HostRows:
     """Positions in the endless stream of examples that one host loads, step after step.
