@@ -18,7 +18,6 @@ from flaxclip.errors import InputError
 from flaxclip.losses.pairs import choose_form
 from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
-from flaxclip.optim import make_schedule
 from flaxclip.progress import ProgressReport
 from flaxclip.run_pictures import RunPictures
 from flaxclip.train_state import TrainState, bytes_per_device
@@ -42,7 +41,6 @@ class RunReport:
         self._checkpoints = checkpoints
         self._first_step = start_step + 1
         self._meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
-        self._learning_rate = make_schedule(config.optim, config.steps)
         self._writer = MetricWriter(
             config.workdir, start_step, config.wandb, dataclasses.asdict(config), progress.warn
         )
@@ -72,7 +70,6 @@ class RunReport:
         )
         truncated, replaced, failed_saves = (int(count) for count in on_hosts.sum(axis=0))
         scalars = dict(metrics) | {
-            "learning_rate": float(self._learning_rate(step - 1)),
             **rates,
             "save_stall_seconds": stall,
             "truncated_captions": truncated,

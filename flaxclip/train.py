@@ -72,7 +72,7 @@ def train(
     check_tensor_divides(config.model, config.mesh.tensor)
     source = open_source(config.data, config.model.vision.image_size)
     model_tokenizer(config.model)  # so that a missing vocabulary is said in time
-    tx = make_optimizer(config.optim, config.steps)
+    tx, schedule = make_optimizer(config.optim, config.steps)
     check_optim_patterns(config.optim, abstract_variables(config.model)["params"])
     initial = None
     if config.init_from is not None and not saved_steps(config.workdir):
@@ -94,7 +94,7 @@ def train(
         record = run_record(config, source)
         connect_hosts(mesh, config.batch_size)
         platform = mesh.devices.flat[0].platform
-        config = choose_remat(config, platform, lambda tried: step_fits(tried, tx, mesh))
+        config = choose_remat(config, platform, lambda tried: step_fits(tried, tx, schedule, mesh))
         restored = restore_latest(config.workdir, like.trees, progress.warn)
         if restored is None:
             start_step, started_from = 0, None
@@ -148,8 +148,8 @@ def run_steps(
     The numbers of a step are read only after the next one has been dispatched, and batches arrive
     on the devices two steps ahead. All hosts read the same numbers, so they decide alike.
     """
-    tx = make_optimizer(config.optim, config.steps)
-    train_step = make_train_step(config, tx, mesh, state)
+    tx, schedule = make_optimizer(config.optim, config.steps)
+    train_step = make_train_step(config, tx, schedule, mesh, state)
     batches = load_batches(
         config.data,
         config.model,

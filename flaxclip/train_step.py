@@ -21,7 +21,7 @@ from flaxclip.models.clip import CLIP, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost
 from flaxclip.models.patch_dropout import sample_patches
 from flaxclip.models.transformer import remat_by_speed
-from flaxclip.optim import clamp_logit_scale, update_average
+from flaxclip.optim import applied_updates, clamp_logit_scale, update_average
 from flaxclip.sharding import BATCH_AXES, batch_sharding, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
 
@@ -44,7 +44,9 @@ def choose_remat(
     return next((c for c in candidates[:-1] if fits(c)), candidates[-1])
 
 
-def step_fits(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> bool:
+def step_fits(
+    config: TrainConfig, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
+) -> bool:
     """Whether the step of `config` compiles within the memory of the mesh's devices.
 
     Compiles it, a minute or so for a large model; the run itself then finds it in JAX's cache.
@@ -52,7 +54,8 @@ def step_fits(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
     batch = Batch(*example_inputs(config.model, config.batch_size))
     try:
-        compiled = make_train_step(config, tx, mesh, state).lower(state, batch).compile()
+        step = make_train_step(config, tx, schedule, mesh, state)
+        compiled = step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return False
@@ -87,15 +90,22 @@ def step_flops(config: TrainConfig) -> int:
 
 
 def make_train_step(
-    config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState
+    config: TrainConfig,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    state: TrainState,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled update for states that are laid out like `state`.
+
+    `tx` and `schedule` are those of `make_optimizer`.
 
     The step donates its state: after `state, metrics = step(state, batch)` only the new one may be
     used. Call it under `jax.set_mesh(mesh)`.
 
     Where the loss or a gradient is not finite, everything but `step` stays as it was, and
     `metrics["skipped_updates"]`, which counts such steps over the whole run, rises by one.
+    `metrics["learning_rate"]` is the rate of this update: the schedule goes by those applied.
     """
     model = CLIP(config.model)
     compute_loss = make_loss(config, mesh)
@@ -146,6 +156,7 @@ def make_train_step(
         metrics = result._asdict() | {
             "logit_scale": jnp.exp(kept.params["logit_scale"]),
             "grad_norm": grad_norm,
+            "learning_rate": jnp.float32(schedule(applied_updates(state.opt_state))),
             "skipped_updates": kept.skipped,
         }
         if config.loss == "sigmoid":

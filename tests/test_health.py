@@ -17,6 +17,7 @@ from flaxclip.data.scenes import ScenesSource
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import TRAINING_FAILED
 from flaxclip.health import ANOMALIES_FILE, HealthConfig, LossMonitor
+from flaxclip.optim import make_schedule
 from tests.tiny_run import EXPERIMENT, tiny_config
 from tests.xla_flags import ONE_DEVICE
 
@@ -118,8 +119,11 @@ def test_a_record_that_is_nan_costs_a_step_and_many_in_a_row_stop_the_run(tmp_pa
     assert "output of vision/patch_embedding, call 1" in result.stderr
     assert [line["step"] for line in anomalies(folder)] == [3, 6, 7, 8]
     assert [len(records & set(line["records"])) for line in anomalies(folder)] == [1] * 4
-    last = [json.loads(line) for line in (folder / "metrics.jsonl").open()][-1]
-    assert (last["step"], last["skipped_updates"]) == (8, 4)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert (lines[-1]["step"], lines[-1]["skipped_updates"]) == (8, 4)
+    schedule = make_schedule(config.optim, config.steps)
+    rates = [schedule(applied) for applied in (0, 1, 2, 2, 3, 4, 4, 4)]
+    np.testing.assert_allclose([line["learning_rate"] for line in lines], rates, rtol=1e-6)
     assert saved_steps(folder) == [5]  # the moment before, though no save was due
 
     result = train_with_nan(tmp_path, records, *flags, "--debug-nans")

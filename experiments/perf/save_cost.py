@@ -43,7 +43,8 @@ def main() -> None:
 
     model = VARIANTS[args.model]
     config = TrainConfig(str(args.out), 10_000, args.batch_size, model=model)
-    mesh, tx = make_mesh(MeshConfig()), make_optimizer(OptimConfig(), config.steps)
+    mesh = make_mesh(MeshConfig())
+    tx, schedule = make_optimizer(OptimConfig(), config.steps)
     rng = np.random.default_rng(0)
     side, length = model.vision.image_size, model.text.context_length
     batch = Batch(
@@ -52,7 +53,7 @@ def main() -> None:
     )
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), model, tx, mesh)
-        train_step = make_train_step(config, tx, mesh, state)
+        train_step = make_train_step(config, tx, schedule, mesh, state)
         batch = jax.device_put(batch, batch_sharding(mesh))
         checkpoints = CheckpointManager(args.out, CheckpointConfig(keep=1), {})
 
