@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from flaxclip.accumulate import loss_and_gradients
 from flaxclip.config import TrainConfig
+from flaxclip.coordination import broadcast_from_host_0
 from flaxclip.data.batch import Batch
 from flaxclip.fine_tuning import frozen_mask, stop_frozen_gradients
 from flaxclip.losses.pairs import ContrastiveLoss
@@ -26,6 +27,7 @@ from flaxclip.sharding import BATCH_AXES, batch_sharding, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
 
 Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def choose_remat(
@@ -33,7 +35,8 @@ def choose_remat(
 ) -> TrainConfig:
     """`config` with the platform's fastest remat policy that `fits`, where it says `auto`.
 
-    The last one is taken untried: if it does not fit either, whoever compiles it says so.
+    The last one is taken untried: if it does not fit either, whoever compiles it says so. Must be
+    called on every host.
     """
     if config.model.remat != "auto":
         return config
@@ -41,7 +44,12 @@ def choose_remat(
         dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         for remat in remat_by_speed(platform, config.model.is_scanned)
     ]
-    return next((c for c in candidates[:-1] if fits(c)), candidates[-1])
+    for candidate in candidates[:-1]:
+        # All hosts run one program, and what fits may differ: host 0 decides. The others compile
+        # too, since the compilers of a job may divide the work among them.
+        if broadcast_from_host_0(f"remat {candidate.model.remat} fits", fits(candidate)):
+            return candidate
+    return candidates[-1]
 
 
 def step_fits(
@@ -95,7 +103,7 @@ def make_train_step(
     schedule: optax.Schedule,
     mesh: Mesh,
     state: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """The compiled update for states that are laid out like `state`.
 
     `tx` and `schedule` are those of `make_optimizer`.
