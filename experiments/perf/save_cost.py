@@ -78,14 +78,15 @@ def main() -> None:
         gigabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
         print(f"{args.model}, batch {args.batch_size}: {step:.2f} s a step, {gigabytes:.2f} GB")
         for number in (1, 2):
-            before, checkpoints.stall_seconds = int(state.step), 0.0
+            before = int(state.step)
             seconds, written = train(args.steps, save=True)
+            stall = checkpoints.take_stall_seconds()
             extra = sum(seconds) - args.steps * step
             print(
-                f"save {number}: held up {checkpoints.stall_seconds:.2f} s, written after "
+                f"save {number}: held up {stall:.2f} s, written after "
                 f"{written:.1f} s, {args.steps} steps took {extra:.2f} s longer: "
                 f"{extra / (EVERY * step):.2%} of {EVERY} steps "
-                f"(held up alone {checkpoints.stall_seconds / (EVERY * step):.2%})"
+                f"(held up alone {stall / (EVERY * step):.2%})"
             )
         checkpoints.close()
 
