@@ -55,9 +55,8 @@ class CheckpointManager:
         warn: Callable[[str], None] = print,
         timeout_seconds: float = 300.0,
     ):
-        self.stall_seconds = 0.0
-        """How long saves have held up the training loop."""
         self.failed_saves = 0
+        self._stall_seconds = 0.0
         self._workdir = absolute(workdir)
         self._config = config
         self._record = record
@@ -78,6 +77,16 @@ class CheckpointManager:
             preservation_policy=_preservation_policy(config),
             cleanup_tmp_directories=True,  # what a killed save has left behind
         )
+
+    def take_stall_seconds(self) -> float:
+        """How long saves have held up the training loop since this was asked last."""
+        seconds, self._stall_seconds = self._stall_seconds, 0.0
+        return seconds
+
+    def holds(self, step: int) -> bool:
+        """Whether the state of `step` is saved, once the save that is under way has ended."""
+        self._settle(wait=True)
+        return step in saved_steps(self._workdir)
 
     def due(self) -> bool:
         """By this host's clock it is time to save, whatever the step."""
@@ -102,18 +111,19 @@ class CheckpointManager:
             )
 
         try:
-            try:
-                response = begin()
-            except Exception:
-                if not self._error_lingers:
-                    raise
-                # What ended the save before this one: Orbax raises it here once more, and forgets.
-                response = begin()
+            with jax.transfer_guard("allow"):  # how Orbax moves arrays is its own affair
+                try:
+                    response = begin()
+                except Exception:
+                    if not self._error_lingers:
+                        raise
+                    # What ended the save before: Orbax raises it here once more, and forgets.
+                    response = begin()
             self._saving = step, response
         except Exception as error:  # Orbax raises what its storage raises, of many kinds
             self._failed(step, error)
         self._error_lingers = False
-        self.stall_seconds += time.perf_counter() - start
+        self._stall_seconds += time.perf_counter() - start
 
     def close(self) -> bool:
         """Wait for the save that is under way; returns whether the last one succeeded."""
@@ -121,8 +131,20 @@ class CheckpointManager:
         self._settle(wait=True)
         if self.failed_saves:
             self._remove_leftovers()
-        self.stall_seconds += time.perf_counter() - start
+        self._stall_seconds += time.perf_counter() - start
         return not self._last_failed
+
+    def finish(self, step: int) -> None:
+        """Wait until `step`, the last to be saved, is there.
+
+        Raises:
+            InputError: it could not be saved.
+        """
+        if not self.close():
+            raise InputError(
+                f"step {step} could not be saved into {self._workdir}\n"
+                "the message above says why; when that is fixed, the same command goes on"
+            )
 
     def _settle(self, wait: bool) -> None:
         """Take note of how the save under way has ended, if it has."""

@@ -1,4 +1,4 @@
-"""What hosts tell each other beside the devices: requests that all follow at the same step.
+"""What hosts tell each other beside the devices: decisions of host 0, and requests of any host.
 
 A host that is told to stop cannot stop alone: the others would wait in the next collective for
 ever. Requests travel through the coordination service that `jax.distributed` runs on host 0, which
@@ -15,13 +15,29 @@ from jax._src import distributed
 
 from flaxclip.exit_codes import PreemptedError
 
-_PREFIX = "flaxclip/request"
+_PREFIX, _DECISIONS = "flaxclip/request", "flaxclip/decision"
+_DAY_MS = 24 * 3600 * 1000
 _LISTEN_MS = 500
 
 
 def coordination_client() -> Any | None:
     """The key-value store that the hosts share; None where there is one host."""
     return distributed.global_state.client if jax.process_count() > 1 else None
+
+
+def broadcast_from_host_0(name: str, value: bool) -> bool:
+    """Host 0's `value`, on all hosts; once a job for each `name`.
+
+    Not by the devices: hosts that come minutes apart, since one compiled longer, would be too late
+    for a collective. A host 0 that is lost is the watchdog's business.
+    """
+    client = coordination_client()
+    if client is None:
+        return value
+    key = f"{_DECISIONS}/{name}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, str(int(value)))
+    return client.blocking_key_value_get(key, _DAY_MS) == "1"
 
 
 class Requests:

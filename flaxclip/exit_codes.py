@@ -9,6 +9,10 @@
 Launchers restart on 75 (EX_TEMPFAIL of sysexits.h), and where a process was killed by a signal.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 TRAINING_FAILED = 3
 PREEMPTED = 75
 
@@ -18,4 +22,20 @@ class TrainingFailedError(Exception):
 
 
 class PreemptedError(Exception):
-    """The run was told to stop and has saved its state, or has lost a host."""
+    """The run was told to stop and has saved its state, or has lost a host or a worker process."""
+
+
+@contextmanager
+def exit_with_code(program: str) -> Iterator[None]:
+    """Turn these errors into a message on standard error and the exit code of each."""
+    try:
+        yield
+    except PreemptedError as stop:
+        _leave(program, stop, PREEMPTED)
+    except TrainingFailedError as failure:
+        _leave(program, failure, TRAINING_FAILED)
+
+
+def _leave(program: str, reason: Exception, code: int) -> None:
+    print(f"{program}: {reason}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -166,13 +166,18 @@ def check_optim_patterns(config: OptimConfig, params: Any) -> None:
         )
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of `config`, for a run of `steps` updates.
+def make_optimizer(
+    config: OptimConfig, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of `config`, for a run of `steps` updates, and the schedule that it follows.
+
+    The schedule gives the learning rate of the next update after so many (`applied_updates`).
 
     What tells one from another is the direction of a step; clipping, weight decay and learning
     rate are the same for all. Frozen parameters are out of it: their gradients do not count for
     clipping, and there is no momentum of theirs.
     """
+    schedule = make_schedule(config, steps)
     clip = (
         optax.identity()
         if config.max_grad_norm is None
@@ -182,7 +187,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         clip,
         _direction(config),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(make_schedule(config, steps)),
+        optax.scale_by_learning_rate(schedule),
     )
     if config.freeze:
 
@@ -193,7 +198,20 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         update = optax.partition({"trained": update, "frozen": optax.set_to_zero()}, groups)
     if config.lr_multipliers or config.layer_decay:
         update = optax.chain(update, _scale_by_name(config))
-    return update
+    return update, schedule
+
+
+def applied_updates(opt_state: optax.OptState) -> Int[Array, ""]:
+    """Updates that an optimizer of `make_optimizer` has made: what its learning rate goes by.
+
+    Not the steps of the run: where an update is skipped, the optimizer's state stays as it was.
+    """
+
+    def counts(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByScheduleState)
+
+    [state] = filter(counts, jax.tree.leaves(opt_state, is_leaf=counts))
+    return state.count
 
 
 def _scale_by_name(config: OptimConfig) -> optax.GradientTransformation:

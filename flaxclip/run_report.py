@@ -19,15 +19,15 @@ from flaxclip.errors import InputError
 from flaxclip.losses.pairs import choose_implementation
 from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
-from flaxclip.optim import make_schedule
 from flaxclip.progress import ProgressReport
 from flaxclip.run_pictures import RunPictures
+from flaxclip.startup import StartupClock
 from flaxclip.train_state import TrainState, bytes_per_device
-from flaxclip.train_step import step_flops
+from flaxclip.train_step import Metrics, step_flops
 
 
 class RunReport:
-    """Gathers what is to be reported between two reports, and reports it."""
+    """Context manager around the training loop: gathers what there is to report, and reports it."""
 
     def __init__(
         self,
@@ -37,21 +37,45 @@ class RunReport:
         start_step: int,
         progress: ProgressReport,
         checkpoints: CheckpointManager,
+        clock: StartupClock,
     ):
         self._config = config
         self._progress = progress
         self._checkpoints = checkpoints
+        self._clock = clock
         self._first_step = start_step + 1
         self._meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
-        self._learning_rate = make_schedule(config.optim, config.steps)
         self._writer = MetricWriter(
             config.workdir, start_step, config.wandb, dataclasses.asdict(config), progress.warn
         )
         self._pictures = RunPictures(config, source, mesh)
         self._truncated, self._replaced = 0, Replacements()  # on this host
 
-    def loaded(self, step: int, batch: LoadedBatch) -> None:
-        """The batch of `step` has been taken; says which of its records were unreadable."""
+    def __enter__(self) -> "RunReport":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+        self._progress.__exit__(*error)
+
+    def dispatching(self, step: int) -> None:
+        """The batch of `step` is there; the update comes next."""
+        if step == self._first_step:
+            self._clock.finished("first batch")
+
+    def dispatched(self, step: int, batch: LoadedBatch, metrics: Metrics) -> None:
+        """The update is on its way: says which examples of its batch were unreadable.
+
+        The first one is waited for, since it says what its start took.
+        """
+        if step == self._first_step:
+            self._clock.finished("compilation")
+            jax.block_until_ready(metrics)
+            self._clock.finished("step")
+            self._progress.say(self._clock.summary())
+            if memory := peak_memory(jax.local_devices()[0].memory_stats()):
+                self._progress.say(memory)
         self._progress.advance(step)
         self._meter.waited_for_data(batch.wait_seconds)
         self._truncated += batch.truncated
@@ -66,16 +90,14 @@ class RunReport:
         for line in self._replaced.recent():
             self._progress.warn(line)
         rates = self._meter.lap(step)
-        stall, self._checkpoints.stall_seconds = self._checkpoints.stall_seconds, 0.0
         on_hosts = process_allgather(
             np.array([[self._truncated, self._replaced.total, self._checkpoints.failed_saves]]),
             tiled=True,
         )
         truncated, replaced, failed_saves = (int(count) for count in on_hosts.sum(axis=0))
         scalars = dict(metrics) | {
-            "learning_rate": float(self._learning_rate(step - 1)),
             **rates,
-            "save_stall_seconds": stall,
+            "save_stall_seconds": self._checkpoints.take_stall_seconds(),
             "truncated_captions": truncated,
             "replaced_records": replaced,
             "failed_saves": failed_saves,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from flaxclip.accumulate import loss_and_gradients
 from flaxclip.config import TrainConfig
+from flaxclip.coordination import broadcast_from_host_0
 from flaxclip.data.batch import Batch
 from flaxclip.fine_tuning import frozen_mask, stop_frozen_gradients
 from flaxclip.losses.pairs import ContrastiveLoss
@@ -21,11 +22,12 @@ from flaxclip.models.clip import CLIP, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost
 from flaxclip.models.patch_dropout import sample_patches
 from flaxclip.models.transformer import remat_by_speed
-from flaxclip.optim import clamp_logit_scale, update_average
+from flaxclip.optim import applied_updates, clamp_logit_scale, update_average
 from flaxclip.sharding import batch_sharding, constrain, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
 
 Metrics = dict[str, Float[Array, ""]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def choose_remat(
@@ -33,7 +35,8 @@ def choose_remat(
 ) -> TrainConfig:
     """`config` with the platform's fastest remat policy that `fits`, where it says `auto`.
 
-    The last one is taken untried: if it does not fit either, whoever compiles it says so.
+    The last one is taken untried: if it does not fit either, whoever compiles it says so. Must be
+    called on every host.
     """
     if config.model.remat != "auto":
         return config
@@ -41,10 +44,17 @@ def choose_remat(
         dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
         for remat in remat_by_speed(platform, config.model.is_scanned)
     ]
-    return next((c for c in candidates[:-1] if fits(c)), candidates[-1])
+    for candidate in candidates[:-1]:
+        # All hosts run one program, and what fits may differ: host 0 decides. The others compile
+        # too, since the compilers of a job may divide the work among them.
+        if broadcast_from_host_0(f"remat {candidate.model.remat} fits", fits(candidate)):
+            return candidate
+    return candidates[-1]
 
 
-def step_fits(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> bool:
+def step_fits(
+    config: TrainConfig, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
+) -> bool:
     """Whether the step of `config` compiles within the memory of the mesh's devices.
 
     Compiles it, a minute or so for a large model; the run itself then finds it in JAX's cache.
@@ -52,7 +62,8 @@ def step_fits(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
     batch = Batch(*example_inputs(config.model, config.batch_size))
     try:
-        compiled = make_train_step(config, tx, mesh, state).lower(state, batch).compile()
+        step = make_train_step(config, tx, schedule, mesh, state)
+        compiled = step.lower(state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return False
@@ -87,15 +98,22 @@ def step_flops(config: TrainConfig) -> int:
 
 
 def make_train_step(
-    config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    config: TrainConfig,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    state: TrainState,
+) -> TrainStep:
     """The compiled update for states that are laid out like `state`.
+
+    `tx` and `schedule` are those of `make_optimizer`.
 
     The step donates its state: after `state, metrics = step(state, batch)` only the new one may be
     used. Call it under `jax.set_mesh(mesh)`.
 
     Where the loss or a gradient is not finite, everything but `step` stays as it was, and
     `metrics["skipped_updates"]`, which counts such steps over the whole run, rises by one.
+    `metrics["learning_rate"]` is the rate of this update: the schedule goes by those applied.
     """
     model = CLIP(config.model)
     compute_loss = make_loss(config, mesh)
@@ -144,6 +162,7 @@ def make_train_step(
         metrics = result._asdict() | {
             "logit_scale": jnp.exp(kept.params["logit_scale"]),
             "grad_norm": grad_norm,
+            "learning_rate": jnp.float32(schedule(applied_updates(state.opt_state))),
             "skipped_updates": kept.skipped,
         }
         if config.loss == "sigmoid":

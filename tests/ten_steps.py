@@ -45,7 +45,7 @@ def batches(config, mesh):
 def initial_state(model):
     """On the host, since what is tested is the steps after it: drawn once for all meshes."""
     config = configure(model=model)
-    tx = make_optimizer(config.optim, config.steps)
+    tx, _ = make_optimizer(config.optim, config.steps)
     one_device = make_mesh(MeshConfig(), jax.devices()[:1])
     return jax.device_get(init_train_state(jax.random.key(0), model, tx, one_device))
 
@@ -54,13 +54,13 @@ def run(mesh_config, devices, **changes):
     """Losses, final parameters, and the compiled program, of the training step."""
     config = configure(**changes)
     mesh = make_mesh(mesh_config, jax.devices()[:devices])
-    tx = make_optimizer(config.optim, config.steps)
+    tx, schedule = make_optimizer(config.optim, config.steps)
     initial, losses = initial_state(config.model), []
     with jax.set_mesh(mesh):
         abstract = abstract_train_state(config.model, tx, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         state = jax.device_put(initial, shardings)
-        step = make_train_step(config, tx, mesh, state)
+        step = make_train_step(config, tx, schedule, mesh, state)
         for batch in batches(config, mesh):
             if not losses:
                 step = step.lower(state, batch).compile()
@@ -72,7 +72,7 @@ def run(mesh_config, devices, **changes):
 def plain_run(loss):
     """The same on one device, float32, by the matrix of all pairs as one would write it down."""
     config = configure(**LOSSES[loss])
-    model, tx = CLIP(config.model), make_optimizer(config.optim, config.steps)
+    model, (tx, _) = CLIP(config.model), make_optimizer(config.optim, config.steps)
 
     def plain_loss(params, batch):
         zimg, ztxt, log_scale = model.apply({"params": params}, *batch)

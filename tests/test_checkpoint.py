@@ -297,6 +297,14 @@ def test_what_a_killed_save_left_is_cleared_away_and_never_taken_for_a_checkpoin
     assert not unfinished.exists()
 
 
+def test_whether_a_step_is_held_is_known_once_its_save_has_ended(tmp_path, mesh):
+    manager = CheckpointManager(tmp_path, CheckpointConfig(), RECORD)
+    manager.save(1, state_on(mesh, jax.P()), {})
+    assert manager.holds(1)  # though that save was still under way
+    assert not manager.holds(2)
+    assert manager.close()
+
+
 def test_latest_every_and_best_are_kept(tmp_path, mesh):
     config = CheckpointConfig(keep=2, keep_every=4, keep_best="loss")
     manager = CheckpointManager(tmp_path, config, RECORD)
@@ -304,7 +312,8 @@ def test_latest_every_and_best_are_kept(tmp_path, mesh):
         manager.save(step, state_on(mesh, jax.P()), {"loss": loss})
     manager.close()
     assert saved_steps(tmp_path) == [2, 4, 6, 7]
-    assert manager.stall_seconds > 0
+    assert manager.take_stall_seconds() > 0
+    assert manager.take_stall_seconds() == 0
 
 
 def test_minutes_are_counted_by_a_clock_that_does_not_jump(tmp_path, mesh, monkeypatch):

@@ -96,7 +96,7 @@ def step():
     )
 
     def step(**options):
-        tx = make_optimizer(OptimConfig(peak_lr=1e-2, warmup_steps=0, **options), steps=10)
+        tx, _ = make_optimizer(OptimConfig(peak_lr=1e-2, warmup_steps=0, **options), steps=10)
         state = jax.jit(tx.init)(params)
         updates, _ = jax.jit(tx.update)(gradients, state, params)
         return flatten_dict(updates, sep="/"), state

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import flaxclip.train
 from flaxclip.checkpoint import saved_steps
 from flaxclip.data.order import batch_records
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.errors import InputError
-from flaxclip.exit_codes import TRAINING_FAILED
+from flaxclip.exit_codes import TRAINING_FAILED, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, HealthConfig, LossMonitor
+from flaxclip.optim import OptimConfig, make_schedule
+from tests.test_checkpoint import files_no_larger_than
 from tests.tiny_run import EXPERIMENT, tiny_config
 from tests.xla_flags import ONE_DEVICE
 
@@ -118,8 +121,11 @@ def test_a_record_that_is_nan_costs_a_step_and_many_in_a_row_stop_the_run(tmp_pa
     assert "output of vision/patch_embedding, call 1" in result.stderr
     assert [line["step"] for line in anomalies(folder)] == [3, 6, 7, 8]
     assert [len(records & set(line["records"])) for line in anomalies(folder)] == [1] * 4
-    last = [json.loads(line) for line in (folder / "metrics.jsonl").open()][-1]
-    assert (last["step"], last["skipped_updates"]) == (8, 4)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert (lines[-1]["step"], lines[-1]["skipped_updates"]) == (8, 4)
+    schedule = make_schedule(config.optim, config.steps)
+    rates = [schedule(applied) for applied in (0, 1, 2, 2, 3, 4, 4, 4)]
+    np.testing.assert_allclose([line["learning_rate"] for line in lines], rates, rtol=1e-6)
     assert saved_steps(folder) == [5]  # the moment before, though no save was due
 
     result = train_with_nan(tmp_path, records, *flags, "--debug-nans")
@@ -127,3 +133,21 @@ def test_a_record_that_is_nan_costs_a_step_and_many_in_a_row_stop_the_run(tmp_pa
     assert "at step 5, where its last checkpoint is" in result.stdout
     assert "the last 1 updates, up to step 6, were not finite" in result.stderr
     assert "output of vision/patch_embedding, call 1" in result.stderr
+
+
+def test_a_run_that_cannot_save_the_moment_before_does_not_say_that_it_has(tmp_path, monkeypatch):
+    load_batches = flaxclip.train.load_batches
+
+    def full_disk_at_step_2(*args, **kwargs):
+        batches = load_batches(*args, **kwargs)
+        yield next(batches)
+        with files_no_larger_than(100_000):  # the token embedding takes six million
+            yield from batches
+
+    monkeypatch.setattr(flaxclip.train, "load_batches", full_disk_at_step_2)
+    # The first update makes all parameters so large that the second overflows.
+    optim = OptimConfig(peak_lr=1e30, warmup_steps=0)
+    config = tiny_config(tmp_path, optim=optim, health=HealthConfig(max_skipped=1))
+    with pytest.raises(TrainingFailedError, match=r"step 1, before the first .* not be saved"):
+        flaxclip.train.train(config)
+    assert saved_steps(tmp_path) == []

@@ -129,7 +129,7 @@ def test_weights_are_laid_out_over_the_mesh_as_the_run_lays_them_out(
     config = tiny_config(tmp_path / "run", model=MODEL, init_from=str(tmp_path / source))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     initial = open_initial_weights(config)
-    tx = make_optimizer(OptimConfig(), 10_000)
+    tx, _ = make_optimizer(OptimConfig(), 10_000)
     with jax.set_mesh(mesh):
         fresh = init_train_state(jax.random.key(0), MODEL, tx, mesh, ema=True)
         state, _ = start_from(initial, config, mesh, fresh)
@@ -153,7 +153,9 @@ def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_born(tmp_path)
     config = tiny_config(tmp_path / "run", model=new, init_from=str(tmp_path / "ours"))
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        fresh = init_train_state(jax.random.key(0), new, make_optimizer(OptimConfig(), 9999), mesh)
+        fresh = init_train_state(
+            jax.random.key(0), new, make_optimizer(OptimConfig(), 9999)[0], mesh
+        )
         state, record = start_from(open_initial_weights(config), config, mesh, fresh)
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
     assert state.params["logit_bias"] == -7

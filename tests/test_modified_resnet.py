@@ -98,14 +98,16 @@ def test_one_adamw_step_in_training_mode_equals_torchs(variables, reference, inp
         peak_lr=ADAMW["lr"], warmup_steps=0, b1=b1, b2=b2, eps=ADAMW["eps"],
         weight_decay=ADAMW["weight_decay"],
     )  # fmt: skip
-    tx = make_optimizer(optim, steps=10)
+    tx, schedule = make_optimizer(optim, steps=10)
     with jax.set_mesh(mesh):
         abstract = abstract_train_state(CONFIG, tx, mesh)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
         # Copied: the step donates what it is given.
         state = zeros._replace(**jax.tree.map(jnp.copy, variables))
         state = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), state, abstract)
-        step = make_train_step(TrainConfig("unused", 10, 6, model=CONFIG), tx, mesh, state)
+        step = make_train_step(
+            TrainConfig("unused", 10, 6, model=CONFIG), tx, schedule, mesh, state
+        )
         batch = jax.device_put(Batch(*inputs), batch_sharding(mesh))
         after, metrics = step(state, batch)
     np.testing.assert_allclose(metrics["loss"], reference["step/loss"], rtol=1e-5)

@@ -15,6 +15,7 @@ from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import (
     MAX_LOGIT_SCALE,
     OptimConfig,
+    applied_updates,
     clamp_logit_scale,
     decay_mask,
     make_optimizer,
@@ -219,12 +220,29 @@ def random_gradients(params, size=0.1):
 
 def train(params, gradients, config):
     params = jax.tree.map(jnp.asarray, params)
-    tx = make_optimizer(config, steps=10)
+    tx, _ = make_optimizer(config, steps=10)
     opt_state = tx.init(params)
     for grads in gradients:
         updates, opt_state = jax.jit(tx.update)(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
     return params
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize("options", [{}, {"freeze": ("bias$",), "lr_multipliers": (("scale", 2),)}])
+def test_the_learning_rate_goes_by_the_updates_that_the_optimizer_has_made(
+    params, optimizer, options
+):
+    config = OptimConfig(optimizer=optimizer, peak_lr=0.1, warmup_steps=2, **options)
+    tx, schedule = make_optimizer(config, steps=10)
+    params = jax.tree.map(jnp.asarray, params)
+    opt_state = tx.init(params)
+    for updates, grads in enumerate(random_gradients(params)):
+        assert applied_updates(opt_state) == updates
+        _, opt_state = jax.jit(tx.update)(grads, opt_state, params)
+    assert applied_updates(opt_state) == STEPS
+    expected = make_schedule(config, steps=10)
+    assert [schedule(count) for count in range(10)] == [expected(count) for count in range(10)]
 
 
 def numpy_adamw(params, gradients, config):
@@ -365,7 +383,7 @@ def test_moments_lie_like_their_parameters_with_momentum_in_bfloat16(optimizer):
     config = CLIPConfig()
     mesh = make_mesh(MeshConfig(fsdp=8))
     optim = OptimConfig(optimizer=optimizer, momentum_dtype="bfloat16")
-    state = abstract_train_state(config, make_optimizer(optim, 10_000), mesh, ema=True)
+    state = abstract_train_state(config, make_optimizer(optim, 10_000)[0], mesh, ema=True)
     kernel = state.params["text"]["transformer"]["blocks"]["mlp"]["fc1"]["kernel"]
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape]
     assert moments

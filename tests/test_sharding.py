@@ -72,7 +72,7 @@ def test_channels_that_tensor_does_not_divide_stay_whole(channels, own):
 def test_fsdp_divides_parameters_and_moments():
     config = tiny_config("unused")
     mesh = make_mesh(MeshConfig(fsdp=8))
-    tx = make_optimizer(config.optim, config.steps)
+    tx, _ = make_optimizer(config.optim, config.steps)
     state = init_train_state(jax.random.key(0), config.model, tx, mesh)
     kernel = state.params["text"]["transformer"]["blocks"]["mlp"]["fc1"]["kernel"]
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]

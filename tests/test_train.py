@@ -170,7 +170,7 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
         "model", "data", "batch", "optim", "devices", "memory", "work", "workdir", "start",
     ]  # fmt: skip
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    state = abstract_train_state(TINY_MODEL, make_optimizer(OptimConfig(), 3000), mesh)
+    state = abstract_train_state(TINY_MODEL, make_optimizer(OptimConfig(), 3000)[0], mesh)
     expected = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2**20
     assert announced["memory"].startswith(f"{expected:.1f} MiB of state a device")
     again = run_cli(*command, cwd=tmp_path)

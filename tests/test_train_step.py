@@ -26,23 +26,23 @@ BATCH_SIZE = 24
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The mesh, a state, a batch and the compiled step for them."""
+    """The mesh, a state, a batch, the compiled step for them, and its learning rates."""
     mesh = make_mesh(MeshConfig())
     run = TrainConfig(
         "unused", 10, BATCH_SIZE, model=CONFIG, optim=OptimConfig(peak_lr=1e-3, warmup_steps=0)
     )
-    tx = make_optimizer(run.optim, run.steps)
+    tx, schedule = make_optimizer(run.optim, run.steps)
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), CONFIG, tx, mesh)
         inputs = map(jnp.asarray, random_inputs(TINY, BATCH_SIZE))
         batch = jax.device_put(Batch(*inputs), batch_sharding(mesh))
-        step = make_train_step(run, tx, mesh, state).lower(state, batch).compile()
-    return mesh, state, batch, step
+        step = make_train_step(run, tx, schedule, mesh, state).lower(state, batch).compile()
+    return mesh, state, batch, step, schedule
 
 
 def test_no_device_receives_all_embeddings(compiled):
     """On a grid of 4 x 2 a device meets 2 parts of the images with 4 of the texts."""
-    *_, step = compiled
+    *_, step, _ = compiled
     d, part = CONFIG.embed_dim, BATCH_SIZE // 8
     travelling = sorted(x for x in collectives(step.as_text()) if x[1][-1:] == (d,))
     gathered = [("all-gather", (2 * part, d)), ("all-gather", (4 * part, d))]
@@ -51,7 +51,7 @@ def test_no_device_receives_all_embeddings(compiled):
 
 
 def test_a_logit_scale_above_100_is_clamped_after_the_update(compiled):
-    mesh, state, batch, step = compiled
+    mesh, state, batch, step, _ = compiled
     too_large = jax.device_put(jnp.float32(9.0), state.params["logit_scale"].sharding)
     # Copied: the step donates what it is given.
     state = jax.tree.map(jnp.copy, state)
@@ -64,7 +64,7 @@ def test_a_logit_scale_above_100_is_clamped_after_the_update(compiled):
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(compiled):
-    mesh, state, batch, step = compiled
+    mesh, state, batch, step, schedule = compiled
     with jax.set_mesh(mesh):
         state, _ = step(jax.tree.map(jnp.copy, state), batch)
         # One weight of one layer overflows: the loss, and every gradient with it, is NaN.
@@ -79,3 +79,5 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(compiled):
             jax.tree.map(np.testing.assert_array_equal, new, old)
         after, metrics = step(after, batch)
         assert metrics["skipped_updates"] == 2
+        # That of the update after the one that was applied, also at the second attempt.
+        np.testing.assert_allclose(metrics["learning_rate"], schedule(1), rtol=1e-6)

@@ -43,7 +43,8 @@ def main() -> None:
 
     model = VARIANTS[args.model]
     config = TrainConfig(str(args.out), 10_000, args.batch_size, model=model)
-    mesh, tx = make_mesh(MeshConfig()), make_optimizer(OptimConfig(), config.steps)
+    mesh = make_mesh(MeshConfig())
+    tx, schedule = make_optimizer(OptimConfig(), config.steps)
     rng = np.random.default_rng(0)
     side, length = model.vision.image_size, model.text.context_length
     batch = Batch(
@@ -52,7 +53,7 @@ def main() -> None:
     )
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), model, tx, mesh)
-        train_step = make_train_step(config, tx, mesh, state)
+        train_step = make_train_step(config, tx, schedule, mesh, state)
         batch = jax.device_put(batch, batch_sharding(mesh))
         checkpoints = CheckpointManager(args.out, CheckpointConfig(keep=1), {})
 
@@ -77,14 +78,15 @@ def main() -> None:
         gigabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
         print(f"{args.model}, batch {args.batch_size}: {step:.2f} s a step, {gigabytes:.2f} GB")
         for number in (1, 2):
-            before, checkpoints.stall_seconds = int(state.step), 0.0
+            before = int(state.step)
             seconds, written = train(args.steps, save=True)
+            stall = checkpoints.take_stall_seconds()
             extra = sum(seconds) - args.steps * step
             print(
-                f"save {number}: held up {checkpoints.stall_seconds:.2f} s, written after "
+                f"save {number}: held up {stall:.2f} s, written after "
                 f"{written:.1f} s, {args.steps} steps took {extra:.2f} s longer: "
                 f"{extra / (EVERY * step):.2%} of {EVERY} steps "
-                f"(held up alone {checkpoints.stall_seconds / (EVERY * step):.2%})"
+                f"(held up alone {stall / (EVERY * step):.2%})"
             )
         checkpoints.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 import flaxclip.train
@@ -82,7 +83,10 @@ def make_nan(records: Iterable[str]) -> None:
             names = batch_records(source, config.order, seed, batch_size, step)
             rows = np.array([name in bad for name in names])
             batch = loaded.batch
-            yield loaded._replace(batch=batch._replace(images=poison(batch.images, rows)))
+            # The training loop refuses to move arrays that nobody has put somewhere.
+            everywhere = NamedSharding(batch.images.sharding.mesh, PartitionSpec())
+            images = poison(batch.images, jax.device_put(rows, everywhere))
+            yield loaded._replace(batch=batch._replace(images=images))
 
     flaxclip.train.load_batches = poisoned
 

@@ -78,7 +78,8 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     config = dataclasses.replace(
         VARIANTS[args.model], dtype=precision, remat=args.remat, unroll=args.unroll
     )
-    mesh, tx = make_mesh(MeshConfig()), make_optimizer(OptimConfig(), steps=10_000)
+    mesh = make_mesh(MeshConfig())
+    tx, schedule = make_optimizer(OptimConfig(), steps=10_000)
     rng = np.random.default_rng(0)
     side, length = config.vision.image_size, config.text.context_length
     batch = Batch(
@@ -89,7 +90,8 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), config, tx, mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
-        step = make_train_step(run_config, tx, mesh, state).lower(state, batch).compile()
+        step = make_train_step(run_config, tx, schedule, mesh, state)
+        step = step.lower(state, batch).compile()
 
         def run() -> None:
             nonlocal state

@@ -24,6 +24,7 @@ import cloudpickle
 from flaxclip.data.host_batches import ROWS_AT_A_TIME, HostBatch, Load
 from flaxclip.data.shared_batches import BatchShape, SharedBatches, create_shared_memory
 from flaxclip.data.worker import Done, Failed, Task
+from flaxclip.exit_codes import PreemptedError
 
 _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels
 _TICK_SECONDS = 1.0
@@ -44,7 +45,7 @@ _ENVIRONMENT = {
 _logger = logging.getLogger(__name__)
 
 
-class WorkerError(Exception):
+class WorkerError(PreemptedError):
     """A worker process was killed, crashed or stalled; the message says over which record."""
 
 

@@ -95,11 +95,11 @@ def lower_step(config: TrainConfig, topology: Topology) -> LoweredStep:
     mesh = make_mesh(config.mesh, topology.devices)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     check_tensor_divides(config.model, config.mesh.tensor)
-    tx = make_optimizer(config.optim, config.steps)
+    tx, schedule = make_optimizer(config.optim, config.steps)
     state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
     batch = Batch(*example_inputs(config.model, config.batch_size))
     with jax.set_mesh(mesh):
-        traced = make_train_step(config, tx, mesh, state).trace(state, batch)
+        traced = make_train_step(config, tx, schedule, mesh, state).trace(state, batch)
         platform = topology.devices[0].platform
         lowered = traced.lower(lowering_platforms=(platform,))
     flops = count_bfloat16_passes(traced.jaxpr) / mesh.size

@@ -73,7 +73,7 @@ def _state_bytes(
     model: CLIPConfig, optim: OptimConfig, mesh: MeshConfig, devices: tuple[jax.Device, ...]
 ) -> int:
     # The number of steps decides the schedule alone.
-    tx = make_optimizer(optim, steps=optim.warmup_steps + 1)
+    tx, _ = make_optimizer(optim, steps=optim.warmup_steps + 1)
     state = abstract_train_state(
         model, tx, make_mesh(mesh, list(devices)), optim.ema_decay is not None
     )

@@ -150,7 +150,7 @@ def test_one_adamw_step_changes_the_parameters_by_the_same():
     changes = {name: np.asarray(x - tensors[name]) for name, x in pair.tensors().items()}
     expected = flatten_dict(params_from_huggingface(changes, pair.config), sep="/")
 
-    tx = make_optimizer(optim, steps=10)
+    tx, _ = make_optimizer(optim, steps=10)
     _, gradients = pair.our_loss_and_gradients(params)
     updates, _ = jax.jit(tx.update)(gradients, jax.jit(tx.init)(params), params)
     for name, update in flatten_dict(updates, sep="/").items():

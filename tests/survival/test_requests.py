@@ -1,5 +1,9 @@
-"""What one host asks for is done by all after the same step, however far each of them has come."""
+"""What one host asks for is done by all after the same step, however far each of them has come.
 
+And what host 0 finds is what all go by.
+"""
+
+import os
 import subprocess
 import sys
 
@@ -31,10 +35,37 @@ print("left after", step, request)
 
 @pytest.mark.parametrize(("steps", "left"), [(30, "left after 8 stop"), (7, "left after 7 None")])
 def test_a_host_that_asks_while_another_is_a_step_ahead(tmp_path, steps, left):
-    script = tmp_path / "host.py"
-    script.write_text(HOST)
-    launcher = [sys.executable, ROOT / "launch" / "local_cluster.py", "--processes", "2"]
-    command = [*launcher, "--devices-per-process", "1", "--", sys.executable, script, str(steps)]
-    job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    job = two_hosts(tmp_path / "host.py", HOST, str(steps))
     assert job.returncode == 0, job.stdout + job.stderr
     assert job.stdout.count(left) == 2, job.stdout
+
+
+def two_hosts(script, text, *args):
+    script.write_text(text)
+    launcher = [sys.executable, ROOT / "launch" / "local_cluster.py", "--processes", "2"]
+    command = [*launcher, "--devices-per-process", "1", "--", sys.executable, script, *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+# Of a GPU's policies, in the order of their speed, each host has memory for another one.
+REMAT = """
+import dataclasses, time
+import jax
+from flaxclip.sharding import join_hosts
+from flaxclip.train_step import choose_remat
+from tests.tiny_run import TINY_MODEL, tiny_config
+
+join_hosts(60)
+host = jax.process_index()
+time.sleep(host)
+config = tiny_config("unused", model=dataclasses.replace(TINY_MODEL, remat="auto"))
+config = choose_remat(config, "gpu", lambda tried: tried.model.remat == ["names", "none"][host])
+print("chosen:", config.model.remat)
+"""
+
+
+def test_hosts_that_find_that_different_policies_fit_take_that_of_host_0(tmp_path):
+    job = two_hosts(tmp_path / "remat.py", REMAT)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stdout.count("chosen: names") == 2, job.stdout

@@ -9,8 +9,10 @@ import sys
 
 import numpy as np
 
+from flaxclip.step_profile import PROFILES
 from tests.survival.jobs import ROOT
 from tests.test_benchmark import retrieved, watched  # noqa: F401  (fixtures)
+from tests.test_step_profile import profiled_steps
 from tests.test_train import experiment, finished_run, run_cli  # noqa: F401
 from tests.xla_flags import ONE_DEVICE
 
@@ -23,7 +25,8 @@ def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811
 
     def host(rank):
         return run_cli(
-            "flaxclip.train", experiment, "--workdir", "run", cwd=tmp_path,
+            "flaxclip.train", experiment, "--workdir", "run", "--profile-steps", "3:5",
+            cwd=tmp_path,
             XLA_FLAGS=f"{ONE_DEVICE} --xla_force_host_platform_device_count=2",
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             OMPI_MCA_orte_hnp_uri="1531576320.0;tcp://127.0.0.1:34911",
@@ -40,6 +43,9 @@ def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811
         for folder in (tmp_path / "run", finished_run)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for host in ("host0", "host1"):
+        profile = tmp_path / "run" / PROFILES / "steps-3-5" / f"{host}.xplane.pb"
+        assert profiled_steps(profile) == [4, 5]
 
 
 def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, retrieved):  # noqa: F811
