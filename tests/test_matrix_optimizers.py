@@ -87,7 +87,7 @@ def shapes_of(variant):
 def state_shapes(optimizer, params):
     """Name of each parameter -> shapes of its arrays in the state, but for those of one element a
     layer, which stand for nothing."""
-    state = jax.eval_shape(make_optimizer(OptimConfig(optimizer=optimizer), 10_000).init, params)
+    state = jax.eval_shape(make_optimizer(OptimConfig(optimizer=optimizer), 10_000)[0].init, params)
     paths = {path: [] for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
@@ -224,7 +224,7 @@ def test_adafactor_factors_each_layer_head_and_one_of_queries_keys_and_values_by
 
 
 def test_a_step_on_a_divided_state_is_that_of_one_device():
-    tx = make_optimizer(OptimConfig(optimizer="adafactor", warmup_steps=0), 10)
+    tx, _ = make_optimizer(OptimConfig(optimizer="adafactor", warmup_steps=0), 10)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     state = init_train_state(jax.random.key(0), DIVIDED, tx, mesh)
     gradients = jax.tree.map(
@@ -285,7 +285,7 @@ def directions(params, gradients, **options):
     config = OptimConfig(
         peak_lr=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0, **options
     )
-    tx = make_optimizer(config, steps=10)
+    tx, _ = make_optimizer(config, steps=10)
     state, update = tx.init(params), jax.jit(tx.update)
     total = jax.tree.map(np.zeros_like, params)
     for gradient in gradients:

@@ -184,7 +184,7 @@ def test_a_batch_that_is_larger_than_its_corpus_is_announced(tmp_path, monkeypat
     write_shard(tmp_path / "0.tar", {str(n): (jpeg(n), f"caption {n}") for n in range(10)})
     config = tiny_config(tmp_path / "run", optim=OptimConfig(warmup_steps=0))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    state = abstract_train_state(TINY_MODEL, make_optimizer(config.optim, config.steps), mesh)
+    state = abstract_train_state(TINY_MODEL, make_optimizer(config.optim, config.steps)[0], mesh)
     announce(config, mesh, WebDatasetSource(str(tmp_path / "0.tar")), state, 0)
     warning = "warning  a batch of 16 takes 16 pairs from the corpus, which has 10: each is in a ba"
     assert warning in capsys.readouterr().out
