@@ -19,6 +19,7 @@ from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.errors import InputError
 from flaxclip.interop import open_clip_config
 from flaxclip.interop.big_vision import big_vision_table
+from flaxclip.interop.export import export
 from flaxclip.interop.foreign import find_foreign
 from flaxclip.interop.huggingface_config import read_config
 from flaxclip.interop.open_clip_json import open_clip_json
@@ -300,6 +301,19 @@ def test_what_is_exported_is_cleaned_alike_or_said_not_to_be(config, file, to, d
         written = load_tokenizer("siglip2", LENGTH, vocabulary, cleaning=back.text_cleaning)
         ours = load_tokenizer("siglip2", LENGTH, file, cleaning=config.text_cleaning)
         np.testing.assert_array_equal(written(TEXTS), ours(TEXTS))
+
+
+def test_a_tokenizer_json_that_is_the_tokenizer_comes_before_a_vocabulary_beside_it(tmp_path):
+    config = dataclasses.replace(
+        SIGLIP2, text_cleaning="canonicalize", tokenizer_file=GEMMA_JSON,
+        text=dataclasses.replace(SIGLIP2.text, vocab_size=401),
+    )  # fmt: skip
+    export(config, variables_of(config), tmp_path / "out", "huggingface", overwrite=False)
+    (tmp_path / "out" / "tokenizer.model").write_bytes(Path(GEMMA).read_bytes())
+    written = find_foreign(str(tmp_path / "out")).config
+    assert written.tokenizer_file == str(tmp_path / "out" / "tokenizer.json")
+    tokens = CLIPModel(written, {}).tokenize(TEXTS)
+    np.testing.assert_array_equal(tokens, CLIPModel(config, {}).tokenize(TEXTS))
 
 
 def test_a_loaded_model_tokenizes_as_its_configuration_says():

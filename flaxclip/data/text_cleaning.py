@@ -76,7 +76,8 @@ def clean(text: str, cleaning: str) -> str:
         case "transformers_siglip":
             text = text.replace(_SPACE, " ").lower().translate(_PUNCTUATION)
             words = " ".join(text.split())
-            # It puts SentencePiece's sign for a space first, and a space after that one is kept.
+            # It puts SentencePiece's sign for a space first; vocabularies that do not squeeze
+            # whitespace themselves keep a space after it.
             return _SPACE + words if words and text[0].isspace() else words
         case "transformers_siglip2":
             return _LETTER_BY_LETTER.normalize_str(text)

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.source import Ratio, Side, Size, parse, read_json
 from flaxclip.interop.timm_siglip import TIMM_TOWERS
@@ -246,23 +247,24 @@ def _tokenizer(text: _Text, pool: str, path: Path) -> dict[str, Any]:
         return {"tokenizer": "clip", "text_cleaning": "lower" if lowers else given.clean}
     # SigLIP 2 has Gemma's vocabulary of 256,000, and its repositories have it in their names.
     is_2 = text.vocab_size == 256_000 or "siglip2" in (name or "").lower()
-    return {
-        "tokenizer": "siglip2" if is_2 else "siglip",
-        "text_cleaning": _cleaning_and_class(given.clean or "whitespace", path)
-        if name
-        else "canonicalize",
-    }
+    tokenizer = "siglip2" if is_2 else "siglip"
+    cleaning = "canonicalize"
+    if name:
+        cleaning = _cleaning_and_class(given.clean or "whitespace", path)
+    # None, as named architectures have it, which is written as what it means.
+    own = cleaning == cleaning_of(tokenizer, None)
+    return {"tokenizer": tokenizer, "text_cleaning": None if own else cleaning}
 
 
 def _cleaning_and_class(clean: TextCleaning, path: Path) -> TextCleaning:
     """open_clip's cleaning, and after it that of transformers' tokenizer in the directory."""
-    after = read_tokenizer_class(path.parent, default="GemmaTokenizer").cleaning
-    if after == "none" or clean == "canonicalize":
+    then = read_tokenizer_class(path.parent, default="GemmaTokenizer")
+    if then.cleaning == "none" or clean == "canonicalize":
         return clean
-    if after == "transformers_siglip2":
+    if then.cleaning == "transformers_siglip2":
         return "lower"
     raise InputError(
         f"{path}: text_cfg.tokenizer_kwargs.clean is {clean!r}, while tokenizer_config.json beside "
-        "it names SiglipTokenizer, which removes punctuation\n"
+        f"it names {then.name}, which cleans texts again\n"
         "expected canonicalize, or a tokenizer without a cleaning of its own"
     )
