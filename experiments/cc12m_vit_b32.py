@@ -15,11 +15,10 @@ et al. 2023 ("Improving CLIP Training with Language Rewrites", CLIP baseline) 40
 chip-hours at the 25% MFU that the compiler expects, some $120 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -29,7 +28,8 @@ EPOCHS, PAIRS = 32, 12_423_374
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/cc12m_vit_b32",
-        model=dataclasses.replace(VARIANTS["ViT-B-32"], dtype="bfloat16"),
+        model=VARIANTS["ViT-B-32"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=1024,
         steps=EPOCHS * PAIRS // 1024,
         data=DataConfig(path=("cc12m/{00000..01242}.tar",), workers=32),

@@ -13,8 +13,9 @@ from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig
 
 
@@ -22,11 +23,11 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/clipart",
         model=CLIPConfig(
-            vision=VisionConfig(image_size=64, patch_size=16, width=192, layers=4, heads=3),
+            vision=ViTConfig(image_size=64, patch_size=16, width=192, layers=4, heads=3),
             text=TextConfig(context_length=32, width=128, layers=2, heads=2),
             embed_dim=128,
-            unroll=4,
         ),
+        compute=ComputeConfig(unroll=4),
         batch_size=256,
         steps=400,
         data=DataConfig(

@@ -14,11 +14,10 @@ Expect 63.1% zero-shot on ImageNet with the filter of open_clip's `datacomp_l_s1
 chip-hours at the 21% MFU that the compiler expects, some $1,260 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -28,7 +27,8 @@ STEPS = 1_280_000_000 // 8192
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/datacomp_large",
-        model=dataclasses.replace(VARIANTS["ViT-B-16"], dtype="bfloat16"),
+        model=VARIANTS["ViT-B-16"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=8192,
         steps=STEPS,
         data=DataConfig(path=("datacomp/large/*.tar",), workers=32),

@@ -14,11 +14,10 @@ Expect 29.7% zero-shot on ImageNet with the filter of open_clip's `datacomp_m_s1
 chip-hours at the 16% MFU that the compiler expects, some $59 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -28,7 +27,8 @@ STEPS = 128_000_000 // 4096
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/datacomp_medium",
-        model=dataclasses.replace(VARIANTS["ViT-B-32"], dtype="bfloat16"),
+        model=VARIANTS["ViT-B-32"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=4096,
         steps=STEPS,
         data=DataConfig(path=("datacomp/medium/*.tar",), workers=32),

@@ -14,11 +14,10 @@ Expect 3.9% zero-shot on ImageNet with the baseline filter of open_clip's `datac
 chip-hours at the 16% MFU that the compiler expects, some $6 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -28,7 +27,8 @@ STEPS = 12_800_000 // 4096
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/datacomp_small",
-        model=dataclasses.replace(VARIANTS["ViT-B-32"], dtype="bfloat16"),
+        model=VARIANTS["ViT-B-32"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=4096,
         steps=STEPS,
         data=DataConfig(path=("datacomp/small/*.tar",), workers=32),

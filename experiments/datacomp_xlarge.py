@@ -14,11 +14,10 @@ Expect 79.2% zero-shot on ImageNet on DataComp-1B (open_clip's docs/PRETRAINED.m
 chip-hours at the 21% MFU that the compiler expects, some $80,000 at $4.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -28,7 +27,8 @@ STEPS = 12_800_000_000 // 90_112
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/datacomp_xlarge",
-        model=dataclasses.replace(VARIANTS["ViT-L-14"], dtype="bfloat16"),
+        model=VARIANTS["ViT-L-14"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=90_112,
         steps=STEPS,
         data=DataConfig(path=("datacomp/xlarge/*.tar",), workers=32),

@@ -12,11 +12,10 @@ Expect 62.96% zero-shot on ImageNet (docs/PRETRAINED.md). It took open_clip 4,60
 chip-hours at the 27% MFU that the compiler expects, some $3,600 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -26,7 +25,8 @@ EPOCHS, PAIRS = 32, 407_332_084
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/laion400m_vit_b32",
-        model=dataclasses.replace(VARIANTS["ViT-B-32-quickgelu"], dtype="bfloat16"),
+        model=VARIANTS["ViT-B-32-quickgelu"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=32_768,
         steps=EPOCHS * PAIRS // 32_768,
         data=DataConfig(path=("laion400m/{00000..41455}.tar",), workers=32),

@@ -1,6 +1,6 @@
 """LiT ViT-B/16: a text tower that learns to read a locked image tower, as Zhai et al. 2022.
 
-    python -m flaxclip.train lit_vit_b16 --model.tokenizer-file vocab.txt \
+    python -m flaxclip.train lit_vit_b16 --tokenizer.file vocab.txt \
         --data.path 'gs://BUCKET/pairs/*.tar' --workdir gs://BUCKET/runs/lit_vit_b16
 
 The image tower is that of Google's published `LiT-B16B_2.npz`, trained on ImageNet-21k
@@ -19,11 +19,10 @@ Expect less than their 72.1% zero-shot on ImageNet (their model card), which beg
 at the 25% MFU that the compiler expects, some $97 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -33,7 +32,8 @@ STEPS = 20_000
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/lit_vit_b16",
-        model=dataclasses.replace(VARIANTS["LiT-B16B_2"], dtype="bfloat16"),
+        **VARIANTS["LiT-B16B_2"]._asdict(),
+        compute=ComputeConfig(dtype="bfloat16"),
         init_from="LiT-B16B_2.npz",
         init_only=("^vision/",),
         batch_size=16_384,

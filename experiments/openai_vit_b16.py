@@ -13,11 +13,10 @@ Expect 68.6% zero-shot on ImageNet (their table 11); 68.4% as CLIP_benchmark mea
 chip-hours at the 23% MFU that the compiler expects, some $11,500 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -27,7 +26,8 @@ EPOCHS, PAIRS = 32, 400_000_000
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/openai_vit_b16",
-        model=dataclasses.replace(VARIANTS["ViT-B-16-quickgelu"], dtype="bfloat16"),
+        model=VARIANTS["ViT-B-16-quickgelu"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=32_768,
         steps=EPOCHS * PAIRS // 32_768,
         data=DataConfig(path=("400m/*.tar",), workers=32),

@@ -14,11 +14,10 @@ chip-hours at the 10% MFU that the compiler expects, some $53,000 at $2.70 a chi
 the bandwidth of its memory all there is.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -28,7 +27,8 @@ EPOCHS, PAIRS = 32, 400_000_000
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/openai_vit_l14",
-        model=dataclasses.replace(VARIANTS["ViT-L-14-quickgelu"], dtype="bfloat16"),
+        model=VARIANTS["ViT-L-14-quickgelu"].model,
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=32_768,
         steps=EPOCHS * PAIRS // 32_768,
         data=DataConfig(path=("400m/*.tar",), workers=32),

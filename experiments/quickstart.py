@@ -11,6 +11,7 @@ from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.data.training_transform import AugmentConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -18,7 +19,8 @@ from flaxclip.optim import OptimConfig
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/quickstart",
-        model=VARIANTS["ViT-tiny"],
+        model=VARIANTS["ViT-tiny"].model,
+        compute=ComputeConfig(unroll=4, remat="none"),
         batch_size=128,
         steps=1000,
         data=DataConfig(augment=AugmentConfig(crop_scale=None)),

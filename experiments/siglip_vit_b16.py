@@ -1,6 +1,6 @@
 """SigLIP ViT-B/16: the sigmoid loss, 9 billion pairs at batch 32,768.
 
-    python -m flaxclip.train siglip_vit_b16 --model.tokenizer-file c4_en_32k.model \
+    python -m flaxclip.train siglip_vit_b16 --tokenizer.file c4_en_32k.model \
         --data.path 'gs://BUCKET/pairs/*.tar' --workdir gs://BUCKET/runs/siglip_vit_b16
 
 From Zhai et al. 2023: the loss with t' = ln 10 and b = -10 (section 3.2), batch 32k, 9 billion
@@ -17,11 +17,10 @@ saw more pairs, of WebLI, a corpus that is not public.
 chip-hours at the 24% MFU that the compiler expects, some $9,000 at $1.20 a chip-hour.
 """
 
-import dataclasses
-
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 
@@ -31,7 +30,8 @@ STEPS = 9_000_000_000 // 32_768
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/siglip_vit_b16",
-        model=dataclasses.replace(VARIANTS["ViT-B-16-SigLIP"], dtype="bfloat16"),
+        **VARIANTS["ViT-B-16-SigLIP"]._asdict(),
+        compute=ComputeConfig(dtype="bfloat16"),
         batch_size=32_768,
         steps=STEPS,
         loss="sigmoid",

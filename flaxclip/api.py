@@ -13,34 +13,41 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
-from flaxclip.data.model_tokenizer import model_tokenizer
-from flaxclip.data.model_transform import model_transform
 from flaxclip.data.tokenizer import Tokenizer
-from flaxclip.data.transforms import preprocess
+from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.transforms import SizedTransform, preprocess
 from flaxclip.interop.name_table import unflatten
 from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIP, CLIPConfig
-from flaxclip.models.variants import VARIANTS
+from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.numerics import similarity
 from flaxclip.weights import Weights, open_weights
 
 Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames=("spec", "compute"))
 def encode_image(
-    variables: dict[str, Any], images: UInt8[Array, "b h w 3"], config: CLIPConfig
+    variables: dict[str, Any],
+    images: UInt8[Array, "b h w 3"],
+    spec: ModelSpec,
+    compute: ComputeConfig = ComputeConfig(),
 ) -> Float[Array, "b d"]:
     """Unit image embeddings, a pure function of `variables` and pixels."""
-    return CLIP(config).apply(variables, images, method="encode_image")
+    model = CLIP(spec.model, compute, spec.preprocess)
+    return model.apply(variables, images, method="encode_image")
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames=("spec", "compute"))
 def encode_text(
-    variables: dict[str, Any], tokens: Int[Array, "b l"], config: CLIPConfig
+    variables: dict[str, Any],
+    tokens: Int[Array, "b l"],
+    spec: ModelSpec,
+    compute: ComputeConfig = ComputeConfig(),
 ) -> Float[Array, "b d"]:
     """Unit text embeddings, a pure function of `variables` and token ids."""
-    return CLIP(config).apply(variables, tokens, method="encode_text")
+    return CLIP(spec.model, compute).apply(variables, tokens, method="encode_text")
 
 
 class CLIPModel:
@@ -49,15 +56,27 @@ class CLIPModel:
     `variables` holds `params`, and with a ResNet `batch_stats`: what `CLIP.apply` reads.
     """
 
-    def __init__(self, config: CLIPConfig, variables: dict[str, Any]):
-        self.config = config
+    def __init__(
+        self,
+        spec: ModelSpec,
+        variables: dict[str, Any],
+        compute: ComputeConfig = ComputeConfig(),
+    ):
+        self.spec = spec
+        self.compute = compute
         self.variables = variables
-        self.transform = model_transform(config)
+        self.transform = SizedTransform(spec.model.vision.image_size, spec.preprocess)
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The architecture."""
+        return self.spec.model
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Texts to ids; made on first use, since pictures alone can do without a vocabulary."""
-        return model_tokenizer(self.config)
+        text = self.config.text
+        return load_tokenizer(self.spec.tokenizer, text.context_length, text.vocab_size)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -86,11 +105,11 @@ class CLIPModel:
         side = self.transform.size
         if not (isinstance(images, np.ndarray) and images.shape[1:] == (side, side, 3)):
             images = self.preprocess(images)
-        return encode_image(self.variables, images, self.config)
+        return encode_image(self.variables, images, self.spec, self.compute)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Array, "b d"]:
         """Unit embeddings of texts."""
-        return encode_text(self.variables, self.tokenize(texts), self.config)
+        return encode_text(self.variables, self.tokenize(texts), self.spec, self.compute)
 
     def classify(
         self, images: Pictures, class_names: Sequence[str], template: str = "a photo of a {}"
@@ -144,12 +163,12 @@ def read_model(weights: Weights, tokenizer: str | None = None) -> CLIPModel:
     Raises:
         InputError: the weights are damaged.
     """
-    config, device = weights.config, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    spec, device = weights.spec, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
     flat = {name: jnp.asarray(value) for name, value in weights.read(device)}
     if tokenizer is not None:
-        config = dataclasses.replace(config, tokenizer_file=tokenizer)
-    return CLIPModel(config, unflatten(flat))
+        spec = spec._replace(tokenizer=dataclasses.replace(spec.tokenizer, file=tokenizer))
+    return CLIPModel(spec, unflatten(flat), weights.compute)
 
 
 def available_models() -> list[str]:

@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from flaxclip.checksum import tree_checksums
-from flaxclip.config_json import field_from_json, to_json
+from flaxclip.config_json import run_field_from_json, run_to_json
 from flaxclip.errors import InputError
 from flaxclip.storage import absolute
 
@@ -74,14 +74,14 @@ def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
     return workdir, step
 
 
-def load_config(workdir: epath.PathLike, field: str, kind: type[T]) -> T:
-    """One part of the run's configuration, such as `model`.
+def load_config(workdir: epath.PathLike, field: str, kind: type[T], default: T | None = None) -> T:
+    """One part of the run's configuration, such as `model`; `default` if it has none.
 
     Raises:
-        InputError: the file or the part is damaged.
+        InputError: the file or the part is damaged, or missing while there is no default.
     """
     path = absolute(workdir) / CONFIG_FILE
-    return field_from_json(kind, path.read_text(), path, field)
+    return run_field_from_json(kind, path.read_text(), path, field, default)
 
 
 def keeps_average(workdir: epath.PathLike, step: int) -> bool:
@@ -117,8 +117,11 @@ def load_variables(
     return {"params": saved.pop("ema"), **saved} if averaged else saved
 
 
-def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, Any]) -> None:
-    """Make `workdir`, with the model of this configuration as its step 0.
+def save_variables(
+    workdir: epath.PathLike, config: dict[str, Any], variables: dict[str, Any]
+) -> None:
+    """Make `workdir`, with a model as its step 0: `config` holds the fields of `config.json` that
+    are about it.
 
     It is read like that of a run, but no run: it has neither data nor optimizer, and cannot be
     resumed.
@@ -132,7 +135,7 @@ def save_variables(workdir: epath.PathLike, config: Any, variables: dict[str, An
         custom_metadata=sealed_record({"checksums": tree_checksums(variables)}),
     )
     # Last: without it nobody takes the folder for a workdir.
-    (workdir / CONFIG_FILE).write_text(json.dumps({"model": json.loads(to_json(config))}, indent=2))
+    (workdir / CONFIG_FILE).write_text(run_to_json(config))
 
 
 def load_tree(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from etils import epath
 
 from flaxclip.checkpoint import CONFIG_FILE
 from flaxclip.config import TrainConfig, load_experiment
-from flaxclip.config_json import from_json
+from flaxclip.config_json import run_from_json
 from flaxclip.errors import InputError
 from flaxclip.interop.state_dicts import WhichWeights
-from flaxclip.models.clip import CLIPConfig
-from flaxclip.models.variants import VARIANTS
+from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.weights import open_weights
 
 
@@ -59,16 +58,13 @@ def parse(
         peek.add_argument(flag)
     flags = peek.parse_known_args(args)[0]
     if flags.model is not None:
-        config = dataclasses.replace(config, model=variant(flags.model))
+        config = config.with_spec(variant(flags.model))
     elif flags.init_from is not None:
         which = flags.init_weights if flags.init_weights in get_args(WhichWeights) else None
         theirs = _model_of_weights(
             flags.init_from, flags.init_model, which, flags.workdir or config.workdir
         )
-        how = {
-            name: getattr(config.model, name) for name in ("dtype", "unroll", "remat", "attention")
-        }
-        config = dataclasses.replace(config, model=dataclasses.replace(theirs, **how))
+        config = config.with_spec(theirs)
     return tyro.cli(
         command,
         args=args,
@@ -81,18 +77,18 @@ def parse(
 
 def _model_of_weights(
     path: str, model: str | None, which: WhichWeights | None, workdir: str
-) -> CLIPConfig:
+) -> ModelSpec:
     """The model of the weights; a run that is resumed no longer needs these."""
     file = epath.Path(workdir) / CONFIG_FILE
     if file.exists():
-        run = from_json(TrainConfig, file.read_text(), file)
+        run = run_from_json(TrainConfig, file.read_text(), file)
         if run.init_from == path:
-            return run.model
-    return open_weights(path, model, which).config
+            return run.spec
+    return open_weights(path, model, which).spec
 
 
-def variant(name: str) -> CLIPConfig:
-    """The architecture of that name, `ViT-B-32` or `ViT-B/32`, as open_clip takes both.
+def variant(name: str) -> ModelSpec:
+    """The model of that name, `ViT-B-32` or `ViT-B/32`, as open_clip takes both.
 
     Raises:
         InputError: there is none; the message has those that there are.

@@ -7,7 +7,7 @@ import runpy
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flaxclip.checkpoint_manager import CheckpointConfig
 from flaxclip.data.loader import DataConfig
@@ -17,9 +17,14 @@ from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.losses.pairs import Implementation
 from flaxclip.losses.sigmoid import neutral_logit_bias
 from flaxclip.models.clip import CLIPConfig
-from flaxclip.models.patch_dropout import count_kept_patches
+from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.inputs import ImageTransform, TokenizerConfig
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig
 from flaxclip.sharding import MeshConfig
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,11 @@ class TrainConfig:
     seed: int = 0
     """Decides the first parameters and the order of the data."""
     model: CLIPConfig = CLIPConfig()
+    preprocess: ImageTransform = ImageTransform()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    """How the model is computed. A resumed run may change it: it decides speed and memory, and of
+    the numbers no more than their rounding."""
     init_from: str | None = None
     """Weights to start from, anything that `flaxclip.load` takes: a run, a file or directory of
     another library, a URL. On the command line the run's model is then that of the weights, but
@@ -76,9 +86,29 @@ class TrainConfig:
     health: HealthConfig = HealthConfig()
 
     @property
+    def spec(self) -> ModelSpec:
+        """What the run's weights need to be of use."""
+        return ModelSpec(self.model, self.preprocess, self.tokenizer)
+
+    def with_spec(self, spec: ModelSpec) -> "TrainConfig":
+        """The same run of another model."""
+        return dataclasses.replace(self, **spec._asdict())
+
+    @property
     def kept_patches(self) -> int | None:
         """Patches that the image tower sees in an update; None for all."""
-        return count_kept_patches(self.model.vision, self.patch_dropout)
+        if not 0 <= self.patch_dropout < 1:
+            raise InputError(
+                f"patch_dropout is {self.patch_dropout}\nit must be at least 0 and less than 1"
+            )
+        if self.patch_dropout == 0:
+            return None
+        if not isinstance(self.model.vision, ViTConfig):
+            raise InputError(
+                f"patch_dropout is {self.patch_dropout}, and the image tower is a ResNet\n"
+                "only a vision transformer can leave patches out: choose one, or no dropout"
+            )
+        return max(1, round(self.model.vision.grid**2 * (1 - self.patch_dropout)))
 
     def __post_init__(self) -> None:
         if self.bias_for_batch:
@@ -105,15 +135,19 @@ class TrainConfig:
             )
 
 
-# A resumed run may differ in these alone: they change neither the parameters nor their order.
+# A resumed run may differ in these alone: they change neither the parameters nor what they learn
+# from, and no number by more than its rounding.
 RESUMABLE_FIELDS = (
-    "workdir", "mesh", "model.remat", "model.unroll", "loss_form", "data.workers", "data.heldout",
+    "workdir", "mesh", "compute", "loss_form", "data.workers", "data.heldout",
     "data.allow_empty_shards", "log_every", "wandb", "shown_pairs", "checkpoint", "health",
 )  # fmt: skip
 
 
-def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:
-    """Field -> `theirs -> ours`, for each that decides what a run computes, and differs."""
+def differing_fields(ours: T, theirs: T, part: str = "") -> dict[str, str]:
+    """Field -> `theirs -> ours`, for each that decides what a run computes, and differs.
+
+    `part` is the field that the two are of, such as `compute`, where they are no whole runs.
+    """
 
     def flatten(value: object, prefix: str = "") -> dict[str, object]:
         if not dataclasses.is_dataclass(value):
@@ -125,7 +159,7 @@ def differing_fields(ours: TrainConfig, theirs: TrainConfig) -> dict[str, str]:
                 leaves |= flatten(getattr(value, field.name), name)
         return leaves
 
-    old, new = flatten(theirs), flatten(ours)
+    old, new = flatten(theirs, part), flatten(ours, part)
     return {
         name: f"{old.get(name)!r} -> {new.get(name)!r}"
         for name in old | new

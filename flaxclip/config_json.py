@@ -1,4 +1,4 @@
-"""Frozen dataclasses <-> JSON, with errors that name the field."""
+"""Frozen dataclasses <-> JSON, with errors that name the field; `config.json` with its format."""
 
 import collections
 import json
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
+from flaxclip.config_migration import FORMAT, migrate
 from flaxclip.errors import InputError
 
 T = TypeVar("T")
@@ -57,16 +58,55 @@ def _of_likeliest_kinds(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str
     return list(filter(is_meant, errors))
 
 
-def field_from_json(kind: type[T], text: str | bytes, path: PurePath | str, field: str) -> T:
-    """One field of the file, for readers that know only the type of that one.
+def run_to_json(fields: Any) -> str:
+    """The contents of `config.json`: a run's configuration, or some of its fields in a dict."""
+    values = pydantic.TypeAdapter(type(fields)).dump_python(fields, mode="json")
+    return json.dumps({"format": FORMAT, **values}, indent=2) + "\n"
+
+
+def run_from_json(kind: type[T], text: str | bytes, path: PurePath | str) -> T:
+    """The configuration in a `config.json` of this or an older format, whose type is `kind`.
 
     Raises:
-        InputError: not JSON, or the field is missing or not of that type.
+        InputError: not JSON, of a newer format, or a field that is unknown, missing or of another
+            type.
     """
+    return from_json(kind, json.dumps(_migrated(text, path)), path)
+
+
+def run_field_from_json(
+    kind: type[T], text: str | bytes, path: PurePath | str, field: str, default: T | None = None
+) -> T:
+    """One field of a `config.json`, for readers that know only the type of that one.
+
+    Where the file has no such field, `default`.
+
+    Raises:
+        InputError: not JSON, of a newer format, or the field is not of that type, or is missing
+            while there is no default.
+    """
+    config = _migrated(text, path)
+    if field not in config:
+        if default is not None:
+            return default
+        raise InputError(f"{path} is not a usable configuration\nit has no field {field!r}")
+    return from_json(kind, json.dumps(config[field]), f"{path}, field {field}")
+
+
+def _migrated(text: str | bytes, path: PurePath | str) -> dict[str, Any]:
     try:
-        value = json.loads(text)[field]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        config = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not a usable configuration\n{error}") from None
+    if not isinstance(config, dict):
         raise InputError(
-            f"{path} is not a usable configuration\nno field {field!r} found: {error!r}"
-        ) from None
-    return from_json(kind, json.dumps(value), f"{path}, field {field}")
+            f"{path} is not a usable configuration\n"
+            f"it holds a {type(config).__name__}, expected an object"
+        )
+    found = config.get("format", 0)
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(
+            f"{path} is of format {found!r}\n"
+            f"this version of flaxclip knows formats up to {FORMAT}: install a newer one"
+        )
+    return migrate(config)

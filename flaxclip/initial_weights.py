@@ -24,18 +24,20 @@ from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig, abstract_variables, logical_axes
 from flaxclip.models.resampling import resample_position_embedding
+from flaxclip.models.variants import ModelSpec
 from flaxclip.sharding import mesh_shardings
 from flaxclip.train_state import TrainState
 from flaxclip.weights import Weights, open_weights
 
-# What a tower was trained with, besides its own fields. Of another activation or mean the weights
-# would load without complaint, and be worth little.
-_TRAINED_WITH = {"vision": ("image_mean", "image_std"), "text": ("tokenizer",)}
 # What may be another in the run, for which position embeddings are resampled.
 _RESAMPLED = {"vision.image_size": "vision", "text.context_length": "text"}
 _FREE = ("vision.frozen_statistics",)
-# What is the run's own, and said: what the weights have learned holds for texts cleaned otherwise.
-_SAID = ("text_cleaning",)
+# What is the run's own, and said: what the weights have learned holds for images and texts that
+# were prepared a little otherwise.
+_SAID = (
+    "preprocess.resize", "preprocess.interpolation", "preprocess.transparency",
+    "preprocess.crop_rounding", "tokenizer.cleaning",
+)  # fmt: skip
 
 
 class InitialWeights(NamedTuple):
@@ -45,8 +47,8 @@ class InitialWeights(NamedTuple):
     names: frozenset[str]
     """Of the variables that are taken, `params/...` or `batch_stats/...`."""
     changes: dict[str, str]
-    """`vision.image_size`, `text.context_length`, `text_cleaning` -> `theirs -> ours`, where they
-    differ."""
+    """`vision.image_size`, `text.context_length`, `tokenizer.cleaning` and the like ->
+    `theirs -> ours`, where they differ."""
 
 
 def open_initial_weights(config: TrainConfig) -> InitialWeights:
@@ -56,14 +58,14 @@ def open_initial_weights(config: TrainConfig) -> InitialWeights:
         InputError: there is no such model, it is not whole, or not that of the run.
     """
     weights = open_weights(config.init_from, config.init_model, config.init_weights)
-    shapes = _shapes(weights.config)
+    shapes = _shapes(weights.spec.model)
     names = [name for name in shapes if _is_taken(name, config.init_only)]
     if not names:
         raise InputError(
             f"init_only {' '.join(config.init_only)} is in no name in {config.init_from}\n"
             f"names are such as {', '.join(_short(name) for name in sorted(shapes)[:3])}"
         )
-    changes = _check_fields(config, weights.config, {_short(n).partition("/")[0] for n in names})
+    changes = _check_fields(config, weights.spec, {_short(n).partition("/")[0] for n in names})
     resampled = {
         f"params/{_RESAMPLED[field]}/position_embedding" for field in changes if field in _RESAMPLED
     }
@@ -93,9 +95,9 @@ def _is_taken(name: str, patterns: Iterable[str]) -> bool:
     return not patterns or any(re.search(pattern, _short(name)) for pattern in patterns)
 
 
-def _check_fields(config: TrainConfig, theirs: CLIPConfig, towers: set[str]) -> dict[str, str]:
+def _check_fields(config: TrainConfig, theirs: ModelSpec, towers: set[str]) -> dict[str, str]:
     """The fields that are resampled or said; raises InputError if others differ."""
-    old, new = _fields(theirs, towers), _fields(config.model, towers)
+    old, new = _fields(theirs, towers), _fields(config.spec, towers)
     differing = {
         name: f"{old.get(name)!r} -> {new.get(name)!r}"
         for name in old | new
@@ -117,16 +119,24 @@ def _check_fields(config: TrainConfig, theirs: CLIPConfig, towers: set[str]) -> 
     return differing
 
 
-def _fields(config: CLIPConfig, towers: set[str]) -> dict[str, Any]:
-    flat = {}
-    for tower in sorted(towers & _TRAINED_WITH.keys()):
-        sizes = getattr(config, tower)
-        flat[tower] = type(sizes).__name__
-        for field in dataclasses.fields(sizes):
-            flat[f"{tower}.{field.name}"] = getattr(sizes, field.name)
-        flat |= {name: getattr(config, name) for name in _TRAINED_WITH[tower]}
+def _fields(spec: ModelSpec, towers: set[str]) -> dict[str, Any]:
+    """What the towers were trained with. Of another activation or mean the weights would load
+    without complaint, and be worth little.
+    """
+    parts: dict[str, Any] = {}
+    if "vision" in towers:
+        parts |= {"vision": spec.model.vision, "preprocess": spec.preprocess}
     if "text" in towers:
-        flat["text_cleaning"] = config.text_cleaning or cleaning_of(config.tokenizer, None)
+        tokenizer = spec.tokenizer
+        cleaning = tokenizer.cleaning or cleaning_of(tokenizer.name, None)
+        # The same vocabulary may lie in another file.
+        tokenizer = dataclasses.replace(tokenizer, cleaning=cleaning, file=None)
+        parts |= {"text": spec.model.text, "tokenizer": tokenizer}
+    flat = {}
+    for name, part in parts.items():
+        flat[name] = type(part).__name__
+        for field in dataclasses.fields(part):
+            flat[f"{name}.{field.name}"] = getattr(part, field.name)
     return flat
 
 
@@ -143,9 +153,9 @@ def start_from(
     """
     weights, model = initial.weights, config.model
     flat = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
-    for name, value in weights.read(_shardings(weights.config, mesh)):
+    for name, value in weights.read(_shardings(weights.spec.model, mesh)):
         if name in initial.names:
-            value = resample_position_embedding(_short(name), value, weights.config, model)
+            value = resample_position_embedding(_short(name), value, weights.spec.model, model)
             flat[name] = _laid_out_like(flat[name], value)
     born = sorted(_short(name) for name in flat.keys() - initial.names)
     checksums = tree_checksums({name: flat[name] for name in sorted(initial.names)})

@@ -75,7 +75,7 @@ def run(command: Command) -> None:
                 f"{command.topology} has no speed to search by\n"
                 "name a TPU topology, such as --topology v5e:16x16"
             )
-        dimensions = {*command.search, *(("remat",) if config.model.remat == "auto" else ())}
+        dimensions = {*command.search, *(("remat",) if config.compute.remat == "auto" else ())}
         trials = search(config, topology, dimensions, command.compiles, progress.print)
         if not trials or isinstance(trials[0].step, Refusal):
             raise InputError(

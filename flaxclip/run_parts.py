@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from flaxclip.checkpoint import saved_steps
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import open_source
-from flaxclip.data.model_tokenizer import model_tokenizer
 from flaxclip.data.source import Source
+from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.initial_weights import InitialWeights, open_initial_weights
 from flaxclip.metrics import check_wandb
 from flaxclip.models.clip import abstract_variables, check_tensor_divides
@@ -43,7 +43,9 @@ def open_parts(config: TrainConfig) -> RunParts:
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     check_tensor_divides(config.model, config.mesh.tensor)
     source = open_source(config.data, config.model.vision.image_size)
-    model_tokenizer(config.model)  # so that a missing vocabulary is said in time
+    text = config.model.text
+    # So that a missing vocabulary is said in time.
+    load_tokenizer(config.tokenizer, text.context_length, text.vocab_size)
     tx, schedule = make_optimizer(config.optim, config.steps)
     check_optim_patterns(config.optim, abstract_variables(config.model)["params"])
     abstract = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)

@@ -10,11 +10,10 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import open_source
-from flaxclip.data.model_tokenizer import model_tokenizer
-from flaxclip.data.model_transform import model_transform
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import Source, UnreadableRecordError
-from flaxclip.data.transforms import preprocess
+from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.data.transforms import SizedTransform, preprocess
 from flaxclip.models.clip import CLIP
 from flaxclip.numerics import similarity
 from flaxclip.train_state import TrainState
@@ -57,8 +56,8 @@ class RunPictures:
     def _pairs(
         self,
     ) -> tuple[UInt8[Array, "shown h w 3"], Int32[Array, "shown l"], list[str]]:
-        model = self._config.model
-        transform = model_transform(model)
+        config, text = self._config, self._config.model.text
+        transform = SizedTransform(config.model.vision.image_size, config.preprocess)
         source = self._shown_source()
         images, captions = [], []
         for index in range(len(source)):
@@ -70,7 +69,7 @@ class RunPictures:
                 continue  # training reports it, should it ever come to it
             if len(images) == self._config.shown_pairs:
                 break
-        tokenize = model_tokenizer(model)
+        tokenize = load_tokenizer(config.tokenizer, text.context_length, text.vocab_size)
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         return *jax.device_put((np.stack(images), tokenize(captions)), everywhere), captions
 
@@ -84,7 +83,8 @@ class RunPictures:
 
     @functools.cached_property
     def _similarities(self) -> "jax.stages.Wrapped":
-        model = CLIP(self._config.model)
+        config = self._config
+        model = CLIP(config.model, config.compute, config.preprocess)
 
         def similarities(
             variables: dict, images: UInt8[Array, "b h w 3"], tokens: Int32[Array, "b l"]

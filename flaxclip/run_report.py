@@ -140,7 +140,7 @@ def announce(
         "model": f"{model_cost(c).parameters / 1e6:.1f} M parameters, "
         f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
         f"image {c.vision.layers} x {c.vision.width}, text {c.text.layers} x {c.text.width}, "
-        f"{c.dtype} activations",
+        f"{config.compute.dtype} activations",
         "data": f"{config.data.corpora}: {len(source):,} pairs, "
         f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
         "batch": f"{config.batch_size:,} pairs{parts}, {config.loss} loss over all of them, "
@@ -190,7 +190,7 @@ def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
         raise InputError(
             f"the devices' memory is too small for batch size {config.batch_size:,}\n"
             f"{str(error).splitlines()[0]}\n"
-            f"in order of cost: --model.remat full (now {config.model.remat}), "
+            f"in order of cost: --compute.remat full (now {config.compute.remat}), "
             f"--accumulate {2 * config.accumulate}, a larger --mesh.fsdp (now {config.mesh.fsdp}), "
             "or a smaller --batch-size; python -m flaxclip.plan says beforehand what fits"
         ) from error

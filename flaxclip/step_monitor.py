@@ -13,6 +13,7 @@ from flaxclip.data.order import batch_records
 from flaxclip.data.source import Source
 from flaxclip.exit_codes import TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
+from flaxclip.models.clip import CLIP
 from flaxclip.models.find_nonfinite import find_nonfinite
 from flaxclip.progress import ProgressReport
 from flaxclip.run_report import RunReport
@@ -116,7 +117,9 @@ class StepMonitor:
                 is_saved = checkpoints.holds(before)
             checkpoints.close()
             self._watchdog.exempt("looking for what is not finite")
-            where = find_nonfinite(self._config.model, state.params, state.batch_stats, batch)
+            config = self._config
+            model = CLIP(config.model, config.compute, config.preprocess)
+            where = find_nonfinite(model, state.params, state.batch_stats, batch)
         saved = "is saved" if is_saved else "could not be saved, for which see above"
         raise TrainingFailedError(
             f"the last {skipped} updates, up to step {step}, were not finite; not finite in the "

@@ -79,7 +79,7 @@ def train(
             config.workdir, config.checkpoint, start.record, progress.warn, timeout
         )
         batches = load_batches(
-            config.data, config.model, source, mesh, batch_size=config.batch_size,
+            config.data, config.spec, source, mesh, batch_size=config.batch_size,
             seed=config.seed, start_step=start.step, stop_step=config.steps,
         )  # fmt: skip
         train_step = make_train_step(config, tx, schedule, mesh, start.state)

@@ -19,9 +19,9 @@ from flaxclip.losses.pairs import ContrastiveLoss
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.models.clip import CLIP, abstract_variables, example_inputs
+from flaxclip.models.compute import remat_by_speed
 from flaxclip.models.cost import model_cost
-from flaxclip.models.patch_dropout import sample_patches
-from flaxclip.models.transformer import remat_by_speed
+from flaxclip.models.vision_transformer import sample_patches
 from flaxclip.optim import applied_updates, clamp_logit_scale, update_average
 from flaxclip.sharding import batch_sharding, constrain, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
@@ -38,16 +38,17 @@ def choose_remat(
     The last one is taken untried: if it does not fit either, whoever compiles it says so. Must be
     called on every host.
     """
-    if config.model.remat != "auto":
+    compute = config.compute
+    if compute.remat != "auto":
         return config
     candidates = [
-        dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        for remat in remat_by_speed(platform, config.model.is_scanned)
+        dataclasses.replace(config, compute=dataclasses.replace(compute, remat=remat))
+        for remat in remat_by_speed(platform, config.model.is_scanned(compute))
     ]
     for candidate in candidates[:-1]:
         # All hosts run one program, and what fits may differ: host 0 decides. The others compile
         # too, since the compilers of a job may divide the work among them.
-        if broadcast_from_host_0(f"remat {candidate.model.remat} fits", fits(candidate)):
+        if broadcast_from_host_0(f"remat {candidate.compute.remat} fits", fits(candidate)):
             return candidate
     return candidates[-1]
 
@@ -115,7 +116,7 @@ def make_train_step(
     `metrics["skipped_updates"]`, which counts such steps over the whole run, rises by one.
     `metrics["learning_rate"]` is the rate of this update: the schedule goes by those applied.
     """
-    model = CLIP(config.model)
+    model = CLIP(config.model, config.compute, config.preprocess)
     compute_loss = make_loss(config, mesh)
     frozen = config.optim.freeze
     # SigLIP's scale is free: published models learned 118.
@@ -142,7 +143,7 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
             pictures, patches = config.batch_size, config.model.vision.grid**2
             patch_ids = sample_patches(key, pictures, patches, config.kept_patches)
-            inputs["kept"] = constrain(patch_ids, "batch", None)
+            inputs["patch_ids"] = constrain(patch_ids, "batch", None)
         grads, batch_stats, result = loss_and_gradients(
             embed, loss, state.params, state.batch_stats, inputs, config.accumulate
         )

@@ -25,6 +25,9 @@ from flaxclip.interop.files import COMPANIONS, fetch_tree
 from flaxclip.interop.foreign import find_foreign
 from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIPConfig, abstract_variables
+from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.inputs import ImageTransform, TokenizerConfig
+from flaxclip.models.variants import ModelSpec
 
 _READ_IN_PLACE = ("gs", "s3", "az")
 """What etils and Orbax read themselves; a run elsewhere is copied first."""
@@ -44,7 +47,7 @@ class Weights:
     """Whose format it is, and which of the weights there, for people."""
     stored: str
     """Types of the numbers, for people."""
-    config: CLIPConfig
+    spec: ModelSpec
     read: Callable[[Any], Iterator[tuple[str, Float[Array | np.ndarray, "..."]]]]
     """Path and numbers of each variable, float32, one after the other. The argument is a tree of
     shardings like the variables, or one for all: what is read by Orbax lies there."""
@@ -52,6 +55,8 @@ class Weights:
     """The file of another library that they are read from, or that lists those."""
     notice: str = ""
     """That there are other weights in the file, and nobody has said which to take; may be empty."""
+    compute: ComputeConfig = ComputeConfig()
+    """How a run of ours computed it."""
 
 
 def open_weights(path: str, model: str | None = None, which: WhichWeights | None = None) -> Weights:
@@ -73,7 +78,7 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
         return Weights(
             foreign.kind,
             ", ".join(types),
-            foreign.config,
+            foreign.spec,
             lambda _: foreign.variables(),
             foreign.file,
             f"{foreign.file} holds weights and their average, which is taken\n{_HOW_TO_CHOOSE}"
@@ -83,7 +88,7 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
     if "://" in path and path.split("://", 1)[0] not in _READ_IN_PLACE:
         path = str(_fetch_run(path))
     workdir, step = resolve_checkpoint(path)
-    config = _our_config(workdir)
+    spec = load_spec(workdir)
     has_average = keeps_average(workdir, step)
     if which == "ema" and not has_average:
         raise InputError(f"the run in {workdir} keeps no average of its weights (optim.ema_decay)")
@@ -92,7 +97,7 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
     ]
 
     def read(shardings: Any) -> Iterator[tuple[str, Array]]:
-        shapes = abstract_variables(config)
+        shapes = abstract_variables(spec.model)
         if isinstance(shardings, jax.sharding.Sharding):
             shardings = jax.tree.map(lambda _, one=shardings: one, shapes)
         abstract = jax.tree.map(
@@ -104,7 +109,8 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
             load_variables(workdir, step, abstract, which != "raw"), sep="/"
         ).items()
 
-    return Weights(f"flaxclip, step {step}{kind}", "float32", config, read)
+    compute = load_config(workdir, "compute", ComputeConfig, ComputeConfig())
+    return Weights(f"flaxclip, step {step}{kind}", "float32", spec, read, compute=compute)
 
 
 def _fetch_run(url: str) -> Path:
@@ -133,11 +139,18 @@ def _fetch_run(url: str) -> Path:
     return fetch_tree(workdir, choose)
 
 
-def _our_config(workdir: epath.Path) -> CLIPConfig:
-    config = load_config(workdir, "model", CLIPConfig)
+def load_spec(workdir: epath.Path) -> ModelSpec:
+    """What the weights of a run of ours need to be of use.
+
+    Raises:
+        InputError: its configuration is damaged.
+    """
+    tokenizer = load_config(workdir, "tokenizer", TokenizerConfig)
     # A workdir is moved as a whole, so the copy in it counts.
-    if config.tokenizer_file is not None:
-        copy = workdir / Path(config.tokenizer_file).name
-        if copy.exists():
-            config = dataclasses.replace(config, tokenizer_file=str(copy))
-    return config
+    if tokenizer.file is not None and (copy := workdir / Path(tokenizer.file).name).exists():
+        tokenizer = dataclasses.replace(tokenizer, file=str(copy))
+    return ModelSpec(
+        load_config(workdir, "model", CLIPConfig),
+        load_config(workdir, "preprocess", ImageTransform),
+        tokenizer,
+    )

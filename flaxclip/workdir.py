@@ -12,7 +12,7 @@ from etils import epath
 
 from flaxclip.checkpoint import CONFIG_FILE
 from flaxclip.config import TrainConfig, differing_fields
-from flaxclip.config_json import from_json, to_json
+from flaxclip.config_json import run_from_json, run_to_json
 from flaxclip.errors import InputError
 from flaxclip.storage import is_remote, replace_text
 
@@ -57,7 +57,7 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
     """Write `config.json` into the workdir, or check that the one there is of the same run.
 
     In the fields, or groups of them, named in `may_change`, `config` may differ from the one there
-    and then takes its place.
+    and then takes its place. So it does in `compute`, which is said on the terminal.
 
     Raises:
         InputError: the workdir cannot be written, or belongs to a run with another configuration.
@@ -71,7 +71,8 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
     path = epath.Path(config.workdir) / CONFIG_FILE
     try:
         if path.exists():
-            differing = differing_fields(config, from_json(TrainConfig, path.read_text(), path))
+            there = run_from_json(TrainConfig, path.read_text(), path)
+            differing = differing_fields(config, there)
             refused = [name for name in differing if not _covered(name, may_change)]
             if refused:
                 raise InputError(
@@ -84,16 +85,20 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
                         ]
                     )
                 )
-            if not differing:
+            compute = differing_fields(config.compute, there.compute, "compute")
+            if compute and jax.process_index() == 0:
+                changes = ", ".join(f"{name} {change}" for name, change in compute.items())
+                print(f"compute  {changes}: as of this resume", flush=True)
+            if not differing and not compute:
                 return
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The model is of no use without its vocabulary, which may be in a cache.
-            if vocabulary := config.model.tokenizer_file:
+            if vocabulary := config.tokenizer.file:
                 source, copy = epath.Path(vocabulary), path.parent / epath.Path(vocabulary).name
                 if source.exists() and not copy.exists():
                     source.copy(copy)
-            replace_text(path, to_json(config))
+            replace_text(path, run_to_json(config))
     except OSError as error:
         raise _cannot_write(config.workdir, error) from None
 

@@ -35,7 +35,7 @@ def configure(**changes):
 def batches(config, mesh):
     source = ScenesSource("train", config.model.vision.image_size)
     for loaded in load_batches(
-        config.data, config.model, source, mesh,
+        config.data, config.spec, source, mesh,
         batch_size=config.batch_size, seed=0, start_step=0, stop_step=STEPS,
     ):  # fmt: skip
         yield loaded.batch

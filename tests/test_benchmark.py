@@ -26,7 +26,7 @@ from flaxclip.benchmark.watch import watch
 from flaxclip.benchmark.zero_shot import build_zero_shot_classifier
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.errors import InputError
 from tests.test_benchmark_readers import labelled, png, write_wds
 from tests.test_loader import jpeg, write_shard
@@ -47,7 +47,7 @@ def unseen(tmp_path):
 @pytest.mark.parametrize("batch_size", [7, 960, 1000])
 def test_every_image_counts_once_whatever_the_batch(batch_size, tmp_path):
     pictures = unseen(tmp_path)
-    batches = list(image_batches(pictures, ImageTransform(16), batch_size, workers=2))
+    batches = list(image_batches(pictures, SizedTransform(16), batch_size, workers=2))
     assert {batch.images.shape for batch in batches} == {(batch_size, 16, 16, 3)}
     seen = np.concatenate([batch.images[batch.is_real] for batch in batches])
     expected = np.stack([pictures[index] for index in range(len(pictures))])

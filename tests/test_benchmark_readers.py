@@ -20,8 +20,9 @@ from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.readers.parquet import ParquetPictures
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
 from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import ImageTransform
 from tests.test_sources import leave_behind
 
 
@@ -58,7 +59,7 @@ def open_own(name, tmp_path):
 
 
 def shades(pictures):
-    (batch,) = image_batches(pictures, ImageTransform(16), len(pictures))
+    (batch,) = image_batches(pictures, SizedTransform(16), len(pictures))
     return batch.images[:, 0, 0, 0].tolist()
 
 
@@ -69,7 +70,7 @@ def test_scores_are_measured_on_images_prepared_as_the_model_asks(tmp_path):
     root = write_wds(tmp_path / "wds_clear", [{"png": file.getvalue(), "cls": b"0"}] * 2)
     _, data = open_own(f"wds:{root}", tmp_path)
     for transparency, expected in (("dropped", 0), ("white", 255)):
-        transform = ImageTransform(16, transparency=transparency)
+        transform = SizedTransform(16, ImageTransform(transparency=transparency))
         (batch,) = image_batches(data.pictures, transform, 2)
         assert (batch.images == expected).all()
 

@@ -194,3 +194,38 @@ def test_scores_of_the_same_embeddings_are_clip_benchmarks():
     for our_name, their_name in CLIP_BENCHMARK_SCORES.items():
         if our_name in ours:
             assert ours[our_name].value == pytest.approx(theirs[their_name], abs=1e-6), our_name
+
+
+@pytest.mark.parametrize(
+    ("metric", "by_hand", "chance"),
+    [
+        ("mean_top1_top5", lambda hits1, hits5: (hits1.mean() + hits5.mean()) / 2, 0.25),
+        (
+            "worst_group_top1",
+            lambda hits1, hits5: min(hits1[::2].mean(), hits1[1::2].mean()),
+            1 / 12,
+        ),
+        (
+            "worst_group_top5",
+            lambda hits1, hits5: min(hits5[::2].mean(), hits5[1::2].mean()),
+            5 / 12,
+        ),
+    ],
+)
+def test_metrics_of_single_tasks_are_what_their_names_say(metric, by_hand, chance):
+    rng = np.random.default_rng(2)
+    zimg, ztxt = rng.normal(size=(60, 8)), rng.normal(size=(12, 8))
+    labels = (zimg @ ztxt.T + 6 * rng.normal(size=(60, 12))).argmax(axis=1)
+    known, names = Known(zimg, ztxt), tuple(map(str, range(12)))
+    similarities = known._zimg @ known._ztxt.T
+    better = (similarities > similarities[np.arange(60), labels][:, None]).sum(axis=1)
+    expected = by_hand(better < 1, better < 5)
+    assert 0.1 < expected < 0.9
+    pictures = PairPictures(ScenesSource("unseen", 16), "known", 60)
+    data = Labelled(pictures, labels, groups=np.arange(60) % 2)
+    wording = Wording(names, {name: (name,) for name in names}, "", "")
+    task = Task("known", "", "classification", metric, ())
+    score = classify_task(known, task, data, wording).scores[metric]
+    assert score.value == pytest.approx(expected)
+    assert score.chance == pytest.approx(chance)
+    assert score.low < expected < score.high

@@ -21,11 +21,12 @@ from flaxclip.data.table import TableSource
 from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import TokenizerConfig
 
 # Beartype looks at a random item of a list, also where a strategy builds a configuration.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 
-TOKENIZER = load_tokenizer("clip", 20)
+TOKENIZER = load_tokenizer(TokenizerConfig(), 20)
 FOLDER = Path(tempfile.mkdtemp(prefix="flaxclip-fuzz-"))
 
 JSON = st.recursive(

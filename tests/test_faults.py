@@ -26,6 +26,7 @@ from flaxclip.data.loader import DataConfig, load_batches
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
+from flaxclip.models.variants import ModelSpec
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
 from tests.tiny_run import TINY_MODEL, tiny_config
@@ -77,7 +78,7 @@ def write_shards(folder: Path, shards: int = 4, size: int = 50, damaged=None) ->
 def batches(source, stop=10, batch_size=16, start=0):
     return load_batches(
         DataConfig(workers=0),
-        TINY_MODEL,
+        ModelSpec(TINY_MODEL),
         source,
         make_mesh(MeshConfig()),
         batch_size=batch_size,

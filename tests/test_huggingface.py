@@ -12,7 +12,7 @@ from flaxclip.interop.open_clip import has_open_clip
 from flaxclip.models.clip import CLIPConfig, abstract_variables, init_params
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from tests.parity.clip_cases import TINY, random_tensors
 from tests.peer_params import (
     huggingface_shapes,
@@ -21,7 +21,7 @@ from tests.peer_params import (
 )
 
 CONFIG = CLIPConfig(
-    vision=VisionConfig(**TINY["vision"]),
+    vision=ViTConfig(**TINY["vision"]),
     text=TextConfig(**TINY["text"]),
     embed_dim=TINY["embed_dim"],
 )
@@ -52,21 +52,21 @@ def test_the_tree_is_that_of_a_fresh_model(tensors):
 
 TRANSFORMERS = [
     name
-    for name, config in VARIANTS.items()
-    if isinstance(config.vision, VisionConfig) and has_open_clip(config)
+    for name, (config, *_) in VARIANTS.items()
+    if isinstance(config.vision, ViTConfig) and has_open_clip(config)
 ]
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_tensors_of_a_variant_hold_as_many_numbers_as_its_parameters(name):
-    same_shapes = VARIANTS[name.removesuffix("-quickgelu")]  # traced once for both
+    same_shapes = VARIANTS[name.removesuffix("-quickgelu")].model  # traced once for both
     expected = sum(x.size for x in jax.tree.leaves(abstract_variables(same_shapes)))
-    assert sum(map(math.prod, huggingface_shapes(VARIANTS[name]).values())) == expected
+    assert sum(map(math.prod, huggingface_shapes(VARIANTS[name].model).values())) == expected
 
 
 def test_transformers_has_no_clip_with_a_resnet():
     with pytest.raises(InputError, match="transformers has no model of a ResNet"):
-        huggingface_shapes(VARIANTS["RN50"])
+        huggingface_shapes(VARIANTS["RN50"].model)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -118,7 +118,7 @@ def test_parameters_of_another_model_are_not_exported(tensors):
     params = params_from_huggingface(tensors, CONFIG)
     with pytest.raises(InputError, match=r"params/vision/position_embedding has shape \[10, 60"):
         params_to_huggingface(
-            params, CLIPConfig(vision=VisionConfig(**TINY["vision"] | {"image_size": 32}))
+            params, CLIPConfig(vision=ViTConfig(**TINY["vision"] | {"image_size": 32}))
         )
     del params["vision"]["ln_pre"]
     with pytest.raises(InputError, match="2 parameters missing: params/vision/ln_pre/bias, "):

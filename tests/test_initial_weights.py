@@ -19,9 +19,11 @@ from flaxclip.initial_weights import describe, open_initial_weights, start_from
 from flaxclip.interop.export import export
 from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.resampling import resize_context, resize_grid
-from flaxclip.models.variants import VARIANTS
+from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import Command
@@ -36,22 +38,24 @@ MODEL = dataclasses.replace(
     TINY_MODEL,
     vision=dataclasses.replace(TINY_MODEL.vision, activation="gelu"),
     text=dataclasses.replace(TINY_MODEL.text, activation="gelu", context_length=12),
-    image_mean=(0.5, 0.4, 0.3),
-    transparency="white",  # with the rounding, what a file of transformers means
-    crop_rounding="down",
-    text_cleaning="transformers_clip",
+)
+SPEC = ModelSpec(
+    MODEL,
+    # As a file of transformers means it.
+    ImageTransform(transparency="white", crop_rounding="down", mean=(0.5, 0.4, 0.3)),
+    TokenizerConfig(cleaning="transformers_clip"),
 )
 
 
 @pytest.fixture(scope="module")
 def variables():
-    values = variables_of(MODEL)
+    values = variables_of(SPEC)
     return {"params": values["params"] | {"logit_scale": jnp.float32(3.0)}}
 
 
 @pytest.fixture
 def theirs(variables, tmp_path):
-    export(MODEL, variables, tmp_path / "theirs", "huggingface", overwrite=False)
+    export(SPEC, variables, tmp_path / "theirs", "huggingface", overwrite=False)
     (tmp_path / "tiny.py").write_text(EXPERIMENT)
     return tmp_path / "theirs"
 
@@ -77,10 +81,12 @@ def test_the_command_line_starts_from_others_weights_and_resumes_without_them(
     assert "text.context_length 12 -> 15; vision.image_size 16 -> 24" in first.stdout
 
     model = flaxclip.load(tmp_path / "run")
-    assert model.config == dataclasses.replace(
-        MODEL,
-        vision=dataclasses.replace(MODEL.vision, image_size=24),
-        text=dataclasses.replace(MODEL.text, context_length=15),
+    assert model.spec == SPEC._replace(
+        model=dataclasses.replace(
+            MODEL,
+            vision=dataclasses.replace(MODEL.vision, image_size=24),
+            text=dataclasses.replace(MODEL.text, context_length=15),
+        )
     )
     expected = flatten_dict(variables["params"], sep="/")
     for name, resize, sizes in (
@@ -111,12 +117,12 @@ def test_the_command_line_starts_from_others_weights_and_resumes_without_them(
 def test_the_model_is_the_weights_but_for_what_the_flags_say(theirs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ("tiny.py", "--workdir", "run", "--init-from", "theirs", "--init-only", "^vision/")
-    config = parse(Command, [*flags, "--model.dtype", "bfloat16"], "flaxclip.train", None).config
-    assert config.model == dataclasses.replace(MODEL, dtype="bfloat16")
+    config = parse(Command, [*flags, "--compute.dtype", "bfloat16"], "flaxclip.train", None).config
+    assert (config.spec, config.compute) == (SPEC, ComputeConfig(dtype="bfloat16"))
     assert config.init_only == ("^vision/",)
     # A model that is named counts, and is compared with that of the weights.
     config = parse(Command, [*flags, "--model", "ViT-tiny"], "flaxclip.train", None).config
-    assert config.model == VARIANTS["ViT-tiny"]
+    assert config.spec == VARIANTS["ViT-tiny"]
     with pytest.raises(InputError, match=r"vision.width: 32 -> 128"):
         open_initial_weights(config)
 
@@ -125,8 +131,8 @@ def test_the_model_is_the_weights_but_for_what_the_flags_say(theirs, tmp_path, m
 def test_weights_are_laid_out_over_the_mesh_as_the_run_lays_them_out(
     source, theirs, variables, tmp_path
 ):
-    save_variables(tmp_path / "ours", MODEL, variables)
-    config = tiny_config(tmp_path / "run", model=MODEL, init_from=str(tmp_path / source))
+    save_variables(tmp_path / "ours", SPEC._asdict(), variables)
+    config = tiny_config(tmp_path / "run", **SPEC._asdict(), init_from=str(tmp_path / source))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     initial = open_initial_weights(config)
     tx, _ = make_optimizer(OptimConfig(), 10_000)
@@ -142,15 +148,20 @@ def test_weights_are_laid_out_over_the_mesh_as_the_run_lays_them_out(
 
 def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_born(tmp_path):
     old = dataclasses.replace(MODEL, vision=ResNetConfig(64, 4, (1, 2, 1, 1)))
-    variables = variables_of(old)
-    save_variables(tmp_path / "ours", old, variables)
+    spec = SPEC._replace(model=old)
+    variables = variables_of(spec)
+    save_variables(tmp_path / "ours", spec._asdict(), variables)
     new = dataclasses.replace(
         old,
         vision=dataclasses.replace(old.vision, frozen_statistics=True),
         init_logit_bias=-7.0,
-        dtype="bfloat16",
     )
-    config = tiny_config(tmp_path / "run", model=new, init_from=str(tmp_path / "ours"))
+    config = tiny_config(
+        tmp_path / "run",
+        **spec._replace(model=new)._asdict(),
+        compute=ComputeConfig(dtype="bfloat16"),
+        init_from=str(tmp_path / "ours"),
+    )
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         fresh = init_train_state(
@@ -162,59 +173,75 @@ def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_born(tmp_path)
     assert record["born_fresh"] == ["logit_bias"]
 
 
-def change(tower, **fields):
-    return {tower: dataclasses.replace(getattr(MODEL, tower), **fields)}
+def model_with(**fields):
+    return {"model": dataclasses.replace(MODEL, **fields)}
+
+
+def tower_with(tower, **fields):
+    return model_with(**{tower: dataclasses.replace(getattr(MODEL, tower), **fields)})
+
+
+def preprocess_with(**fields):
+    return {"preprocess": dataclasses.replace(SPEC.preprocess, **fields)}
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "message"),
+    ("changes", "message"),
     [
-        (change("text", activation="quick_gelu"), {}, "text.activation: 'gelu' -> 'quick_gelu'"),
-        (change("vision", norm_eps=1e-6), {}, "vision.norm_eps: 1e-05 -> 1e-06"),
-        (change("vision", width=64), {}, "vision.width: 32 -> 64"),
-        (change("vision", patch_size=4), {}, "vision.patch_size: 8 -> 4"),
-        ({"vision": ResNetConfig(64, 4, (1, 2, 1, 1))}, {}, "vision: 'VisionConfig' -> 'ResNetC"),
-        ({"image_mean": (0.5, 0.5, 0.5)}, {}, "image_mean: (0.5, 0.4, 0.3) -> (0.5, 0.5, 0.5)"),
-        ({"tokenizer": "siglip"}, {}, "tokenizer: 'clip' -> 'siglip'"),
+        (tower_with("text", activation="quick_gelu"), "text.activation: 'gelu' -> 'quick_gelu'"),
+        (tower_with("vision", norm_eps=1e-6), "vision.norm_eps: 1e-05 -> 1e-06"),
+        (tower_with("vision", width=64), "vision.width: 32 -> 64"),
+        (tower_with("vision", patch_size=4), "vision.patch_size: 8 -> 4"),
         (
-            {"embed_dim": 24} | change("text", width=64),
-            {"init_only": ("^vision/",)},
+            model_with(vision=ResNetConfig(64, 4, (1, 2, 1, 1))),
+            "vision: 'ViTConfig' -> 'ResNetC",
+        ),
+        (
+            preprocess_with(mean=(0.5, 0.5, 0.5)),
+            "preprocess.mean: (0.5, 0.4, 0.3) -> (0.5, 0.5, 0.5)",
+        ),
+        ({"tokenizer": TokenizerConfig("siglip")}, "tokenizer.name: 'clip' -> 'siglip'"),
+        (
+            model_with(embed_dim=24, text=dataclasses.replace(MODEL.text, width=64))
+            | {"init_only": ("^vision/",)},
             "vision/projection/kernel in theirs has shape [32, 16]\nexpected [32, 24]",
         ),
-        ({}, {"init_only": ("^visual/",)}, "init_only ^visual/ is in no name in theirs"),
+        ({"init_only": ("^visual/",)}, "init_only ^visual/ is in no name in theirs"),
     ],
 )
 def test_weights_of_another_model_are_refused_by_what_differs(
-    model, options, message, theirs, monkeypatch
+    changes, message, theirs, monkeypatch
 ):
     monkeypatch.chdir(theirs.parent)
-    model = dataclasses.replace(MODEL, **model)
-    config = tiny_config("run", model=model, init_from="theirs", **options)
+    config = tiny_config("run", **(SPEC._asdict() | {"init_from": "theirs"} | changes))
     with pytest.raises(InputError) as error:
         open_initial_weights(config)
     assert message in str(error.value)
 
 
-def test_texts_may_be_cleaned_otherwise_than_the_weights_learned_them_and_this_is_said(theirs):
-    for cleaning in (None, "lower"):
-        model = dataclasses.replace(MODEL, text_cleaning=cleaning)
-        config = tiny_config("run", model=model, init_from=str(theirs))
-        changes = open_initial_weights(config).changes
-        assert changes == {"text_cleaning": "'transformers_clip' -> 'lower'"}
+@pytest.mark.parametrize("cleaning", [None, "lower"])
+def test_inputs_that_are_prepared_otherwise_are_said(theirs, cleaning):
+    changes = preprocess_with(transparency="dropped")
+    changes |= {"tokenizer": TokenizerConfig(cleaning=cleaning)}
+    config = tiny_config("run", **(SPEC._asdict() | {"init_from": str(theirs)} | changes))
+    assert open_initial_weights(config).changes == {
+        "preprocess.transparency": "'white' -> 'dropped'",
+        "tokenizer.cleaning": "'transformers_clip' -> 'lower'",
+    }
 
 
 def test_what_is_not_taken_may_be_anything(theirs):
-    model = dataclasses.replace(MODEL, **change("text", width=64, activation="quick_gelu"))
-    config = tiny_config("run", model=model, init_from=str(theirs), init_only=("^vision/",))
+    changes = tower_with("text", width=64, activation="quick_gelu") | {"init_only": ("^vision/",)}
+    config = tiny_config("run", **(SPEC._asdict() | {"init_from": str(theirs)} | changes))
     assert len(open_initial_weights(config).names) == 20
 
 
 def test_a_bare_state_dict_needs_its_models_name(tmp_path):
-    model = VARIANTS["ViT-tiny"]
-    tensors = open_clip_table(model).to_theirs(variables_of(model))
+    spec = VARIANTS["ViT-tiny"]
+    tensors = open_clip_table(spec.model).to_theirs(variables_of(spec))
     path = str(tmp_path / "epoch_32.safetensors")
     safetensors.numpy.save_file(tensors, path)
-    config = tiny_config("run", model=model, init_from=path)
+    config = tiny_config("run", **spec._asdict(), init_from=path)
     with pytest.raises(InputError, match=r"does not tell whether .* QuickGELU"):
         open_initial_weights(config)
     config = dataclasses.replace(config, init_model="ViT-tiny")

@@ -28,39 +28,44 @@ from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.openai import config_from_shapes
 from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig, init_variables
+from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import VARIANTS
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 from tests.hub_stand_in import hub
 from tests.torch_files import saved
 
 # Heads are 64 channels wide in OpenAI's files, whose configurations are read from shapes.
-VISION = VisionConfig(image_size=16, patch_size=8, width=64, layers=2, heads=1, mlp_ratio=1.5)
+VISION = ViTConfig(image_size=16, patch_size=8, width=64, layers=2, heads=1, mlp_ratio=1.5)
 TEXT = TextConfig(context_length=9, vocab_size=49408, width=64, layers=3, heads=1, mlp_ratio=0.5)
-CLIP = CLIPConfig(vision=VISION, text=TEXT, embed_dim=24)
-RESNET = dataclasses.replace(CLIP, vision=ResNetConfig(64, 4, (1, 2, 1, 1)))
-SIGLIP = CLIPConfig(
-    vision=dataclasses.replace(VISION, heads=2, activation="gelu_tanh", norm_eps=1e-6, pool="map"),
-    text=TextConfig(12, 90, 32, 2, 2, 2.0, "gelu_tanh", 1e-6, "last"),
-    embed_dim=64,
-    init_logit_scale=float(np.log(10)),
-    init_logit_bias=-10.0,
-    tokenizer="siglip",
-    resize="squash",
-    image_mean=(0.5, 0.5, 0.5),
-    image_std=(0.5, 0.5, 0.5),
+CLIP = ModelSpec(CLIPConfig(vision=VISION, text=TEXT, embed_dim=24))
+RESNET = ModelSpec(dataclasses.replace(CLIP.model, vision=ResNetConfig(64, 4, (1, 2, 1, 1))))
+SIGLIP = ModelSpec(
+    CLIPConfig(
+        vision=dataclasses.replace(
+            VISION, heads=2, activation="gelu_tanh", norm_eps=1e-6, family="siglip"
+        ),
+        text=TextConfig(12, 90, 32, 2, 2, 2.0, "gelu_tanh", 1e-6, "siglip"),
+        embed_dim=64,
+        init_logit_scale=float(np.log(10)),
+        init_logit_bias=-10.0,
+    ),
+    ImageTransform("squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    TokenizerConfig("siglip"),
 )
 CAPTIONS = ["a red circle", "Two dogs, at_the beach!", ""]
 
 
-def as_transformers(config):
+def with_tokenizer(spec, **fields):
+    return spec._replace(tokenizer=dataclasses.replace(spec.tokenizer, **fields))
+
+
+def as_transformers(spec):
     """The same model, with its images and texts prepared as transformers does."""
-    return dataclasses.replace(
-        config,
-        transparency="white",
-        crop_rounding="down",
-        text_cleaning=f"transformers_{config.tokenizer}",
+    preprocess = dataclasses.replace(spec.preprocess, transparency="white", crop_rounding="down")
+    return with_tokenizer(
+        spec._replace(preprocess=preprocess), cleaning=f"transformers_{spec.tokenizer.name}"
     )
 
 
@@ -83,24 +88,25 @@ def fresh_shapes(config):
     return jax.eval_shape(lambda: init_variables(jax.random.key(0), config))
 
 
-def variables_of(config):
+def variables_of(spec):
     """Random, batch statistics too, of a size at which nothing vanishes."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.5 + 0.3 * rng.standard_normal(leaf.shape), jnp.float32),
-        fresh_shapes(config),
+        fresh_shapes(spec.model),
     )
 
 
-def assert_same(model, config, variables):
-    assert dataclasses.replace(model.config, tokenizer_file=None) == config
+def assert_same(model, spec, variables):
+    assert with_tokenizer(model.spec, file=None) == spec
     ours, theirs = flatten_dict(model.variables), flatten_dict(variables)
     assert ours.keys() == theirs.keys()
     for path, array in theirs.items():
         np.testing.assert_array_equal(ours[path], array, err_msg="/".join(path), strict=True)
 
 
-def openai_file(path, config, variables, dtype=np.float32):
+def openai_file(path, spec, variables, dtype=np.float32):
+    config = spec.model
     tensors = open_clip_table(config).to_theirs(variables)
     tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     constants = {
@@ -112,7 +118,7 @@ def openai_file(path, config, variables, dtype=np.float32):
     path.write_bytes(saved(tensors | constants, script=True))
 
 
-@pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
+@pytest.mark.parametrize("config", [CLIP.model, RESNET.model], ids=["ViT", "ResNet"])
 def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(config):
     """An architecture is read from shapes, so they come before any check of the whole."""
 
@@ -134,11 +140,11 @@ def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(config):
                 recognise()
 
 
-@pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
-def test_openais_archives_tell_their_architecture_and_have_quick_gelu(config, tmp_path):
-    variables = variables_of(config)
-    openai_file(tmp_path / "model.pt", config, variables)
-    assert_same(flaxclip.load(tmp_path / "model.pt"), config, variables)
+@pytest.mark.parametrize("spec", [CLIP, RESNET], ids=["ViT", "ResNet"])
+def test_openais_archives_tell_their_architecture_and_have_quick_gelu(spec, tmp_path):
+    variables = variables_of(spec)
+    openai_file(tmp_path / "model.pt", spec, variables)
+    assert_same(flaxclip.load(tmp_path / "model.pt"), spec, variables)
 
 
 def test_half_precision_becomes_float32(tmp_path):
@@ -148,19 +154,19 @@ def test_half_precision_becomes_float32(tmp_path):
     assert_same(flaxclip.load(tmp_path / "model.pt"), CLIP, expected)
 
 
-GELU = dataclasses.replace(
-    CLIP,
-    vision=dataclasses.replace(VISION, activation="gelu", heads=4, norm_eps=1e-6),
-    text=dataclasses.replace(TEXT, activation="gelu", heads=2),
-    image_mean=(0.5, 0.4, 0.3),
-    resize="squash",
-    interpolation="bilinear",
+GELU = ModelSpec(
+    dataclasses.replace(
+        CLIP.model,
+        vision=dataclasses.replace(VISION, activation="gelu", heads=4, norm_eps=1e-6),
+        text=dataclasses.replace(TEXT, activation="gelu", heads=2),
+    ),
+    ImageTransform("squash", "bilinear", mean=(0.5, 0.4, 0.3)),
 )
-SIGLIP2 = dataclasses.replace(SIGLIP, tokenizer="siglip2")
+SIGLIP2 = with_tokenizer(SIGLIP, name="siglip2")
 
 
 @pytest.mark.parametrize(
-    ("to", "config"),
+    ("to", "spec"),
     [
         ("open_clip", CLIP),
         ("open_clip", GELU),
@@ -171,15 +177,12 @@ SIGLIP2 = dataclasses.replace(SIGLIP, tokenizer="siglip2")
         ("huggingface", as_transformers(SIGLIP2)),
     ],
 )
-def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
-    to, config, vocabulary, tmp_path
-):
-    variables = variables_of(config)
-    file = None if config.tokenizer == "clip" else vocabulary
-    named = dataclasses.replace(config, tokenizer_file=file)
+def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(to, spec, vocabulary, tmp_path):
+    variables = variables_of(spec)
+    named = with_tokenizer(spec, file=None if spec.tokenizer.name == "clip" else vocabulary)
     assert export(named, variables, tmp_path / "out", to, overwrite=False) == []
     model = flaxclip.load(tmp_path / "out")
-    assert_same(model, config, variables)
+    assert_same(model, spec, variables)
     before = flaxclip.api.CLIPModel(named, variables)
     np.testing.assert_array_equal(model.tokenize(CAPTIONS), before.tokenize(CAPTIONS))
     assert model.transform == before.transform
@@ -189,17 +192,16 @@ def test_what_is_exported_is_read_back_with_all_that_belongs_to_it(
 @pytest.mark.parametrize("root", ["params/", ""])
 def test_big_visions_checkpoints_tell_their_architecture(stacked, root, vocabulary, tmp_path):
     variables = variables_of(SIGLIP)
-    tensors = big_vision_table(SIGLIP, stacked).to_theirs(variables)
+    tensors = big_vision_table(SIGLIP.model, stacked).to_theirs(variables)
     np.savez(tmp_path / "siglip.npz", **{root + name: x for name, x in tensors.items()})
     model = flaxclip.load(tmp_path / "siglip.npz", tokenizer=vocabulary)
-    config = dataclasses.replace(SIGLIP, text_cleaning="big_vision")
-    assert model.config == dataclasses.replace(config, tokenizer_file=vocabulary)
-    assert_same(model, config, variables)
+    assert model.spec.tokenizer.file == vocabulary
+    assert_same(model, with_tokenizer(SIGLIP, cleaning="big_vision"), variables)
     assert model.encode_text(CAPTIONS).shape == (3, 64)
 
 
 def test_a_model_without_its_vocabulary_embeds_pictures_and_asks_for_it(tmp_path):
-    tensors = big_vision_table(SIGLIP, True).to_theirs(variables_of(SIGLIP))
+    tensors = big_vision_table(SIGLIP.model, True).to_theirs(variables_of(SIGLIP))
     np.savez(tmp_path / "siglip.npz", **tensors)
     model = flaxclip.load(tmp_path / "siglip.npz")
     assert model.encode_image(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 64)
@@ -208,8 +210,9 @@ def test_a_model_without_its_vocabulary_embeds_pictures_and_asks_for_it(tmp_path
 
 
 def test_a_vocabulary_that_is_larger_than_the_models_is_refused(vocabulary):
-    small = dataclasses.replace(SIGLIP, text=dataclasses.replace(SIGLIP.text, vocab_size=20))
-    model = flaxclip.api.CLIPModel(dataclasses.replace(small, tokenizer_file=vocabulary), {})
+    small = dataclasses.replace(SIGLIP.model.text, vocab_size=20)
+    small = SIGLIP._replace(model=dataclasses.replace(SIGLIP.model, text=small))
+    model = flaxclip.api.CLIPModel(with_tokenizer(small, file=vocabulary), {})
     with pytest.raises(InputError, match=r"has \d\d tokens, but the text tower knows 20"):
         model.tokenize(["a cat"])
 
@@ -227,7 +230,7 @@ TINY = VARIANTS["ViT-tiny"]
 @pytest.fixture
 def bare(tmp_path):
     """A state dict of ViT-tiny without a configuration."""
-    tensors = open_clip_table(TINY).to_theirs(variables_of(TINY))
+    tensors = open_clip_table(TINY.model).to_theirs(variables_of(TINY))
     safetensors.numpy.save_file(tensors, tmp_path / "epoch_32.safetensors")
     return tmp_path / "epoch_32.safetensors"
 
@@ -303,7 +306,7 @@ OPEN_CLIP, PROCESSOR = "open_clip_config.json", "preprocessor_config.json"
         ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__head_width", 999, "heads is 0"),
         ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__mlp_ratio", float("nan"), "mlp_ratio: Inp"),
         ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__norm_kwargs__eps", -1, "norm_eps is -1"),
-        ("open_clip", OPEN_CLIP, "preprocess_cfg__std", [1, 0, 1], r"image_std\[1\] is 0"),
+        ("open_clip", OPEN_CLIP, "preprocess_cfg__std", [1, 0, 1], r"std\[1\] is 0"),
         ("huggingface", "config.json", "text_config__num_attention_heads", 0, "_heads: Input sh"),
         ("huggingface", "config.json", "text_config__num_hidden_layers", 10**18, "layers is 1"),
         ("huggingface", PROCESSOR, "rescale_factor", 1, "rescale_factor is 1"),
@@ -374,8 +377,8 @@ def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
     processor = {"size": {"height": 224, "width": 224}, "resample": 3}
     processor |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / PROCESSOR).write_text(json.dumps(processor))
-    config, _ = read_config(tmp_path)
-    assert config == as_transformers(VARIANTS["ViT-B-16-SigLIP"])
+    spec, _ = read_config(tmp_path)
+    assert spec == as_transformers(VARIANTS["ViT-B-16-SigLIP"])
 
 
 @pytest.mark.parametrize(
@@ -417,9 +420,9 @@ def test_an_image_processor_that_is_told_little_does_what_its_class_does(
         # Of both files, transformers 5 obeys this one.
         (tmp_path / file).write_text(json.dumps({"image_processor": processor}))
         (tmp_path / PROCESSOR).write_text(json.dumps(processor | {"resample": 1}))
-    config, _ = read_config(tmp_path)
-    assert (config.resize, config.interpolation) == expected
-    assert (config.transparency, config.crop_rounding) == ("white", "down")
+    preprocess = read_config(tmp_path)[0].preprocess
+    assert (preprocess.resize, preprocess.interpolation) == expected
+    assert (preprocess.transparency, preprocess.crop_rounding) == ("white", "down")
 
 
 def test_a_crop_smaller_than_the_model_is_refused_though_its_size_is_not_written(tmp_path):
@@ -435,29 +438,36 @@ def test_a_crop_smaller_than_the_model_is_refused_though_its_size_is_not_written
 
 
 @pytest.mark.parametrize(
-    ("to", "config", "remarks"),
+    ("to", "spec", "remarks"),
     [
         (
             "huggingface",
             CLIP,
-            ["transformers lays images over white", "centre crops", "texts are cleaned by"],
+            ["transformers lays images over white", "centre crops", "in place of lower"],
         ),
-        ("huggingface", SIGLIP, ["transformers lays images over white", "texts are cleaned by"]),
+        (
+            "huggingface",
+            SIGLIP,
+            ["transformers lays images over white", "in place of canonicalize"],
+        ),
         (
             "open_clip",
             as_transformers(CLIP),
-            ["open_clip drops alpha", "centre crops", "texts are cleaned by"],
+            ["open_clip drops alpha", "centre crops", "in place of transformers_clip"],
         ),
-        ("open_clip", as_transformers(GELU), ["open_clip drops alpha", "texts are cleaned by"]),
+        (
+            "open_clip",
+            as_transformers(GELU),
+            ["open_clip drops alpha", "in place of transformers_clip"],
+        ),
     ],
 )
 def test_what_the_other_librarys_files_cannot_say_is_said(
-    to, config, remarks, vocabulary, tmp_path, capsys
+    to, spec, remarks, vocabulary, tmp_path, capsys
 ):
-    file = vocabulary if config.tokenizer != "clip" else None
-    save_variables(
-        tmp_path / "run", dataclasses.replace(config, tokenizer_file=file), variables_of(config)
-    )
+    file = vocabulary if spec.tokenizer.name != "clip" else None
+    named = with_tokenizer(spec, file=file)
+    save_variables(tmp_path / "run", named._asdict(), variables_of(spec))
     convert(Convert(str(tmp_path / "run"), tmp_path / "out", to))
     _, second, *found = capsys.readouterr().out.splitlines()
     assert second == "its files cannot say how this model prepares"
@@ -488,7 +498,7 @@ def test_a_run_at_a_url_is_copied_with_one_of_its_steps(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     doubled = jax.tree.map(lambda x: 2 * x, variables_of(CLIP))
     for step, variables in (("0", variables_of(CLIP)), ("7", doubled)):
-        save_variables(tmp_path / step, CLIP, variables)
+        save_variables(tmp_path / step, CLIP._asdict(), variables)
         (tmp_path / step / "checkpoints" / "0").rename(tmp_path / "0" / "checkpoints" / step)
     fsspec.filesystem("memory").put(str(tmp_path / "0"), "/runs/mine", recursive=True)
     assert_same(flaxclip.load("memory://runs/mine"), CLIP, doubled)
@@ -525,14 +535,14 @@ def test_urls_that_cannot_be_read_say_what_to_do(monkeypatch):
 
 def test_convert_to_a_workdir_and_on_to_the_others(vocabulary, tmp_path, capsys):
     variables = variables_of(SIGLIP)
-    tensors = huggingface_table(SIGLIP).to_theirs(variables)
-    named = dataclasses.replace(SIGLIP, tokenizer_file=vocabulary)
+    tensors = huggingface_table(SIGLIP.model).to_theirs(variables)
+    named = with_tokenizer(SIGLIP, file=vocabulary)
     export(named, variables, tmp_path / "theirs", "huggingface", overwrite=False)
     convert(Convert(str(tmp_path / "theirs"), tmp_path / "run", "flaxclip"))
     (tmp_path / "run").rename(tmp_path / "moved")
     model = flaxclip.load(tmp_path / "moved")
     assert_same(model, as_transformers(SIGLIP), variables)
-    assert model.config.tokenizer_file == str(tmp_path / "moved" / "spiece.model")
+    assert model.spec.tokenizer.file == str(tmp_path / "moved" / "spiece.model")
 
     convert(Convert(str(tmp_path / "moved"), tmp_path / "back", "huggingface"))
     back = safetensors.numpy.load_file(tmp_path / "back" / "model.safetensors")

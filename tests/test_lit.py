@@ -19,12 +19,11 @@ from flaxclip.data.bert_tokenizer import BertTokenizer
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
 from flaxclip.interop.export import export
-from flaxclip.interop.lit import OLD_NUMBERS, config_from_tensors, lit_table, lit_tensors
+from flaxclip.interop.lit import OLD_NUMBERS, lit_table, lit_tensors, spec_from_tensors
 from flaxclip.interop.stored_tensor import StoredTensor
-from flaxclip.models.bert_text_transformer import BertTextTransformer
 from flaxclip.models.clip import abstract_variables
 from flaxclip.models.cost import model_cost
-from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.text_transformer import TextConfig, TextTransformer
 from flaxclip.models.variants import VARIANTS
 from tests.parity.lit_cases import CAPTIONS, CONTEXT_LENGTH, TEXT, VOCABULARY, random_tensors
 
@@ -63,8 +62,8 @@ def test_features_are_those_of_googles_own_code(layout, root, save, tmp_path):
     assert model.config.vision.head == (layout == "vision_transformer")
     assert (model.config.init_logit_bias is None) == (layout == "vision_transformer")
     with jax.default_matmul_precision("highest"):
-        zimg = encode_image(model.variables, jnp.asarray(REFERENCE["images"]), model.config)
-        ztxt = encode_text(model.variables, jnp.asarray(REFERENCE["tokens"]), model.config)
+        zimg = encode_image(model.variables, jnp.asarray(REFERENCE["images"]), model.spec)
+        ztxt = encode_text(model.variables, jnp.asarray(REFERENCE["tokens"]), model.spec)
     np.testing.assert_allclose(zimg, REFERENCE[f"{layout}/zimg"], rtol=0, atol=2e-6)
     np.testing.assert_allclose(ztxt, REFERENCE[f"{layout}/ztxt"], rtol=0, atol=2e-6)
     np.testing.assert_allclose(model.logit_scale, REFERENCE[f"{layout}/t"][0], rtol=1e-6)
@@ -74,9 +73,9 @@ def test_features_are_those_of_googles_own_code(layout, root, save, tmp_path):
 def test_a_context_of_another_length_changes_nothing_but_what_is_cut(save):
     model = flaxclip.load(save("big_vision"))
     longer = dataclasses.replace(model.config.text, context_length=TEXT["positions"])
-    longer = dataclasses.replace(model.config, text=longer)
+    longer = model.spec._replace(model=dataclasses.replace(model.config, text=longer))
     tokens = np.pad(REFERENCE["tokens"], ((0, 0), (0, TEXT["positions"] - CONTEXT_LENGTH)))
-    expected = encode_text(model.variables, jnp.asarray(REFERENCE["tokens"]), model.config)
+    expected = encode_text(model.variables, jnp.asarray(REFERENCE["tokens"]), model.spec)
     ours = encode_text(model.variables, jnp.asarray(tokens), longer)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="captions of 25 tokens"):
@@ -147,7 +146,7 @@ def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(layout, sha
 
         def recognise(name=name):
             tensors = lit_tensors(stored(shapes | {name: shape}))
-            lit_table(config_from_tensors(tensors), tensors).check(tensors)
+            lit_table(spec_from_tensors(tensors).model, tensors).check(tensors)
 
         with pytest.raises(InputError):
             recognise()
@@ -156,11 +155,11 @@ def test_shapes_that_cannot_be_are_refused_whichever_tensor_has_them(layout, sha
 @pytest.mark.parametrize("name", ["LiT-B16B", "LiT-B16B_2", "LiT-L16L"])
 def test_a_published_size_is_recognised_from_its_shapes(name):
     """And every variable has its tensor."""
-    config = VARIANTS[name]
+    config = VARIANTS[name].model
     layout = stored({"img/Transformer/posembed_input/pos_embedding": ()})
     table = lit_table(config, layout)
     tensors = stored(table.their_shapes())
-    assert config_from_tensors(lit_tensors(tensors)) == config
+    assert spec_from_tensors(lit_tensors(tensors)) == VARIANTS[name]
     ours = {path: b.our_shape() for b in table.bindings for path in b.our_names()}
     fresh = flatten_dict(abstract_variables(config), sep="/")
     assert ours == {path: leaf.shape for path, leaf in fresh.items()}
@@ -172,24 +171,24 @@ def test_a_published_size_is_recognised_from_its_shapes(name):
 def test_conversion_keeps_all_and_other_formats_refuse(save, tmp_path, capsys):
     source = save("vision_transformer")
     info(Info(str(source)))
-    assert re.search("16 tokens of .*pool class", capsys.readouterr().out)
+    assert re.search("16 tokens of .*family bert", capsys.readouterr().out)
     convert(Convert(str(source), tmp_path / "out", "flaxclip"))
     before, after = flaxclip.load(source), flaxclip.load(tmp_path / "out")
-    assert after.config.tokenizer_file == str(tmp_path / "out" / "LiT-tiny.txt")
-    np.testing.assert_array_equal(after.tokenize(CAPTIONS), before.tokenize(CAPTIONS))
-    assert dataclasses.replace(after.config, tokenizer_file=before.config.tokenizer_file) == (
-        before.config
+    copy = str(tmp_path / "out" / "LiT-tiny.txt")
+    assert after.spec == before.spec._replace(
+        tokenizer=dataclasses.replace(before.spec.tokenizer, file=copy)
     )
+    np.testing.assert_array_equal(after.tokenize(CAPTIONS), before.tokenize(CAPTIONS))
     jax.tree.map(np.testing.assert_array_equal, after.variables, before.variables)
     for to, reason in (("open_clip", "no model with LiT's towers"), ("huggingface", "for LiT")):
         with pytest.raises(InputError, match=reason):
-            export(before.config, before.variables, tmp_path / to, to, overwrite=False)
+            export(before.spec, before.variables, tmp_path / to, to, overwrite=False)
         assert not (tmp_path / to).exists()
 
 
 def test_parameters_are_born_as_in_bert():
-    text = TextConfig(16, 500, 192, 2, 3, pool="class", positions=64)
-    tower = BertTextTransformer(text, 128, jnp.dtype("float32"))
+    text = TextConfig(16, 500, 192, 2, 3, family="bert", positions=64)
+    tower = TextTransformer(text, 128)
     born = jax.jit(tower.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 16), jnp.int32))[
         "params"
     ]

@@ -13,9 +13,10 @@ from flaxclip.data.order import OrderConfig, draw_order
 from flaxclip.data.scenes import ScenesSource
 from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.data.training_transform import AugmentConfig
-from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.data.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import TokenizerConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.sharding import MeshConfig, make_mesh
 
@@ -91,12 +92,12 @@ def test_batches_lie_divided_over_the_mesh(scenes):
 
 
 def example_loader(source, augment=HALF, seed=0):
-    tokenizer = load_tokenizer("clip", 20)
+    tokenizer = load_tokenizer(TokenizerConfig(), 20)
     return ExampleLoader(
         source,
         draw_order(source, OrderConfig(), seed),
         tokenizer,
-        ImageTransform(32),
+        SizedTransform(32),
         augment,
         seed,
     )

@@ -14,7 +14,7 @@ from flaxclip.matrix_optimizers import muon_matrices, scale_by_adafactor
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train_state import init_train_state
@@ -81,7 +81,7 @@ STATES = {
 
 
 def shapes_of(variant):
-    return abstract_variables(VARIANTS[variant])["params"]
+    return abstract_variables(VARIANTS[variant].model)["params"]
 
 
 def state_shapes(optimizer, params):
@@ -154,7 +154,7 @@ def test_an_unknown_parameter_is_not_left_to_adamw_by_accident():
 # Adafactor
 
 DIVIDED = CLIPConfig(
-    vision=VisionConfig(image_size=16, patch_size=8, width=64, layers=3, heads=2),
+    vision=ViTConfig(image_size=16, patch_size=8, width=64, layers=3, heads=2),
     text=TextConfig(context_length=8, vocab_size=40, width=64, layers=2, heads=2),
     embed_dim=32,
 )

@@ -21,11 +21,12 @@ from flaxclip.models.clip import (
     example_inputs,
     init_params,
 )
-from flaxclip.models.layers import BlockInit
-from flaxclip.models.patch_dropout import sample_patches
+from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.initializers import BlockInit
+from flaxclip.models.layers import BlockConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.transformer import Transformer, TransformerBlock
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig, sample_patches
 from tests.parity.clip_cases import TINY, random_tensors
 from tests.peer_params import huggingface_shapes, params_from_huggingface
 
@@ -34,7 +35,7 @@ REFERENCE = Path(__file__).parent / "golden" / "clip_reference.npz"
 
 def tiny_config(activation: str = "quick_gelu", **changes) -> CLIPConfig:
     return CLIPConfig(
-        vision=VisionConfig(**TINY["vision"], activation=activation),
+        vision=ViTConfig(**TINY["vision"], activation=activation),
         text=TextConfig(**TINY["text"], activation=activation),
         embed_dim=TINY["embed_dim"],
         **changes,
@@ -57,23 +58,23 @@ def reference():
         return {name: jnp.asarray(x) for name, x in arrays.items()}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def apply(config, method, params, inputs):
-    return CLIP(config).apply({"params": params}, inputs, method=method)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def apply(config, compute, method, params, inputs):
+    return CLIP(config, compute).apply({"params": params}, inputs, method=method)
 
 
-def encode_image(params, images, config=CONFIG):
-    return apply(config, "encode_image", params, jnp.asarray(images))
+def encode_image(params, images, config=CONFIG, compute=ComputeConfig()):
+    return apply(config, compute, "encode_image", params, jnp.asarray(images))
 
 
-def encode_text(params, tokens, config=CONFIG):
-    return apply(config, "encode_text", params, jnp.asarray(tokens))
+def encode_text(params, tokens, config=CONFIG, compute=ComputeConfig()):
+    return apply(config, compute, "encode_text", params, jnp.asarray(tokens))
 
 
 # Sizes
 
 
-@pytest.mark.parametrize("tower", [VisionConfig, TextConfig])
+@pytest.mark.parametrize("tower", [ViTConfig, TextConfig])
 def test_heads_that_do_not_divide_the_width_are_refused(tower):
     with pytest.raises(InputError, match="width 100 is not divisible by its 3 heads"):
         tower(width=100, heads=3)
@@ -81,13 +82,13 @@ def test_heads_that_do_not_divide_the_width_are_refused(tower):
 
 def test_patches_that_do_not_divide_the_image_are_refused():
     with pytest.raises(InputError, match="image_size 224 is not divisible by patch_size 15"):
-        VisionConfig(patch_size=15)
+        ViTConfig(patch_size=15)
 
 
 # Initialisation
 
 INIT_CONFIG = CLIPConfig(
-    vision=VisionConfig(image_size=64, patch_size=8, width=256, layers=3, heads=4),
+    vision=ViTConfig(image_size=64, patch_size=8, width=256, layers=3, heads=4),
     text=TextConfig(context_length=40, vocab_size=500, width=192, layers=5, heads=3),
     embed_dim=96,
 )
@@ -227,7 +228,8 @@ def test_a_shorter_context_gives_the_same_embeddings(params, reference):
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_a_scanned_stack_of_any_depth_is_the_loop_over_its_blocks(depth):
     width, heads, mlp = 24, 3, 40
-    args = (heads, mlp, "gelu", True, BlockInit.torch_default(width, mlp), jnp.dtype("float32"))
+    init = BlockInit.torch_default(width, mlp)
+    args = (BlockConfig(heads, mlp, "gelu", init, causal=True), ComputeConfig())
     stack, block = Transformer(depth, *args), TransformerBlock(*args)
     random = np.random.default_rng(0)
     x = jnp.asarray(random.standard_normal((2, 7, width)).astype(np.float32))
@@ -244,11 +246,11 @@ def test_a_scanned_stack_of_any_depth_is_the_loop_over_its_blocks(depth):
 
 @pytest.mark.parametrize("unroll", [2, 12])  # with a rest in the image tower, and all of both
 def test_unrolling_the_layers_changes_nothing(params, reference, unroll):
-    unrolled = dataclasses.replace(CONFIG, unroll=unroll)
+    unrolled = ComputeConfig(unroll=unroll)
     for encode, inputs in ((encode_image, "images"), (encode_text, "tokens")):
         np.testing.assert_allclose(
-            encode(params, reference[inputs], unrolled),
-            encode(params, reference[inputs], CONFIG),
+            encode(params, reference[inputs], compute=unrolled),
+            encode(params, reference[inputs]),
             rtol=0,
             atol=1e-6,
         )
@@ -256,10 +258,10 @@ def test_unrolling_the_layers_changes_nothing(params, reference, unroll):
 
 def test_recomputing_for_the_backward_pass_changes_no_gradient_and_saves_memory(params, reference):
     def compiled(remat):
-        config = dataclasses.replace(CONFIG, remat=remat)
+        compute = ComputeConfig(remat=remat)
 
         def loss(params):
-            return encode_text(params, reference["tokens"], config)[:, 0].sum()
+            return encode_text(params, reference["tokens"], compute=compute)[:, 0].sum()
 
         return jax.jit(jax.grad(loss)).lower(params).compile()
 
@@ -296,15 +298,16 @@ def test_on_nvidia_attention_and_its_gradient_are_calls_of_cudnn(monkeypatch, le
 
 
 def test_what_cudnn_attention_computed_is_kept_for_the_backward_pass(monkeypatch):
+    vision = dataclasses.replace(CONFIG.vision, width=64, heads=4)
+    config = dataclasses.replace(CONFIG, vision=vision)
+    params, (images, _) = abstract_variables(config)["params"], example_inputs(config, 2)
     monkeypatch.setattr(layers, "has_cudnn_attention", lambda q: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
-    vision = dataclasses.replace(CONFIG.vision, width=64, heads=4)
-    config = dataclasses.replace(CONFIG, vision=vision, dtype="bfloat16", remat="names")
+    model = CLIP(config, ComputeConfig(dtype="bfloat16", remat="names"))
 
     def total(params, images):
-        return CLIP(config).apply({"params": params}, images, method="encode_image").sum()
+        return model.apply({"params": params}, images, method="encode_image").sum()
 
-    params, (images, _) = abstract_variables(config)["params"], example_inputs(config, 2)
     traced = jax.jit(jax.grad(total)).trace(params, images)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__cudnn$fmhaSoftmax(") == 1
@@ -318,16 +321,16 @@ def test_a_picture_of_which_all_patches_are_kept_is_the_whole_picture(params, re
     assert (np.sort(kept) == np.arange(grid)).all()  # each once, in any order
 
     def encode(kept):
-        return CLIP(CONFIG).apply({"params": params}, images, kept=kept, method="encode_image")
+        return CLIP(CONFIG).apply({"params": params}, images, patch_ids=kept, method="encode_image")
 
     np.testing.assert_allclose(encode(kept), encode(None), rtol=0, atol=1e-6)
     assert abs(encode(kept[:, : grid // 2]) - encode(None)).max() > 1e-3
 
 
 def test_bfloat16_is_close_to_float32_and_its_embeddings_are_float32(params, reference):
-    low = dataclasses.replace(CONFIG, dtype="bfloat16")
+    types = (ComputeConfig(), ComputeConfig(dtype="bfloat16"))
     for encode, inputs in ((encode_image, "images"), (encode_text, "tokens")):
-        exact, rounded = (encode(params, reference[inputs], c) for c in (CONFIG, low))
+        exact, rounded = (encode(params, reference[inputs], compute=c) for c in types)
         assert rounded.dtype == jnp.float32
         cosine = (exact * rounded).sum(axis=-1)
         assert (abs(exact - rounded).max(axis=-1) > 1e-4).all(), "computed in float32"

@@ -54,7 +54,7 @@ def under(prefix, names):
 
 
 VISION = {
-    "class": {
+    "clip": {
         "class_embedding": False,  # open_clip decays nothing of fewer than two dimensions
         "patch_embedding/kernel": True,
         "position_embedding": True,
@@ -63,7 +63,7 @@ VISION = {
         **under("ln_post", NORM),
         "projection/kernel": True,
     },
-    "map": {
+    "siglip": {
         "patch_embedding/kernel": True,
         "patch_embedding/bias": False,
         "position_embedding": True,
@@ -94,14 +94,14 @@ TEXT = {
     **under("ln_final", NORM),
     "projection/kernel": True,
 }
-VISION["token"] = {
+VISION["vit"] = {
     "class_embedding": False,
-    **{name: decays for name, decays in VISION["map"].items() if not name.startswith("pool/")},
+    **{name: decays for name, decays in VISION["siglip"].items() if not name.startswith("pool/")},
     **{"projection/kernel": True, "projection/bias": False},
 }
 EXTRAS = {
-    "map": {"text/projection/bias": False, "logit_bias": False},
-    "token": {
+    "siglip": {"text/projection/bias": False, "logit_bias": False},
+    "vit": {
         **{"text/segment_embedding": True, "text/projection/bias": False},
         **under("text/ln_embedding", NORM),
     },
@@ -113,15 +113,15 @@ EXTRAS = {
 
 @pytest.mark.parametrize("variant", ["ViT-tiny", "RN50", "ViT-B-16-SigLIP", "LiT-B16B"])
 def test_every_parameter_of_every_kind_of_tower_decays_or_not_as_listed(variant):
-    config = VARIANTS[variant]
-    kind = getattr(config.vision, "pool", "resnet")
+    config = VARIANTS[variant].model
+    kind = getattr(config.vision, "family", "resnet")
     expected = {
         "logit_scale": False,
         **under("vision", VISION[kind]),
         **under("text", TEXT),
         **EXTRAS.get(kind, {}),
     }
-    if kind == "token":  # BERT ends with its last block's norm
+    if kind == "vit":  # BERT ends with its last block's norm
         expected = {n: d for n, d in expected.items() if not n.startswith("text/ln_final")}
     params = abstract_variables(config)["params"]
     assert flatten_dict(decay_mask(params), sep="/") == expected

@@ -11,6 +11,7 @@ from flaxclip import sharding
 from flaxclip.chips import find_chip
 from flaxclip.errors import InputError
 from flaxclip.flops import count_bfloat16_passes, count_flops
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.planning import search, store
 from flaxclip.planning.advice import refusal_explained, refusal_message
 from flaxclip.planning.collectives import (
@@ -26,7 +27,7 @@ from flaxclip.planning.memory_traffic import hbm_traffic
 from flaxclip.planning.roofline import roofline
 from flaxclip.planning.topology import Topology
 from flaxclip.train_step import choose_remat
-from tests.tiny_run import TINY_MODEL, tiny_config
+from tests.tiny_run import tiny_config
 
 P = PartitionSpec
 V5E = find_chip("TPU v5 lite")
@@ -264,9 +265,9 @@ def test_a_run_whose_step_does_not_fit_says_the_same():
 
 def test_auto_takes_the_fastest_rematerialisation_that_fits():
     def chosen(platform, *fitting, unroll=1):
-        model = dataclasses.replace(TINY_MODEL, remat="auto", unroll=unroll)
-        fits = lambda tried: tried.model.remat in fitting  # noqa: E731
-        return choose_remat(tiny_config("unused", model=model), platform, fits).model.remat
+        compute = ComputeConfig(remat="auto", unroll=unroll)
+        fits = lambda tried: tried.compute.remat in fitting  # noqa: E731
+        return choose_remat(tiny_config("unused", compute=compute), platform, fits).compute.remat
 
     assert chosen("gpu", "none", "names", "full") == "none"
     assert chosen("gpu", "names", "full") == "names"

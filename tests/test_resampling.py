@@ -11,10 +11,10 @@ from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.resampling import resample_position_embedding, resize_context, resize_grid
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 
 CONFIG = CLIPConfig(
-    vision=VisionConfig(image_size=24, patch_size=8, width=16, layers=1, heads=2),
+    vision=ViTConfig(image_size=24, patch_size=8, width=16, layers=1, heads=2),
     text=TextConfig(context_length=8, vocab_size=9, width=16, layers=1, heads=2),
     embed_dim=16,
 )
@@ -44,10 +44,10 @@ def test_a_context_is_resized_as_open_clip_does(reference, old, new):
     "vision",
     [
         CONFIG.vision,
-        dataclasses.replace(CONFIG.vision, pool="map"),
+        dataclasses.replace(CONFIG.vision, family="siglip"),
         ResNetConfig(image_size=96, width=2, layers=(1, 1, 1, 1)),
     ],
-    ids=["class", "map", "resnet"],
+    ids=["clip", "siglip", "resnet"],
 )
 def test_parameters_fit_the_new_configuration_and_only_positions_differ(vision):
     old = dataclasses.replace(CONFIG, vision=vision)

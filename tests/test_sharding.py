@@ -90,7 +90,7 @@ def test_a_mesh_that_does_not_fit_is_refused_with_the_numbers():
 
 def test_heads_that_tensor_does_not_divide_are_refused_with_those_that_it_may_be():
     with pytest.raises(InputError, match=r"(?s)vision tower's 12 heads.*tensor can be 1, 2, 4 "):
-        check_tensor_divides(VARIANTS["ViT-B-32"], 8)
+        check_tensor_divides(VARIANTS["ViT-B-32"].model, 8)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():

@@ -19,22 +19,23 @@ from flaxclip.models.clip import (
     init_variables,
     logical_axes,
 )
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.sharding import MeshConfig, make_mesh, mesh_shardings
 from tests.parity.clip_cases import random_inputs
 from tests.parity.foreign_params import from_open_clip, from_timm_siglip
 from tests.parity.open_clip_cases import BIGG, CASES, EMBED_DIM, SIGLIP, TEXT, random_tensors
 
 SIGLIP_CONFIG = CLIPConfig(
-    vision=VisionConfig(**SIGLIP, activation="gelu_tanh", norm_eps=1e-6, pool="map"),
-    text=TextConfig(**TEXT, activation="gelu_tanh", norm_eps=1e-6, pool="last"),
+    vision=ViTConfig(**SIGLIP, activation="gelu_tanh", norm_eps=1e-6, family="siglip"),
+    text=TextConfig(**TEXT, activation="gelu_tanh", norm_eps=1e-6, family="siglip"),
     embed_dim=SIGLIP["width"],
     init_logit_bias=-10.0,
 )
 CONFIGS = {
     "bigG": CLIPConfig(
-        vision=VisionConfig(**BIGG, activation="gelu"),
+        vision=ViTConfig(**BIGG, activation="gelu"),
         text=TextConfig(**TEXT, activation="gelu"),
         embed_dim=EMBED_DIM,
     ),
@@ -121,7 +122,7 @@ def test_pixels_beyond_the_last_whole_patch_are_not_seen(siglip):
 def test_unrolling_the_layers_changes_nothing(siglip):
     inputs = stored_inputs("siglip")
     outputs = [
-        jax.jit(CLIP(dataclasses.replace(SIGLIP_CONFIG, unroll=unroll)).apply)(siglip, *inputs)
+        jax.jit(CLIP(SIGLIP_CONFIG, ComputeConfig(unroll=unroll)).apply)(siglip, *inputs)
         for unroll in (1, 2)
     ]
     for one, other in zip(*outputs, strict=True):
@@ -138,11 +139,11 @@ def test_a_map_head_that_does_not_fit_the_embedding_is_refused():
 
 def test_parameters_are_born_as_in_big_vision():
     config = CLIPConfig(
-        vision=VisionConfig(
-            image_size=64, patch_size=8, width=256, layers=3, heads=4, mlp_ratio=3, pool="map"
+        vision=ViTConfig(
+            image_size=64, patch_size=8, width=256, layers=3, heads=4, mlp_ratio=3, family="siglip"
         ),
         text=TextConfig(
-            context_length=40, vocab_size=500, width=192, layers=2, heads=3, pool="last"
+            context_length=40, vocab_size=500, width=192, layers=2, heads=3, family="siglip"
         ),
         embed_dim=256,
         init_logit_scale=float(np.log(10)),

@@ -24,10 +24,18 @@ from flaxclip.interop.foreign import find_foreign
 from flaxclip.interop.huggingface_config import read_config
 from flaxclip.interop.open_clip_json import open_clip_json
 from flaxclip.interop.tokenizer_files import write_tokenizer
-from flaxclip.models.clip import TextCleaning
-from flaxclip.models.variants import VARIANTS
+from flaxclip.models.inputs import TextCleaning, TokenizerConfig
+from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.weights import open_weights
-from tests.test_interop import CLIP, SIGLIP, SIGLIP2, as_transformers, variables_of
+from tests.test_interop import (
+    CLIP,
+    SIGLIP,
+    SIGLIP2,
+    as_transformers,
+    variables_of,
+    with_tokenizer,
+)
+from tests.test_tokenizers import unchecked
 
 GOLDEN = Path(__file__).parent / "golden" / "text_cleaning"
 REFERENCE = json.loads(gzip.decompress((GOLDEN / "ids.json.gz").read_bytes()))
@@ -47,7 +55,7 @@ FILES = {"clip": [None], "siglip": [SPIECE], "siglip2": [GEMMA, GEMMA_JSON]}
     ],
 )
 def test_ids_equal_those_of_the_library_whose_cleaning_it_is(tokenizer, file, cleaning):
-    encode = load_tokenizer(tokenizer, LENGTH, file, cleaning=cleaning)
+    encode = load_tokenizer(TokenizerConfig(tokenizer, file, cleaning), LENGTH)
     rows = REFERENCE["ids"][tokenizer][cleaning]
     assert len(rows) > 60
     for name, row in rows.items():
@@ -86,16 +94,16 @@ def test_a_model_that_does_not_say_means_what_it_always_did(tmp_path):
         assert cleaning_of(name, None) == old
         file = FILES[name][0]
         np.testing.assert_array_equal(
-            load_tokenizer(name, LENGTH, file)(texts),
-            load_tokenizer(name, LENGTH, file, cleaning=old)(texts),
+            load_tokenizer(TokenizerConfig(name, file), LENGTH)(texts),
+            load_tokenizer(TokenizerConfig(name, file, old), LENGTH)(texts),
         )
     # A file of a version that did not have the field.
-    save_variables(tmp_path, SIGLIP2, variables_of(SIGLIP2))
+    save_variables(tmp_path, SIGLIP2._asdict(), variables_of(SIGLIP2))
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    assert config["model"].pop("text_cleaning", 0) is None
+    assert config["tokenizer"].pop("cleaning", 0) is None
     path.write_text(json.dumps(config))
-    assert open_weights(str(tmp_path)).config == SIGLIP2
+    assert open_weights(str(tmp_path)).spec == SIGLIP2
 
 
 def test_every_cleaning_that_a_model_can_have_is_known_to_a_tokenizer():
@@ -110,14 +118,16 @@ def test_every_cleaning_that_a_model_can_have_is_known_to_a_tokenizer():
 )
 def test_a_cleaning_that_a_tokenizer_does_not_have_is_refused(tokenizer, cleaning):
     with pytest.raises(InputError, match=rf"{cleaning}', and the tokenizer '{tokenizer}'\n.* can"):
-        load_tokenizer(tokenizer, LENGTH, SPIECE, cleaning=cleaning)
+        load_tokenizer(unchecked(name=tokenizer, file=SPIECE, cleaning=cleaning), LENGTH)
 
 
 _SIGLIP2 = VARIANTS["ViT-B-32-SigLIP2-256"]
 MODELS = {
     "CLIP": VARIANTS["ViT-B-32"],
-    "SigLIP": dataclasses.replace(
-        _SIGLIP2, text=VARIANTS["ViT-B-16-SigLIP"].text, tokenizer="siglip"
+    "SigLIP": ModelSpec(
+        dataclasses.replace(_SIGLIP2.model, text=VARIANTS["ViT-B-16-SigLIP"].model.text),
+        _SIGLIP2.preprocess,
+        VARIANTS["ViT-B-16-SigLIP"].tokenizer,
     ),
     "SigLIP2": _SIGLIP2,
 }
@@ -164,11 +174,11 @@ def named(name, **kwargs):
 def test_open_clips_configurations_are_cleaned_as_they_say(
     model, text_cfg, tokenizer_class, expected, tmp_path
 ):
-    config = read_open_clip(tmp_path, model, text_cfg, tokenizer_class)
-    assert config.tokenizer == MODELS[model].tokenizer
-    assert cleaning_of(config.tokenizer, config.text_cleaning) == expected
+    spec = read_open_clip(tmp_path, model, text_cfg, tokenizer_class)
+    assert spec.tokenizer.name == MODELS[model].tokenizer.name
+    assert cleaning_of(spec.tokenizer.name, spec.tokenizer.cleaning) == expected
     kwargs = text_cfg.get("tokenizer_kwargs", {})
-    again = open_clip_json(config)["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
+    again = open_clip_json(spec)["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {})
     if "clean" in kwargs:
         assert again == kwargs
 
@@ -198,9 +208,10 @@ def test_two_cleanings_that_do_not_amount_to_one_are_refused(tmp_path):
 
 
 def test_named_siglips_are_cleaned_as_in_open_clips_configurations():
-    for name, config in VARIANTS.items():
+    for name, spec in VARIANTS.items():
         if "SigLIP" in name:
-            assert cleaning_of(config.tokenizer, config.text_cleaning) == "canonicalize", name
+            cleaning = cleaning_of(spec.tokenizer.name, spec.tokenizer.cleaning)
+            assert cleaning == "canonicalize", name
 
 
 @pytest.mark.parametrize(
@@ -221,8 +232,8 @@ def test_named_siglips_are_cleaned_as_in_open_clips_configurations():
 def test_transformers_directories_are_cleaned_by_the_class_of_their_tokenizer(
     kind, settings, expected, tmp_path
 ):
-    config = read_huggingface(tmp_path, kind, settings)
-    assert (config.tokenizer, config.text_cleaning) == expected
+    tokenizer = read_huggingface(tmp_path, kind, settings).tokenizer
+    assert (tokenizer.name, tokenizer.cleaning) == expected
 
 
 def read_huggingface(folder, kind, settings):
@@ -258,16 +269,17 @@ def test_tokenizers_of_transformers_that_we_lack_are_refused_by_name(
 
 @pytest.mark.parametrize("model", [None, "ViT-B-16-SigLIP2"])
 def test_big_visions_weights_are_cleaned_as_big_vision_does(model, tmp_path):
-    tensors = big_vision_table(SIGLIP, stacked=True).to_theirs(variables_of(SIGLIP))
+    tensors = big_vision_table(SIGLIP.model, stacked=True).to_theirs(variables_of(SIGLIP))
     np.savez(tmp_path / "siglip.npz", **tensors)
-    assert find_foreign(str(tmp_path / "siglip.npz"), model).config.text_cleaning == "big_vision"
+    found = find_foreign(str(tmp_path / "siglip.npz"), model)
+    assert found.spec.tokenizer.cleaning == "big_vision"
 
 
 TEXTS = ["Two dogs, at_the beach.", "A Photo of a  CAT! ", "WORLD_WIDE"]
 
 
 @pytest.mark.parametrize(
-    ("config", "file", "to", "differs"),
+    ("spec", "file", "to", "differs"),
     [
         (CLIP, None, "huggingface", "transformers_clip there, in place of lower"),
         (as_transformers(CLIP), None, "huggingface", None),
@@ -287,37 +299,37 @@ TEXTS = ["Two dogs, at_the beach.", "A Photo of a  CAT! ", "WORLD_WIDE"]
         (as_transformers(CLIP), None, "open_clip", "lower there, in place of transformers_clip"),
     ],
 )  # fmt: skip
-def test_what_is_exported_is_cleaned_alike_or_said_not_to_be(config, file, to, differs, tmp_path):
-    if isinstance(config, str):
-        config = dataclasses.replace(SIGLIP2, text_cleaning=config)
-    config = dataclasses.replace(config, tokenizer_file=file)
-    said = write_tokenizer(config, tmp_path, to)
+def test_what_is_exported_is_cleaned_alike_or_said_not_to_be(spec, file, to, differs, tmp_path):
+    if isinstance(spec, str):
+        spec = with_tokenizer(SIGLIP2, cleaning=spec)
+    spec = with_tokenizer(spec, file=file)
+    ours = spec.tokenizer
+    said = write_tokenizer(spec, tmp_path, to)
     assert [differs in line for line in said] == [True] * (differs is not None)
-    if to == "huggingface" and config.tokenizer == "siglip2":
+    if to == "huggingface" and ours.name == "siglip2":
         settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-        back = read_huggingface(tmp_path, "siglip", settings)
-        vocabulary = str(tmp_path / Path(file).name)
-        assert back.tokenizer == "siglip2"
-        written = load_tokenizer("siglip2", LENGTH, vocabulary, cleaning=back.text_cleaning)
-        ours = load_tokenizer("siglip2", LENGTH, file, cleaning=config.text_cleaning)
-        np.testing.assert_array_equal(written(TEXTS), ours(TEXTS))
+        back = read_huggingface(tmp_path, "siglip", settings).tokenizer
+        assert back.name == "siglip2"
+        written = dataclasses.replace(back, file=str(tmp_path / Path(file).name))
+        np.testing.assert_array_equal(
+            load_tokenizer(written, LENGTH)(TEXTS), load_tokenizer(ours, LENGTH)(TEXTS)
+        )
 
 
 def test_a_tokenizer_json_that_is_the_tokenizer_comes_before_a_vocabulary_beside_it(tmp_path):
-    config = dataclasses.replace(
-        SIGLIP2, text_cleaning="canonicalize", tokenizer_file=GEMMA_JSON,
-        text=dataclasses.replace(SIGLIP2.text, vocab_size=401),
-    )  # fmt: skip
-    export(config, variables_of(config), tmp_path / "out", "huggingface", overwrite=False)
+    text = dataclasses.replace(SIGLIP2.model.text, vocab_size=401)
+    spec = SIGLIP2._replace(model=dataclasses.replace(SIGLIP2.model, text=text))
+    spec = with_tokenizer(spec, cleaning="canonicalize", file=GEMMA_JSON)
+    export(spec, variables_of(spec), tmp_path / "out", "huggingface", overwrite=False)
     (tmp_path / "out" / "tokenizer.model").write_bytes(Path(GEMMA).read_bytes())
-    written = find_foreign(str(tmp_path / "out")).config
-    assert written.tokenizer_file == str(tmp_path / "out" / "tokenizer.json")
+    written = find_foreign(str(tmp_path / "out")).spec
+    assert written.tokenizer.file == str(tmp_path / "out" / "tokenizer.json")
     tokens = CLIPModel(written, {}).tokenize(TEXTS)
-    np.testing.assert_array_equal(tokens, CLIPModel(config, {}).tokenize(TEXTS))
+    np.testing.assert_array_equal(tokens, CLIPModel(spec, {}).tokenize(TEXTS))
 
 
 def test_a_loaded_model_tokenizes_as_its_configuration_says():
-    config = dataclasses.replace(CLIP, text_cleaning="canonicalize")
-    assert CLIPModel(config, {}).tokenize(["a cat."]).tolist() == [
+    spec = with_tokenizer(CLIP, cleaning="canonicalize")
+    assert CLIPModel(spec, {}).tokenize(["a cat."]).tolist() == [
         [49406, 320, 2368, END, 0, 0, 0, 0, 0]
     ]

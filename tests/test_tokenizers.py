@@ -15,6 +15,7 @@ import flaxclip.data
 from flaxclip.data.clip_tokenizer import CLIPTokenizer
 from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import TokenizerConfig
 
 START, END = 49406, 49407
 A_PHOTO_OF_A_CAT = [START, 320, 1125, 539, 320, 2368, END]
@@ -110,12 +111,20 @@ def test_something_that_is_no_string_is_refused(tokenizer):
         tokenizer([float("nan")])
 
 
+def unchecked(**fields):
+    """A configuration as it is made where no types are checked."""
+    config = TokenizerConfig()
+    for name, value in fields.items():
+        object.__setattr__(config, name, value)
+    return config
+
+
 def test_an_unknown_name_is_refused_and_the_known_ones_listed():
-    assert isinstance(load_tokenizer("clip", 32), CLIPTokenizer)
+    assert isinstance(load_tokenizer(TokenizerConfig("clip"), 32), CLIPTokenizer)
     with pytest.raises(InputError, match=r"unknown tokenizer 't5'\nexpected one of: clip"):
-        load_tokenizer("t5", 77)
+        load_tokenizer(unchecked(name="t5"), 77)
 
 
 def test_a_context_with_no_room_for_text_is_refused():
     with pytest.raises(InputError, match="context length 2 is too short"):
-        load_tokenizer("clip", 2)
+        load_tokenizer(TokenizerConfig("clip"), 2)

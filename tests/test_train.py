@@ -210,7 +210,7 @@ def test_a_batch_that_is_larger_than_its_corpus_is_announced(tmp_path, monkeypat
         (("--batch-size", "12"), "choose 8 or 16"),
         (("--optim.warmup-steps", "8"), "warmup_steps 8 is not below the run's 8 steps"),
         (("--model.vision.heads", "5"), "vision width 32 is not divisible by its 5 heads"),
-        (("--model.tokenizer", "siglip"), "needs a file with its vocabulary"),
+        (("--tokenizer.name", "siglip"), "needs a file with its vocabulary"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -8,7 +8,7 @@ import pytest
 from flaxclip.config import TrainConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import MAX_LOGIT_SCALE, OptimConfig, make_optimizer
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 from flaxclip.train_state import init_train_state
@@ -17,7 +17,7 @@ from tests.collectives import collectives
 from tests.parity.clip_cases import TINY, random_inputs
 
 CONFIG = CLIPConfig(
-    vision=VisionConfig(**TINY["vision"]),
+    vision=ViTConfig(**TINY["vision"]),
     text=TextConfig(**TINY["text"]),
     embed_dim=TINY["embed_dim"],
 )

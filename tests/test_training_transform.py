@@ -11,9 +11,10 @@ import pytest
 from flaxclip.data import resize
 from flaxclip.data.source import UnreadableRecordError
 from flaxclip.data.training_transform import AugmentConfig, sample_crop, transform_for_training
-from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.data.upright_picture import UprightPicture
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import ImageTransform
 from tests.parity.pictures import photographs
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transforms.npz"
@@ -36,8 +37,8 @@ def _smooth(height: int, width: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(_noise(3, 4)).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
-def _transform(image, augment=CROP, size=SIZE, seed=0, resize_mode="shortest"):
-    transform = ImageTransform(size, resize_mode)
+def _transform(image, augment=CROP, size=SIZE, seed=0, resize="shortest"):
+    transform = SizedTransform(size, ImageTransform(resize))
     return transform_for_training(image, transform, augment, np.random.default_rng(seed))
 
 
@@ -146,7 +147,7 @@ def test_no_crop_is_wider_than_the_pixels_by_a_rounding_error(crop_scale):
         height, width = rng.integers(1, 400, 2)
         file = _file(PIL.Image.new("RGB", (int(width), int(height))), "JPEG")
         for mode in ("shortest", "squash"):
-            assert _transform(file, augment, seed=seed, resize_mode=mode).shape == (16, 16, 3)
+            assert _transform(file, augment, seed=seed, resize=mode).shape == (16, 16, 3)
 
 
 def test_examples_depend_on_the_generator_alone():
@@ -176,15 +177,15 @@ def test_a_whole_square_is_cropped_to_itself():
     np.testing.assert_array_equal(out, pixels)
 
 
-@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
-def test_without_a_crop_training_sees_what_evaluation_does(resize_mode):
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_without_a_crop_training_sees_what_evaluation_does(resize):
     image = _smooth(60, 91)
     expected = np.asarray(
         image.resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC)
-        if resize_mode == "squash"
+        if resize == "squash"
         else image.crop((15, 0, 76, 60)).resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC)
     )
-    assert _difference(_transform(_file(image), WHOLE, resize_mode=resize_mode), expected) < 2
+    assert _difference(_transform(_file(image), WHOLE, resize=resize), expected) < 2
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -317,7 +318,7 @@ def test_damaged_files_never_raise_anything_but_unreadable(kind):
 def test_a_jitter_of_brightness_alone_changes_nothing_else():
     pixels = np.random.default_rng(4).integers(0, 256, (64, 64, 3), np.uint8)
     augment = AugmentConfig(None, color_jitter=(0.4, 0.0, 0.0, 0.0))
-    ours = transform_for_training(pixels, ImageTransform(64), augment, np.random.default_rng(0))
+    ours = transform_for_training(pixels, SizedTransform(64), augment, np.random.default_rng(0))
     replay = np.random.default_rng(0)
     replay.random()
     replay.permutation(4)

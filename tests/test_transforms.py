@@ -10,15 +10,12 @@ import PIL.Image
 import pytest
 
 from flaxclip.api import CLIPModel
-from flaxclip.data.model_transform import model_transform
 from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import (
-    ImageTransform,
-    decode_image,
-    preprocess,
-)
+from flaxclip.data.transforms import SizedTransform, decode_image, preprocess
 from flaxclip.models.clip import CLIPConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.inputs import ImageTransform
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transforms.npz"
 SIZE = 16  # as in tests/parity/transforms_reference.py
@@ -50,14 +47,17 @@ TRANSFORMERS = {"transparency": "white", "crop_rounding": "down"}
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("name", KINDS)
 def test_evaluation_transform_is_pixel_exact_to_open_clips(golden, name, mode):
-    out = preprocess(golden[f"{name}/file"].tobytes(), ImageTransform(SIZE, mode))
+    out = preprocess(golden[f"{name}/file"].tobytes(), SizedTransform(SIZE, ImageTransform(mode)))
     np.testing.assert_array_equal(out, golden[f"{name}/{mode}"])
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("name", KINDS)
 def test_evaluation_transform_is_pixel_exact_to_that_of_transformers(golden, name, mode, recwarn):
-    file, transform = golden[f"{name}/file"].tobytes(), ImageTransform(SIZE, mode, **TRANSFORMERS)
+    file, transform = (
+        golden[f"{name}/file"].tobytes(),
+        SizedTransform(SIZE, ImageTransform(mode, **TRANSFORMERS)),
+    )
     expected = golden[f"{name}/{mode} of transformers"]
     np.testing.assert_array_equal(preprocess(file, transform), expected)
     image = PIL.Image.open(io.BytesIO(file))
@@ -69,34 +69,29 @@ def test_the_centre_crop_begins_where_each_family_begins_it():
     """A margin of 79: torchvision's half of it is 40, that of transformers 39."""
     ramp = np.repeat(np.arange(224 + 79, dtype=np.uint8)[None, :, None], 224, 0).repeat(3, 2)
     starts = {
-        rounding: preprocess(ramp, ImageTransform(224, crop_rounding=rounding))[0, 0, 0]
+        rounding: preprocess(ramp, SizedTransform(224, ImageTransform(crop_rounding=rounding)))[
+            0, 0, 0
+        ]
         for rounding in ("even", "down")
     }
     assert starts == {"even": 40, "down": 39}
 
 
 def test_a_models_transform_is_what_its_configuration_says():
-    config = CLIPConfig(
-        vision=VisionConfig(image_size=64, patch_size=32),
-        resize="squash",
-        interpolation="bilinear",
-        transparency="white",
-        crop_rounding="down",
-    )
-    expected = ImageTransform(64, "squash", "bilinear", "white", "down")
-    assert model_transform(config) == expected
-    assert CLIPModel(config, {}).transform == expected
+    how = ImageTransform("squash", "bilinear", "white", "down")
+    spec = ModelSpec(CLIPConfig(vision=ViTConfig(image_size=64, patch_size=32)), how)
+    assert CLIPModel(spec, {}).transform == SizedTransform(64, how)
 
 
 def test_16_bit_grey_that_stands_for_transparency_becomes_white_alone():
     values = np.array([[0x1234, 0x1235], [0x5600, 0x1234]], np.uint16)
     file = _file(PIL.Image.fromarray(values), transparency=0x1234)
-    out = preprocess(file, ImageTransform(2, transparency="white"))
+    out = preprocess(file, SizedTransform(2, ImageTransform(transparency="white")))
     assert out[..., 0].tolist() == [[255, 0x12], [0x56, 255]]
 
 
 def test_bytes_pixels_and_pillow_images_give_the_same():
-    pixels, transform = _noise(31, 47), ImageTransform(SIZE)
+    pixels, transform = _noise(31, 47), SizedTransform(SIZE)
     image = PIL.Image.fromarray(pixels)
     expected = preprocess(_file(image), transform)
     np.testing.assert_array_equal(preprocess(pixels, transform), expected)
@@ -105,28 +100,28 @@ def test_bytes_pixels_and_pillow_images_give_the_same():
 
 def test_pixels_of_the_target_size_pass_through_uncopied():
     pixels = _noise(SIZE, SIZE)
-    assert preprocess(pixels, ImageTransform(SIZE)) is pixels
-    assert preprocess(pixels, ImageTransform(SIZE, "squash")) is pixels
+    assert preprocess(pixels, SizedTransform(SIZE)) is pixels
+    assert preprocess(pixels, SizedTransform(SIZE, ImageTransform("squash"))) is pixels
 
 
 def test_16_bit_greyscale_keeps_its_high_byte():
     values = np.linspace(0, 65535, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
-    out = preprocess(_file(PIL.Image.fromarray(values)), ImageTransform(SIZE))
+    out = preprocess(_file(PIL.Image.fromarray(values)), SizedTransform(SIZE))
     np.testing.assert_array_equal(out, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1))
 
 
 def test_the_first_frame_of_an_animation_is_taken():
     frames = [PIL.Image.new("RGB", (SIZE, SIZE), colour) for colour in ("red", "blue", "lime")]
     file = _file(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert preprocess(file, ImageTransform(SIZE))[0, 0].tolist() == [255, 0, 0]
+    assert preprocess(file, SizedTransform(SIZE))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_exif_orientation_is_ignored():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     image = PIL.Image.fromarray(_noise(20, 40))
-    turned = preprocess(_file(image, "JPEG", exif=exif), ImageTransform(SIZE))
-    np.testing.assert_array_equal(turned, preprocess(_file(image, "JPEG"), ImageTransform(SIZE)))
+    turned = preprocess(_file(image, "JPEG", exif=exif), SizedTransform(SIZE))
+    np.testing.assert_array_equal(turned, preprocess(_file(image, "JPEG"), SizedTransform(SIZE)))
 
 
 def test_cmyk_and_transparency_yield_rgb_without_a_warning(recwarn):
@@ -140,7 +135,7 @@ def test_cmyk_and_transparency_yield_rgb_without_a_warning(recwarn):
         _file(image.convert("LA")),
         _file(image.convert("1")),
     ):
-        assert preprocess(file, ImageTransform(SIZE)).shape == (SIZE, SIZE, 3)
+        assert preprocess(file, SizedTransform(SIZE)).shape == (SIZE, SIZE, 3)
     assert not recwarn.list
 
 
@@ -187,7 +182,7 @@ def test_bombs_are_refused_before_they_take_memory():
     with pytest.raises(UnreadableRecordError, match="10000 × 10000 pixels, more than the limit"):
         decode_image(bomb)
     with pytest.raises(UnreadableRecordError, match="224 × 67200000 pixels"):
-        preprocess(hair, ImageTransform(224))
+        preprocess(hair, SizedTransform(224))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 32 * 1024 * (1024 if sys.platform == "darwin" else 1)  # 32 MiB; KiB on Linux
 
@@ -204,7 +199,7 @@ def test_damaged_files_never_raise_anything_but_unreadable(kind):
         if rng.random() < 0.3:
             del damaged[rng.integers(len(damaged)) :]
         try:
-            out = preprocess(bytes(damaged), ImageTransform(SIZE))
+            out = preprocess(bytes(damaged), SizedTransform(SIZE))
         except UnreadableRecordError:
             continue
         assert out.shape == (SIZE, SIZE, 3)

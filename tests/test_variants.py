@@ -8,7 +8,7 @@ from flaxclip.command_line import variant
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost, published_flops
 from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.variants import VARIANTS
+from flaxclip.models.variants import VARIANTS, ModelSpec
 
 # Millions of parameters and forward GFLOPs a pair: open_clip, `docs/model_profile.csv`.
 PUBLISHED = {
@@ -39,7 +39,8 @@ EXACT = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_and_flops_are_the_published_ones(name):
-    config, cost = VARIANTS[name], model_cost(VARIANTS[name])
+    config = VARIANTS[name].model
+    cost = model_cost(config)
     million_parameters, gflops = PUBLISHED[name]
     assert cost.parameters / 1e6 == pytest.approx(million_parameters, rel=1e-4)
     assert published_flops(config) / 1e9 == pytest.approx(gflops, rel=5e-4)
@@ -48,7 +49,8 @@ def test_parameters_and_flops_are_the_published_ones(name):
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.endswith("-quickgelu")])
 def test_quickgelu_changes_the_activation_and_nothing_else(name):
-    quick, plain = VARIANTS[name], VARIANTS[name.removesuffix("-quickgelu")]
+    (quick, *others), (plain, *same) = VARIANTS[name], VARIANTS[name.removesuffix("-quickgelu")]
+    assert others == same
     assert (quick.text.activation, plain.text.activation) == ("quick_gelu", "gelu")
     if not isinstance(quick.vision, ResNetConfig):
         assert (quick.vision.activation, plain.vision.activation) == ("quick_gelu", "gelu")
@@ -57,11 +59,11 @@ def test_quickgelu_changes_the_activation_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "SigLIP" in name])
 def test_siglip_brings_its_preprocessing_tokenizer_and_bias(name):
-    config = VARIANTS[name]
-    assert (config.resize, config.image_mean, config.image_std) == (
+    config, preprocess, tokenizer = VARIANTS[name]
+    assert (preprocess.resize, preprocess.mean, preprocess.std) == (
         "squash", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5),
     )  # fmt: skip
-    assert (config.tokenizer, config.text.vocab_size) == (
+    assert (tokenizer.name, config.text.vocab_size) == (
         ("siglip2", 256_000) if "SigLIP2" in name else ("siglip", 32_000)
     )
     assert "logit_bias" in abstract_variables(config)["params"]
@@ -73,14 +75,14 @@ def test_openais_spelling_is_understood():
 
 
 def test_models_of_openai_are_those_that_a_config_describes_by_default():
-    assert VARIANTS["ViT-B-32-quickgelu"] == CLIPConfig()
+    assert VARIANTS["ViT-B-32-quickgelu"] == ModelSpec(CLIPConfig())
     assert CLIPConfig().init_logit_bias is None
-    assert VARIANTS["RN50"].vision == ResNetConfig()
+    assert VARIANTS["RN50"].model.vision == ResNetConfig()
 
 
 @pytest.mark.parametrize("name", ["ViT-tiny", "ViT-bigG-14", "RN50x64", "ViT-gopt-16-SigLIP2-384"])
 def test_a_variant_maps_its_inputs_to_embeddings_in_float32(name):
-    config = VARIANTS[name]
+    config = VARIANTS[name].model
     zimg, ztxt, logit_scale = jax.eval_shape(
         CLIP(config).apply, abstract_variables(config), *example_inputs(config, batch_size=3)
     )

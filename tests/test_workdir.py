@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flaxclip.config import TrainConfig
-from flaxclip.config_json import from_json
+from flaxclip.config_json import run_from_json
 from flaxclip.data.source import Pair, UnreadableRecordError
 from flaxclip.errors import InputError
 from flaxclip.optim import OptimConfig
@@ -91,7 +91,7 @@ def test_a_run_is_refused_in_each_field_that_would_make_it_another(tmp_path):
         claim_workdir(other, ["seed", "steps", "optim"])
     assert "batch_size: 16 -> 32" in str(error.value)
     assert "seed" not in str(error.value)
-    saved = lambda: from_json(TrainConfig, (tmp_path / "config.json").read_text(), "")  # noqa: E731
+    saved = lambda: run_from_json(TrainConfig, (tmp_path / "config.json").read_text(), "")  # noqa: E731
     assert saved() == tiny_config(tmp_path)  # as long as it is refused, nothing is changed
     claim_workdir(other, ["seed", "steps", "optim", "batch_size"])
     assert saved() == other

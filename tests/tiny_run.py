@@ -8,11 +8,11 @@ from flaxclip.data.loader import DataConfig
 from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig
 
 TINY_MODEL = CLIPConfig(
-    vision=VisionConfig(image_size=16, patch_size=8, width=32, layers=2, heads=2),
+    vision=ViTConfig(image_size=16, patch_size=8, width=32, layers=2, heads=2),
     text=TextConfig(context_length=20, width=32, layers=2, heads=2),
     embed_dim=16,
 )

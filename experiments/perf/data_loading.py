@@ -277,12 +277,12 @@ def print_fidelity(folder: Path) -> None:
         sample_crop,
         transform_for_training,
     )
-    from flaxclip.data.transforms import ImageTransform
+    from flaxclip.data.transforms import SizedTransform
 
     differences = []
     for seed, file in enumerate(read_files(folder)):
         ours = transform_for_training(
-            file, ImageTransform(224), AugmentConfig(), np.random.default_rng(seed)
+            file, SizedTransform(224), AugmentConfig(), np.random.default_rng(seed)
         )
         image = PIL.Image.open(io.BytesIO(file))
         rng = np.random.default_rng(seed)
@@ -309,13 +309,15 @@ def print_profile(folder: Path) -> None:
     from flaxclip.data.resize import resize_part
     from flaxclip.data.tokenizers import load_tokenizer
     from flaxclip.data.training_transform import AugmentConfig, sample_crop
-    from flaxclip.data.transforms import ImageTransform
+    from flaxclip.data.transforms import SizedTransform
     from flaxclip.data.upright_picture import UprightPicture
+    from flaxclip.models.inputs import TokenizerConfig
 
     config = DataConfig(path=(str(folder / "*.tar"),))
     source = open_source(config, 224)
-    order, tokenizer = draw_order(source, config.order, 0), load_tokenizer("clip", 77)
-    load = ExampleLoader(source, order, tokenizer, ImageTransform(224), AugmentConfig(), 0)
+    order = draw_order(source, config.order, 0)
+    tokenizer = load_tokenizer(TokenizerConfig(), 77)
+    load = ExampleLoader(source, order, tokenizer, SizedTransform(224), AugmentConfig(), 0)
     positions = range(200)
     draws = [order[position] for position in positions]
     files = [source[draw.record].image for draw in draws]

@@ -63,13 +63,13 @@ def write_torch(tensors: dict[str, np.ndarray], path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    config = VARIANTS[sys.argv[1]]
+    spec = VARIANTS[sys.argv[1]]
     rng = np.random.default_rng(0)
-    shapes = open_clip_table(config).their_shapes()
+    shapes = open_clip_table(spec.model).their_shapes()
     tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "open_clip_config.json").write_text(json.dumps(open_clip_json(config)))
+        (root / "open_clip_config.json").write_text(json.dumps(open_clip_json(spec)))
         safetensors.numpy.save_file(tensors, root / "model.safetensors")
         write_torch(tensors, root / "model.pt")
         for name in ("model.safetensors", "model.pt"):

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flaxclip.config import TrainConfig
 from flaxclip.errors import exit_on_input_error
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 from flaxclip.planning.estimate import state_bytes
@@ -44,7 +45,8 @@ def starting_point(model: str, topology: Topology) -> TrainConfig:
             workdir="unused",
             steps=PAIRS // 32_768,
             batch_size=chips,
-            model=dataclasses.replace(VARIANTS[model], dtype="bfloat16"),
+            **VARIANTS[model]._asdict(),
+            compute=ComputeConfig(dtype="bfloat16"),
             optim=OptimConfig(),
             mesh=MeshConfig(fsdp=fsdp),
         )

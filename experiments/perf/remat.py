@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flaxclip.config import TrainConfig
 from flaxclip.errors import exit_on_input_error
-from flaxclip.models.transformer import Remat
+from flaxclip.models.compute import ComputeConfig, Remat
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig
 from flaxclip.planning.compiled_step import Refusal
@@ -46,9 +46,8 @@ def main() -> None:
                 workdir="unused",
                 steps=10_000,
                 batch_size=options.pairs_per_chip * len(topology.devices),
-                model=dataclasses.replace(
-                    VARIANTS[options.model], dtype="bfloat16", remat=remat, unroll=unroll
-                ),
+                **VARIANTS[options.model]._asdict(),
+                compute=ComputeConfig(dtype="bfloat16", remat=remat, unroll=unroll),
                 optim=OptimConfig(),
             )
             step = stored_or_compiled(config, topology)

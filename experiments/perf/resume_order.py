@@ -38,14 +38,14 @@ from flaxclip.data.loader import DataConfig
 from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig
 
 def get_config():
     return TrainConfig(
         workdir="unset", steps={steps}, batch_size={batch_size},
         model=CLIPConfig(
-            vision=VisionConfig(image_size=8, patch_size=8, width=16, layers=1, heads=1),
+            vision=ViTConfig(image_size=8, patch_size=8, width=16, layers=1, heads=1),
             text=TextConfig(context_length=8, width=16, layers=1, heads=1),
             embed_dim=8,
         ),

@@ -41,7 +41,7 @@ def main() -> None:
     keep_freed_memory()
     shutil.rmtree(args.out, ignore_errors=True)
 
-    model = VARIANTS[args.model]
+    model = VARIANTS[args.model].model
     config = TrainConfig(str(args.out), 10_000, args.batch_size, model=model)
     mesh = make_mesh(MeshConfig())
     tx, schedule = make_optimizer(OptimConfig(), config.steps)

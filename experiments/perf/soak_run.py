@@ -24,7 +24,7 @@ from flaxclip.data.scenes import ScenesSource
 from flaxclip.health import HealthConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig
 
 SAVE_STEPS = 50
@@ -40,7 +40,7 @@ def get_config() -> TrainConfig:
         steps=3000,
         batch_size=BATCH_SIZE,
         model=CLIPConfig(
-            vision=VisionConfig(image_size=16, patch_size=8, width=32, layers=1, heads=2),
+            vision=ViTConfig(image_size=16, patch_size=8, width=32, layers=1, heads=2),
             text=TextConfig(context_length=20, width=32, layers=1, heads=2),
             embed_dim=16,
         ),

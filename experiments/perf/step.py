@@ -58,14 +58,13 @@ def fastest(run: Callable[[], object], repetitions: int) -> float:
 
 def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     """Our step's seconds, its model FLOPs, and what a matrix product reaches, in FLOP/s."""
-    import dataclasses
-
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from flaxclip.config import TrainConfig
     from flaxclip.data.batch import Batch
+    from flaxclip.models.compute import ComputeConfig
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
@@ -75,9 +74,8 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
 
     keep_compiled_programs()
     batch_size, at_a_time = args.batch_size, STEPS_AT_A_TIME[args.device]
-    config = dataclasses.replace(
-        VARIANTS[args.model], dtype=precision, remat=args.remat, unroll=args.unroll
-    )
+    config = VARIANTS[args.model].model
+    compute = ComputeConfig(dtype=precision, remat=args.remat, unroll=args.unroll)
     mesh = make_mesh(MeshConfig())
     tx, schedule = make_optimizer(OptimConfig(), steps=10_000)
     rng = np.random.default_rng(0)
@@ -86,7 +84,7 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
         rng.integers(0, 256, (batch_size, side, side, 3), np.uint8),
         rng.integers(1, config.text.vocab_size, (batch_size, length), np.int32),
     )
-    run_config = TrainConfig("", 1, batch_size, model=config)
+    run_config = TrainConfig("", 1, batch_size, model=config, compute=compute)
     with jax.set_mesh(mesh):
         state = init_train_state(jax.random.key(0), config, tx, mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
@@ -238,8 +236,8 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32-quickgelu", help="a name both sides know")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--remat", default="names", help="flaxclip's --model.remat")
-    parser.add_argument("--unroll", type=int, default=1, help="flaxclip's --model.unroll")
+    parser.add_argument("--remat", default="names", help="flaxclip's --compute.remat")
+    parser.add_argument("--unroll", type=int, default=1, help="flaxclip's --compute.unroll")
     parser.add_argument("--side", nargs="+", choices=SIDES, default=["flaxclip", "open_clip"])
     parser.add_argument("--steps", type=int, default=4, help="measurements in a process")
     parser.add_argument("--rounds", type=int, default=2, help="processes for each measurement")

@@ -234,9 +234,10 @@ def _has_folders(command: Command) -> bool:
 
 
 def _with_dtype(model: CLIPModel, dtype: str | None) -> CLIPModel:
-    if dtype is None or dtype == model.config.dtype:
+    if dtype is None or dtype == model.compute.dtype:
         return model
-    return CLIPModel(dataclasses.replace(model.config, dtype=dtype), model.variables)
+    compute = dataclasses.replace(model.compute, dtype=dtype)
+    return CLIPModel(model.spec, model.variables, compute)
 
 
 def _say(line: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import ImageTransform, decode_image, preprocess
+from flaxclip.data.transforms import SizedTransform, decode_image, preprocess
 from flaxclip.errors import InputError
 
 
@@ -99,14 +99,14 @@ class ImageBatch(NamedTuple):
 
 
 def measured_pixels(
-    image: bytes | UInt8[np.ndarray, "height width 3"], transform: ImageTransform
+    image: bytes | UInt8[np.ndarray, "height width 3"], transform: SizedTransform
 ) -> UInt8[np.ndarray, "size size 3"]:
     """An image as scores are measured on it.
 
     Raises:
         UnreadableRecordError: see `preprocess`.
     """
-    if isinstance(image, bytes) and transform.transparency == "dropped":
+    if isinstance(image, bytes) and transform.how.transparency == "dropped":
         # To RGB before the resize, as the loaders behind published scores do; for palettes and
         # transparency the order shows.
         image = decode_image(image).convert("RGB")
@@ -115,7 +115,7 @@ def measured_pixels(
 
 def image_batches(
     pictures: Pictures,
-    transform: ImageTransform,
+    transform: SizedTransform,
     batch_size: int,
     start: int = 0,
     stop: int | None = None,

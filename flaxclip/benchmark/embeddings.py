@@ -81,7 +81,7 @@ class Embedder:
         Raises:
             InputError: more images than the limit are unreadable, or the cache cannot be written.
         """
-        key = ("pictures", pictures.identity, dataclasses.asdict(self.model.transform))
+        key = ("pictures", pictures.identity, repr(self.model.transform))
 
         def embed(start: int, stop: int) -> Iterator[Embedded]:
             workers = os.cpu_count() or 1
@@ -89,7 +89,7 @@ class Embedder:
                 pictures, self.model.transform, self.batch_size, start, stop, workers
             ):
                 images = jax.device_put(batch.images, self._sharding)
-                zimg = encode_image(self._variables, images, self.model.config)
+                zimg = encode_image(self._variables, images, self.model.spec, self.model.compute)
                 yield Embedded(zimg, batch.unreadable)
 
         return self._embed_all(key, len(pictures), embed, is_image=True, limited=limited)
@@ -113,7 +113,10 @@ class Embedder:
                 padded[:] = tokens[:1]
                 padded[: len(tokens)] = tokens
                 ztxt = encode_text(
-                    self._variables, jax.device_put(padded, self._sharding), self.model.config
+                    self._variables,
+                    jax.device_put(padded, self._sharding),
+                    self.model.spec,
+                    self.model.compute,
                 )
                 yield Embedded(ztxt, tuple(np.array(part, object)[cut]))
                 start += len(part)
@@ -129,8 +132,11 @@ class Embedder:
         stop = min(count, len(pictures))
         batch = next(image_batches(pictures, self.model.transform, self.batch_size, 0, stop))
         images = jax.device_put(batch.images, self._sharding)
-        exact = dataclasses.replace(self.model.config, dtype="float32")
-        pair = [encode_image(self._variables, images, c) for c in (self.model.config, exact)]
+        exact = dataclasses.replace(self.model.compute, dtype="float32")
+        pair = [
+            encode_image(self._variables, images, self.model.spec, compute)
+            for compute in (self.model.compute, exact)
+        ]
         distance = 1 - np.asarray(jnp.sum(pair[0] * pair[1], axis=1))[batch.is_real]
         return {
             "examples": len(distance), "mean": float(distance.mean()), "max": float(distance.max())
@@ -211,8 +217,8 @@ class Embedder:
 
 
 def model_digest(model: CLIPModel) -> str:
-    """A hash of the parameters and the architecture, wherever they came from."""
-    digest = hashlib.sha256(repr(model.config).encode())
+    """A hash of the parameters, the architecture and the type of activations."""
+    digest = hashlib.sha256(repr((model.spec, model.compute.dtype)).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -186,12 +186,12 @@ def _measure(
         notes.append(f"left out of the set: {describe_counts(left_out)}")
     if method == "zero-shot":
         details["published"] = published_scores(task.name, task.metric)
-    if embedder.model.config.dtype != "float32":
+    if embedder.model.compute.dtype != "float32":
         distance = details["cosine_distance_from_float32"] = embedder.dtype_difference(
             data.pictures
         )
         notes.append(
-            f"{embedder.model.config.dtype} activations: cosine distance of pictures from float32 "
+            f"{embedder.model.compute.dtype} activations: cosine distance of pictures from float32 "
             f"{distance['mean']:.2g} on average, {distance['max']:.2g} at most"
         )
     if _main() and method == "zero-shot":

@@ -19,12 +19,12 @@ from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import Wording, class_prompts
 from flaxclip.benchmark.zero_shot import Result
 from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.figures import draw_predictions, draw_similarities, save_figure
 from flaxclip.numerics import similarity
 
 SHOWN = 12
-THUMBNAIL = ImageTransform(96)
+THUMBNAIL = SizedTransform(96)
 
 
 def draw_result(
@@ -104,7 +104,7 @@ def _save_thumbnail(pictures: Pictures, index: int, folder: Path, stem: str) -> 
 
 
 def _pixels(
-    pictures: Pictures, index: int, transform: ImageTransform
+    pictures: Pictures, index: int, transform: SizedTransform
 ) -> UInt8[np.ndarray, "h w 3"]:
     try:
         return measured_pixels(pictures[index], transform)

@@ -24,6 +24,7 @@ from flaxclip.benchmark.scores import (
     f1_macro,
     hits_at_k,
     mean_average_precision,
+    mean_of,
     mean_per_class,
     per_class_table,
     roc_auc,

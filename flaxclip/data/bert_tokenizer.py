@@ -49,8 +49,8 @@ class BertTokenizer(Tokenizer):
         if file is None:
             raise InputError(
                 "BERT's tokenizer needs a file with its vocabulary, and the model has none\n"
-                "name it as tokenizer_file: the LiT-B16B.txt, or vocab.txt of BERT, from where the "
-                "weights are from"
+                "name it with --tokenizer.file: the LiT-B16B.txt, or vocab.txt of BERT, from where "
+                "the weights are from"
             )
         vocabulary = _read_vocabulary(file)
         self.context_length = context_length

@@ -14,7 +14,7 @@ from flaxclip.data.order import CorpusOrder, Draw, example_rng, stand_in
 from flaxclip.data.source import Pair, Source, UnreadableRecordError
 from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.data.training_transform import AugmentConfig, Crop, choose_crop, render_crop
-from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.errors import InputError
 
 MAX_REPLACEMENTS = 16
@@ -42,7 +42,7 @@ class ExampleLoader:
     source: Source
     order: CorpusOrder | grain.MapDataset[Draw]
     tokenizer: Tokenizer
-    transform: ImageTransform
+    transform: SizedTransform
     augment: AugmentConfig
     seed: int
 

@@ -16,15 +16,15 @@ from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_
 from flaxclip.data.device_feed import LoadedBatch, feed_devices
 from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.host_batches import LocalLoading
-from flaxclip.data.model_tokenizer import model_tokenizer
-from flaxclip.data.model_transform import model_transform
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.shared_batches import BatchShape, count_slots
 from flaxclip.data.source import Source
+from flaxclip.data.tokenizers import load_tokenizer
 from flaxclip.data.training_transform import AugmentConfig
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.data.worker_pool import WorkerPool, available_cores
 from flaxclip.errors import InputError
-from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.variants import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def open_source(config: DataConfig, image_size: int) -> Source:
 
 def load_batches(
     config: DataConfig,
-    model: CLIPConfig,
+    spec: ModelSpec,
     source: Source,
     mesh: Mesh,
     *,
@@ -97,16 +97,17 @@ def load_batches(
         InputError: too little `prefetch_bytes`, or a corpus that is broken at large.
         WorkerError: a worker process was killed, crashed or stalled.
     """
+    image_size, text = spec.model.vision.image_size, spec.model.text
     rows = HostRows(batch_size, jax.process_index(), jax.process_count())
     examples = ExampleLoader(
         source=source,
         order=draw_order(source, config.order, seed),
-        tokenizer=model_tokenizer(model),
-        transform=model_transform(model),
+        tokenizer=load_tokenizer(spec.tokenizer, text.context_length, text.vocab_size),
+        transform=SizedTransform(image_size, spec.preprocess),
         augment=config.augment,
         seed=seed,
     )
-    shape = BatchShape(rows.local_batch_size, model.vision.image_size, model.text.context_length)
+    shape = BatchShape(rows.local_batch_size, image_size, text.context_length)
     steps = range(start_step, stop_step)
     workers = available_cores() if config.workers is None else config.workers
     if workers:

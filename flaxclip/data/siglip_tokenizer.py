@@ -48,8 +48,8 @@ class SigLIPTokenizer(Tokenizer):
         if file is None:
             raise InputError(
                 "SigLIP's tokenizer needs a file with its vocabulary, and the model has none\n"
-                "name it as tokenizer_file: the spiece.model, tokenizer.model or tokenizer.json "
-                "from where the weights are from"
+                "name it with --tokenizer.file: the spiece.model, tokenizer.model or "
+                "tokenizer.json from where the weights are from"
             )
         self.context_length = context_length
         self._vocabulary = _open_vocabulary(file)

@@ -55,8 +55,8 @@ def cleaning_of(tokenizer: str, cleaning: str | None) -> str | None:
         return known[0] if known else None
     if cleaning not in known:
         raise InputError(
-            f"text_cleaning is {cleaning!r}, and the tokenizer {tokenizer!r}\nwith that one, "
-            f"text_cleaning can be {', '.join(map(repr, dict.fromkeys(known))) or 'None alone'}"
+            f"tokenizer.cleaning is {cleaning!r}, and the tokenizer {tokenizer!r}\nwith that one, "
+            f"it can be {', '.join(map(repr, known)) or 'None alone'}"
         )
     return cleaning
 

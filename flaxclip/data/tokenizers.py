@@ -6,30 +6,26 @@ from flaxclip.data.siglip_tokenizer import SigLIPTokenizer
 from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.data.tokenizer import Tokenizer
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import TokenizerConfig
 
 TOKENIZERS = ("clip", "siglip", "siglip2", "bert")
 
 
 def load_tokenizer(
-    name: str,
-    context_length: int,
-    file: str | None = None,
-    vocab_size: int | None = None,
-    cleaning: str | None = None,
+    config: TokenizerConfig, context_length: int, vocab_size: int | None = None
 ) -> Tokenizer:
-    """The tokenizer of that name, making rows of `context_length` ids.
+    """The tokenizer that `config` describes, making rows of `context_length` ids.
 
     Args:
-        name: one of `TOKENIZERS`.
+        config: its name, how texts are cleaned, and the file of its vocabulary.
         context_length: ids a row.
-        file: the vocabulary of SigLIP's, SigLIP 2's and BERT's.
-        vocab_size: ids that the text tower has embeddings for. None: all that there are.
-        cleaning: what is done to texts first. None: the tokenizer's own.
+        vocab_size: ids that the text tower has embeddings for. If None, all that there are.
 
     Raises:
         InputError: no tokenizer has that name, its texts are not cleaned so, it cannot make rows
             that short, or not read `file`, or it makes ids that the text tower does not know.
     """
+    name, file, cleaning = config.name, config.file, config.cleaning
     match name:
         case "clip":
             tokenizer: Tokenizer = CLIPTokenizer(context_length, cleaning)

@@ -14,7 +14,7 @@ import PIL.ImageEnhance
 from jaxtyping import UInt8
 
 from flaxclip.data.resize import resize_part
-from flaxclip.data.transforms import ImageTransform
+from flaxclip.data.transforms import SizedTransform
 from flaxclip.data.upright_picture import UprightPicture
 from flaxclip.errors import InputError
 
@@ -71,7 +71,7 @@ class Crop(NamedTuple):
 
 def transform_for_training(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
-    transform: ImageTransform,
+    transform: SizedTransform,
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "size size 3"]:
@@ -85,7 +85,7 @@ def transform_for_training(
 
 def choose_crop(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
-    transform: ImageTransform,
+    transform: SizedTransform,
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> Crop:
@@ -95,13 +95,13 @@ def choose_crop(
 
 
 def render_crop(
-    crop: Crop, transform: ImageTransform, augment: AugmentConfig, rng: np.random.Generator
+    crop: Crop, transform: SizedTransform, augment: AugmentConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size size 3"]:
     """The second half, with the same `rng`."""
     left, top, right, bottom = crop.box
     pixels, scale = crop.picture.decode(MARGIN * transform.size / min(right - left, bottom - top))
     box = tuple(scale * edge for edge in crop.box)
-    pixels = resize_part(pixels, box, transform.size, transform.interpolation)
+    pixels = resize_part(pixels, box, transform.size, transform.how.interpolation)
     return _change_colors(_flip(pixels, augment, rng), augment, rng)
 
 
@@ -139,7 +139,7 @@ def sample_crop(
 def _choose_box(
     height: int,
     width: int,
-    transform: ImageTransform,
+    transform: SizedTransform,
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[float, float, float, float]:
@@ -149,7 +149,7 @@ def _choose_box(
             height, width, rng, augment.crop_scale, augment.crop_ratio
         )
         return left, top, left + crop_width, top + crop_height
-    if transform.resize_mode == "squash":
+    if transform.how.resize == "squash":
         return 0, 0, width, height
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2

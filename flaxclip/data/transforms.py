@@ -19,10 +19,9 @@ One difference to both: 16-bit greyscale keeps its high byte. Pillow's own conve
 its lowest 256 levels white.
 """
 
-import dataclasses
 import io
 import math
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -30,6 +29,7 @@ from jaxtyping import UInt8
 
 from flaxclip.data.jpeg_header import read_jpeg_frame
 from flaxclip.data.source import UnreadableRecordError
+from flaxclip.models.inputs import ImageTransform
 
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused before they are decoded: Pillow's own warning threshold,
@@ -45,21 +45,11 @@ _RESAMPLING = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageTransform:
-    """The evaluation transform that a model was measured with."""
+class SizedTransform(NamedTuple):
+    """A model's image transform with the side of its input, in pixels."""
 
-    size: int = 224
-    """Side of the square that the image tower takes, in pixels."""
-    resize_mode: Literal["shortest", "squash"] = "shortest"
-    """`shortest`: short side to `size`, then centre crop (CLIP). `squash`: both sides (SigLIP)."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    transparency: Literal["dropped", "white"] = "dropped"
-    """`dropped`: resized in the file's own colours, then made RGB without alpha (open_clip).
-    `white`: laid over white and made RGB, then resized (transformers)."""
-    crop_rounding: Literal["even", "down"] = "even"
-    """Where the centre crop begins if that is at half a pixel: `even`, at the even one of its two
-    neighbours (torchvision, and so open_clip), or `down`, at the lower one (transformers)."""
+    size: int
+    how: ImageTransform = ImageTransform()
 
 
 def open_image(encoded: bytes) -> PIL.Image.Image:
@@ -109,7 +99,7 @@ def load_image(encoded: bytes) -> PIL.Image.Image:
 
 
 def preprocess(
-    image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image, transform: ImageTransform
+    image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image, transform: SizedTransform
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resize, crop, convert to RGB: Radford et al. 2021's evaluation transform, in openai/CLIP's
     `clip._transform`, in the order and with the rounding that `transform` says.
@@ -124,26 +114,26 @@ def preprocess(
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (size, size, 3):
         return image
     image = _as_pillow(image, transform)
-    if transform.resize_mode == "squash":
+    if transform.how.resize == "squash":
         resized = (size, size)
     else:
         short = min(image.size)
         resized = tuple(size if side == short else int(size * side / short) for side in image.size)
         check_pixels(*resized)
-    image = image.resize(resized, _RESAMPLING[transform.interpolation])
+    image = image.resize(resized, _RESAMPLING[transform.how.interpolation])
     width, height = resized
-    rounded = round if transform.crop_rounding == "even" else math.floor
+    rounded = round if transform.how.crop_rounding == "even" else math.floor
     left, top = rounded((width - size) / 2), rounded((height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
 
 
 def _as_pillow(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
-    transform: ImageTransform,
+    transform: SizedTransform,
 ) -> PIL.Image.Image:
     if isinstance(image, np.ndarray):
         return PIL.Image.fromarray(image)
-    if transform.transparency == "white":
+    if transform.how.transparency == "white":
         return over_white(load_image(image) if isinstance(image, bytes) else image)
     return decode_image(image) if isinstance(image, bytes) else with_8_bit_channels(image)
 

@@ -24,8 +24,8 @@ from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import VARIANTS
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.weights import Weights, open_weights
 
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
@@ -81,7 +81,7 @@ def info(command: Info) -> None:
         InputError: it is none that we can read.
     """
     weights = _open(command)
-    lines = {"format": f"{weights.kind}; {weights.stored}", **_describe(weights.config)}
+    lines = {"format": f"{weights.kind}; {weights.stored}", **_describe(weights.spec)}
     if weights.file:
         lines["file"] = weights.file
     for name, text in lines.items():
@@ -95,23 +95,20 @@ def _open(command: Info | Convert) -> Weights:
     return weights
 
 
-def _describe(config: CLIPConfig) -> dict[str, str]:
-    def shape(tower: VisionConfig | ResNetConfig | TextConfig) -> str:
+def _describe(spec: ModelSpec) -> dict[str, str]:
+    def shape(tower: ViTConfig | ResNetConfig | TextConfig) -> str:
         if isinstance(tower, ResNetConfig):
             return f"ResNet, blocks {'-'.join(map(str, tower.layers))}, width {tower.width}"
         return (
             f"{tower.layers} layers, width {tower.width}, {tower.heads} heads, "
-            f"{tower.activation}, pool {tower.pool}"
+            f"{tower.activation}, family {tower.family}"
         )
 
+    config, preprocess, tokenizer = spec
     vision, text = config.vision, config.text
     parameters = jax.tree.leaves(abstract_variables(config)["params"])
-    names = [
-        name
-        for name, known in VARIANTS.items()
-        if (known.vision, known.text, known.embed_dim) == (vision, text, config.embed_dim)
-    ]
-    cleaning = cleaning_of(config.tokenizer, config.text_cleaning)
+    names = [name for name, known in VARIANTS.items() if _towers(known.model) == _towers(config)]
+    cleaning = cleaning_of(tokenizer.name, tokenizer.cleaning)
     bias = "no" if config.init_logit_bias is None else "a"
     return {
         "architecture": ", ".join(names) or "none that has a name here",
@@ -119,13 +116,17 @@ def _describe(config: CLIPConfig) -> dict[str, str]:
         "images": f"{vision.image_size} px in patches of {vision.patch_size}; {shape(vision)}",
         "texts": f"{text.context_length} tokens of {text.vocab_size:,}; {shape(text)}",
         "embedding": f"{config.embed_dim} dimensions, {bias} logit bias",
-        "preprocessing": f"{config.resize}, {config.interpolation}, "
-        f"mean {config.image_mean}, deviation {config.image_std}, "
-        f"transparency {config.transparency}, crop rounded {config.crop_rounding}",
-        "tokenizer": config.tokenizer
-        + (f", vocabulary in {config.tokenizer_file}" if config.tokenizer_file else "")
+        "preprocessing": f"{preprocess.resize}, {preprocess.interpolation}, "
+        f"mean {preprocess.mean}, deviation {preprocess.std}, "
+        f"transparency {preprocess.transparency}, crop rounded {preprocess.crop_rounding}",
+        "tokenizer": tokenizer.name
+        + (f", vocabulary in {tokenizer.file}" if tokenizer.file else "")
         + (f", texts cleaned by {cleaning}" if cleaning else ""),
     }
+
+
+def _towers(config: CLIPConfig) -> tuple[object, ...]:
+    return config.vision, config.text, config.embed_dim
 
 
 def convert(command: Convert) -> None:
@@ -143,16 +144,17 @@ def convert(command: Convert) -> None:
     differences = []
     if command.to != "flaxclip":
         differences = export(
-            model.config, model.variables, command.dst, command.to, command.overwrite
+            model.spec, model.variables, command.dst, command.to, command.overwrite
         )
     else:
         with new_folder(command.dst, command.overwrite) as folder:
-            config = model.config
-            if config.tokenizer_file is not None:
-                name = Path(config.tokenizer_file).name
-                shutil.copyfile(config.tokenizer_file, folder / name)
-                config = dataclasses.replace(config, tokenizer_file=name)
-            save_variables(folder, config, model.variables)
+            tokenizer = model.spec.tokenizer
+            if tokenizer.file is not None:
+                name = Path(tokenizer.file).name
+                shutil.copyfile(tokenizer.file, folder / name)
+                tokenizer = dataclasses.replace(tokenizer, file=name)
+            config = model.spec._replace(tokenizer=tokenizer)._asdict()
+            save_variables(folder, config | {"compute": model.compute}, model.variables)
     print(f"{command.dst}: {command.to}, from {weights.kind}")
     if differences:
         print("its files cannot say how this model prepares", *differences, sep="\n  ")

@@ -16,9 +16,17 @@ from flaxclip.interop.name_table import (
     vision_axes,
 )
 from flaxclip.interop.stored_tensor import StoredTensor
-from flaxclip.models.clip import CLIPConfig, TextCleaning
+from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.inputs import (
+    CENTRED_MEAN,
+    CENTRED_STD,
+    ImageTransform,
+    TextCleaning,
+    TokenizerConfig,
+)
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 
 TEXT_CLEANING: TextCleaning = "big_vision"
 _ATTENTION = "MultiHeadDotProductAttention_0"
@@ -123,7 +131,7 @@ def tower_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str,
     }
 
 
-def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
+def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
     """The architecture whose tensors have these shapes.
 
     Pictures are prepared as open_clip does for these weights. big_vision's own resize has no
@@ -149,14 +157,14 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
     # 27 patches of 14 are what SigLIP sees of 384 pixels; SigLIP 2 was given 378.
     unseen = 6 if (patch_size, grid, vocab_size) == (14, 27, 32_000) else 0
 
-    return CLIPConfig(
-        vision=VisionConfig(
+    config = CLIPConfig(
+        vision=ViTConfig(
             image_size=grid * patch_size + unseen,
             patch_size=patch_size,
             width=width,
             activation="gelu_tanh",
             norm_eps=1e-6,
-            pool="map",
+            family="siglip",
             **tower_sizes(shapes, "img/Transformer/encoderblock"),
         ),
         text=TextConfig(
@@ -165,15 +173,15 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
             width=text_width,
             activation="gelu_tanh",
             norm_eps=1e-6,
-            pool="last",
+            family="siglip",
             **tower_sizes(shapes, "txt/Encoder_0/encoderblock"),
         ),
         embed_dim=width,
         init_logit_scale=math.log(10),
         init_logit_bias=-10.0,
-        tokenizer="siglip2" if vocab_size == 256_000 else "siglip",
-        text_cleaning=TEXT_CLEANING,
-        resize="squash",
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
+    )
+    name = "siglip2" if vocab_size == 256_000 else "siglip"
+    tokenizer = TokenizerConfig(name, cleaning=TEXT_CLEANING)
+    return ModelSpec(
+        config, ImageTransform("squash", mean=CENTRED_MEAN, std=CENTRED_STD), tokenizer
     )

@@ -18,56 +18,57 @@ from flaxclip.interop.open_clip import open_clip_table
 from flaxclip.interop.open_clip_config import CONFIG_FILE
 from flaxclip.interop.open_clip_json import open_clip_json
 from flaxclip.interop.tokenizer_files import Format, write_tokenizer
-from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.inputs import ImageTransform
+from flaxclip.models.variants import ModelSpec
 
 # What each library does to an image whatever its files say: of `transparency` and `crop_rounding`.
 _FIXED = {"open_clip": ("dropped", "even"), "huggingface": ("white", "down")}
 
 
 def export(
-    config: CLIPConfig, variables: Mapping[str, Any], folder: Path, to: Format, overwrite: bool
+    spec: ModelSpec, variables: Mapping[str, Any], folder: Path, to: Format, overwrite: bool
 ) -> list[str]:
     """Write the model into `folder`, whole or not at all.
 
     Returns:
         Lines that say for which images and texts the other library's preprocessing will not be that
-        of `config`, and how: its files have no words for it.
+        of `spec`, and how: its files have no words for it.
 
     Raises:
         InputError: the other library has no such model or tokenizer, the tokenizer's file is not
             known, or `folder` exists and is not to be replaced.
     """
     if to == "open_clip":
-        weights, tensors = "open_clip_model.safetensors", open_clip_table(config)
-        texts = {CONFIG_FILE: open_clip_json(config)}
+        weights, tensors = "open_clip_model.safetensors", open_clip_table(spec.model)
+        texts = {CONFIG_FILE: open_clip_json(spec)}
     else:
-        weights, tensors = "model.safetensors", huggingface_table(config)
+        weights, tensors = "model.safetensors", huggingface_table(spec.model)
         texts = {
-            "config.json": huggingface_json(config),
-            "preprocessor_config.json": processor_json(config),
+            "config.json": huggingface_json(spec.model),
+            "preprocessor_config.json": processor_json(spec),
         }
     with new_folder(folder, overwrite) as unfinished:
         _write_weights(tensors.to_theirs(variables), unfinished / weights)
         for name, value in texts.items():
             (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        differences = write_tokenizer(config, unfinished, to)
-    return _other_preprocessing(config, to) + differences
+        differences = write_tokenizer(spec, unfinished, to)
+    return _other_preprocessing(spec.preprocess, to) + differences
 
 
-def _other_preprocessing(config: CLIPConfig, to: Format) -> list[str]:
+def _other_preprocessing(ours: ImageTransform, to: Format) -> list[str]:
     library = "transformers" if to == "huggingface" else to
     transparency, crop_rounding = _FIXED[to]
     found = []
-    if config.transparency != transparency:
+    if ours.transparency != transparency:
         words = {
             "dropped": "drops alpha, and makes images RGB after the resize",
             "white": "lays images over white, and makes them RGB before the resize",
         }
         found.append(
             f"transparent, palette and 1-bit images: {library} {words[transparency]}; "
-            f"this model {words[config.transparency]}"
+            f"this model {words[ours.transparency]}"
         )
-    if config.resize == "shortest" and config.crop_rounding != crop_rounding:
+    if ours.resize == "shortest" and ours.crop_rounding != crop_rounding:
         found.append(
             f"images with an odd margin: of the two centre crops that are half a pixel beside the "
             f"middle, {library} may take the other one"

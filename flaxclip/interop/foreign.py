@@ -16,7 +16,7 @@ from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.interop.tokenizer_class import is_json_alone
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.variants import VARIANTS
+from flaxclip.models.variants import VARIANTS, ModelSpec
 
 
 def find_foreign(
@@ -47,12 +47,11 @@ def find_foreign(
         raise InputError(f"unknown model {model!r}\nknown: {', '.join(VARIANTS)}")
     archive = open_archive(weights, which)
     foreign = _recognise(weights.parent, weights, archive, model)
-    is_json = is_json_alone(weights.parent)
-    tokenizer = tokenizer_file(weights, foreign.config.tokenizer, is_json)
-    config = dataclasses.replace(foreign.config, tokenizer_file=tokenizer)
+    tokenizer = foreign.spec.tokenizer
+    file = tokenizer_file(weights, tokenizer.name, is_json_alone(weights.parent))
     return dataclasses.replace(
         foreign,
-        config=config,
+        spec=foreign.spec._replace(tokenizer=dataclasses.replace(tokenizer, file=file)),
         file=str(weights),
         kind=foreign.kind + archive.describe(),
         has_both=which is None and archive.is_average and bool(archive.others),
@@ -71,39 +70,41 @@ def _recognise(
                 "these are weights of transformers, whose shapes do not tell heads and activation: "
                 "copy config.json and preprocessor_config.json from where the weights are from"
             )
-        config, kind = huggingface_config.read_config(folder)
-        table = huggingface_table(config, flat_patches=kind == "siglip2")
-        return ForeignModel(f"transformers, {kind}", config, tensors, table)
+        spec, kind = huggingface_config.read_config(folder)
+        table = huggingface_table(spec.model, flat_patches=kind == "siglip2")
+        return ForeignModel(f"transformers, {kind}", spec, tensors, table)
     if any(name.endswith("img/embedding/kernel") for name in tensors):
-        if named is not None and isinstance(named.vision, ResNetConfig):
+        if named is not None and isinstance(named.model.vision, ResNetConfig):
             raise InputError(f"{weights} has a vision transformer\n{model} has a ResNet")
         tensors = big_vision.without_root(tensors)
         if lit.is_lit(tensors):
             tensors = lit.lit_tensors(tensors)
-            config = named or lit.config_from_tensors(tensors)
-            return ForeignModel("big_vision, LiT", config, tensors, lit.lit_table(config, tensors))
+            spec = named or lit.spec_from_tensors(tensors)
+            table = lit.lit_table(spec.model, tensors)
+            return ForeignModel("big_vision, LiT", spec, tensors, table)
+        spec = named or big_vision.spec_from_tensors(tensors)
         # That of named architectures is open_clip's.
-        named = named and dataclasses.replace(named, text_cleaning=big_vision.TEXT_CLEANING)
-        config = named or big_vision.config_from_tensors(tensors)
-        table = big_vision.big_vision_table(config, big_vision.is_stacked(tensors))
-        return ForeignModel("big_vision", config, tensors, table)
+        tokenizer = dataclasses.replace(spec.tokenizer, cleaning=big_vision.TEXT_CLEANING)
+        spec = spec._replace(tokenizer=tokenizer)
+        table = big_vision.big_vision_table(spec.model, big_vision.is_stacked(tensors))
+        return ForeignModel("big_vision", spec, tensors, table)
     if all(name in tensors for name in openai.CONSTANTS):
         # TorchScript archives of OpenAI: all were trained with QuickGELU.
         tensors = {n: tensor for n, tensor in tensors.items() if n not in openai.CONSTANTS}
-        config = named or openai.config_from_shapes(shapes)
-        return ForeignModel("OpenAI", config, tensors, open_clip_table(config, shapes))
+        spec = named or ModelSpec(openai.config_from_shapes(shapes))
+        return ForeignModel("OpenAI", spec, tensors, open_clip_table(spec.model, shapes))
     config_file = folder / open_clip_config.CONFIG_FILE
     if config_file.is_file() and named is None:
-        config = open_clip_config.read_config(config_file)
+        spec = open_clip_config.read_config(config_file)
     elif named is not None:
-        config = named
+        spec = named
     else:
         _refuse_bare(weights, shapes)
-    return ForeignModel("open_clip", config, tensors, open_clip_table(config, shapes))
+    return ForeignModel("open_clip", spec, tensors, open_clip_table(spec.model, shapes))
 
 
 def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
-    fitting = [name for name, config in VARIANTS.items() if _fits(config, shapes)]
+    fitting = [name for name, spec in VARIANTS.items() if _fits(spec.model, shapes)]
     if not fitting and "text.token_embedding.weight" not in shapes:
         openai.config_from_shapes(shapes)  # says so if these are no weights of a CLIP
     raise InputError(

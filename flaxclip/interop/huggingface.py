@@ -14,7 +14,7 @@ from flaxclip.interop.name_table import (
     vision_axes,
 )
 from flaxclip.models.clip import CLIPConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 
 _BLOCK = (
     Rule("ln_1/scale", "layer_norm1.weight", "w -> layer w"),
@@ -105,18 +105,19 @@ def huggingface_table(config: CLIPConfig, flat_patches: bool = False) -> NameTab
         InputError: transformers has no such model.
     """
     vision = config.vision
-    pools = (getattr(vision, "pool", "attention"), config.text.pool)
-    if pools == ("class", "end") and config.init_logit_bias is None:
+    families = (vision.family if isinstance(vision, ViTConfig) else "resnet", config.text.family)
+    if families == ("clip", "clip") and config.init_logit_bias is None:
         peer, vision_rules, text_rules = "a CLIPModel", _CLIP_VISION, _CLIP_TEXT
-    elif pools == ("map", "last") and config.init_logit_bias is not None:
+    elif families == ("siglip", "siglip") and config.init_logit_bias is not None:
         peer, vision_rules, text_rules = "a SiglipModel", _SIGLIP_VISION, _SIGLIP_TEXT
     else:
-        tower = "vision transformer" if isinstance(vision, VisionConfig) else "ResNet"
+        is_vit = isinstance(vision, ViTConfig)
+        image = f"vision transformer of family {families[0]!r}" if is_vit else "ResNet"
         raise InputError(
-            f"transformers has no model of a {tower} with pooling {pools[0]!r}, texts with pooling "
-            f"{pools[1]!r} and {'no ' if config.init_logit_bias is None else 'a '}logit bias\n"
-            "it has CLIP's vision transformers (class, end, no bias) and SigLIP (map, last, bias); "
-            "its BERT's projection, for LiT, has no bias"
+            f"transformers has no model of a {image}, a text tower of family {families[1]!r} and "
+            f"{'no ' if config.init_logit_bias is None else 'a '}logit bias\n"
+            "it has CLIP's vision transformers (clip, clip, no bias) and SigLIP (siglip, siglip, a "
+            "bias); its BERT's projection, for LiT, has no bias"
         )
     if flat_patches:
         peer = "a Siglip2Model"

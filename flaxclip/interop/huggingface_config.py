@@ -1,4 +1,4 @@
-"""`config.json` and the processor's files of a transformers directory -> CLIPConfig."""
+"""`config.json` and the processor's files of a transformers directory -> the model in it."""
 
 import dataclasses
 import math
@@ -9,9 +9,11 @@ from flaxclip.errors import InputError
 from flaxclip.interop.source import Side, Size, parse, read_json
 from flaxclip.interop.tokenizer_class import BACKEND, read_tokenizer_class
 from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.layers import Activation
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -106,7 +108,7 @@ _OF_MODEL = {
 }
 
 
-def read_config(folder: Path) -> tuple[CLIPConfig, str]:
+def read_config(folder: Path) -> tuple[ModelSpec, str]:
     """The model that a directory's `config.json` describes, and its `model_type`.
 
     Raises:
@@ -136,49 +138,42 @@ def read_config(folder: Path) -> tuple[CLIPConfig, str]:
             f"{path}: text_config.eos_token_id is {text.eos_token_id}\n"
             f"expected the highest id, {text.vocab_size - 1}: captions are read out there"
         )
-    pools = ("class", "end") if kind == "clip" else ("map", "last")
+    family = "clip" if kind == "clip" else "siglip"
     embed_dim = vision.hidden_size
     if kind == "clip":
         embed_dim = parse(int, config.get("projection_dim", 512), path, "projection_dim")
-    return (
-        CLIPConfig(
-            vision=VisionConfig(
-                image_size=image_size,
-                patch_size=vision.patch_size,
-                width=vision.hidden_size,
-                layers=vision.num_hidden_layers,
-                heads=vision.num_attention_heads,
-                mlp_ratio=vision.intermediate_size / vision.hidden_size,
-                activation=ACTIVATIONS[vision.hidden_act],
-                norm_eps=vision.layer_norm_eps,
-                pool=pools[0],
-            ),
-            text=TextConfig(
-                context_length=text.max_position_embeddings,
-                vocab_size=text.vocab_size,
-                width=text.hidden_size,
-                layers=text.num_hidden_layers,
-                heads=text.num_attention_heads,
-                mlp_ratio=text.intermediate_size / text.hidden_size,
-                activation=ACTIVATIONS[text.hidden_act],
-                norm_eps=text.layer_norm_eps,
-                pool=pools[1],
-            ),
-            embed_dim=embed_dim,
-            **(
-                {}
-                if kind == "clip"
-                else {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
-            ),
-            **_tokenizer(folder, kind, text.vocab_size),
-            **_preprocessing(folder, image_size, kind),
+    model = CLIPConfig(
+        vision=ViTConfig(
+            image_size=image_size,
+            patch_size=vision.patch_size,
+            width=vision.hidden_size,
+            layers=vision.num_hidden_layers,
+            heads=vision.num_attention_heads,
+            mlp_ratio=vision.intermediate_size / vision.hidden_size,
+            activation=ACTIVATIONS[vision.hidden_act],
+            norm_eps=vision.layer_norm_eps,
+            family=family,
         ),
-        kind,
+        text=TextConfig(
+            context_length=text.max_position_embeddings,
+            vocab_size=text.vocab_size,
+            width=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            mlp_ratio=text.intermediate_size / text.hidden_size,
+            activation=ACTIVATIONS[text.hidden_act],
+            norm_eps=text.layer_norm_eps,
+            family=family,
+        ),
+        embed_dim=embed_dim,
+        **({} if kind == "clip" else {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}),
     )
+    tokenizer = _tokenizer(folder, kind, text.vocab_size)
+    return ModelSpec(model, _preprocessing(folder, image_size, kind), tokenizer), kind
 
 
-def _tokenizer(folder: Path, kind: str, vocab_size: int) -> dict[str, Any]:
-    """The fields of CLIPConfig that say how a caption is tokenized: as `AutoTokenizer` does it."""
+def _tokenizer(folder: Path, kind: str, vocab_size: int) -> TokenizerConfig:
+    """How a caption is tokenized: as transformers' `AutoTokenizer` does it."""
     default = {"clip": "CLIPTokenizer", "siglip": "SiglipTokenizer"}.get(kind, "Siglip2Tokenizer")
     name, cleaning, pad = read_tokenizer_class(folder, default)
     # transformers mistrusts what directories of this type say.
@@ -190,15 +185,15 @@ def _tokenizer(folder: Path, kind: str, vocab_size: int) -> dict[str, Any]:
                 f"{folder}: the tokenizer of a model of type clip is a {name}\n"
                 "expected a CLIPTokenizer"
             )
-        return {"tokenizer": "clip", "text_cleaning": "transformers_clip"}
+        return TokenizerConfig("clip", cleaning="transformers_clip")
     # SigLIP 2 of fixed resolution is of the same type as SigLIP, and has another tokenizer.
     gemma = vocab_size == 256_000 or name in ("Siglip2Tokenizer", "GemmaTokenizer")
     is_2 = gemma or (name == BACKEND and pad == "<pad>")
-    return {"tokenizer": "siglip2" if is_2 else "siglip", "text_cleaning": cleaning}
+    return TokenizerConfig("siglip2" if is_2 else "siglip", cleaning=cleaning)
 
 
-def _preprocessing(folder: Path, image_size: int, kind: str) -> dict[str, Any]:
-    """The fields of CLIPConfig that say how an image is prepared, as transformers 5 does it."""
+def _preprocessing(folder: Path, image_size: int, kind: str) -> ImageTransform:
+    """How an image is prepared, as transformers 5 does it."""
     path, values = _processor_values(folder)
     if kind == "siglip2":
         values = values | {"size": {"height": image_size, "width": image_size}}
@@ -225,14 +220,14 @@ def _preprocessing(folder: Path, image_size: int, kind: str) -> dict[str, Any]:
             f"expected the shortest edge resized to {image_size} and the centre cut out, or both "
             "sides resized"
         )
-    return {
-        "resize": resize,
-        "interpolation": "bicubic" if processor.resample == PIL_BICUBIC else "bilinear",
-        "transparency": "white",
-        "crop_rounding": "down",
-        "image_mean": processor.image_mean,
-        "image_std": processor.image_std,
-    }
+    return ImageTransform(
+        resize,
+        "bicubic" if processor.resample == PIL_BICUBIC else "bilinear",
+        transparency="white",
+        crop_rounding="down",
+        mean=processor.image_mean,
+        std=processor.image_std,
+    )
 
 
 def _processor_values(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -5,14 +5,15 @@ from typing import Any
 from flaxclip.interop.huggingface_config import ACTIVATIONS, PIL_BICUBIC, PIL_BILINEAR
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 
 
 def huggingface_json(config: CLIPConfig) -> dict[str, Any]:
     """The contents of `config.json` for a `CLIPModel` or `SiglipModel` like `config`."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 
-    def tower(sizes: VisionConfig | TextConfig) -> dict[str, Any]:
+    def tower(sizes: ViTConfig | TextConfig) -> dict[str, Any]:
         return {
             "hidden_size": sizes.width,
             "intermediate_size": sizes.mlp_width,
@@ -31,7 +32,7 @@ def huggingface_json(config: CLIPConfig) -> dict[str, Any]:
         "max_position_embeddings": text.context_length,
         "vocab_size": text.vocab_size,
     }
-    if text.pool == "end":
+    if text.family == "clip":
         # The last two ids of CLIP's vocabulary; captions are read out at the first end marker.
         text_config |= {
             "bos_token_id": text.vocab_size - 2,
@@ -61,11 +62,11 @@ def huggingface_json(config: CLIPConfig) -> dict[str, Any]:
     }
 
 
-def processor_json(config: CLIPConfig) -> dict[str, Any]:
-    """The contents of `preprocessor_config.json`: how pictures are prepared for `config`."""
-    side = config.vision.image_size
-    crops = config.resize == "shortest"
-    siglip = config.text.pool == "last"
+def processor_json(spec: ModelSpec) -> dict[str, Any]:
+    """The contents of `preprocessor_config.json`: how images are prepared for `spec`."""
+    side, preprocess = spec.model.vision.image_size, spec.preprocess
+    crops = preprocess.resize == "shortest"
+    siglip = spec.model.text.family == "siglip"
     return {
         "image_processor_type": "SiglipImageProcessor"
         if siglip and not crops
@@ -74,12 +75,12 @@ def processor_json(config: CLIPConfig) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": side} if crops else {"height": side, "width": side},
-        "resample": PIL_BICUBIC if config.interpolation == "bicubic" else PIL_BILINEAR,
+        "resample": PIL_BICUBIC if preprocess.interpolation == "bicubic" else PIL_BILINEAR,
         "do_center_crop": crops,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(config.image_mean),
-        "image_std": list(config.image_std),
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
     }

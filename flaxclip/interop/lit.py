@@ -23,10 +23,11 @@ from flaxclip.interop.name_table import (
     vision_axes,
 )
 from flaxclip.interop.stored_tensor import StoredTensor
-from flaxclip.models.bert_text_transformer import SEGMENTS
 from flaxclip.models.clip import CLIPConfig
-from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.inputs import CENTRED_MEAN, CENTRED_STD, ImageTransform, TokenizerConfig
+from flaxclip.models.text_transformer import SEGMENTS, TextConfig
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 
 CONTEXT_LENGTH = 16
 """Tokens of a caption that the published models were trained with and read (`pp.max_len` of
@@ -160,7 +161,7 @@ def _positions(tensors: Mapping[str, StoredTensor]) -> str:
     )
 
 
-def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
+def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
     """The architecture whose tensors, out of `lit_tensors`, have these shapes.
 
     Both sides of a picture are resized, bilinearly, as big_vision measures LiT on retrieval. Its
@@ -195,14 +196,14 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
             f"expected a multiple of {_HEAD_WIDTH}: the file tells no heads, and those of BERT "
             f"have {_HEAD_WIDTH} channels"
         )
-    return CLIPConfig(
-        vision=VisionConfig(
+    config = CLIPConfig(
+        vision=ViTConfig(
             image_size=grid * patch_size,
             patch_size=patch_size,
             width=width,
             activation="gelu_tanh",
             norm_eps=1e-6,
-            pool="token",
+            family="vit",
             head="img/head/kernel" in shapes,
             **tower_sizes(shapes, "img/Transformer/encoderblock"),
         ),
@@ -215,16 +216,16 @@ def config_from_tensors(tensors: Mapping[str, StoredTensor]) -> CLIPConfig:
             mlp_ratio=mlp_width / text_width,
             activation="gelu_tanh",
             norm_eps=1e-12,
-            pool="class",
+            family="bert",
             positions=positions,
         ),
         embed_dim=embed_dim,
         init_logit_scale=math.log(10),
         # big_vision, `configs/proj/image_text/siglip_lit_coco.py`; the published ones have none.
         init_logit_bias=-2.71 if "b" in shapes else None,
-        tokenizer="bert",
-        resize="squash",
-        interpolation="bilinear",
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
+    )
+    return ModelSpec(
+        config,
+        ImageTransform("squash", "bilinear", mean=CENTRED_MEAN, std=CENTRED_STD),
+        TokenizerConfig("bert"),
     )

@@ -15,7 +15,7 @@ from flaxclip.errors import InputError
 from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 
 Axes = Mapping[str, int | Sequence[str | int]]
 """Length of each axis, or the labels along it where it stands for several names."""
@@ -251,7 +251,7 @@ def vision_axes(config: CLIPConfig) -> Axes:
     }
 
 
-def _transformer_axes(tower: VisionConfig | TextConfig, embed_dim: int) -> dict[str, Any]:
+def _transformer_axes(tower: ViTConfig | TextConfig, embed_dim: int) -> dict[str, Any]:
     return {
         "layer": range(tower.layers),
         "qkv": ("q", "k", "v"),

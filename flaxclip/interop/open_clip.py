@@ -17,6 +17,7 @@ from flaxclip.interop.name_table import (
 )
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.vision_transformer import ViTConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -110,7 +111,8 @@ _COUNTERS = r"\.num_batches_tracked$"
 
 def has_open_clip(config: CLIPConfig) -> bool:
     """Whether open_clip's classes can be models like `config`."""
-    return getattr(config.vision, "pool", None) != "token" and config.text.pool != "class"
+    is_plain_vit = isinstance(config.vision, ViTConfig) and config.vision.family == "vit"
+    return not is_plain_vit and config.text.family != "bert"
 
 
 def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTable:
@@ -127,11 +129,11 @@ def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTab
             "open_clip has no model with LiT's towers: its BERT has no bias in the projection, and "
             "its vision transformer norms before the blocks\nconvert it to flaxclip instead"
         )
-    custom_text = config.text.pool == "last"
+    custom_text = config.text.family == "siglip"
     if shapes is not None:
         custom_text = "text.token_embedding.weight" in shapes
     prefix = "text." if custom_text else ""
-    projection = _PROJECTION_WITH_BIAS if config.text.pool == "last" else _PROJECTION
+    projection = _PROJECTION_WITH_BIAS if config.text.family == "siglip" else _PROJECTION
     scalars = ["logit_scale"] + ["logit_bias"] * (config.init_logit_bias is not None)
     bindings = [
         *bind(prefixed((*_TEXT, *projection), "params/text/", prefix), text_axes(config)),
@@ -146,7 +148,7 @@ def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTab
 def _vision_bindings(config: CLIPConfig) -> list[Binding]:
     if isinstance(config.vision, ResNetConfig):
         return _resnet_bindings(config, config.vision)
-    if config.vision.pool == "map":
+    if config.vision.family == "siglip":
         return bind(prefixed(_TIMM_VIT, "params/vision/", "visual.trunk."), vision_axes(config))
     return bind(prefixed(_VIT, "params/vision/", "visual."), vision_axes(config))
 

@@ -1,4 +1,4 @@
-"""`open_clip_config.json` -> CLIPConfig; the way back is `open_clip_json.py`.
+"""`open_clip_config.json` -> a model; the way back is `open_clip_json.py`.
 
 Only what flaxclip computes alike is accepted. A field that open_clip knows and that would change
 the result has the one value here that we have; any other value is refused by the field's name.
@@ -13,17 +13,19 @@ from flaxclip.errors import InputError
 from flaxclip.interop.source import Ratio, Side, Size, parse, read_json
 from flaxclip.interop.timm_siglip import TIMM_TOWERS
 from flaxclip.interop.tokenizer_class import read_tokenizer_class
-from flaxclip.models.clip import (
-    INITIAL_LOGIT_SCALE,
+from flaxclip.models.clip import INITIAL_LOGIT_SCALE, CLIPConfig
+from flaxclip.models.inputs import (
     OPENAI_MEAN,
     OPENAI_STD,
-    CLIPConfig,
+    ImageTransform,
     TextCleaning,
+    TokenizerConfig,
 )
 from flaxclip.models.layers import Activation
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 
 CONFIG_FILE = "open_clip_config.json"
 
@@ -144,8 +146,8 @@ class _Preprocess:
     fill_color: int | tuple[int, ...] = 0
 
 
-def read_config(path: Path) -> CLIPConfig:
-    """The model that the file describes, preprocessing included.
+def read_config(path: Path) -> ModelSpec:
+    """The model that the file describes.
 
     Raises:
         InputError: it is none of ours, by the field that makes the difference.
@@ -163,14 +165,14 @@ def read_config(path: Path) -> CLIPConfig:
             f"expected the image tower's {vision.image_size}"
         )
     ways = (text.pool_type, text.no_causal_mask, text.proj_bias)
-    pools = {("argmax", False, False): "end", ("last", True, True): "last"}
-    if ways not in pools:
+    families = {("argmax", False, False): "clip", ("last", True, True): "siglip"}
+    if ways not in families:
         raise InputError(
             f"{path}: text_cfg has pool_type {ways[0]!r}, no_causal_mask {ways[1]}, "
             f"proj_bias {ways[2]}\n"
             "expected argmax, false, false (CLIP) or last, true, true (SigLIP)"
         )
-    return CLIPConfig(
+    config = CLIPConfig(
         vision=vision,
         text=TextConfig(
             context_length=text.context_length,
@@ -181,17 +183,19 @@ def read_config(path: Path) -> CLIPConfig:
             mlp_ratio=int(text.width * text.mlp_ratio) / text.width,
             activation=_activation(model.quick_gelu, text),
             norm_eps=(text.norm_kwargs or _Norm()).eps,
-            pool=pools[ways],
+            family=families[ways],
         ),
         embed_dim=model.embed_dim,
         init_logit_scale=model.init_logit_scale,
         init_logit_bias=model.init_logit_bias,
-        **_tokenizer(text, pools[ways], path),
+    )
+    transform = ImageTransform(
         resize=preprocess.resize_mode,
         interpolation=preprocess.interpolation,
-        image_mean=preprocess.mean,
-        image_std=preprocess.std,
+        mean=preprocess.mean,
+        std=preprocess.std,
     )
+    return ModelSpec(config, transform, _tokenizer(text, families[ways], path))
 
 
 def _activation(quick_gelu: bool, block: _Block) -> Activation:
@@ -200,7 +204,7 @@ def _activation(quick_gelu: bool, block: _Block) -> Activation:
     return "gelu_tanh" if (block.act_kwargs or _Act()).approximate == "tanh" else "gelu"
 
 
-def _read_vision(model: _Model, path: Path) -> VisionConfig | ResNetConfig:
+def _read_vision(model: _Model, path: Path) -> ViTConfig | ResNetConfig:
     field = "model_cfg.vision_cfg"
     if model.vision_cfg.get("timm_model_name") is not None:
         timm = parse(_TimmVision, model.vision_cfg, path, field, extra="forbid")
@@ -215,7 +219,7 @@ def _read_vision(model: _Model, path: Path) -> VisionConfig | ResNetConfig:
         return ResNetConfig(vision.image_size, vision.width, vision.layers)
     if vision.patch_size is None:
         raise InputError(f"{path}: {field}.patch_size is null\nexpected a number of pixels")
-    return VisionConfig(
+    return ViTConfig(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         width=vision.width,
@@ -227,15 +231,15 @@ def _read_vision(model: _Model, path: Path) -> VisionConfig | ResNetConfig:
     )
 
 
-def _tokenizer(text: _Text, pool: str, path: Path) -> dict[str, Any]:
-    """The fields of CLIPConfig that say how a caption is tokenized: as `get_tokenizer` does it."""
+def _tokenizer(text: _Text, family: str, path: Path) -> TokenizerConfig:
+    """How a caption is tokenized: as open_clip's `get_tokenizer` does it."""
     name, given = text.hf_tokenizer_name, text.tokenizer_kwargs or _Tokenizer()
     if given.context_length not in (None, text.context_length):
         raise InputError(
             f"{path}: text_cfg.tokenizer_kwargs.context_length is {given.context_length}\n"
             f"expected that of text_cfg, {text.context_length}"
         )
-    if pool != "last":
+    if family == "clip":
         if name and not name.startswith("openai/clip-"):
             raise InputError(
                 f"{path}: text_cfg.hf_tokenizer_name is {name!r}\n"
@@ -244,7 +248,7 @@ def _tokenizer(text: _Text, pool: str, path: Path) -> dict[str, Any]:
         # With a name it is transformers' CLIPTokenizer, which lower-cases anyway. Of captions that
         # spell out a marker it makes other ids.
         lowers = name and given.clean == "whitespace"
-        return {"tokenizer": "clip", "text_cleaning": "lower" if lowers else given.clean}
+        return TokenizerConfig("clip", cleaning="lower" if lowers else given.clean)
     # SigLIP 2 has Gemma's vocabulary of 256,000, and its repositories have it in their names.
     is_2 = text.vocab_size == 256_000 or "siglip2" in (name or "").lower()
     tokenizer = "siglip2" if is_2 else "siglip"
@@ -253,7 +257,7 @@ def _tokenizer(text: _Text, pool: str, path: Path) -> dict[str, Any]:
         cleaning = _cleaning_and_class(given.clean or "whitespace", path)
     # None, as named architectures have it, which is written as what it means.
     own = cleaning == cleaning_of(tokenizer, None)
-    return {"tokenizer": tokenizer, "text_cleaning": None if own else cleaning}
+    return TokenizerConfig(tokenizer, cleaning=None if own else cleaning)
 
 
 def _cleaning_and_class(clean: TextCleaning, path: Path) -> TextCleaning:

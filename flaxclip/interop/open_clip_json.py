@@ -1,26 +1,27 @@
-"""CLIPConfig -> `open_clip_config.json`; the way back is `open_clip_config.py`."""
+"""A model -> `open_clip_config.json`; the way back is `open_clip_config.py`."""
 
 from typing import Any
 
 from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.timm_siglip import TIMM_TOWERS
-from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.variants import ModelSpec
+from flaxclip.models.vision_transformer import ViTConfig
 
 
-def open_clip_json(config: CLIPConfig) -> dict[str, Any]:
-    """The contents of `open_clip_config.json` for a model like `config`.
+def open_clip_json(spec: ModelSpec) -> dict[str, Any]:
+    """The contents of `open_clip_config.json` for a model like `spec`.
 
     Raises:
         InputError: open_clip cannot build such a model.
     """
+    config, preprocess, tokenizer = spec
     text, vision = config.text, config.vision
     vision_activation = getattr(vision, "activation", text.activation)
     quick_gelu = text.activation == "quick_gelu"
-    siglip_text = text.pool == "last"
-    if isinstance(vision, VisionConfig) and vision.pool == "map":
+    siglip_text = text.family == "siglip"
+    if isinstance(vision, ViTConfig) and vision.family == "siglip":
         vision_cfg: dict[str, Any] = _timm_vision(vision)
     elif (vision_activation == "quick_gelu") != quick_gelu:
         raise InputError(
@@ -42,11 +43,11 @@ def open_clip_json(config: CLIPConfig) -> dict[str, Any]:
         text_cfg["act_kwargs"] = {"approximate": "tanh"}
     if siglip_text:
         text_cfg |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
-    if config.tokenizer != "clip":
+    if tokenizer.name != "clip":
         # open_clip reads the tokenizer beside this file, whatever the name says.
-        text_cfg["hf_tokenizer_name"] = f"flaxclip/{config.tokenizer}"
-    if config.tokenizer != "clip" or config.text_cleaning is not None:
-        cleaning = cleaning_of(config.tokenizer, config.text_cleaning)
+        text_cfg["hf_tokenizer_name"] = f"flaxclip/{tokenizer.name}"
+    if tokenizer.name != "clip" or tokenizer.cleaning is not None:
+        cleaning = cleaning_of(tokenizer.name, tokenizer.cleaning)
         text_cfg["tokenizer_kwargs"] = {"clean": NEAREST_CLEANING.get(cleaning, cleaning)}
     model_cfg = {
         "embed_dim": config.embed_dim,
@@ -62,10 +63,10 @@ def open_clip_json(config: CLIPConfig) -> dict[str, Any]:
     return {
         "model_cfg": model_cfg,
         "preprocess_cfg": {
-            "mean": list(config.image_mean),
-            "std": list(config.image_std),
-            "interpolation": config.interpolation,
-            "resize_mode": config.resize,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+            "resize_mode": preprocess.resize,
         },
     }
 
@@ -81,7 +82,7 @@ NEAREST_CLEANING = {
 """open_clip's for those that it does not have: it always mends texts and squeezes whitespace."""
 
 
-def _own_vision(vision: VisionConfig | ResNetConfig) -> dict[str, Any]:
+def _own_vision(vision: ViTConfig | ResNetConfig) -> dict[str, Any]:
     if isinstance(vision, ResNetConfig):
         return {
             "image_size": vision.image_size,
@@ -109,7 +110,7 @@ def _mlp_ratio(width: int, mlp_width: int) -> float:
     return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
 
 
-def _timm_vision(vision: VisionConfig) -> dict[str, Any]:
+def _timm_vision(vision: ViTConfig) -> dict[str, Any]:
     for name, tower in TIMM_TOWERS.items():
         if tower == vision:
             return {

@@ -12,7 +12,7 @@ from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.layers import Activation
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 
 CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives hold among the tensors, and nobody else's files."""
@@ -45,7 +45,7 @@ def config_from_shapes(shapes: Shapes, activation: Activation = "quick_gelu") ->
     )
 
 
-def _vision(shapes: Shapes, activation: Activation) -> VisionConfig | ResNetConfig:
+def _vision(shapes: Shapes, activation: Activation) -> ViTConfig | ResNetConfig:
     axes = functools.partial(axes_of, shapes)
     if "visual.proj" not in shapes:
         stages = [layers_in(shapes, f"visual.layer{n}.{{}}.conv1.weight") for n in (1, 2, 3, 4)]
@@ -60,7 +60,7 @@ def _vision(shapes: Shapes, activation: Activation) -> VisionConfig | ResNetConf
     mlp_width, width = axes(block.format(0), 2)
     patch_size = axes("visual.conv1.weight", 4)[-1]
     positions = axes("visual.positional_embedding", 2)[0]
-    return VisionConfig(
+    return ViTConfig(
         image_size=patch_size * math.isqrt(positions - 1),
         patch_size=patch_size,
         width=width,

@@ -12,7 +12,7 @@ import pydantic
 from flaxclip.errors import InputError
 from flaxclip.interop.name_table import NameTable
 from flaxclip.interop.stored_tensor import StoredTensor
-from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.variants import ModelSpec
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class ForeignModel:
 
     kind: str
     """Whose format it is, for people."""
-    config: CLIPConfig
+    spec: ModelSpec
     tensors: Mapping[str, StoredTensor]
     table: NameTable
     file: str = ""

@@ -5,7 +5,7 @@ timm has the exact one in those that it had first, and so do the models of open_
 """
 
 from flaxclip.models.layers import Activation
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 
 # Width, layers, heads and width of the MLP.
 _SIZES = {
@@ -28,10 +28,10 @@ _NAMES: dict[Activation, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _tower(name: str, activation: Activation) -> VisionConfig:
+def _tower(name: str, activation: Activation) -> ViTConfig:
     size, patch, _, image_size = name.split("_")
     width, layers, heads, mlp_width = _SIZES[size]
-    return VisionConfig(
+    return ViTConfig(
         image_size=int(image_size),
         patch_size=int(patch.removeprefix("patch")),
         width=width,
@@ -40,11 +40,11 @@ def _tower(name: str, activation: Activation) -> VisionConfig:
         mlp_ratio=mlp_width / width,
         activation=activation,
         norm_eps=1e-6,
-        pool="map",
+        family="siglip",
     )
 
 
-TIMM_TOWERS: dict[str, VisionConfig] = {
+TIMM_TOWERS: dict[str, ViTConfig] = {
     f"vit_{name}": _tower(name, activation)
     for activation, names in _NAMES.items()
     for name in names

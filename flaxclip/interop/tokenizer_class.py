@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flaxclip.errors import InputError
 from flaxclip.interop.source import read_json
-from flaxclip.models.clip import TextCleaning
+from flaxclip.models.inputs import TextCleaning
 
 CONFIG_FILE = "tokenizer_config.json"
 BACKEND = "TokenizersBackend"

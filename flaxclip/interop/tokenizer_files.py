@@ -19,7 +19,8 @@ from flaxclip.data.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.open_clip_json import NEAREST_CLEANING
 from flaxclip.interop.tokenizer_class import CONFIG_FILE, cleaning_of_class
-from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.inputs import TokenizerConfig
+from flaxclip.models.variants import ModelSpec
 
 Format = Literal["open_clip", "huggingface"]
 
@@ -32,8 +33,8 @@ _SENTENCEPIECE = {
 _SENTENCEPIECE_NAMES = {"siglip": "spiece.model", "siglip2": "tokenizer.model"}
 
 
-def write_tokenizer(config: CLIPConfig, folder: Path, to: Format) -> list[str]:
-    """Write the tokenizer of `config` into `folder`.
+def write_tokenizer(spec: ModelSpec, folder: Path, to: Format) -> list[str]:
+    """Write the tokenizer of `spec` into `folder`.
 
     Returns:
         Lines that say what the other library does to texts otherwise, if anything.
@@ -41,8 +42,9 @@ def write_tokenizer(config: CLIPConfig, folder: Path, to: Format) -> list[str]:
     Raises:
         InputError: it is SigLIP's, and the file of its vocabulary is not known.
     """
-    cleaning = str(cleaning_of(config.tokenizer, config.text_cleaning))
-    if config.tokenizer == "clip":
+    config = spec.tokenizer
+    cleaning = str(cleaning_of(config.name, config.cleaning))
+    if config.name == "clip":
         settings = _write_clip(folder)
         theirs = "transformers_clip"
     else:
@@ -50,7 +52,7 @@ def write_tokenizer(config: CLIPConfig, folder: Path, to: Format) -> list[str]:
         settings, theirs = _write_siglip(config, folder, "none" if to == "open_clip" else cleaning)
     if to == "open_clip":
         theirs = NEAREST_CLEANING.get(cleaning, cleaning)
-    settings["model_max_length"] = config.text.context_length
+    settings["model_max_length"] = spec.model.text.context_length
     text = json.dumps(settings, indent=2) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     if theirs == cleaning:
@@ -69,21 +71,23 @@ def _write_clip(folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_siglip(config: CLIPConfig, folder: Path, cleaning: str) -> tuple[dict[str, Any], str]:
+def _write_siglip(
+    config: TokenizerConfig, folder: Path, cleaning: str
+) -> tuple[dict[str, Any], str]:
     """The vocabulary; returns the tokenizer's settings and how it cleans."""
-    if config.tokenizer_file is None:
+    if config.file is None:
         raise InputError(
-            f"the model's tokenizer is {config.tokenizer}, whose vocabulary is not known\n"
+            f"the model's tokenizer is {config.name}, whose vocabulary is not known\n"
             "name its file with --tokenizer: a spiece.model, tokenizer.model or tokenizer.json"
         )
-    source = Path(config.tokenizer_file)
+    source = Path(config.file)
     try:
         if source.suffix != ".json":
-            plain, cleans = _SENTENCEPIECE[config.tokenizer]
+            plain, cleans = _SENTENCEPIECE[config.name]
             name = plain if cleaning in ("none", "whitespace") else cleans
             theirs = cleaning_of_class(name)
-            shutil.copyfile(source, folder / _SENTENCEPIECE_NAMES[config.tokenizer])
-        elif config.tokenizer == "siglip2" and cleaning in (
+            shutil.copyfile(source, folder / _SENTENCEPIECE_NAMES[config.name])
+        elif config.name == "siglip2" and cleaning in (
             "transformers_siglip2",
             "unicode_lower",
         ):
@@ -94,7 +98,7 @@ def _write_siglip(config: CLIPConfig, folder: Path, cleaning: str) -> tuple[dict
             theirs = _write_cleaning_json(source, folder / "tokenizer.json", cleaning)
     except OSError as error:
         raise InputError(f"cannot read the vocabulary in {source}: {error.strerror}") from None
-    end, pad = ("</s>", "</s>") if config.tokenizer == "siglip" else ("<eos>", "<pad>")
+    end, pad = ("</s>", "</s>") if config.name == "siglip" else ("<eos>", "<pad>")
     settings = {
         "tokenizer_class": name,
         "eos_token": end,

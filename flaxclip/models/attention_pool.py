@@ -1,19 +1,18 @@
-"""Attention of one query to all positions: how ResNet and SigLIP towers make one vector of many."""
+"""Attention of one query to all positions, which makes one vector of many: ResNet, SigLIP."""
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.initializers import Initializer, logical
 from flaxclip.models.layers import (
     MLP,
-    Activation,
-    BlockInit,
-    Initializer,
+    BlockConfig,
     Projection,
     dot_product_attention,
     layer_norm,
-    logical,
 )
 
 
@@ -63,22 +62,19 @@ class MAPHead(nn.Module):
     Zhai et al. 2022, "Scaling Vision Transformers", section 3.2; big_vision, `models/vit.py`.
     """
 
-    heads: int
-    mlp_width: int
-    activation: Activation
-    norm_eps: float
-    dtype: jnp.dtype
+    config: BlockConfig
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b w"]:
+        c, dtype = self.config, self.compute.activation_dtype
         width = x.shape[-1]
         probe = self.param(
             "probe", logical(nn.initializers.xavier_uniform(), None, "embed"), (1, width)
         )
-        born = BlockInit.xavier(width, self.mlp_width)
         x = AttentionPool(
-            self.heads, width, born.out_kernel, nn.initializers.zeros, self.dtype, name="attention"
-        )(probe[None].astype(self.dtype), x)
-        mlp = MLP(self.mlp_width, self.activation, born, self.dtype, name="mlp")
-        x = x + mlp(layer_norm("ln", self.norm_eps)(x).astype(self.dtype))
+            c.heads, width, c.init.out_kernel, nn.initializers.zeros, dtype, name="attention"
+        )(probe[None].astype(dtype), x)
+        mlp = MLP(c, self.compute, name="mlp")
+        x = x + mlp(layer_norm("ln", c.norm_eps)(x).astype(dtype))
         return x[:, 0].astype(jnp.float32)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxclip.models.clip import CLIP, CLIPConfig
+from flaxclip.models.clip import CLIP
 
 
 class _FoundError(Exception):
@@ -16,7 +16,7 @@ class _FoundError(Exception):
 
 
 def find_nonfinite(
-    config: CLIPConfig, params: dict[str, Any], batch_stats: dict[str, Any], batch: Sequence[Any]
+    model: CLIP, params: dict[str, Any], batch_stats: dict[str, Any], batch: Sequence[Any]
 ) -> str:
     """The first layer whose output is not finite in a forward pass, in words.
 
@@ -46,7 +46,7 @@ def find_nonfinite(
     try:
         with jax.disable_jit(), nn.intercept_methods(watch):
             variables = {"params": params, "batch_stats": batch_stats}
-            CLIP(config).apply(variables, *batch, train=True, mutable=["batch_stats"])
+            model.apply(variables, *batch, train=True, mutable=["batch_stats"])
     except _FoundError as found:
         return f"output of {found} (the layers of a stack are called in order)"
     return "every layer's output is finite: it is the loss or a gradient that overflows"

@@ -1,8 +1,8 @@
-"""What towers are made of: norms, projections, attention, MLP, and how they are born."""
+"""The layers of transformers: norms, projections, attention, MLP."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from flaxclip.errors import InputError
+from flaxclip.models.compute import AttentionKernel, ComputeConfig
+from flaxclip.models.initializers import BlockInit, Initializer, logical
 from flaxclip.sharding import constrain
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
-Initializer = Callable[..., Array]
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -76,78 +76,6 @@ def layer_norm(name: str, eps: float = 1e-5) -> nn.LayerNorm:
     )
 
 
-def logical(init: Initializer, *axes: str | None) -> Initializer:
-    """Name the axes of what `init` makes; `sharding.LOGICAL_AXIS_RULES` maps names to the mesh."""
-    return nn.with_logical_partitioning(init, axes)
-
-
-def uniform(bound: float) -> Initializer:
-    """Numbers between -`bound` and `bound`."""
-
-    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockInit:
-    """How one transformer block's parameters are born."""
-
-    qkv_kernel: Initializer
-    out_kernel: Initializer
-    fc1_kernel: Initializer
-    fc1_bias: Initializer
-    fc2_kernel: Initializer
-    fc2_bias: Initializer
-
-    @classmethod
-    def scaled_normal(cls, width: int, mlp_width: int, layers: int) -> "BlockInit":
-        """OpenAI's text tower (`CLIP.initialize_parameters`): residuals shrink with depth.
-
-        That function leaves the biases of `nn.Linear` as they are born: U(+-fan_in^-1/2).
-        """
-        residual_std = width**-0.5 * (2 * layers) ** -0.5
-        return cls(
-            qkv_kernel=nn.initializers.normal(width**-0.5),
-            out_kernel=nn.initializers.normal(residual_std),
-            fc1_kernel=nn.initializers.normal((2 * width) ** -0.5),
-            fc1_bias=uniform(width**-0.5),
-            fc2_kernel=nn.initializers.normal(residual_std),
-            fc2_bias=uniform(mlp_width**-0.5),
-        )
-
-    @classmethod
-    def torch_default(cls, width: int, mlp_width: int) -> "BlockInit":
-        """OpenAI's image tower, which leaves its blocks as PyTorch's modules are born.
-
-        `nn.MultiheadAttention`: Xavier-uniform over the joint [3 w, w] matrix, zero biases, output
-        U(+-fan_in^-1/2). `nn.Linear`: weight and bias U(+-fan_in^-1/2).
-        """
-        return cls(
-            qkv_kernel=uniform((6 / (width + 3 * width)) ** 0.5),
-            out_kernel=uniform(width**-0.5),
-            fc1_kernel=uniform(width**-0.5),
-            fc1_bias=uniform(width**-0.5),
-            fc2_kernel=uniform(mlp_width**-0.5),
-            fc2_bias=uniform(mlp_width**-0.5),
-        )
-
-    @classmethod
-    def xavier(cls, width: int, mlp_width: int) -> "BlockInit":
-        """Both towers of SigLIP (big_vision, `models/vit.py`): every matrix by itself."""
-        width_bound = (6 / (2 * width)) ** 0.5
-        mlp_bound = (6 / (width + mlp_width)) ** 0.5
-        return cls(
-            qkv_kernel=uniform(width_bound),
-            out_kernel=uniform(width_bound),
-            fc1_kernel=uniform(mlp_bound),
-            fc1_bias=nn.initializers.normal(1e-6),
-            fc2_kernel=uniform(mlp_bound),
-            fc2_bias=nn.initializers.normal(1e-6),
-        )
-
-
 class Projection(nn.Module):
     """Dense layer whose parameters keep the axes of heads, computed as one matrix product.
 
@@ -169,10 +97,6 @@ class Projection(nn.Module):
         return x @ kernel + bias.reshape(1, 1, -1).astype(self.dtype)
 
 
-AttentionKernel = Literal["auto", "xla"]
-"""What computes attention. `auto`: cuDNN where the GPU and the type allow it, XLA elsewhere."""
-
-
 def has_cudnn_attention(q: Float[Array, "b h l k"]) -> bool:
     """Whether the default device is an NVIDIA GPU, and cuDNN has attention for such queries.
 
@@ -188,13 +112,13 @@ def dot_product_attention(
     v: Float[Array, "b h m k"],
     causal: bool,
     kernel: AttentionKernel = "auto",
-    visible: Bool[Array, "b m"] | None = None,
+    padding_mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b h l k"]:
     """Scaled dot-product attention (Vaswani et al. 2017, equation 1), softmax in float32.
 
-    `visible`: which keys may be attended to, where not all may.
+    `padding_mask`: True for keys that may be attended to. If None, all.
     """
-    if kernel == "auto" and visible is None and q.shape == k.shape and has_cudnn_attention(q):
+    if kernel == "auto" and padding_mask is None and q.shape == k.shape and has_cudnn_attention(q):
         return _cudnn_attention(q, k, v, causal)
     # Heads before positions, and queries scaled rather than logits: the fewest copies.
     q = q * q.shape[-1] ** -0.5
@@ -203,8 +127,8 @@ def dot_product_attention(
         position = jnp.arange(q.shape[2])
         earlier = position[:, None] >= position[None, :]
         logits = jnp.where(earlier[None, None], logits, jnp.finfo(jnp.float32).min)
-    if visible is not None:
-        logits = jnp.where(visible[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    if padding_mask is not None:
+        logits = jnp.where(padding_mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     z = jnp.einsum("bhlm,bhmk->bhlk", weights, v)
     # Named in the layout that the next product takes: rows of one head's 64 channels, were they
@@ -237,40 +161,54 @@ def _cudnn_attention(
     return rearrange(z[:, :length], "b l h k -> b h l k")
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """One transformer block; all blocks of a tower are alike."""
+
+    heads: int
+    mlp_width: int
+    activation: Activation
+    init: BlockInit
+    causal: bool = False
+    """Whether a position attends to those before it alone."""
+    norm_eps: float = 1e-5
+    post_norm: bool = False
+    """Whether norms follow the residual sums, as in the first transformers (Vaswani et al. 2017,
+    section 3.1; Devlin et al. 2019), instead of coming before attention and MLP."""
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection to queries, keys and values."""
 
-    heads: int
-    causal: bool
-    block_init: BlockInit
-    dtype: jnp.dtype
-    kernel: AttentionKernel = "auto"
+    config: BlockConfig
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l w"], visible: Bool[Array, "b l"] | None = None
+        self, x: Float[Array, "b l w"], padding_mask: Bool[Array, "b l"] | None = None
     ) -> Float[Array, "b l w"]:
         x = constrain(x, "batch", None, None)
+        c, dtype = self.config, self.compute.activation_dtype
         width = x.shape[-1]
-        head_dim = width // self.heads
+        head_dim = width // c.heads
         qkv = Projection(
             (width,),
-            (self.heads, 3, head_dim),
-            kernel_init=logical(self.block_init.qkv_kernel, "embed", "heads", None, None),
+            (c.heads, 3, head_dim),
+            kernel_init=logical(c.init.qkv_kernel, "embed", "heads", None, None),
             bias_init=logical(nn.initializers.zeros, "heads", None, None),
-            dtype=self.dtype,
+            dtype=dtype,
             name="qkv",
         )(x)
         qkv = checkpoint_name(constrain(qkv, "batch", None, "heads"), "qkv")
-        q, k, v = rearrange(qkv, "b l (h three k) -> three b h l k", h=self.heads, three=3)
-        z = dot_product_attention(q, k, v, self.causal, self.kernel, visible)
+        q, k, v = rearrange(qkv, "b l (h three k) -> three b h l k", h=c.heads, three=3)
+        z = dot_product_attention(q, k, v, c.causal, self.compute.attention, padding_mask)
         z = constrain(rearrange(z, "b h l k -> b l (h k)"), "batch", None, "heads")
         z = Projection(
-            (self.heads, head_dim),
+            (c.heads, head_dim),
             (width,),
-            kernel_init=logical(self.block_init.out_kernel, "heads", None, "embed"),
+            kernel_init=logical(c.init.out_kernel, "heads", None, "embed"),
             bias_init=logical(nn.initializers.zeros, "embed"),
-            dtype=self.dtype,
+            dtype=dtype,
             name="out",
         )(z)
         return constrain(z, "batch", None, None)
@@ -279,27 +217,26 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two dense layers around the activation."""
 
-    mlp_width: int
-    activation: Activation
-    block_init: BlockInit
-    dtype: jnp.dtype
+    config: BlockConfig
+    compute: ComputeConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
+        c, dtype = self.config, self.compute.activation_dtype
         x = constrain(x, "batch", None, None)
         h = nn.Dense(
-            self.mlp_width,
-            dtype=self.dtype,
-            kernel_init=logical(self.block_init.fc1_kernel, "embed", "mlp"),
-            bias_init=logical(self.block_init.fc1_bias, "mlp"),
+            c.mlp_width,
+            dtype=dtype,
+            kernel_init=logical(c.init.fc1_kernel, "embed", "mlp"),
+            bias_init=logical(c.init.fc1_bias, "mlp"),
             name="fc1",
         )(x)
         h = checkpoint_name(constrain(h, "batch", None, "mlp"), "fc1")
         h = nn.Dense(
             x.shape[-1],
-            dtype=self.dtype,
-            kernel_init=logical(self.block_init.fc2_kernel, "mlp", "embed"),
-            bias_init=logical(self.block_init.fc2_bias, "embed"),
+            dtype=dtype,
+            kernel_init=logical(c.init.fc2_kernel, "mlp", "embed"),
+            bias_init=logical(c.init.fc2_bias, "embed"),
             name="fc2",
-        )(ACTIVATIONS[self.activation](h))
+        )(ACTIVATIONS[c.activation](h))
         return constrain(h, "batch", None, None)

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float
 
 from flaxclip.errors import InputError
 from flaxclip.models.attention_pool import AttentionPool
-from flaxclip.models.layers import Initializer, check_sizes, logical, uniform
+from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.initializers import Initializer, logical, uniform
+from flaxclip.models.layers import check_sizes
 
 EXPANSION = 4
 """Channels that a block puts out, over those of its 3x3 convolution (He et al. 2016)."""
@@ -22,7 +24,7 @@ EXPANSION = 4
 BATCH_NORM_MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics; PyTorch's default."""
 
-# `nn.Conv2d` and `nn.Linear` are born uniform within +-fan_in^-1/2 in PyTorch.
+# PyTorch initializes `nn.Conv2d` and `nn.Linear` uniformly within +-fan_in^-1/2.
 _TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -171,7 +173,7 @@ class Bottleneck(nn.Module):
         h = nn.relu(ConvNorm(self.channels, 3, *args, name="conv2")(h))
         if self.stride == 2:
             h, x = halve(h), halve(x)
-        # Born as the identity: openai/CLIP, `CLIP.initialize_parameters`.
+        # Starts as the identity: openai/CLIP, `CLIP.initialize_parameters`.
         h = ConvNorm(out, 1, *args, scale_init=nn.initializers.zeros, name="conv3")(h)
         if self.first:
             x = ConvNorm(out, 1, *args, name="shortcut")(x)
@@ -210,23 +212,22 @@ class ModifiedResNet(nn.Module):
 
     config: ResNetConfig
     embed_dim: int
-    dtype: jnp.dtype
-    unroll: int = 1
+    compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b h w 3"], train: bool = False) -> Float[Array, "b d"]:
         """`train`: normalise with the batch's statistics, and update the running ones."""
-        c = self.config
+        c, dtype = self.config, self.compute.activation_dtype
         running = c.frozen_statistics or not train
-        x = Stem(c.width, running, self.dtype, name="stem")(pixels)
+        x = Stem(c.width, running, dtype, name="stem")(pixels)
         for index, layers in enumerate(c.layers):
             x = Stage(
                 layers,
                 channels=c.width * 2**index,
                 stride=1 if index == 0 else 2,
                 use_running_statistics=running,
-                dtype=self.dtype,
-                unroll=self.unroll,
+                dtype=dtype,
+                unroll=self.compute.unroll,
                 name=f"stage{index + 1}",
             )(x)
 
@@ -239,6 +240,6 @@ class ModifiedResNet(nn.Module):
         )
         x = x + position_embedding[None].astype(x.dtype)
         pool = AttentionPool(
-            c.heads, self.embed_dim, width_normal, uniform(width**-0.5), self.dtype, name="pool"
+            c.heads, self.embed_dim, width_normal, uniform(width**-0.5), dtype, name="pool"
         )
         return pool(x[:, :1], x)[:, 0].astype(jnp.float32)

@@ -9,27 +9,37 @@ themselves.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.inputs import CENTRED_MEAN, CENTRED_STD, ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 
 
 def _vit(
     image_size: int, patch_size: int, width: int, layers: int, heads: int, mlp_ratio: float = 4.0
-) -> VisionConfig:
-    return VisionConfig(image_size, patch_size, width, layers, heads, mlp_ratio, "gelu")
+) -> ViTConfig:
+    return ViTConfig(image_size, patch_size, width, layers, heads, mlp_ratio, "gelu")
 
 
 def _text(width: int, layers: int = 12) -> TextConfig:
     return TextConfig(width=width, layers=layers, heads=width // 64, activation="gelu")
 
 
+class ModelSpec(NamedTuple):
+    """All that comes with weights: the architecture, and what its inputs go through."""
+
+    model: CLIPConfig
+    preprocess: ImageTransform = ImageTransform()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
 def _quick_gelu(config: CLIPConfig) -> CLIPConfig:
     text = dataclasses.replace(config.text, activation="quick_gelu")
     vision = config.vision
-    if isinstance(vision, VisionConfig):
+    if isinstance(vision, ViTConfig):
         vision = dataclasses.replace(vision, activation="quick_gelu")
     return dataclasses.replace(config, vision=vision, text=text)
 
@@ -80,29 +90,30 @@ _SIGLIP_SIZES = {
 
 def _siglip(
     version: int, size: str, patch_size: int, image_size: int, context_length: int = 64
-) -> CLIPConfig:
+) -> ModelSpec:
     width, layers, heads, mlp = _SIGLIP_SIZES[size]
-    vision = VisionConfig(
-        image_size, patch_size, width, layers, heads, mlp / width, "gelu_tanh", 1e-6, "map"
+    vision = ViTConfig(
+        image_size, patch_size, width, layers, heads, mlp / width, "gelu_tanh", 1e-6, "siglip"
     )
     vocab_size = 32_000 if version == 1 else 256_000
     # The largest image tower has the second largest text tower at its side.
     text_width, layers, heads, mlp = _SIGLIP_SIZES["SO400M" if size == "gopt" else size]
     text = TextConfig(
         context_length, vocab_size, text_width, layers, heads, mlp / text_width,
-        "gelu_tanh", 1e-6, "last",
+        "gelu_tanh", 1e-6, "siglip",
     )  # fmt: skip
-    return CLIPConfig(
-        vision,
-        text,
-        embed_dim=width,
-        init_logit_scale=math.log(10),
-        init_logit_bias=-10.0,
-        tokenizer="siglip" if version == 1 else "siglip2",
-        text_cleaning=None if version == 1 else "canonicalize",
-        resize="squash",
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
+    return ModelSpec(
+        CLIPConfig(
+            vision,
+            text,
+            embed_dim=width,
+            init_logit_scale=math.log(10),
+            init_logit_bias=-10.0,
+        ),
+        ImageTransform("squash", mean=CENTRED_MEAN, std=CENTRED_STD),
+        TokenizerConfig("siglip")
+        if version == 1
+        else TokenizerConfig("siglip2", cleaning="canonicalize"),
     )
 
 
@@ -134,18 +145,20 @@ _SIGLIP = {
 }
 
 
-def _lit(size: str, head: bool = False) -> CLIPConfig:
+def _lit(size: str, head: bool = False) -> ModelSpec:
     width, layers, heads, mlp = _SIGLIP_SIZES[size]
-    return CLIPConfig(
-        VisionConfig(224, 16, width, layers, heads, mlp / width, "gelu_tanh", 1e-6, "token", head),
-        TextConfig(16, 30_522, width, layers, heads, mlp / width, "gelu_tanh", 1e-12, "class", 512),
-        embed_dim=width,
-        init_logit_scale=math.log(10),
-        tokenizer="bert",
-        resize="squash",
-        interpolation="bilinear",
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
+    mlp_ratio = mlp / width
+    return ModelSpec(
+        CLIPConfig(
+            ViTConfig(224, 16, width, layers, heads, mlp_ratio, "gelu_tanh", 1e-6, "vit", head),
+            TextConfig(
+                16, 30_522, width, layers, heads, mlp_ratio, "gelu_tanh", 1e-12, "bert", 512
+            ),
+            embed_dim=width,
+            init_logit_scale=math.log(10),
+        ),
+        ImageTransform("squash", "bilinear", mean=CENTRED_MEAN, std=CENTRED_STD),
+        TokenizerConfig("bert"),
     )
 
 
@@ -157,17 +170,17 @@ _LIT = {
     "LiT-L16L": _lit("L"),
 }
 
-VARIANTS: dict[str, CLIPConfig] = {
+VARIANTS: dict[str, ModelSpec] = {
     # For tests and the built-in data: few, large patches and a short context are what make it fast.
-    "ViT-tiny": CLIPConfig(
-        vision=VisionConfig(image_size=32, patch_size=8, width=128, layers=4, heads=4),
-        text=TextConfig(context_length=20, width=64, layers=2, heads=2),
-        embed_dim=64,
-        unroll=4,
-        remat="none",
+    "ViT-tiny": ModelSpec(
+        CLIPConfig(
+            vision=ViTConfig(image_size=32, patch_size=8, width=128, layers=4, heads=4),
+            text=TextConfig(context_length=20, width=64, layers=2, heads=2),
+            embed_dim=64,
+        )
     ),
-    **_CLIP,
-    **{f"{name}-quickgelu": _quick_gelu(_CLIP[name]) for name in _QUICK_GELU},
+    **{name: ModelSpec(config) for name, config in _CLIP.items()},
+    **{f"{name}-quickgelu": ModelSpec(_quick_gelu(_CLIP[name])) for name in _QUICK_GELU},
     **_SIGLIP,
     **_LIT,
 }

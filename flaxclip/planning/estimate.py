@@ -11,6 +11,7 @@ from flaxclip.config import TrainConfig
 from flaxclip.flops import count_bfloat16_passes
 from flaxclip.losses.pairs import choose_implementation
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.cost import model_cost
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.planning.topology import Topology
@@ -29,16 +30,18 @@ class TowerCost:
 
 
 @functools.cache
-def tower_cost(config: CLIPConfig, kept_patches: int | None = None) -> TowerCost:
+def tower_cost(
+    config: CLIPConfig, compute: ComputeConfig, kept_patches: int | None = None
+) -> TowerCost:
     """Traced from the model itself, whatever its rematerialisation: nothing is compiled."""
     variables = abstract_variables(config)
-    params = variables["params"]
+    params, model = variables["params"], CLIP(config, compute)
 
     def towers(batch_size: int):
         kept = None if kept_patches is None else jnp.zeros((batch_size, kept_patches), jnp.int32)
 
         def run(params, batch):
-            zimg, ztxt, _ = CLIP(config).apply(variables | {"params": params}, *batch, kept=kept)
+            zimg, ztxt, _ = model.apply(variables | {"params": params}, *batch, patch_ids=kept)
             return zimg, ztxt
 
         def forward(params, batch):
@@ -102,7 +105,7 @@ def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory
     # The matrix and its gradient, unless they never exist as a whole.
     implementation = choose_implementation(config.loss_form, config.batch_size, chips)
     logits = 2 * 4 * config.batch_size**2 / chips if implementation == "gathered" else 0
-    towers = tower_cost(config.model, config.kept_patches)
+    towers = tower_cost(config.model, config.compute, config.kept_patches)
     kept = pairs / config.accumulate * towers.saved_bytes
     return EstimatedMemory(state_bytes(config, topology) + gradients, kept + logits)
 
@@ -112,7 +115,7 @@ def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> fl
     chips, fsdp = len(topology.devices), config.mesh.fsdp
     # Float32 products in six passes, once forward and twice backward.
     loss = 3 * 6 * 2 * config.batch_size**2 * config.model.embed_dim
-    towers = tower_cost(config.model, config.kept_patches)
+    towers = tower_cost(config.model, config.compute, config.kept_patches)
     products = config.batch_size * towers.matrix_flops + loss
     parameter_bytes = 4 * model_cost(config.model).parameters / config.mesh.tensor
     # Gathered for the forward and for the backward pass, and gradients reduced over all.

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from flaxclip.models.clip import OPENAI_MEAN
 from flaxclip.models.cost import model_cost, published_flops
+from flaxclip.models.inputs import OPENAI_MEAN
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.planning.compiled_step import Refusal
@@ -60,7 +60,7 @@ def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
         "machine": f"{plan.topology}: {chips} x {what}, {plan.hosts} host(s), mesh {axes}",
         "model": f"{plan.parameters / 1e6:,.2f} M parameters, "
         f"{plan.forward_flops_per_pair / 1e9:,.2f} GFLOPs forward a pair, "
-        f"{config.model.dtype} activations",
+        f"{config.compute.dtype} activations",
         "batch": f"{config.batch_size:,} pairs, {config.batch_size / chips:g} a chip; "
         f"{plan.model_flops_per_step / 1e12:,.4g} TFLOPs a step (forward and backward, "
         "nothing recomputed, loss left out)",
@@ -210,10 +210,10 @@ def variants_table() -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("activation", "preprocessing", "tokenizer"):
         table.add_column(column, no_wrap=True)
-    for name, config in VARIANTS.items():
+    for name, (config, preprocess, tokenizer) in VARIANTS.items():
         cost, vision = model_cost(config), config.vision
         patch = "" if isinstance(vision, ResNetConfig) else f"/{vision.patch_size}"
-        statistics = "OpenAI's mean" if config.image_mean == OPENAI_MEAN else "mean 0.5"
+        statistics = "OpenAI's mean" if preprocess.mean == OPENAI_MEAN else "mean 0.5"
         table.add_row(
             name,
             f"{cost.parameters / 1e6:,.2f}",
@@ -221,8 +221,8 @@ def variants_table() -> Table:
             f"{vision.image_size}{patch}",
             str(config.text.context_length),
             config.text.activation,
-            f"{config.resize}, {statistics}",
-            config.tokenizer,
+            f"{preprocess.resize}, {statistics}",
+            tokenizer.name,
         )
     return table
 

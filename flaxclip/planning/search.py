@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from flaxclip.config import TrainConfig
-from flaxclip.models.transformer import Remat, remat_by_speed
+from flaxclip.models.compute import Remat, remat_by_speed
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.estimate import estimated_memory, estimated_seconds
 from flaxclip.planning.roofline import roofline
@@ -67,7 +67,7 @@ def search(
 
     def corrected(candidate: TrainConfig) -> float:
         memory, _ = arithmetic[candidate]
-        return memory.fixed + memory.growing * corrections.get(candidate.model.remat, 1.0)
+        return memory.fixed + memory.growing * corrections.get(candidate.compute.remat, 1.0)
 
     trials: list[Trial] = []
     for number in range(1, compiles + 1):
@@ -86,7 +86,7 @@ def search(
         trials.append(trial)
         memory, _ = arithmetic[best]
         growing = max(trial.used_bytes - memory.fixed, 0)
-        corrections[best.model.remat] = growing / memory.growing
+        corrections[best.compute.remat] = growing / memory.growing
     return sorted(trials, key=lambda trial: -pairs_per_second(trial, topology))
 
 
@@ -141,7 +141,7 @@ def pairs_per_second(trial: Trial, topology: Topology) -> float:
 def describe(config: TrainConfig, topology: Topology) -> str:
     """The numbers that a search varies, as flags."""
     return (
-        f"--mesh.fsdp {config.mesh.fsdp} --model.remat {config.model.remat} "
+        f"--mesh.fsdp {config.mesh.fsdp} --compute.remat {config.compute.remat} "
         f"--batch-size {config.batch_size} "
         f"({config.batch_size / len(topology.devices):g} pairs a chip)"
     )
@@ -158,15 +158,17 @@ def _candidates(
             for fsdp in _powers_of_two(chips)
             if chips % (fsdp * config.mesh.tensor) == 0
         ]
-    models = [config.model]
+    computes = [config.compute]
     if "remat" in vary:
-        choices = remat_by_speed(topology.devices[0].platform, config.model.is_scanned)
-        models = [dataclasses.replace(config.model, remat=remat) for remat in choices]
+        choices = remat_by_speed(
+            topology.devices[0].platform, config.model.is_scanned(config.compute)
+        )
+        computes = [dataclasses.replace(config.compute, remat=remat) for remat in choices]
     batches = [config.batch_size]
     if "batch" in vary:
         batches = [chips * pairs for pairs in _powers_of_two(MAX_PAIRS_PER_CHIP)]
-    for mesh, model, batch_size in itertools.product(meshes, models, batches):
-        yield dataclasses.replace(config, mesh=mesh, model=model, batch_size=batch_size)
+    for mesh, compute, batch_size in itertools.product(meshes, computes, batches):
+        yield dataclasses.replace(config, mesh=mesh, compute=compute, batch_size=batch_size)
 
 
 def _powers_of_two(largest: int) -> list[int]:
@@ -181,6 +183,6 @@ def _is_harder(config: TrainConfig, trial: Trial) -> bool:
     """Whether `config` cannot fit, since a smaller batch of the same model and mesh did not."""
     return (
         isinstance(trial.step, Refusal)
-        and (trial.config.mesh, trial.config.model) == (config.mesh, config.model)
+        and (trial.config.mesh, trial.config.compute) == (config.mesh, config.compute)
         and trial.config.batch_size <= config.batch_size
     )

@@ -73,7 +73,7 @@ def _open_clip_text(tensors, config, prefix=""):
         **_blocks(tensors, f"{prefix}transformer.resblocks", config.text),
         **_norm("ln_final", f"{prefix}ln_final", tensors),
     }
-    if config.text.pool == "last":
+    if config.text.family == "siglip":
         return flat | _dense("projection", f"{prefix}text_projection", tensors)
     return flat | {"projection/kernel": at("text_projection")}
 

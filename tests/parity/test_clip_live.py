@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.models.clip import CLIP, CLIPConfig, init_params
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig, decay_mask, make_optimizer
 from tests.parity.clip_cases import (
     REAL_WIDTH,
@@ -45,7 +45,7 @@ class Pair:
 
     def __init__(self, case, activation):
         self.config = CLIPConfig(
-            vision=VisionConfig(**case["vision"], activation=activation),
+            vision=ViTConfig(**case["vision"], activation=activation),
             text=TextConfig(**case["text"], activation=activation),
             embed_dim=case["embed_dim"],
         )

@@ -4,7 +4,6 @@ pip install torch transformers safetensors sentencepiece protobuf
 python -m pytest tests/parity/test_files_live.py
 """
 
-import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from tests.test_interop import (
     as_transformers,
     variables_of,
     vocabulary,
+    with_tokenizer,
 )
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
@@ -50,8 +50,8 @@ def randomised(model):
 
 def assert_same_outputs(model, images, tokens, zimg, ztxt, logits):
     """Embeddings and logits equal to 1e-5, relative to unit length and to the largest logit."""
-    ours_img = np.asarray(encode_image(model.variables, jnp.asarray(images), model.config))
-    ours_txt = np.asarray(encode_text(model.variables, jnp.asarray(tokens), model.config))
+    ours_img = np.asarray(encode_image(model.variables, jnp.asarray(images), model.spec))
+    ours_txt = np.asarray(encode_text(model.variables, jnp.asarray(tokens), model.spec))
     np.testing.assert_allclose(ours_img, zimg, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours_txt, ztxt, rtol=0, atol=1e-5)
     bias = float(model.params.get("logit_bias", 0.0))
@@ -212,12 +212,12 @@ def test_a_siglip_that_transformers_wrote(version, case, tmp_path):
     assert_same_outputs(flaxclip.load(tmp_path), *inputs, *outputs)
 
 
-@pytest.mark.parametrize("config", [CLIP, SIGLIP, SIGLIP2], ids=["clip", "siglip", "siglip2"])
-def test_what_we_write_gives_the_same_logits_in_transformers(config, vocabulary, tmp_path):
-    if config.tokenizer != "clip":
-        config = dataclasses.replace(config, tokenizer_file=vocabulary)
-    ours = CLIPModel(config, variables_of(config))
-    export(config, ours.variables, tmp_path / "out", "huggingface", overwrite=False)
+@pytest.mark.parametrize("spec", [CLIP, SIGLIP, SIGLIP2], ids=["clip", "siglip", "siglip2"])
+def test_what_we_write_gives_the_same_logits_in_transformers(spec, vocabulary, tmp_path):
+    if spec.tokenizer.name != "clip":
+        spec = with_tokenizer(spec, file=vocabulary)
+    ours = CLIPModel(spec, variables_of(spec))
+    export(spec, ours.variables, tmp_path / "out", "huggingface", overwrite=False)
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").double().eval()
     rng = np.random.default_rng(0)
     pictures = [PIL.Image.fromarray(rng.integers(0, 256, (30, 41, 3), np.uint8)) for _ in range(3)]
@@ -228,7 +228,7 @@ def test_what_we_write_gives_the_same_logits_in_transformers(config, vocabulary,
         tmp_path / "out", backend="pil"
     )
     pixels = image_processor(pictures, return_tensors="np")["pixel_values"]
-    mean, std = np.array(config.image_mean), np.array(config.image_std)
+    mean, std = np.array(spec.preprocess.mean), np.array(spec.preprocess.std)
     expected = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
     with torch.no_grad():
@@ -251,7 +251,7 @@ TEXTS = [
 def test_the_tokenizer_that_we_write_gives_the_same_ids_in_transformers(tmp_path):
     export(CLIP, variables_of(CLIP), tmp_path / "out", "huggingface", overwrite=False)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    length = CLIP.text.context_length
+    length = CLIP.model.text.context_length
     ids = theirs(TEXTS, padding="max_length", truncation=True, max_length=length)["input_ids"]
     ours = CLIPModel(as_transformers(CLIP), {}).tokenize(TEXTS)
     for mine, other in zip(ours, np.array(ids), strict=True):
@@ -261,12 +261,12 @@ def test_the_tokenizer_that_we_write_gives_the_same_ids_in_transformers(tmp_path
 
 def test_siglips_tokens_are_those_of_transformers(vocabulary, tmp_path):
     theirs = transformers.SiglipTokenizer(vocabulary)
-    config = dataclasses.replace(as_transformers(SIGLIP), tokenizer_file=vocabulary)
-    ours = CLIPModel(config, {}).tokenize(TEXTS)
-    length = config.text.context_length
+    spec = with_tokenizer(as_transformers(SIGLIP), file=vocabulary)
+    ours = CLIPModel(spec, {}).tokenize(TEXTS)
+    length = spec.model.text.context_length
     ids = theirs(TEXTS, padding="max_length", truncation=True, max_length=length)["input_ids"]
     np.testing.assert_array_equal(ours, ids)
-    export(config, variables_of(config), tmp_path / "out", "huggingface", overwrite=False)
+    export(spec, variables_of(spec), tmp_path / "out", "huggingface", overwrite=False)
     written = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = written(TEXTS, padding="max_length", truncation=True, max_length=length)["input_ids"]
     np.testing.assert_array_equal(ours, ids)
@@ -291,9 +291,9 @@ class Module(torch.nn.Module):
         return x
 
 
-@pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
-def test_torchscript_archives_as_openai_published_them(config, tmp_path):
-    variables = variables_of(config)
+@pytest.mark.parametrize("spec", [CLIP, RESNET], ids=["ViT", "ResNet"])
+def test_torchscript_archives_as_openai_published_them(spec, tmp_path):
+    config, variables = spec.model, variables_of(spec)
     tensors = open_clip_table(config).to_theirs(variables)
     sizes = {
         "input_resolution": np.array(config.vision.image_size),
@@ -303,7 +303,7 @@ def test_torchscript_archives_as_openai_published_them(config, tmp_path):
     half = {name: x.astype(np.float16) for name, x in tensors.items()}
     torch.jit.script(Module(half | sizes)).save(tmp_path / "model.pt")
     model = flaxclip.load(tmp_path / "model.pt")
-    assert model.config == config
+    assert model.spec == spec
     back = open_clip_table(config).to_theirs(model.variables)
     for name, tensor in half.items():
         np.testing.assert_array_equal(back[name], tensor.astype(np.float32))

@@ -13,8 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data.model_transform import model_transform
-from flaxclip.data.transforms import ImageTransform, preprocess
+from flaxclip.data.transforms import SizedTransform, preprocess
 from flaxclip.interop.huggingface_config import read_config
 from tests.parity.pictures import kinds_of_file, photographs
 
@@ -35,7 +34,7 @@ def processor(request):
 
 
 @pytest.fixture(scope="module", params=["preprocessor_config.json", "processor_config.json"])
-def transform(request, processor, tmp_path_factory) -> ImageTransform:
+def transform(request, processor, tmp_path_factory) -> SizedTransform:
     folder = tmp_path_factory.mktemp("saved")
     processor.save_pretrained(folder)
     if request.param == "processor_config.json":
@@ -44,7 +43,7 @@ def transform(request, processor, tmp_path_factory) -> ImageTransform:
         (folder / request.param).write_text(json.dumps(values))
     config = {"model_type": "clip", "vision_config": {"image_size": SIZE}}
     (folder / "config.json").write_text(json.dumps(config))
-    return model_transform(read_config(folder)[0])
+    return SizedTransform(SIZE, read_config(folder)[0].preprocess)
 
 
 def by_transformers(processor, image: PIL.Image.Image) -> np.ndarray:

@@ -108,7 +108,7 @@ def test_embeddings_of_texts_are_the_same(lit):
     expected = their_texts(tensors, tokens)
     model = flaxclip.load(path)
     with jax.default_matmul_precision("highest"):
-        ztxt = encode_text(model.variables, jnp.asarray(tokens), model.config)
+        ztxt = encode_text(model.variables, jnp.asarray(tokens), model.spec)
     np.testing.assert_allclose(ztxt, expected, rtol=0, atol=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_embeddings_of_images_are_the_same(lit):
     expected = their_images(path, tensors, images, f"{root}img/")
     model = flaxclip.load(path)
     with jax.default_matmul_precision("highest"):
-        zimg = encode_image(model.variables, jnp.asarray(images), model.config)
+        zimg = encode_image(model.variables, jnp.asarray(images), model.spec)
     np.testing.assert_allclose(zimg, expected, rtol=0, atol=1e-5)
 
 

@@ -23,11 +23,11 @@ from flaxclip.interop.name_table import unflatten
 from flaxclip.interop.open_clip import has_open_clip, open_clip_table
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import VARIANTS
+from flaxclip.models.variants import VARIANTS, ModelSpec
 from tests.parity.clip_cases import pixel_values, random_inputs
 from tests.parity.open_clip_cases import TEXT, random_tensors
 from tests.parity.pictures import photographs
-from tests.test_interop import CLIP, GELU
+from tests.test_interop import CLIP, GELU, with_tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 open_clip = pytest.importorskip("open_clip", reason="open_clip is a peer, not a requirement")
@@ -116,8 +116,8 @@ def outputs(model, images, tokens, mean=None, std=None):
 
 def assert_same_outputs(model, images, tokens, theirs):
     """Embeddings and logits equal to 1e-5, relative to unit length and to the largest logit."""
-    zimg = np.asarray(encode_image(model.variables, jnp.asarray(images), model.config))
-    ztxt = np.asarray(encode_text(model.variables, jnp.asarray(tokens), model.config))
+    zimg = np.asarray(encode_image(model.variables, jnp.asarray(images), model.spec))
+    ztxt = np.asarray(encode_text(model.variables, jnp.asarray(tokens), model.spec))
     np.testing.assert_allclose(zimg, theirs[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(ztxt, theirs[1], rtol=0, atol=1e-5)
     bias = float(model.params.get("logit_bias", 0.0))
@@ -149,7 +149,6 @@ def test_what_open_clip_wrote(name, file, tmp_path):
 
 def test_a_training_checkpoint_of_open_clip(tmp_path):
     """As its training writes them: `module.` before every name, and the optimizer beside them."""
-    config = VARIANTS["ViT-S-32"]
     model_config = open_clip.get_model_config("ViT-S-32")
     theirs = their_model(model_config)
     optimizer = torch.optim.AdamW(theirs.parameters())
@@ -163,28 +162,32 @@ def test_a_training_checkpoint_of_open_clip(tmp_path):
         {"vision": {"image_size": 224}, "text": TEXT | {"context_length": 77, "vocab_size": 49408}},
         2,
     )
-    assert model.config == config
+    assert model.spec == VARIANTS["ViT-S-32"]
     assert_same_outputs(model, *inputs, outputs(theirs, *inputs))
 
 
-RESNET = dataclasses.replace(
-    GELU, vision=ResNetConfig(64, 8, (1, 2, 1, 1)), resize="shortest", interpolation="bicubic"
+RESNET = ModelSpec(
+    dataclasses.replace(GELU.model, vision=ResNetConfig(64, 8, (1, 2, 1, 1))),
+    dataclasses.replace(GELU.preprocess, resize="shortest", interpolation="bicubic"),
 )
 # An image tower that timm has, with a text tower that takes no memory.
-SIGLIP = dataclasses.replace(
-    VARIANTS["ViT-B-32-SigLIP2-256"],
-    text=TextConfig(12, 90, 32, 2, 2, 2.0, "gelu_tanh", 1e-6, "last"),
+SIGLIP2 = VARIANTS["ViT-B-32-SigLIP2-256"]
+SIGLIP = SIGLIP2._replace(
+    model=dataclasses.replace(
+        SIGLIP2.model, text=TextConfig(12, 90, 32, 2, 2, 2.0, "gelu_tanh", 1e-6, "siglip")
+    )
 )
 
 
 @pytest.mark.parametrize(
-    "config", [CLIP, GELU, RESNET], ids=["quick_gelu", "gelu-squash-heads", "resnet"]
+    "spec", [CLIP, GELU, RESNET], ids=["quick_gelu", "gelu-squash-heads", "resnet"]
 )
-def test_what_we_write_gives_the_same_in_open_clip(config, tmp_path):
+def test_what_we_write_gives_the_same_in_open_clip(spec, tmp_path):
     # open_clip has one epsilon and one head width of its own for texts.
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, heads=1))
-    ours = CLIPModel(config, variables_of_trained(config))
-    export(ours.config, ours.variables, tmp_path / "out", "open_clip", overwrite=False)
+    text = dataclasses.replace(spec.model.text, heads=1)
+    spec = spec._replace(model=dataclasses.replace(spec.model, text=text))
+    ours = CLIPModel(spec, variables_of_trained(spec.model))
+    export(spec, ours.variables, tmp_path / "out", "open_clip", overwrite=False)
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
     rng = np.random.default_rng(0)
@@ -192,7 +195,7 @@ def test_what_we_write_gives_the_same_in_open_clip(config, tmp_path):
     captions = ["a red circle", "a photo of a cat", "Two dogs, at the beach!"]
     images, tokens = ours.preprocess(pictures), ours.tokenize(captions)
     np.testing.assert_array_equal(tokens, tokenizer(captions).numpy())
-    mean, std = np.array(config.image_mean), np.array(config.image_std)
+    mean, std = np.array(spec.preprocess.mean), np.array(spec.preprocess.std)
     pixels = np.stack([preprocess(picture).numpy() for picture in pictures])
     expected = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
@@ -207,11 +210,11 @@ def variables_of_trained(config):
 
 
 def test_a_siglip_that_we_write_gives_the_same_in_open_clip(tmp_path):
-    ours = CLIPModel(SIGLIP, variables_of_trained(SIGLIP))
+    ours = CLIPModel(SIGLIP, variables_of_trained(SIGLIP.model))
     vocabulary = tmp_path / "tokenizer.json"
     vocabulary.write_text("{}")
-    config = dataclasses.replace(SIGLIP, tokenizer_file=str(vocabulary))
-    export(config, ours.variables, tmp_path / "out", "open_clip", overwrite=False)
+    spec = with_tokenizer(SIGLIP, file=str(vocabulary))
+    export(spec, ours.variables, tmp_path / "out", "open_clip", overwrite=False)
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     images, tokens = random_inputs(
         {"vision": {"image_size": 256}, "text": {"context_length": 12, "vocab_size": 90}}, 3
@@ -226,7 +229,7 @@ def test_a_siglip_that_we_write_gives_the_same_in_open_clip(tmp_path):
 
 
 def test_siglips_of_big_vision_are_converted_alike(tmp_path):
-    table = big_vision_table(SIGLIP, stacked=False)
+    table = big_vision_table(SIGLIP.model, stacked=False)
     tensors = random_tensors(table.their_shapes())
     np.savez(tmp_path / "siglip.npz", **{f"params/{name}": x for name, x in tensors.items()})
     ours = flaxclip.load(tmp_path / "siglip.npz")
@@ -245,7 +248,7 @@ def test_siglips_of_big_vision_are_converted_alike(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, config in VARIANTS.items() if has_open_clip(config) and n != "ViT-tiny"]
+    "name", [n for n, spec in VARIANTS.items() if has_open_clip(spec.model) and n != "ViT-tiny"]
 )
 def test_names_and_shapes_of_every_variant_are_open_clips(name):
     """Full-size models, without memory for their numbers."""
@@ -259,4 +262,4 @@ def test_names_and_shapes_of_every_variant_are_open_clips(name):
         for tensor, x in theirs.state_dict().items()
         if not tensor.endswith("num_batches_tracked")
     }
-    assert open_clip_table(VARIANTS[name]).their_shapes() == shapes
+    assert open_clip_table(VARIANTS[name].model).their_shapes() == shapes

@@ -12,7 +12,7 @@ from einops import rearrange
 
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.vision_transformer import VisionConfig
+from flaxclip.models.vision_transformer import ViTConfig
 from tests.parity.clip_cases import pixel_values, random_inputs
 from tests.parity.foreign_params import from_transformers_siglip
 from tests.parity.open_clip_cases import SIGLIP, TEXT, random_tensors
@@ -96,10 +96,10 @@ def test_embeddings_and_logits_are_the_same(version, case):
     tensors = random_tensors(shapes)
     theirs.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()}, strict=True)
 
-    family = {"activation": "gelu_tanh", "norm_eps": 1e-6}
+    traits = {"activation": "gelu_tanh", "norm_eps": 1e-6}
     config = CLIPConfig(
-        vision=VisionConfig(**case["vision"], **family, pool="map"),
-        text=TextConfig(**case["text"], **family, pool="last"),
+        vision=ViTConfig(**case["vision"], **traits, family="siglip"),
+        text=TextConfig(**case["text"], **traits, family="siglip"),
         embed_dim=case["vision"]["width"],
         init_logit_bias=-10.0,
     )

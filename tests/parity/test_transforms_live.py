@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 
 from flaxclip.data.training_transform import AugmentConfig, sample_crop, transform_for_training
-from flaxclip.data.transforms import ImageTransform, preprocess
+from flaxclip.data.transforms import SizedTransform, preprocess
+from flaxclip.models.inputs import ImageTransform
 from tests.parity.pictures import kinds_of_file, photographs, saved
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
@@ -37,7 +38,8 @@ def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mo
         pytest.skip(f"only {len(paths)} pictures: scikit-image and scikit-learn are not installed")
     for path in paths:
         for size in (64, 224, 337):
-            ours = preprocess(path.read_bytes(), ImageTransform(size, mode, interpolation))
+            transform = SizedTransform(size, ImageTransform(mode, interpolation))
+            ours = preprocess(path.read_bytes(), transform)
             theirs = _open_clip(io.BytesIO(path.read_bytes()), size, mode, interpolation)
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{path.name} at {size}")
 
@@ -48,7 +50,7 @@ def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mo
 def test_every_kind_of_file_comes_out_equal_to_open_clips(kind, mode):
     file = kinds_of_file()[kind]
     for size in (64, 151, 224):  # 151: already the shortest side
-        ours = preprocess(file, ImageTransform(size, mode))
+        ours = preprocess(file, SizedTransform(size, ImageTransform(mode)))
         np.testing.assert_array_equal(ours, _open_clip(io.BytesIO(file), size, mode, "bicubic"))
 
 
@@ -60,7 +62,7 @@ def test_odd_sizes_round_as_torchvision_does():
         size = int(rng.integers(8, 40))
         file = io.BytesIO(saved(PIL.Image.fromarray(pixels), "PNG"))
         theirs = _open_clip(file, size, "shortest", "bicubic")
-        np.testing.assert_array_equal(preprocess(pixels, ImageTransform(size)), theirs)
+        np.testing.assert_array_equal(preprocess(pixels, SizedTransform(size)), theirs)
 
 
 def test_training_crops_are_within_2_grey_levels_of_torchvisions_at_the_same_place():
@@ -70,7 +72,7 @@ def test_training_crops_are_within_2_grey_levels_of_torchvisions_at_the_same_pla
         image = PIL.Image.open(path)
         if image.has_transparency_data:  # open_clip drops it, training lays it over white
             continue
-        ours = transform_for_training(path.read_bytes(), ImageTransform(224), AugmentConfig(), rng)
+        ours = transform_for_training(path.read_bytes(), SizedTransform(224), AugmentConfig(), rng)
         image = image.convert("RGB")
         place = sample_crop(
             image.height, image.width, np.random.default_rng(number), (0.9, 1.0), (3 / 4, 4 / 3)
@@ -103,7 +105,7 @@ def test_colours_change_as_torchvisions_do_for_the_same_factor(change):
             middle = 0.0 if change == "hue" else 1.0
             factor = replay.uniform(middle - 0.4, middle + 0.4)
             theirs = getattr(functional, f"adjust_{change}")(image, factor)
-        out = transform_for_training(pixels, ImageTransform(64), augment, ours)
+        out = transform_for_training(pixels, SizedTransform(64), augment, ours)
         np.testing.assert_array_equal(out, np.asarray(theirs))
 
 
