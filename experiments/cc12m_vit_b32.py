@@ -15,7 +15,7 @@ et al. 2023 ("Improving CLIP Training with Language Rewrites", CLIP baseline) 40
 chip-hours at the 25% MFU that the compiler expects, some $120 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

@@ -14,7 +14,7 @@ Expect 63.1% zero-shot on ImageNet with the filter of open_clip's `datacomp_l_s1
 chip-hours at the 21% MFU that the compiler expects, some $1,260 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

@@ -14,7 +14,7 @@ Expect 3.9% zero-shot on ImageNet with the baseline filter of open_clip's `datac
 chip-hours at the 16% MFU that the compiler expects, some $6 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

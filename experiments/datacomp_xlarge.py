@@ -14,7 +14,7 @@ Expect 79.2% zero-shot on ImageNet on DataComp-1B (open_clip's docs/PRETRAINED.m
 chip-hours at the 21% MFU that the compiler expects, some $80,000 at $4.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

@@ -12,7 +12,7 @@ Expect 62.96% zero-shot on ImageNet (docs/PRETRAINED.md). It took open_clip 4,60
 chip-hours at the 27% MFU that the compiler expects, some $3,600 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

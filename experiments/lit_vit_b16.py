@@ -19,7 +19,7 @@ Expect less than their 72.1% zero-shot on ImageNet (their model card), which beg
 at the 25% MFU that the compiler expects, some $97 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

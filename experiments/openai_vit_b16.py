@@ -13,7 +13,7 @@ Expect 68.6% zero-shot on ImageNet (their table 11); 68.4% as CLIP_benchmark mea
 chip-hours at the 23% MFU that the compiler expects, some $11,500 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

@@ -13,7 +13,7 @@ Expect 63.2% zero-shot on ImageNet (their table 11); 63.3% as CLIP_benchmark mea
 chip-hours at the 27% MFU that the compiler expects, some $3,600 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

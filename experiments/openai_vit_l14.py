@@ -14,7 +14,7 @@ chip-hours at the 10% MFU that the compiler expects, some $53,000 at $2.70 a chi
 the bandwidth of its memory all there is.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

@@ -7,10 +7,10 @@ Small batches and many steps: telling shapes apart takes updates more than examp
 there in a third of the steps that AdamW takes. Expect more than 95% on `scenes-unseen`.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
+from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.loader import DataConfig
-from flaxclip.data.training_transform import AugmentConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig

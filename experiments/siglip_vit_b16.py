@@ -17,7 +17,7 @@ saw more pairs, of WebLI, a corpus that is not public.
 chip-hours at the 24% MFU that the compiler expects, some $9,000 at $1.20 a chip-hour.
 """
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig

@@ -13,11 +13,11 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 
-from flaxclip.data.tokenizer import Tokenizer
-from flaxclip.data.tokenizers import load_tokenizer
-from flaxclip.data.transforms import SizedTransform, preprocess
+from flaxclip.data.images.eval_transform import SizedTransform, preprocess
+from flaxclip.data.tokenizers.base import Tokenizer
+from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.interop.name_table import unflatten
-from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError
 from flaxclip.health import HealthConfig
-from flaxclip.interop.state_dicts import WhichWeights
+from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.losses.pairs import Implementation
 from flaxclip.losses.sigmoid import neutral_logit_bias
 from flaxclip.models.clip import CLIPConfig

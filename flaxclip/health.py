@@ -12,7 +12,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from flaxclip.checksum import diverged_replicas
+from flaxclip.checkpoint.checksum import diverged_replicas
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import TrainingFailedError
 from flaxclip.storage import append_text

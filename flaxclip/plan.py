@@ -17,7 +17,6 @@ import sys
 import jax
 from rich.console import Console
 
-from flaxclip.command_line import RunCommand, parse
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.planning.advice import refusal_message
 from flaxclip.planning.compiled_step import Refusal
@@ -25,6 +24,7 @@ from flaxclip.planning.report import plan_json, print_plan, trials_table, varian
 from flaxclip.planning.run_plan import make_plan
 from flaxclip.planning.search import Dimension, search
 from flaxclip.planning.topology import open_topology
+from flaxclip.run.command_line import RunCommand, parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

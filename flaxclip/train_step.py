@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from flaxclip.accumulate import loss_and_gradients
 from flaxclip.config import TrainConfig
-from flaxclip.coordination import broadcast_from_host_0
 from flaxclip.data.batch import Batch
 from flaxclip.fine_tuning import frozen_mask, stop_frozen_gradients
+from flaxclip.hosts.coordination import broadcast_from_host_0
 from flaxclip.losses.pairs import ContrastiveLoss
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss

@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
-from flaxclip.checkpoint import (
+from flaxclip.checkpoint.layout import (
     CHECKPOINTS,
     CONFIG_FILE,
     keeps_average,
@@ -21,9 +21,9 @@ from flaxclip.checkpoint import (
     resolve_checkpoint,
 )
 from flaxclip.errors import InputError
+from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.interop.files import COMPANIONS, fetch_tree
 from flaxclip.interop.foreign import find_foreign
-from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig

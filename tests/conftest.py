@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 
-from tests.xla_flags import EIGHT_DEVICES
+from tests.helpers.xla_flags import EIGHT_DEVICES
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = EIGHT_DEVICES
@@ -23,9 +23,9 @@ import hypothesis
 import jax
 from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: F401  (the hook finds it by name)
+import tests.helpers.typecheck  # noqa: F401  (the hook finds it by name)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("flaxclip", "tests.typecheck.check")
+install_import_hook("flaxclip", "tests.helpers.typecheck.check")
 # python -m pytest tests/test_corpus_fuzz.py --hypothesis-profile=long
 hypothesis.settings.register_profile("long", max_examples=20_000)

@@ -8,7 +8,7 @@ import pytest
 from flaxclip.accumulate import loss_and_gradients
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.sharding import BATCH_AXES, MeshConfig, batch_sharding, make_mesh
-from tests.collectives import collectives
+from tests.helpers.collectives import collectives
 
 B, IN, WIDE, OUT = 512, 12, 300, 8
 

@@ -15,9 +15,9 @@ import pytest
 import safetensors.numpy
 
 from flaxclip.errors import InputError
-from flaxclip.interop import torch_pickle
-from flaxclip.interop.archives import open_archive
-from tests.torch_files import (
+from flaxclip.interop.archives import torch_pickle
+from flaxclip.interop.archives.open_archive import open_archive
+from tests.helpers.torch_files import (
     Call,
     Raw,
     Script,

@@ -19,19 +19,19 @@ import flaxclip
 from flaxclip.benchmark.__main__ import Command, follow, run
 from flaxclip.benchmark.datasets import image_batches
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.methods.zero_shot import build_zero_shot_classifier
 from flaxclip.benchmark.readers.own import read_scenes
-from flaxclip.benchmark.report import write_report
+from flaxclip.benchmark.report.report import write_report
 from flaxclip.benchmark.tasks import DataSource, all_tasks
 from flaxclip.benchmark.watch import watch
-from flaxclip.benchmark.zero_shot import build_zero_shot_classifier
-from flaxclip.data.scenes import ScenesSource
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import SizedTransform
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
+from tests.helpers.xla_flags import ONE_DEVICE
 from tests.test_benchmark_readers import labelled, png, write_wds
 from tests.test_loader import jpeg, write_shard
 from tests.test_train import finished_run, refused, run_cli  # noqa: F401  (a session's fixture)
-from tests.xla_flags import ONE_DEVICE
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from flaxclip.benchmark.linear_probe import (
+from flaxclip.benchmark.methods.linear_probe import (
     Split,
     choose_cost,
     few_shot,

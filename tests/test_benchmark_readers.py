@@ -11,16 +11,16 @@ import pytest
 import tyro
 
 from flaxclip.benchmark.__main__ import Command
-from flaxclip.benchmark.choice import associate_task
 from flaxclip.benchmark.datasets import MissingDataError, image_batches
 from flaxclip.benchmark.embeddings import Embedded, Embedder
-from flaxclip.benchmark.own_pictures import own_task, split_labels
+from flaxclip.benchmark.methods.choice import associate_task
+from flaxclip.benchmark.own_images import own_task, split_labels
 from flaxclip.benchmark.prompts import choose_wording, class_prompts, read_prompts
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.readers.parquet import ParquetPictures
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import SizedTransform
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import ImageTransform
 from tests.test_sources import leave_behind

@@ -7,10 +7,11 @@ from sklearn import metrics
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.embeddings import Embedded, Embedder
-from flaxclip.benchmark.exports import CLIP_BENCHMARK_SCORES
+from flaxclip.benchmark.methods.retrieval import count_rivals, retrieve_task
+from flaxclip.benchmark.methods.zero_shot import classify_task, score_levels
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.readers.own import PairPictures
-from flaxclip.benchmark.retrieval import count_rivals, retrieve_task
+from flaxclip.benchmark.report.exports import CLIP_BENCHMARK_SCORES
 from flaxclip.benchmark.scores import (
     confusion_matrix,
     expected_calibration_error,
@@ -27,8 +28,7 @@ from flaxclip.benchmark.scores import (
     worst_group,
 )
 from flaxclip.benchmark.tasks import Task
-from flaxclip.benchmark.zero_shot import classify_task, score_levels
-from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.sources.scenes import ScenesSource
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(4, size=200)
@@ -133,8 +133,8 @@ def test_the_paired_test_sees_what_two_intervals_do_not():
 
 @pytest.mark.parametrize("block", [(1024, 16384), (7, 11)])
 def test_retrieval_in_blocks_is_exact(block, monkeypatch):
-    monkeypatch.setattr("flaxclip.benchmark.retrieval.QUERIES_AT_ONCE", block[0])
-    monkeypatch.setattr("flaxclip.benchmark.retrieval.CANDIDATES_AT_ONCE", block[1])
+    monkeypatch.setattr("flaxclip.benchmark.methods.retrieval.QUERIES_AT_ONCE", block[0])
+    monkeypatch.setattr("flaxclip.benchmark.methods.retrieval.CANDIDATES_AT_ONCE", block[1])
     rng = np.random.default_rng(1)
     queries, candidates = rng.normal(size=(30, 8)), rng.normal(size=(47, 8))
     queries, candidates = queries.astype(np.float32), candidates.astype(np.float32)

@@ -13,14 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from flaxclip.checkpoint import CHECKPOINTS, load_variables, saved_steps
-from flaxclip.checkpoint_manager import CheckpointConfig, CheckpointManager
-from flaxclip.checksum import diverged_replicas, tree_checksums
+from flaxclip.checkpoint.checksum import diverged_replicas, tree_checksums
+from flaxclip.checkpoint.layout import CHECKPOINTS, load_variables, saved_steps
+from flaxclip.checkpoint.manager import CheckpointConfig, CheckpointManager
+from flaxclip.checkpoint.restore import restore_latest
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import TrainingFailedError
 from flaxclip.health import check_replicas
 from flaxclip.matrix_optimizers import scale_by_adafactor
-from flaxclip.restore import restore_latest
 from flaxclip.sharding import MeshConfig, make_mesh
 
 RECORD = {"data": {"records": 3}}

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flaxclip.data.array_record import decode_record, encode_record
-from flaxclip.data.captions import CaptionConfig, json_fields, make_captions
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.table import TableSource
-from flaxclip.data.tokenizers import load_tokenizer
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.array_record import decode_record, encode_record
+from flaxclip.data.sources.captions import CaptionConfig, json_fields, make_captions
+from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.table import TableSource
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from flaxclip import train
-from flaxclip.command_line import parse
 from flaxclip.config import load_experiment
 from flaxclip.config_json import to_json
+from flaxclip.run.command_line import parse
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "experiments"

@@ -20,16 +20,16 @@ import jax
 import pytest
 from PIL import Image
 
-from flaxclip.checkpoint_manager import CheckpointConfig
-from flaxclip.data.corpus import CorpusConfig, open_corpus
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.data.loader import DataConfig, load_batches
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
+from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
 from flaxclip.models.variants import ModelSpec
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
-from tests.tiny_run import TINY_MODEL, tiny_config
+from tests.helpers.tiny_run import TINY_MODEL, tiny_config
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 import flaxclip.train
-from flaxclip.checkpoint import saved_steps
+from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.data.order import batch_records
-from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import TRAINING_FAILED, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, HealthConfig, LossMonitor
 from flaxclip.optim import OptimConfig, make_schedule
+from tests.helpers.tiny_run import EXPERIMENT, tiny_config
+from tests.helpers.xla_flags import ONE_DEVICE
 from tests.test_checkpoint import files_no_larger_than
-from tests.tiny_run import EXPERIMENT, tiny_config
-from tests.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parents[1]
 

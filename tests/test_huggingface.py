@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from flaxclip.errors import InputError
-from flaxclip.interop.open_clip import has_open_clip
+from flaxclip.interop.open_clip.names import has_open_clip
 from flaxclip.models.clip import CLIPConfig, abstract_variables, init_params
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import ViTConfig
-from tests.parity.clip_cases import TINY, random_tensors
-from tests.peer_params import (
+from tests.helpers.peer_params import (
     huggingface_shapes,
     params_from_huggingface,
     params_to_huggingface,
 )
+from tests.parity.clip_cases import TINY, random_tensors
 
 CONFIG = CLIPConfig(
     vision=ViTConfig(**TINY["vision"]),

@@ -12,26 +12,26 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 import flaxclip
-from flaxclip.checkpoint import CHECKPOINTS, absolute, read_record, save_variables
-from flaxclip.command_line import parse
+from flaxclip.checkpoint.layout import CHECKPOINTS, absolute, read_record, save_variables
 from flaxclip.errors import InputError
-from flaxclip.initial_weights import describe, open_initial_weights, start_from
 from flaxclip.interop.export import export
-from flaxclip.interop.open_clip import open_clip_table
-from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.interop.open_clip.names import open_clip_table
+from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.resampling import resize_context, resize_grid
 from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.optim import OptimConfig, make_optimizer
+from flaxclip.run.command_line import parse
+from flaxclip.run.initial_weights import describe, open_initial_weights, start_from
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import Command
 from flaxclip.train_state import init_train_state
+from tests.helpers.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
+from tests.helpers.torch_files import checkpoint
 from tests.test_interop import variables_of
 from tests.test_train import run_cli
-from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
-from tests.torch_files import checkpoint
 
 # Not what the experiment asks for: it has to come from the file.
 MODEL = dataclasses.replace(

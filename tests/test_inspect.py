@@ -10,10 +10,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from flaxclip.data.inspect import Command, inspect
-from flaxclip.data.inspection import inspect_source
-from flaxclip.data.source import Pair, UnreadableRecordError
-from tests.pair_shards import picture, write_shards
+from flaxclip.data.inspect.__main__ import Command, inspect
+from flaxclip.data.inspect.inspection import inspect_source
+from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from tests.helpers.pair_shards import picture, write_shards
 
 
 def _inspect(*args, cache):

@@ -18,23 +18,23 @@ import sentencepiece
 from flax.traverse_util import flatten_dict
 
 import flaxclip
-from flaxclip.checkpoint import save_variables
+from flaxclip.checkpoint.layout import save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
+from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.export import export
-from flaxclip.interop.huggingface import huggingface_table
-from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.huggingface.names import huggingface_table
+from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.openai import config_from_shapes
-from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig, init_variables
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.models.vision_transformer import ViTConfig
-from tests.hub_stand_in import hub
-from tests.torch_files import saved
+from tests.helpers.hub_stand_in import hub
+from tests.helpers.torch_files import saved
 
 # Heads are 64 channels wide in OpenAI's files, whose configurations are read from shapes.
 VISION = ViTConfig(image_size=16, patch_size=8, width=64, layers=2, heads=1, mlp_ratio=1.5)
@@ -369,7 +369,7 @@ def test_weights_of_transformers_need_the_files_beside_them(exported):
 
 def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
     """As in the published config.json of SigLIP, which is nearly empty."""
-    from flaxclip.interop.huggingface_config import read_config
+    from flaxclip.interop.huggingface.read_config import read_config
 
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "siglip", "vision_config": {}, "text_config": {}})
@@ -410,7 +410,7 @@ def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
 def test_an_image_processor_that_is_told_little_does_what_its_class_does(
     kind, processor, expected, file, tmp_path
 ):
-    from flaxclip.interop.huggingface_config import read_config
+    from flaxclip.interop.huggingface.read_config import read_config
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     processor = processor | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -427,7 +427,7 @@ def test_an_image_processor_that_is_told_little_does_what_its_class_does(
 
 def test_a_crop_smaller_than_the_model_is_refused_though_its_size_is_not_written(tmp_path):
     """`CLIPImageProcessor` cuts 224 pixels out unless it is told otherwise."""
-    from flaxclip.interop.huggingface_config import read_config
+    from flaxclip.interop.huggingface.read_config import read_config
 
     config = {"model_type": "clip", "vision_config": {"image_size": 256}}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -7,12 +7,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data import upright_picture
-from flaxclip.data.jpeg_header import JpegFrame, read_jpeg_frame
-from flaxclip.data.picture_encoding import PictureEncoding, encode_picture
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import decode_image, open_image
-from flaxclip.data.upright_picture import UprightPicture
+from flaxclip.data.images import decode
+from flaxclip.data.images.decode import UprightPicture
+from flaxclip.data.images.eval_transform import decode_image, open_image
+from flaxclip.data.images.jpeg_header import JpegFrame, read_jpeg_frame
+from flaxclip.data.prepare.encoding import PictureEncoding, encode_picture
+from flaxclip.data.sources.source import UnreadableRecordError
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 RARE = {
@@ -135,7 +135,7 @@ def shown_to_simplejpeg(monkeypatch):
         raise ValueError("not to be decoded")
 
     for name in ("decode_jpeg", "decode_jpeg_header"):
-        monkeypatch.setattr(upright_picture.simplejpeg, name, spy)
+        monkeypatch.setattr(decode.simplejpeg, name, spy)
     return shown
 
 
@@ -154,12 +154,12 @@ def shown_to_simplejpeg(monkeypatch):
 )
 def test_simplejpeg_is_shown_no_frame_of_a_rare_kind(frame, shown_to_simplejpeg):
     file = SOI + frame + EOI
-    for decode in (
+    for read in (
         lambda: UprightPicture(file).decode(0.1),
         lambda: encode_picture(file, PictureEncoding(resize=10)),
     ):
         with pytest.raises(UnreadableRecordError):
-            decode()
+            read()
     assert not shown_to_simplejpeg
 
 

@@ -145,7 +145,7 @@ def test_the_manifest_is_a_job_set(hardware):
 def test_kubernetes_starts_again_what_was_preempted_and_nothing_else(
     tmp_path, hardware, plan, code
 ):
-    kubectl = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/stub_kubectl.py "$@"\n'
+    kubectl = f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/helpers/stub_kubectl.py "$@"\n'
     cluster = Cluster(tmp_path, plan, python=PYTHON, kubectl=kubectl)
     # As the manifest's head says.
     commands = re.findall(r"(?m)^#   (kubectl .*?)(?:  +#.*)?$", MANIFEST.read_text())

@@ -43,7 +43,7 @@ class Cloud:
         (folder / "plan").write_text("\n".join(plan))
         bin_ = folder / "bin"
         bin_.mkdir()
-        gcloud = f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/stub_gcloud.py "$@"\n'
+        gcloud = f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/helpers/stub_gcloud.py "$@"\n'
         commands = {"python3": PYTHON3, "uv": UV, "train": TRAIN, "gcloud": gcloud}
         for name, text in commands.items():
             (bin_ / name).write_text(text)

@@ -15,12 +15,12 @@ from flax.traverse_util import flatten_dict
 
 import flaxclip
 from flaxclip.api import encode_image, encode_text
-from flaxclip.data.bert_tokenizer import BertTokenizer
+from flaxclip.data.tokenizers.bert import BertTokenizer
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
+from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.export import export
 from flaxclip.interop.lit import OLD_NUMBERS, lit_table, lit_tensors, spec_from_tensors
-from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import abstract_variables
 from flaxclip.models.cost import model_cost
 from flaxclip.models.text_transformer import TextConfig, TextTransformer

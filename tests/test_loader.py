@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from flaxclip.data.examples import ExampleLoader
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.loader import DataConfig, load_batches
 from flaxclip.data.order import OrderConfig, draw_order
-from flaxclip.data.scenes import ScenesSource
-from flaxclip.data.tokenizers import load_tokenizer
-from flaxclip.data.training_transform import AugmentConfig
-from flaxclip.data.transforms import SizedTransform
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 from flaxclip.models.variants import VARIANTS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxclip.metrics import MetricWriter
-from tests.metric_files import read_events, read_wandb
+from tests.helpers.metric_files import read_events, read_wandb
 
 PICTURE = np.zeros((30, 40, 3), np.uint8)
 

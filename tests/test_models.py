@@ -27,8 +27,8 @@ from flaxclip.models.layers import BlockConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.transformer import Transformer, TransformerBlock
 from flaxclip.models.vision_transformer import ViTConfig, sample_patches
+from tests.helpers.peer_params import huggingface_shapes, params_from_huggingface
 from tests.parity.clip_cases import TINY, random_tensors
-from tests.peer_params import huggingface_shapes, params_from_huggingface
 
 REFERENCE = Path(__file__).parent / "golden" / "clip_reference.npz"
 

@@ -19,14 +19,14 @@ from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.variants import VARIANTS
-from flaxclip.workdir import claim_workdir
+from flaxclip.run.workdir import claim_workdir
 from tests.test_train import run_cli
 
 GOLDEN = Path(__file__).parent / "golden" / "workdirs"
 CONFIGS = json.loads((GOLDEN / "configs_format_0.json").read_text())
 # The experiment of the run, as it is written today.
 EXPERIMENT = """
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
 from flaxclip.models.clip import CLIPConfig

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flaxclip.data.text_cleaning import cleaning_of
+from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.name_table import unflatten
-from flaxclip.interop.open_clip import has_open_clip, open_clip_table
-from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.interop.open_clip.names import has_open_clip, open_clip_table
+from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.interop.openai import config_from_shapes
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig

@@ -5,7 +5,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flaxclip.data.mixture import MixtureSource
 from flaxclip.data.order import (
     Draw,
     HostRows,
@@ -15,7 +14,8 @@ from flaxclip.data.order import (
     repeated_in_batches,
     stand_in,
 )
-from flaxclip.data.source import Pair
+from flaxclip.data.sources.mixture import MixtureSource
+from flaxclip.data.sources.source import Pair
 from flaxclip.errors import InputError
 
 

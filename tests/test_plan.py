@@ -6,16 +6,16 @@ import re
 
 import pytest
 
-from flaxclip.command_line import parse
 from flaxclip.models.cost import model_cost
 from flaxclip.plan import Command, run
 from flaxclip.planning.compiled_step import CompiledStep
 from flaxclip.planning.report import variants_table
 from flaxclip.planning.run_plan import make_plan
 from flaxclip.planning.topology import open_topology
+from flaxclip.run.command_line import parse
 from flaxclip.sharding import MeshConfig
+from tests.helpers.tiny_run import TINY_MODEL, tiny_config
 from tests.test_train import experiment, refused, run_cli  # noqa: F401  (a module's fixture)
-from tests.tiny_run import TINY_MODEL, tiny_config
 
 
 @pytest.fixture(scope="module")

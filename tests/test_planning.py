@@ -27,7 +27,7 @@ from flaxclip.planning.memory_traffic import hbm_traffic
 from flaxclip.planning.roofline import roofline
 from flaxclip.planning.topology import Topology
 from flaxclip.train_step import choose_remat
-from tests.tiny_run import tiny_config
+from tests.helpers.tiny_run import tiny_config
 
 P = PartitionSpec
 V5E = find_chip("TPU v5 lite")

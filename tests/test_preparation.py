@@ -16,23 +16,23 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flaxclip.data.array_record import ArrayRecordSource
-from flaxclip.data.corpus import CorpusConfig, open_corpus
-from flaxclip.data.pair_filters import PairFilters
-from flaxclip.data.pair_statistics import Distribution, PairFacts, PairStatistics
-from flaxclip.data.picture_encoding import PictureEncoding, encode_picture
-from flaxclip.data.preparation import (
+from flaxclip.data.inspect.statistics import Distribution, PairFacts, PairStatistics
+from flaxclip.data.prepare.encoding import PictureEncoding, encode_picture
+from flaxclip.data.prepare.filters import PairFilters
+from flaxclip.data.prepare.folder import PreparationFolder, write_whole
+from flaxclip.data.prepare.passes import (
     Recipe,
     plan_shards,
     scan_records,
     shard_numbers,
     write_shard,
 )
-from flaxclip.data.preparation_folder import PreparationFolder, write_whole
-from flaxclip.data.prepared_corpus import claim, publish
-from flaxclip.data.source import UnreadableRecordError
+from flaxclip.data.prepare.publish import claim, publish
+from flaxclip.data.sources.array_record import ArrayRecordSource
+from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
-from tests.pair_shards import picture, write_shards
+from tests.helpers.pair_shards import picture, write_shards
 
 FILTERS = PairFilters(min_side=20, max_aspect=3, min_words=2, score_key="similarity", min_score=0.5)
 
@@ -237,7 +237,7 @@ def test_killed_while_shards_are_named_it_finishes_the_second_time(tmp_path, mon
         for path, name in moves:
             path.write_text(name)
         with monkeypatch.context() as patch:
-            patch.setattr("flaxclip.data.prepared_corpus.write_whole", _fails_at("page"))
+            patch.setattr("flaxclip.data.prepare.publish.write_whole", _fails_at("page"))
             with pytest.raises(KeyboardInterrupt):
                 publish(folder, moves, {"page": b"", "datasheet.json": sheet})
     assert (tmp_path / "out" / "b").exists()

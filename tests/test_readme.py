@@ -12,12 +12,13 @@ import pytest
 import tyro
 
 import flaxclip.benchmark.__main__
-import flaxclip.benchmark.report
+import flaxclip.benchmark.report.report
 import flaxclip.interop.__main__
 from flaxclip import plan, train
-from flaxclip.command_line import parse
-from flaxclip.data import inspect, prepare
-from tests.readme import TEXT, blocks
+from flaxclip.data.inspect import __main__ as inspect
+from flaxclip.data.prepare import __main__ as prepare
+from flaxclip.run.command_line import parse
+from tests.helpers.readme import TEXT, blocks
 from tests.test_train import finished_run  # noqa: F401  (a session's fixture)
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def check_interop(words):
 
 def check_benchmark(words):
     if words[0] == "report":
-        tyro.cli(flaxclip.benchmark.report.Command, args=words[1:])
+        tyro.cli(flaxclip.benchmark.report.report.Command, args=words[1:])
     else:
         tyro.cli(flaxclip.benchmark.__main__.Command, args=words)
 

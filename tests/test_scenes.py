@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flaxclip.data.scenes import ALL, COLOURS, SEEN, SHAPES, SHIFTS, UNSEEN, ScenesSource
+from flaxclip.data.sources.scenes import ALL, COLOURS, SEEN, SHAPES, SHIFTS, UNSEEN, ScenesSource
 
 
 @pytest.fixture(scope="module")

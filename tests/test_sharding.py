@@ -22,9 +22,9 @@ from flaxclip.sharding import (
     mesh_shardings,
 )
 from flaxclip.train_state import init_train_state
-from tests.collectives import collectives
-from tests.ten_steps import BATCH_SIZE, LOSSES, assert_equal_runs, plain_run, run
-from tests.tiny_run import TINY_MODEL, tiny_config
+from tests.helpers.collectives import collectives
+from tests.helpers.ten_steps import BATCH_SIZE, LOSSES, assert_equal_runs, plain_run, run
+from tests.helpers.tiny_run import TINY_MODEL, tiny_config
 
 
 @pytest.fixture(scope="module")

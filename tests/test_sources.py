@@ -17,13 +17,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from flaxclip.config_json import from_json, to_json
-from flaxclip.data import array_record
-from flaxclip.data.array_record import encode_record
-from flaxclip.data.captions import CaptionConfig, draw_caption
-from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus
 from flaxclip.data.loader import DataConfig, open_source
-from flaxclip.data.parquet_batches import group_batches, open_parquet
-from flaxclip.data.source import Pair, Source, UnreadableRecordError
+from flaxclip.data.sources import array_record
+from flaxclip.data.sources.array_record import encode_record
+from flaxclip.data.sources.captions import CaptionConfig, draw_caption
+from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus
+from flaxclip.data.sources.parquet_batches import group_batches, open_parquet
+from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
 from flaxclip.errors import InputError
 
 
@@ -542,7 +542,7 @@ FIELDS = {"txt": "t", "alt": ["a", "b"], "blank": " ", "n": 3}
     ],
 )
 def test_captions_are_drawn_as_often_as_their_weights_say(config, shares):
-    from flaxclip.data.captions import make_captions
+    from flaxclip.data.sources.captions import make_captions
 
     pair = Pair(b"", *make_captions(FIELDS, config, ("txt", "caption")))
     rng = np.random.default_rng(0)

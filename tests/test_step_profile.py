@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from flaxclip.errors import InputError
-from flaxclip.step_profile import PROFILES
+from flaxclip.run.step_profile import PROFILES
 from flaxclip.train import train
-from tests.tiny_run import tiny_config
+from tests.helpers.tiny_run import tiny_config
 
 
 def profiled_steps(path):

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from flaxclip.api import CLIPModel
-from flaxclip.checkpoint import save_variables
-from flaxclip.data.text_cleaning import clean, cleaning_of
-from flaxclip.data.tokenizers import load_tokenizer
+from flaxclip.checkpoint.layout import save_variables
+from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.data.tokenizers.text_cleaning import clean, cleaning_of
 from flaxclip.errors import InputError
-from flaxclip.interop import open_clip_config
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.export import export
 from flaxclip.interop.foreign import find_foreign
-from flaxclip.interop.huggingface_config import read_config
-from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.interop.huggingface.read_config import read_config as read_huggingface_config
+from flaxclip.interop.open_clip.read_config import CONFIG_FILE
+from flaxclip.interop.open_clip.read_config import read_config as read_open_clip_config
+from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.interop.tokenizer_files import write_tokenizer
 from flaxclip.models.inputs import TextCleaning, TokenizerConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
@@ -140,12 +141,12 @@ def read_open_clip(folder, name, text_cfg, tokenizer_class=None):
     for field in ("hf_tokenizer_name", "tokenizer_kwargs"):
         stated.pop(field, None)
     stated |= text_cfg
-    path = folder / open_clip_config.CONFIG_FILE
+    path = folder / CONFIG_FILE
     path.write_text(json.dumps(contents))
     if tokenizer_class is not None:
         value = {"tokenizer_class": tokenizer_class}
         (folder / "tokenizer_config.json").write_text(json.dumps(value))
-    return open_clip_config.read_config(path)
+    return read_open_clip_config(path)
 
 
 def named(name, **kwargs):
@@ -245,7 +246,7 @@ def read_huggingface(folder, kind, settings):
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     if settings is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return read_config(folder)[0]
+    return read_huggingface_config(folder)[0]
 
 
 @pytest.mark.parametrize(

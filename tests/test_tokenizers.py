@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import flaxclip.data
-from flaxclip.data.clip_tokenizer import CLIPTokenizer
-from flaxclip.data.tokenizers import load_tokenizer
+import flaxclip.data.tokenizers
+from flaxclip.data.tokenizers.clip import CLIPTokenizer
+from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 
@@ -34,7 +34,9 @@ def padded(ids: list[int], length: int = 77) -> list[int]:
 
 
 def test_merges_are_the_published_ones():
-    path = Path(flaxclip.data.__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
+    path = (
+        Path(flaxclip.data.tokenizers.__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
+    )
     assert hashlib.md5(path.read_bytes()).hexdigest() == "933b7abbbbde62c36f02f0e6ccde464f"
 
 

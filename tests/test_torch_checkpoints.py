@@ -12,12 +12,11 @@ import safetensors.numpy
 
 import flaxclip
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import open_archive
-from flaxclip.interop.open_clip import open_clip_table
-from flaxclip.interop.open_clip_json import open_clip_json
-from flaxclip.interop.safetensors_file import is_safetensors
-from tests.test_interop import CLIP, variables_of
-from tests.torch_files import (
+from flaxclip.interop.archives.open_archive import open_archive
+from flaxclip.interop.archives.safetensors_file import is_safetensors
+from flaxclip.interop.open_clip.names import open_clip_table
+from flaxclip.interop.open_clip.write_config import open_clip_json
+from tests.helpers.torch_files import (
     Call,
     Raw,
     Tensor,
@@ -27,6 +26,7 @@ from tests.torch_files import (
     saved,
     torch_file,
 )
+from tests.test_interop import CLIP, variables_of
 
 RAW = {"visual.proj": np.ones((2, 3), np.float32), "logit_scale": np.array(1.0, np.float32)}
 

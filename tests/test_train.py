@@ -14,23 +14,23 @@ import PIL.Image
 import pytest
 from filelock import FileLock
 
-from flaxclip.checkpoint import load_variables, saved_steps
-from flaxclip.checkpoint_manager import CheckpointConfig
-from flaxclip.command_line import parse
+from flaxclip.checkpoint.layout import load_variables, saved_steps
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import load_experiment
-from flaxclip.data.scenes import ScenesSource
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig, make_optimizer
-from flaxclip.run_report import announce, explain_out_of_memory, peak_memory
+from flaxclip.run.command_line import parse
+from flaxclip.run.report import announce, explain_out_of_memory, peak_memory
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import Command, train
 from flaxclip.train_state import abstract_train_state
-from tests.metric_files import read_events
+from tests.helpers.metric_files import read_events
+from tests.helpers.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
+from tests.helpers.xla_flags import ONE_DEVICE
 from tests.test_loader import jpeg, write_shard
-from tests.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
-from tests.xla_flags import ONE_DEVICE
 
 
 def params_of(workdir, step):
@@ -69,9 +69,9 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
     workdir = tmp_path / "stopped"
     writer = "flaxclip.train.CheckpointManager"
     with monkeypatch.context() as patch:
-        import flaxclip.checkpoint_manager
+        import flaxclip.checkpoint.manager
 
-        class StopsAfterFirstSave(flaxclip.checkpoint_manager.CheckpointManager):
+        class StopsAfterFirstSave(flaxclip.checkpoint.manager.CheckpointManager):
             def save(self, *args):
                 super().save(*args)
                 self.close()

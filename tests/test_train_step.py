@@ -13,7 +13,7 @@ from flaxclip.optim import MAX_LOGIT_SCALE, OptimConfig, make_optimizer
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 from flaxclip.train_state import init_train_state
 from flaxclip.train_step import Batch, make_train_step
-from tests.collectives import collectives
+from tests.helpers.collectives import collectives
 from tests.parity.clip_cases import TINY, random_inputs
 
 CONFIG = CLIPConfig(

@@ -8,11 +8,11 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
-from flaxclip.data import resize
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.training_transform import AugmentConfig, sample_crop, transform_for_training
-from flaxclip.data.transforms import SizedTransform
-from flaxclip.data.upright_picture import UprightPicture
+from flaxclip.data.images import resize
+from flaxclip.data.images.decode import UprightPicture
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import ImageTransform
 from tests.parity.pictures import photographs
@@ -64,7 +64,7 @@ def test_the_crop_is_torchvisions_at_the_same_place(monkeypatch, name):
     with np.load(GOLDEN) as golden:
         file, place, expected = (golden[f"{name}/{x}"] for x in ("file", "crop_box", "crop"))
     monkeypatch.setattr(
-        "flaxclip.data.training_transform.sample_crop", lambda *_: tuple(place.tolist())
+        "flaxclip.data.images.train_transform.sample_crop", lambda *_: tuple(place.tolist())
     )
     ours = _transform(file.tobytes())
     assert _difference(ours, expected) < 0.5

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import flaxclip.train
+from flaxclip.run.transfers import no_hidden_transfers
 from flaxclip.sharding import MeshConfig, make_mesh
-from flaxclip.transfers import no_hidden_transfers
-from tests.tiny_run import tiny_config
+from tests.helpers.tiny_run import tiny_config
 
 
 def test_only_what_is_asked_for_moves():

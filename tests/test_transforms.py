@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 
 from flaxclip.api import CLIPModel
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import SizedTransform, decode_image, preprocess
+from flaxclip.data.images.eval_transform import SizedTransform, decode_image, preprocess
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import ImageTransform
 from flaxclip.models.variants import ModelSpec

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flaxclip.command_line import variant
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs
 from flaxclip.models.cost import model_cost, published_flops
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.run.command_line import variant
 
 # Millions of parameters and forward GFLOPs a pair: open_clip, `docs/model_profile.csv`.
 PUBLISHED = {

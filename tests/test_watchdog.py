@@ -9,7 +9,7 @@ from flaxclip.exit_codes import PREEMPTED
 # Seconds in place of minutes; the watchdog itself is the real one, in a process it may end.
 HANG = """
 import time
-from flaxclip import watchdog
+from flaxclip.hosts import watchdog
 
 watchdog._SLOW_SECONDS = 0.2
 with watchdog.Watchdog(timeout_seconds=$timeout) as dog:

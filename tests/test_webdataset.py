@@ -20,10 +20,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data import scan_processes, tar_index
-from flaxclip.data.source import Pair, UnreadableRecordError
-from flaxclip.data.tar_scan import COUNTS
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.tars import scan_processes, tar_index
+from flaxclip.data.sources.tars.tar_scan import COUNTS
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
 
 
@@ -520,7 +520,7 @@ def test_many_shards_are_indexed_whatever_the_main_program_is(tmp_path):
     program = (  # without `if __name__ == "__main__"`
         "import os\n"
         "os.cpu_count = lambda: 2\n"
-        "from flaxclip.data.webdataset import WebDatasetSource\n"
+        "from flaxclip.data.sources.tars.webdataset import WebDatasetSource\n"
         f"print(len(WebDatasetSource({str(tmp_path / '*.tar')!r})))\n"
     )
     (tmp_path / "script.py").write_text(program)

@@ -9,13 +9,13 @@ import pytest
 import safetensors.numpy
 
 import flaxclip
-from flaxclip.checkpoint import save_variables
+from flaxclip.checkpoint.layout import save_variables
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import open_archive
+from flaxclip.interop.archives.open_archive import open_archive
 from flaxclip.interop.export import export
 from flaxclip.interop.files import find_weights
+from tests.helpers.torch_files import saved
 from tests.test_interop import CLIP, assert_same, variables_of
-from tests.torch_files import saved
 
 MODEL = "model.safetensors"
 

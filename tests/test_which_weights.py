@@ -12,16 +12,16 @@ import safetensors.numpy
 import flaxclip
 from flaxclip.benchmark.__main__ import Command
 from flaxclip.benchmark.__main__ import run as measure
-from flaxclip.benchmark.exports import checkpoint_name
-from flaxclip.checkpoint import save_variables
+from flaxclip.benchmark.report.exports import checkpoint_name
+from flaxclip.checkpoint.layout import save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
-from flaxclip.interop.archives import open_archive
-from flaxclip.interop.open_clip import open_clip_table
-from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.interop.archives.open_archive import open_archive
+from flaxclip.interop.open_clip.names import open_clip_table
+from flaxclip.interop.open_clip.write_config import open_clip_json
+from tests.helpers.torch_files import checkpoint, stored, torch_file
 from tests.test_interop import CLIP, assert_same, variables_of
 from tests.test_torch_checkpoints import RAW, assert_is, write
-from tests.torch_files import checkpoint, stored, torch_file
 
 __all__ = ["write"]
 AVERAGE = {name: np.asarray(2 * array) for name, array in RAW.items()}

@@ -10,13 +10,13 @@ import pytest
 
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import run_from_json
-from flaxclip.data.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableRecordError
 from flaxclip.errors import InputError
 from flaxclip.optim import OptimConfig
-from flaxclip.provenance import data_fingerprint, run_record
+from flaxclip.run.provenance import data_fingerprint, run_record
+from flaxclip.run.workdir import check_same_data, claim_workdir, hold_workdir
 from flaxclip.sharding import MeshConfig
-from flaxclip.workdir import check_same_data, claim_workdir, hold_workdir
-from tests.tiny_run import tiny_config
+from tests.helpers.tiny_run import tiny_config
 
 
 class Records:
@@ -104,7 +104,7 @@ def test_what_changes_no_number_may_change_freely(tmp_path):
 
 def test_a_workdir_is_held_by_one_process_and_free_once_that_is_gone(tmp_path):
     hold = (
-        "import sys, time; from flaxclip.workdir import hold_workdir\n"
+        "import sys, time; from flaxclip.run.workdir import hold_workdir\n"
         "with hold_workdir(sys.argv[1]):\n"
         "    print('held', flush=True); time.sleep(600)"
     )

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from flaxclip.data.host_batches import Example, LocalLoading
-from flaxclip.data.shared_batches import BatchShape, count_slots
-from flaxclip.data.worker_pool import WorkerError, WorkerPool
+from flaxclip.data.workers.host_batches import Example, LocalLoading
+from flaxclip.data.workers.pool import WorkerError, WorkerPool
+from flaxclip.data.workers.shared_batches import BatchShape, count_slots
 from flaxclip.errors import InputError
 
 SHAPE = BatchShape(rows=40, image_size=4, context_length=3)

@@ -30,7 +30,7 @@ import numpy as np
 import PIL.Image
 import tyro
 
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError, exit_on_input_error
 
 # Xiao et al. 2017, table 1, in the order of its labels.

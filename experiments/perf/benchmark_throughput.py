@@ -27,10 +27,10 @@ from sklearn.datasets import load_sample_images
 
 from flaxclip.api import CLIPModel, encode_image
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.methods.zero_shot import classify_task
 from flaxclip.benchmark.prompts import choose_wording
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.tasks import find_tasks
-from flaxclip.benchmark.zero_shot import classify_task
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.interop.export import export
 from flaxclip.models.clip import init_variables

@@ -117,8 +117,8 @@ def flaxclip_side(folder: Path, workers: int):
     os.environ["JAX_PLATFORMS"] = "cpu"
     from flaxclip.data.loader import DataConfig, load_batches, open_source
     from flaxclip.models.variants import VARIANTS
+    from flaxclip.run.startup import keep_freed_memory
     from flaxclip.sharding import MeshConfig, make_mesh
-    from flaxclip.startup import keep_freed_memory
 
     keep_freed_memory()  # as `flaxclip.train` does
 
@@ -198,8 +198,8 @@ def decode_for_ever(folder: str) -> None:
 
 def decoded_scale(file: bytes) -> float:
     """At which training decodes it, for most crops."""
-    from flaxclip.data.training_transform import MARGIN
-    from flaxclip.data.upright_picture import UprightPicture
+    from flaxclip.data.images.decode import UprightPicture
+    from flaxclip.data.images.train_transform import MARGIN
 
     picture = UprightPicture(file)
     return picture.decode(MARGIN * 224 / (0.95 * picture.height))[1]
@@ -272,12 +272,12 @@ def print_fidelity(folder: Path) -> None:
     import numpy as np
     import PIL.Image
 
-    from flaxclip.data.training_transform import (
+    from flaxclip.data.images.eval_transform import SizedTransform
+    from flaxclip.data.images.train_transform import (
         AugmentConfig,
         sample_crop,
         transform_for_training,
     )
-    from flaxclip.data.transforms import SizedTransform
 
     differences = []
     for seed, file in enumerate(read_files(folder)):
@@ -303,14 +303,14 @@ def print_profile(folder: Path) -> None:
     import numpy as np
 
     from flaxclip.data.examples import ExampleLoader
-    from flaxclip.data.host_batches import ROWS_AT_A_TIME
+    from flaxclip.data.images.decode import UprightPicture
+    from flaxclip.data.images.eval_transform import SizedTransform
+    from flaxclip.data.images.resize import resize_part
+    from flaxclip.data.images.train_transform import AugmentConfig, sample_crop
     from flaxclip.data.loader import DataConfig, open_source
     from flaxclip.data.order import draw_order, example_rng
-    from flaxclip.data.resize import resize_part
-    from flaxclip.data.tokenizers import load_tokenizer
-    from flaxclip.data.training_transform import AugmentConfig, sample_crop
-    from flaxclip.data.transforms import SizedTransform
-    from flaxclip.data.upright_picture import UprightPicture
+    from flaxclip.data.tokenizers.load import load_tokenizer
+    from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME
     from flaxclip.models.inputs import TokenizerConfig
 
     config = DataConfig(path=(str(folder / "*.tar"),))

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from flaxclip.interop.open_clip import open_clip_table
-from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.interop.open_clip.names import open_clip_table
+from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.models.variants import VARIANTS
-from tests.torch_files import Tensor, pickled
+from tests.helpers.torch_files import Tensor, pickled
 
 _CHILD = """
 import sys, time

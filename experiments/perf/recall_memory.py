@@ -15,7 +15,7 @@ import tyro
 _CHILD = """
 import sys, time
 import numpy as np
-from flaxclip.benchmark.retrieval import count_rivals
+from flaxclip.benchmark.methods.retrieval import count_rivals
 count, width = int(sys.argv[1]), int(sys.argv[2])
 def peak():
     line = next(x for x in open("/proc/self/status") if x.startswith("VmHWM"))

@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[2]
 HOSTS = (1, 2, 4)
 
 EXPERIMENT = """
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import DataConfig
-from flaxclip.data.training_transform import AugmentConfig
+from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig

@@ -15,14 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flaxclip.checkpoint import saved_steps
-from flaxclip.checkpoint_manager import CheckpointConfig, CheckpointManager
+from flaxclip.checkpoint.layout import saved_steps
+from flaxclip.checkpoint.manager import CheckpointConfig, CheckpointManager
 from flaxclip.config import TrainConfig
 from flaxclip.data.batch import Batch
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig, make_optimizer
+from flaxclip.run.startup import keep_freed_memory
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
-from flaxclip.startup import keep_freed_memory
 from flaxclip.train_state import init_train_state
 from flaxclip.train_step import make_train_step
 

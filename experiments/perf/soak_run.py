@@ -17,10 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 import flaxclip.train
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
 from flaxclip.data.order import batch_records
-from flaxclip.data.scenes import ScenesSource
+from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.health import HealthConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig

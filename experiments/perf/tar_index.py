@@ -20,14 +20,14 @@ from pathlib import Path
 import tyro
 
 from flaxclip.data.order import OrderConfig, batch_records
-from flaxclip.data.tar_scan import RECORD
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.tars.tar_scan import RECORD
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 
 _PER_SHARD = 10_000
 _CHILD = """
 import sys, time
 import numpy as np
-from flaxclip.data.webdataset import WebDatasetSource
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 
 def resident(kind):
     return sum(

@@ -23,17 +23,17 @@ from etils import epath
 from flaxclip.api import CLIPModel, read_model
 from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder
 from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
-from flaxclip.benchmark.own_pictures import name_pictures, own_task, split_labels
+from flaxclip.benchmark.own_images import name_pictures, own_task, split_labels
 from flaxclip.benchmark.prompts import read_prompts
 from flaxclip.benchmark.readers.folder import class_folders
 from flaxclip.benchmark.results import print_table, unreadable_lines, write_text
 from flaxclip.benchmark.tasks import PromptSet, Task, default_tasks, find_tasks
 from flaxclip.benchmark.tensorboard import write_events
 from flaxclip.benchmark.watch import watch
-from flaxclip.checkpoint import CHECKPOINTS, load_config, resolve_checkpoint
+from flaxclip.checkpoint.layout import CHECKPOINTS, load_config, resolve_checkpoint
 from flaxclip.data.loader import DataConfig
 from flaxclip.errors import InputError, exit_on_input_error
-from flaxclip.interop.state_dicts import WhichWeights
+from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.sharding import join_hosts
 from flaxclip.weights import open_weights
 
@@ -95,7 +95,7 @@ def main() -> None:
     """The command line."""
     with exit_on_input_error("flaxclip.benchmark"):
         if sys.argv[1:2] == ["report"]:
-            from flaxclip.benchmark.report import report_command
+            from flaxclip.benchmark.report.report import report_command
 
             report_command(sys.argv[2:])
             return
@@ -116,7 +116,7 @@ def follow(command: Command) -> None:
     """
     if jax.process_count() > 1:
         raise InputError("--watch runs on one host\nhosts may see a checkpoint at different times")
-    from flaxclip.benchmark.report import write_report
+    from flaxclip.benchmark.report.report import write_report
 
     out = command.out or _default_out(command.checkpoint, Path(command.checkpoint), 0).parent
 

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.transforms import SizedTransform, decode_image, preprocess
+from flaxclip.data.images.eval_transform import SizedTransform, decode_image, preprocess
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
 

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flaxclip.benchmark.choice import associate_task, choose_task
 from flaxclip.benchmark.datasets import (
     Associations,
     Captioned,
@@ -19,22 +18,23 @@ from flaxclip.benchmark.datasets import (
     MissingDataError,
 )
 from flaxclip.benchmark.embeddings import Embedder, is_word_of_host_0
-from flaxclip.benchmark.linear_probe import (
+from flaxclip.benchmark.images import draw_result
+from flaxclip.benchmark.methods.choice import associate_task, choose_task
+from flaxclip.benchmark.methods.linear_probe import (
     Split,
     few_shot,
     linear_probe,
     nearest_neighbours,
     set_aside,
 )
-from flaxclip.benchmark.pictures import draw_result
+from flaxclip.benchmark.methods.retrieval import retrieve_task
+from flaxclip.benchmark.methods.zero_shot import Result, classify_task
 from flaxclip.benchmark.prompts import Wording, check_distinct, choose_wording
 from flaxclip.benchmark.readers import open_split, open_test
 from flaxclip.benchmark.results import digest, make_record, read_record, write_record
-from flaxclip.benchmark.retrieval import retrieve_task
 from flaxclip.benchmark.robustness import published_scores
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
-from flaxclip.benchmark.zero_shot import Result, classify_task
-from flaxclip.data.left_out import describe_counts
+from flaxclip.data.sources.left_out import describe_counts
 from flaxclip.errors import InputError
 
 Method = Literal["zero-shot", "linear-probe", "few-shot", "knn"]

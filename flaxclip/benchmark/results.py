@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.zero_shot import Result
+from flaxclip.benchmark.methods.zero_shot import Result
 from flaxclip.errors import InputError
 
 PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers", "ftfy")

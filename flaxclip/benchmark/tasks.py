@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
-from flaxclip.data import scenes
 from flaxclip.data.loader import DataConfig
+from flaxclip.data.sources import scenes
 from flaxclip.errors import InputError
 
 Kind = Literal["classification", "multilabel", "retrieval", "choice", "association"]

@@ -7,7 +7,7 @@ is measured is passed over, by name.
 import time
 from collections.abc import Callable
 
-from flaxclip.checkpoint import load_config, saved_steps
+from flaxclip.checkpoint.layout import load_config, saved_steps
 from flaxclip.errors import InputError
 
 POLL_SECONDS = 10.0

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxclip.data.batch import Batch
-from flaxclip.data.host_batches import HostBatch, LocalLoading
-from flaxclip.data.worker_pool import WorkerPool
+from flaxclip.data.workers.host_batches import HostBatch, LocalLoading
+from flaxclip.data.workers.pool import WorkerPool
 from flaxclip.sharding import batch_sharding
 
 

@@ -8,13 +8,13 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from flaxclip.data.captions import draw_caption
-from flaxclip.data.host_batches import Example
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.train_transform import AugmentConfig, Crop, choose_crop, render_crop
 from flaxclip.data.order import CorpusOrder, Draw, example_rng, stand_in
-from flaxclip.data.source import Pair, Source, UnreadableRecordError
-from flaxclip.data.tokenizer import Tokenizer
-from flaxclip.data.training_transform import AugmentConfig, Crop, choose_crop, render_crop
-from flaxclip.data.transforms import SizedTransform
+from flaxclip.data.sources.captions import draw_caption
+from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
+from flaxclip.data.tokenizers.base import Tokenizer
+from flaxclip.data.workers.host_batches import Example
 from flaxclip.errors import InputError
 
 MAX_REPLACEMENTS = 16

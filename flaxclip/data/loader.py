@@ -11,18 +11,18 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import Mesh
 
-from flaxclip.data.captions import CaptionConfig
-from flaxclip.data.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.device_feed import LoadedBatch, feed_devices
 from flaxclip.data.examples import ExampleLoader
-from flaxclip.data.host_batches import LocalLoading
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
-from flaxclip.data.shared_batches import BatchShape, count_slots
-from flaxclip.data.source import Source
-from flaxclip.data.tokenizers import load_tokenizer
-from flaxclip.data.training_transform import AugmentConfig
-from flaxclip.data.transforms import SizedTransform
-from flaxclip.data.worker_pool import WorkerPool, available_cores
+from flaxclip.data.sources.captions import CaptionConfig
+from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
+from flaxclip.data.sources.source import Source
+from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.data.workers.host_batches import LocalLoading
+from flaxclip.data.workers.pool import WorkerPool, available_cores
+from flaxclip.data.workers.shared_batches import BatchShape, count_slots
 from flaxclip.errors import InputError
 from flaxclip.models.variants import ModelSpec
 

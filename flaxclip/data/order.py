@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 import grain
 import numpy as np
 
-from flaxclip.data.mixture import MixtureSource
-from flaxclip.data.source import Source
+from flaxclip.data.sources.mixture import MixtureSource
+from flaxclip.data.sources.source import Source
 from flaxclip.errors import InputError
 
 _STRETCHES = 16  # a window holds: enough to mix, few enough to be read in a row

@@ -16,11 +16,11 @@ import jax
 import tyro
 
 from flaxclip.api import read_model
-from flaxclip.checkpoint import save_variables
-from flaxclip.data.text_cleaning import cleaning_of
+from flaxclip.checkpoint.layout import save_variables
+from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.interop.export import export, new_folder
-from flaxclip.interop.state_dicts import WhichWeights
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig

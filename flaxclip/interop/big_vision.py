@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from flaxclip.errors import InputError
+from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.name_table import (
     NameTable,
     Rule,
@@ -15,7 +16,6 @@ from flaxclip.interop.name_table import (
     text_axes,
     vision_axes,
 )
-from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import (
     CENTRED_MEAN,

@@ -12,11 +12,11 @@ import numpy as np
 import safetensors.numpy
 
 from flaxclip.errors import InputError
-from flaxclip.interop.huggingface import huggingface_table
-from flaxclip.interop.huggingface_json import huggingface_json, processor_json
-from flaxclip.interop.open_clip import open_clip_table
-from flaxclip.interop.open_clip_config import CONFIG_FILE
-from flaxclip.interop.open_clip_json import open_clip_json
+from flaxclip.interop.huggingface.names import huggingface_table
+from flaxclip.interop.huggingface.write_config import huggingface_json, processor_json
+from flaxclip.interop.open_clip.names import open_clip_table
+from flaxclip.interop.open_clip.read_config import CONFIG_FILE
+from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.interop.tokenizer_files import Format, write_tokenizer
 from flaxclip.models.inputs import ImageTransform
 from flaxclip.models.variants import ModelSpec

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from flaxclip.errors import InputError
-from flaxclip.interop.weight_names import Listing, find_weights_file, is_index, is_weights
+from flaxclip.interop.archives.weight_names import Listing, find_weights_file, is_index, is_weights
 
 # SentencePiece models first: where both are there, they are what a tokenizer.json was made from.
 _TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from flaxclip.errors import InputError
-from flaxclip.interop import big_vision, huggingface_config, lit, open_clip_config, openai
-from flaxclip.interop.archives import open_archive
+from flaxclip.interop import big_vision, lit, openai
+from flaxclip.interop.archives.open_archive import open_archive
+from flaxclip.interop.archives.state_dicts import WhichWeights
+from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.files import fetch, find_weights, tokenizer_file
-from flaxclip.interop.huggingface import huggingface_table
-from flaxclip.interop.open_clip import has_open_clip, open_clip_table
+from flaxclip.interop.huggingface.names import huggingface_table
+from flaxclip.interop.huggingface.read_config import read_config as read_huggingface_config
+from flaxclip.interop.open_clip.names import has_open_clip, open_clip_table
+from flaxclip.interop.open_clip.read_config import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
+from flaxclip.interop.open_clip.read_config import read_config as read_open_clip_config
 from flaxclip.interop.source import ForeignModel
-from flaxclip.interop.state_dicts import WhichWeights
-from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.interop.tokenizer_class import is_json_alone
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
@@ -70,7 +73,7 @@ def _recognise(
                 "these are weights of transformers, whose shapes do not tell heads and activation: "
                 "copy config.json and preprocessor_config.json from where the weights are from"
             )
-        spec, kind = huggingface_config.read_config(folder)
+        spec, kind = read_huggingface_config(folder)
         table = huggingface_table(spec.model, flat_patches=kind == "siglip2")
         return ForeignModel(f"transformers, {kind}", spec, tensors, table)
     if any(name.endswith("img/embedding/kernel") for name in tensors):
@@ -93,9 +96,9 @@ def _recognise(
         tensors = {n: tensor for n, tensor in tensors.items() if n not in openai.CONSTANTS}
         spec = named or ModelSpec(openai.config_from_shapes(shapes))
         return ForeignModel("OpenAI", spec, tensors, open_clip_table(spec.model, shapes))
-    config_file = folder / open_clip_config.CONFIG_FILE
+    config_file = folder / OPEN_CLIP_CONFIG_FILE
     if config_file.is_file() and named is None:
-        spec = open_clip_config.read_config(config_file)
+        spec = read_open_clip_config(config_file)
     elif named is not None:
         spec = named
     else:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from flaxclip.errors import InputError
+from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.big_vision import SCALARS, VISION, blocks, is_stacked, tower_sizes
 from flaxclip.interop.name_table import (
     NameTable,
@@ -22,7 +23,6 @@ from flaxclip.interop.name_table import (
     text_axes,
     vision_axes,
 )
-from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import CENTRED_MEAN, CENTRED_STD, ImageTransform, TokenizerConfig
 from flaxclip.models.text_transformer import SEGMENTS, TextConfig

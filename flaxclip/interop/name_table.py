@@ -12,7 +12,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxclip.errors import InputError
-from flaxclip.interop.stored_tensor import StoredTensor
+from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig

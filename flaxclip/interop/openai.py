@@ -1,13 +1,13 @@
 """The architecture of OpenAI's archives, from the shapes of their tensors alone.
 
-openai/CLIP, `clip/model.py`, `build_model`. Tensors have the names of `open_clip.py`.
+openai/CLIP, `clip/model.py`, `build_model`. Tensors have the names of `open_clip/names.py`.
 """
 
 import functools
 import math
 
 from flaxclip.interop.name_table import axes_of
-from flaxclip.interop.open_clip import Shapes, layers_in
+from flaxclip.interop.open_clip.names import Shapes, layers_in
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.layers import Activation
 from flaxclip.models.modified_resnet import ResNetConfig

@@ -10,8 +10,8 @@ import numpy as np
 import pydantic
 
 from flaxclip.errors import InputError
+from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.name_table import NameTable
-from flaxclip.interop.stored_tensor import StoredTensor
 from flaxclip.models.variants import ModelSpec
 
 T = TypeVar("T")

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import Regex, normalizers
 
-from flaxclip.data.clip_tokenizer import (
+from flaxclip.data.tokenizers.clip import (
     TRANSFORMERS_END,
     TRANSFORMERS_START,
     transformers_clip_tokenizer,
 )
-from flaxclip.data.text_cleaning import cleaning_of
+from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
-from flaxclip.interop.open_clip_json import NEAREST_CLEANING
+from flaxclip.interop.open_clip.write_config import NEAREST_CLEANING
 from flaxclip.interop.tokenizer_class import CONFIG_FILE, cleaning_of_class
 from flaxclip.models.inputs import TokenizerConfig
 from flaxclip.models.variants import ModelSpec
@@ -57,7 +57,7 @@ def write_tokenizer(spec: ModelSpec, folder: Path, to: Format) -> list[str]:
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     if theirs == cleaning:
         return []
-    return [f"texts are cleaned by {theirs} there, in place of {cleaning}: data/text_cleaning.py"]
+    return [f"texts are cleaned by {theirs} there, in place of {cleaning}: see text_cleaning.py"]
 
 
 def _write_clip(folder: Path) -> dict[str, Any]:

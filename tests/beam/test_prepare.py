@@ -15,8 +15,8 @@ import time
 
 import pytest
 
-from tests.pair_shards import write_shards
-from tests.tiny_run import EXPERIMENT
+from tests.helpers.pair_shards import write_shards
+from tests.helpers.tiny_run import EXPERIMENT
 
 FILTERS = "--min-side 20 --max-aspect 3 --min-words 2 --score-key similarity --min-score 0.5"
 # Many shards, so that there is something between the first and the last.
@@ -151,7 +151,7 @@ def _workers_of(launcher: int) -> list[int]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has ended
             continue
-        if b"flaxclip.data.prepare_worker" in words and str(launcher).encode() in words:
+        if b"flaxclip.data.prepare.beam_worker" in words and str(launcher).encode() in words:
             workers.append(int(folder.name))
     return workers
 

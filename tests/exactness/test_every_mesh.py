@@ -10,7 +10,7 @@ import math
 import pytest
 
 from flaxclip.sharding import MeshConfig
-from tests.ten_steps import LOSSES, assert_equal_runs, plain_run, run
+from tests.helpers.ten_steps import LOSSES, assert_equal_runs, plain_run, run
 
 MESHES = (
     (1, 1, 1), (2, 1, 1), (1, 2, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2),

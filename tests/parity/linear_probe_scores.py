@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 
 import flaxclip
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.linear_probe import (
+from flaxclip.benchmark.methods.linear_probe import (
     MAX_ITERATIONS,
     TOLERANCE,
     Split,

@@ -17,6 +17,11 @@ from flaxclip.models.clip import CLIP, CLIPConfig, init_params
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig, decay_mask, make_optimizer
+from tests.helpers.peer_params import (
+    huggingface_shapes,
+    params_from_huggingface,
+    params_to_huggingface,
+)
 from tests.parity.clip_cases import (
     REAL_WIDTH,
     TINY,
@@ -24,11 +29,6 @@ from tests.parity.clip_cases import (
     pixel_values,
     random_inputs,
     random_tensors,
-)
-from tests.peer_params import (
-    huggingface_shapes,
-    params_from_huggingface,
-    params_to_huggingface,
 )
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")

@@ -14,9 +14,9 @@ import pytest
 import flaxclip
 from flaxclip.api import CLIPModel, encode_image, encode_text
 from flaxclip.errors import InputError
-from flaxclip.interop.archives import open_archive
+from flaxclip.interop.archives.open_archive import open_archive
 from flaxclip.interop.export import export
-from flaxclip.interop.open_clip import open_clip_table
+from flaxclip.interop.open_clip.names import open_clip_table
 from tests.parity.clip_cases import TINY as CLIP_CASE
 from tests.parity.clip_cases import huggingface_config, pixel_values, random_inputs
 from tests.parity.open_clip_cases import random_tensors

@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data.transforms import SizedTransform, preprocess
-from flaxclip.interop.huggingface_config import read_config
+from flaxclip.data.images.eval_transform import SizedTransform, preprocess
+from flaxclip.interop.huggingface.read_config import read_config
 from tests.parity.pictures import kinds_of_file, photographs
 
 transformers = pytest.importorskip("transformers", reason="transformers is a peer")

@@ -11,7 +11,7 @@ import pytest
 
 import flaxclip
 from flaxclip.api import encode_image, encode_text
-from flaxclip.data.bert_tokenizer import BertTokenizer
+from flaxclip.data.tokenizers.bert import BertTokenizer
 from tests.parity.lit_cases import (
     CAPTIONS,
     EMBED_DIM,

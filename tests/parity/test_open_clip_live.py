@@ -20,7 +20,7 @@ from flaxclip.api import CLIPModel, encode_image, encode_text
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.export import export
 from flaxclip.interop.name_table import unflatten
-from flaxclip.interop.open_clip import has_open_clip, open_clip_table
+from flaxclip.interop.open_clip.names import has_open_clip, open_clip_table
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec

@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data.training_transform import AugmentConfig, sample_crop, transform_for_training
-from flaxclip.data.transforms import SizedTransform, preprocess
+from flaxclip.data.images.eval_transform import SizedTransform, preprocess
+from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
 from flaxclip.models.inputs import ImageTransform
 from tests.parity.pictures import kinds_of_file, photographs, saved
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from flaxclip.checkpoint import saved_steps
-from tests.tiny_run import EXPERIMENT
-from tests.xla_flags import ONE_DEVICE
+from flaxclip.checkpoint.layout import saved_steps
+from tests.helpers.tiny_run import EXPERIMENT
+from tests.helpers.xla_flags import ONE_DEVICE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds; only for what hangs, since everything is waited for by its signs

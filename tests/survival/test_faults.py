@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flaxclip.checkpoint import saved_steps
+from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.exit_codes import PREEMPTED
 from tests.survival.jobs import Job, train_command
 

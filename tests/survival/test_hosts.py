@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from flaxclip.checkpoint import load_variables, saved_steps
+from flaxclip.checkpoint.layout import load_variables, saved_steps
 from flaxclip.exit_codes import PREEMPTED
 from flaxclip.models.clip import abstract_variables
+from tests.helpers.tiny_run import TINY_MODEL
+from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import ROOT, Job, cluster_command, train_command
-from tests.tiny_run import TINY_MODEL
-from tests.xla_flags import ONE_DEVICE
 
 STEPS = 50
 FLAGS = (

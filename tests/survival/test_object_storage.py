@@ -16,7 +16,7 @@ import time
 import pytest
 
 from flaxclip.exit_codes import PREEMPTED
-from tests.pair_shards import picture
+from tests.helpers.pair_shards import picture
 from tests.survival.jobs import Job, train_command
 
 pytest.importorskip("gcsfs")

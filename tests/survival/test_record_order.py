@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
+from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import ROOT
-from tests.xla_flags import ONE_DEVICE
 
 
 def test_a_run_killed_and_resumed_on_other_hosts_takes_the_records_of_one_that_is_not():

@@ -16,7 +16,7 @@ HOST = """
 import sys, time
 import jax, numpy as np
 from jax.experimental.multihost_utils import process_allgather
-from flaxclip.coordination import Requests
+from flaxclip.hosts.coordination import Requests
 from flaxclip.sharding import join_hosts
 
 join_hosts(60)
@@ -54,7 +54,7 @@ import dataclasses, time
 import jax
 from flaxclip.sharding import join_hosts
 from flaxclip.train_step import choose_remat
-from tests.tiny_run import TINY_MODEL, tiny_config
+from tests.helpers.tiny_run import TINY_MODEL, tiny_config
 
 join_hosts(60)
 host = jax.process_index()

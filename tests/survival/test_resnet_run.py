@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from flaxclip.api import load
-from flaxclip.checkpoint_manager import CheckpointConfig
+from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.models.clip import abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.train import train
-from tests.tiny_run import TINY_MODEL, tiny_config
+from tests.helpers.tiny_run import TINY_MODEL, tiny_config
 
 MODEL = dataclasses.replace(TINY_MODEL, vision=ResNetConfig(32, 4, (1, 2, 1, 1)))
 

@@ -9,12 +9,12 @@ import sys
 
 import numpy as np
 
-from flaxclip.step_profile import PROFILES
+from flaxclip.run.step_profile import PROFILES
+from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import ROOT
 from tests.test_benchmark import retrieved, watched  # noqa: F401  (fixtures)
 from tests.test_step_profile import profiled_steps
 from tests.test_train import experiment, finished_run, run_cli  # noqa: F401
-from tests.xla_flags import ONE_DEVICE
 
 
 def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811

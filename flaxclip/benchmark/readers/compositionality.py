@@ -9,7 +9,7 @@ from flaxclip.benchmark.datasets import Associations, Choices, MissingDataError
 from flaxclip.benchmark.readers.folder import FilePictures
 from flaxclip.benchmark.readers.parquet import ParquetPictures, find_parquet, picture_bytes
 from flaxclip.benchmark.tasks import DataSource, Task
-from flaxclip.data.parquet_batches import read_columns
+from flaxclip.data.sources.parquet_batches import read_columns
 from flaxclip.errors import InputError
 
 

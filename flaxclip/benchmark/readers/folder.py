@@ -7,9 +7,9 @@ import numpy as np
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
-from flaxclip.data.left_out import LEFTOVERS, is_leftover
-from flaxclip.data.source import UnreadableRecordError
-from flaxclip.data.storage import files_below
+from flaxclip.data.sources.left_out import LEFTOVERS, is_leftover
+from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.storage import files_below
 from flaxclip.errors import InputError
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")

@@ -7,10 +7,10 @@ from jaxtyping import UInt8
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.tasks import DataSource, Task
-from flaxclip.data.corpus import CorpusConfig, open_corpus
-from flaxclip.data.scenes import ScenesSource
-from flaxclip.data.source import Source, UnreadableRecordError
-from flaxclip.data.storage import Version, version_of
+from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
+from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.source import Source, UnreadableRecordError
+from flaxclip.data.sources.storage import Version, version_of
 from flaxclip.errors import InputError
 
 TRAIN_SCENES = 12_000

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
-from flaxclip.data.left_out import is_leftover
-from flaxclip.data.parquet_batches import (
+from flaxclip.data.sources.left_out import is_leftover
+from flaxclip.data.sources.parquet_batches import (
     BATCH_BYTES,
     NO_BYTES,
     check_columns,
@@ -22,7 +22,7 @@ from flaxclip.data.parquet_batches import (
     parquet_errors,
     read_columns,
 )
-from flaxclip.data.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
 _RECENT = 4  # batches in memory: threads ask for pictures only nearly in order

@@ -17,8 +17,14 @@ from jaxtyping import Bool, Int
 
 from flaxclip.benchmark.datasets import Captioned, Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
-from flaxclip.data.left_out import DOTTED, describe_counts, member_kind, member_reason, split_key
-from flaxclip.data.source import UnreadableRecordError
+from flaxclip.data.sources.left_out import (
+    DOTTED,
+    describe_counts,
+    member_kind,
+    member_reason,
+    split_key,
+)
+from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
 _PICTURES = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark prefers them

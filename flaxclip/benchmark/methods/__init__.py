@@ -1,0 +1,1 @@
+"""What a model is asked: zero-shot classification, retrieval, choices, probes."""

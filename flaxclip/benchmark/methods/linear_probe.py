@@ -1,0 +1,180 @@
+"""What a linear classifier, neighbours, or a few examples get out of frozen embeddings."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from flaxclip.benchmark.methods.zero_shot import Result, best_classes, score_ranking
+from flaxclip.benchmark.scores import Score
+from flaxclip.numerics import matmul, similarity
+
+STEPS_PER_DECADE = 8
+DECADES = (-6, 6)
+"""Radford et al. 2021, appendix A.3: regularisation from 1e-6 to 1e6, 8 values a decade."""
+MAX_ITERATIONS = 1000
+"""The same appendix."""
+TOLERANCE = 1e-7
+"""Largest gradient entry at which L-BFGS stops. With next to no regularisation the optimum is flat:
+at 1e-5, logits were still a third away from it, and accuracy depended on the machine's rounding."""
+SHOTS = (1, 2, 4, 8, 16)
+DRAWS = 5
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+"""Of the votes of neighbours: Wu et al. 2018, section 3.4."""
+
+
+class Split(NamedTuple):
+    """Unit embeddings and their classes."""
+
+    z: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, " n"]
+
+
+@functools.partial(jax.jit, static_argnames="classes")
+def fit_logistic(
+    z: Float[Array, "n d"], labels: Int[Array, " n"], cost: Float[Array, ""] | float, classes: int
+) -> Float[Array, "d_1 classes"]:
+    """Multinomial logistic regression by L-BFGS; the last row is the bias.
+
+    Minimises `|W|^2 / 2 + cost * sum(cross entropy)`, the bias free: scikit-learn's
+    `LogisticRegression(C=cost)`. Divided by `cost * n` here, so that tolerances mean the same for
+    any number of examples.
+    """
+    n, d = z.shape
+
+    def objective(w: Float[Array, "d_1 classes"]) -> Float[Array, ""]:
+        logits = matmul(z, w[:-1]) + w[-1][None, :]
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss + (w[:-1] ** 2).sum() / (2 * cost * n)
+
+    tx = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def step(carry: tuple) -> tuple:
+        w, state, _, count = carry
+        value, grads = value_and_grad(w, state=state)
+        updates, state = tx.update(grads, state, w, value=value, grad=grads, value_fn=objective)
+        return optax.apply_updates(w, updates), state, jnp.abs(grads).max(), count + 1
+
+    def is_unfinished(carry: tuple) -> Array:
+        return (carry[2] > TOLERANCE) & (carry[3] < MAX_ITERATIONS)
+
+    start = jnp.zeros((d + 1, classes))
+    return jax.lax.while_loop(is_unfinished, step, (start, tx.init(start), jnp.inf, 0))[0]
+
+
+def predict(w: Float[Array, "d_1 classes"], z: Float[np.ndarray, "n d"]) -> np.ndarray:
+    """[n, classes] logits."""
+    return np.asarray(matmul(z, w[:-1])) + np.asarray(w[-1])
+
+
+def choose_cost(train: Split, validation: Split, classes: int) -> tuple[float, dict[float, float]]:
+    """The cost with the best accuracy on `validation`, and the accuracies that were tried.
+
+    The paper's search (appendix A.3): every second decade, then around the best one at half the
+    distance, until values are an eighth of a decade apart. Of equals, the smallest cost.
+    """
+    tried: dict[int, float] = {}
+
+    def accuracy(place: int) -> float:
+        if place not in tried:
+            cost = 10.0 ** (place / STEPS_PER_DECADE)
+            w = fit_logistic(train.z, train.labels, cost, classes)
+            hits = predict(w, validation.z).argmax(axis=1) == validation.labels
+            tried[place] = float(hits.mean())
+        return tried[place]
+
+    low, high = (decade * STEPS_PER_DECADE for decade in DECADES)
+    distance = 2 * STEPS_PER_DECADE
+    best = max(range(low, high + 1, distance), key=accuracy)
+    while distance > 1:
+        distance //= 2
+        near = [p for p in (best - distance, best, best + distance) if low <= p <= high]
+        best = max(near, key=accuracy)
+    costs = {10.0 ** (place / STEPS_PER_DECADE): tried[place] for place in sorted(tried)}
+    return 10.0 ** (best / STEPS_PER_DECADE), costs
+
+
+def set_aside(train: Split, share: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
+    """`train` without a random share of it, and that share: for sets without a validation split."""
+    order = np.random.default_rng(seed).permutation(len(train.labels))
+    cut = round(share * len(order))
+    return tuple(Split(train.z[rows], train.labels[rows]) for rows in (order[cut:], order[:cut]))
+
+
+def linear_probe(train: Split, validation: Split, test: Split, classes: int) -> Result:
+    """Accuracy on `test` of a linear classifier of `train` and `validation` together.
+
+    Regularisation is chosen by `validation`, never by `test`.
+    """
+    cost, tried = choose_cost(train, validation, classes)
+    both = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
+    w = fit_logistic(both.z, both.labels, cost, classes)
+    result = _score(predict(w, test.z), test.labels, classes)
+    details = {
+        "regularisation": cost,
+        "validation_accuracy": [{"cost": c, "accuracy": a} for c, a in tried.items()],
+        "train_examples": len(both.labels),
+    }
+    return result._replace(details=details)
+
+
+def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Result:
+    """Accuracy from 1 to 16 examples a class: mean of `DRAWS` draws, with the lowest and highest.
+
+    Regularisation is chosen by `validation` for the first draw of each number of examples.
+    """
+    counts = np.bincount(train.labels, minlength=classes)
+    scores, draws = {}, {}
+    for shots in SHOTS:
+        if counts.min() < shots:
+            continue
+        accuracies, cost = [], None
+        for draw in range(DRAWS):
+            rng = np.random.default_rng([draw, shots])
+            order = rng.permutation(len(train.labels))
+            by_class = order[np.argsort(train.labels[order], kind="stable")]
+            firsts = np.cumsum(counts) - counts
+            rows = by_class[(firsts[:, None] + np.arange(shots)).ravel()]
+            few = Split(train.z[rows], train.labels[rows])
+            if cost is None:
+                cost, _ = choose_cost(few, validation, classes)
+            w = fit_logistic(few.z, few.labels, cost, classes)
+            hits = predict(w, test.z).argmax(axis=1) == test.labels
+            accuracies.append(float(hits.mean()))
+        name = f"top1_{shots}_shot"
+        scores[name] = Score(
+            float(np.mean(accuracies)), 1 / classes, min(accuracies), max(accuracies)
+        )
+        draws[name] = {"accuracies": accuracies, "regularisation": cost}
+    notes = () if len(scores) == len(SHOTS) else (
+        f"the smallest class has {counts.min()} examples: larger numbers of shots left out",
+    )  # fmt: skip
+    return Result(scores, {"draws": draws}, notes=notes)
+
+
+def nearest_neighbours(train: Split, test: Split, classes: int) -> Result:
+    """Accuracy of a vote of the `NEIGHBOURS` most similar training pictures, by similarity."""
+    k = min(NEIGHBOURS, len(train.labels))
+
+    @jax.jit
+    def vote(z: Float[Array, "n d"]) -> Float[Array, "n classes"]:
+        similar = similarity(z, train.z)
+        best, rows = jax.lax.top_k(similar, k)
+        votes = jax.nn.one_hot(jnp.asarray(train.labels)[rows], classes)
+        return jnp.einsum("nk,nkc->nc", jnp.exp((best - 1) / TEMPERATURE), votes)
+
+    votes = [np.asarray(vote(test.z[at : at + 1024])) for at in range(0, len(test.z), 1024)]
+    result = _score(np.concatenate(votes), test.labels, classes)
+    return result._replace(details={"neighbours": k, "temperature": TEMPERATURE})
+
+
+def _score(logits: np.ndarray, labels: np.ndarray, classes: int) -> Result:
+    ranking = best_classes(logits)
+    arrays = {"labels": labels.astype(np.int32), "ranking": ranking.astype(np.int32)}
+    return Result(score_ranking(ranking, labels, classes), {}, arrays)

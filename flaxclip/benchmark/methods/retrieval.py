@@ -1,0 +1,129 @@
+"""Image–text retrieval: find the partner among all candidates."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
+
+from flaxclip.benchmark.datasets import Captioned
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.methods.zero_shot import Result, note_cut_texts
+from flaxclip.benchmark.scores import share_of_hits
+from flaxclip.numerics import similarity
+from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
+
+KS = (1, 5, 10)
+QUERIES_AT_ONCE = 1024
+CANDIDATES_AT_ONCE = 16_384
+
+
+def retrieve_task(embedder: Embedder, data: Captioned) -> Result:
+    """Recall at 1, 5 and 10 in both directions: a query counts if one of its partners is found."""
+    ztxt, cut = embedder.embed_texts(data.captions)
+    zimg, unreadable = embedder.embed_images(data.pictures)
+    scores, arrays = {}, {"pairs": data.pairs.astype(np.int32)}
+    directions = {
+        "image_to_text": (zimg, ztxt, data.pairs),
+        "text_to_image": (ztxt, zimg, data.pairs[:, ::-1]),
+    }
+    for direction, (queries, candidates, pairs) in directions.items():
+        rivals = count_rivals(queries, candidates, pairs)
+        partners = np.bincount(pairs[:, 0], minlength=len(queries))
+        for k in KS:
+            chance = np.mean([_blind_recall(k, int(n), len(candidates)) for n in partners])
+            scores[f"{direction}_recall@{k}"] = share_of_hits(rivals < k, float(chance))
+        arrays[f"{direction}_rivals"] = rivals.astype(np.int32)
+        shown = np.linspace(0, len(queries) - 1, min(12, len(queries))).astype(int)
+        similar = queries[shown] @ candidates.T
+        arrays[f"{direction}_shown"] = shown
+        arrays[f"{direction}_found"] = np.argsort(-similar, axis=1, kind="stable")[:, :5]
+    return Result(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
+
+
+@functools.cache
+def _blind_recall(k: int, partners: int, candidates: int) -> float:
+    """That k draws without replacement hold one of the partners."""
+    if k > candidates - partners:
+        return 1.0
+    return 1 - math.comb(candidates - partners, k) / math.comb(candidates, k)
+
+
+def count_rivals(
+    queries: Float[np.ndarray, "queries d"],
+    candidates: Float[np.ndarray, "candidates d"],
+    pairs: Int[np.ndarray, "pairs 2"],
+) -> Int[np.ndarray, " queries"]:
+    """Candidates that come before the best partner of each query.
+
+    Exact, in blocks: memory does not grow with queries times candidates, and hosts and their
+    devices share the queries. Ties count against the query: a model that gives every candidate the
+    same similarity must not look as if it had found the right one.
+    """
+    order = np.argsort(pairs[:, 0], kind="stable")
+    pairs = pairs[order]
+    starts = np.searchsorted(pairs[:, 0], np.arange(len(queries) + 1))
+    most = int(np.diff(starts).max())
+    # Slots that stay empty point beyond all candidates.
+    partners = np.full((len(queries), most), np.iinfo(np.int32).max, np.int32)
+    partners[pairs[:, 0], np.arange(len(pairs)) - starts[pairs[:, 0]]] = pairs[:, 1]
+
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
+    at_once = -(-min(QUERIES_AT_ONCE, len(queries)) // mesh.size) * mesh.size
+    everywhere = jax.device_put(candidates, jax.NamedSharding(mesh, jax.P()))
+    rivals = np.zeros(len(queries), np.int32)
+    for number, first in enumerate(range(0, len(queries), at_once)):
+        if number % jax.process_count() != jax.process_index():
+            continue
+        # The last rows repeat the first ones, so that all blocks have one shape.
+        rows = np.resize(np.arange(first, min(first + at_once, len(queries))), at_once)
+        part = jax.device_put((queries[rows], partners[rows]), batch_sharding(mesh))
+        block = min(CANDIDATES_AT_ONCE, len(candidates))
+        rivals[rows] = np.asarray(_count_in_blocks(*part, everywhere, block))
+    if jax.process_count() > 1:
+        rivals = np.asarray(multihost_utils.process_allgather(rivals)).sum(axis=0)
+    return rivals
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _count_in_blocks(
+    zquery: Float[Array, "q d"],
+    partners: Int[Array, "q partners"],
+    candidates: Float[Array, "n d"],
+    block: int,
+) -> Int[Array, " q"]:
+    """Of a block of queries, the rivals among all candidates.
+
+    Similarities are computed twice, to find the best partner and to count what comes before it:
+    sorting a block to keep its best would take longer. Both times by the same product, so that
+    equal candidates tie exactly.
+    """
+    (queries, _), count = zquery.shape, candidates.shape[0]
+    rows = jnp.arange(queries)[:, None]
+
+    def compare(number: Int[Array, ""]) -> tuple[Array, Array, Array]:
+        """Similarities with a block, and which of them are of partners, and of others."""
+        # The last block overlaps the one before, so that all have one shape; what it has again
+        # is of neither.
+        start = jnp.minimum(number * block, count - block)
+        part = jax.lax.dynamic_slice_in_dim(candidates, start, block)
+        similar = similarity(zquery, part)
+        is_fresh = (start + jnp.arange(block) >= number * block)[None, :]
+        place = jnp.where(partners >= start, partners - start, block)
+        is_partner = jnp.zeros(similar.shape, bool).at[rows, place].set(True, mode="drop")
+        return similar, is_partner & is_fresh, ~is_partner & is_fresh
+
+    def find_best(number: Int[Array, ""], best: Float[Array, " q"]) -> Float[Array, " q"]:
+        similar, is_partner, _ = compare(number)
+        return jnp.maximum(best, jnp.where(is_partner, similar, -jnp.inf).max(axis=1))
+
+    def count_more(number: Int[Array, ""], rivals: Int[Array, " q"]) -> Int[Array, " q"]:
+        similar, _, is_other = compare(number)
+        return rivals + (is_other & (similar >= best[:, None])).sum(axis=1)
+
+    blocks = -(-count // block)
+    best = jax.lax.fori_loop(0, blocks, find_best, jnp.full(queries, -jnp.inf))
+    return jax.lax.fori_loop(0, blocks, count_more, jnp.zeros(queries, jnp.int32))

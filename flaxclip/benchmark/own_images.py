@@ -1,0 +1,102 @@
+"""Anybody's own folder of pictures, with nothing but the names of what they may show."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.methods.zero_shot import build_zero_shot_classifier, class_similarities
+from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES, check_distinct
+from flaxclip.benchmark.readers.folder import FilePictures, class_folders, find_pictures
+from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
+from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
+from flaxclip.errors import InputError
+
+PRINTED = 20
+
+
+def split_labels(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The names that `--labels` has been given: `cat,dog` are two, of several values each is one.
+
+    Args:
+        given: for each time the flag was there, its values.
+
+    Raises:
+        InputError: there are fewer than two, or two the same; or a list is among several values.
+    """
+    values = [value for values in given for value in values]
+    shown = " ".join(map(repr, values))
+    if len(values) > 1 and any(value.strip().endswith(",") for value in values):
+        raise InputError(
+            f"--labels {shown}: one ends with a comma\n"
+            'put quotes around a list, "cat,dog", or leave commas out between values'
+        )
+    if len(values) == 1:
+        values = values[0].split(",")
+    names = tuple(value.strip() for value in values if value.strip())
+    if len(names) < 2:
+        raise InputError(f"--labels {shown} names {len(names)}\nthere must be two at least")
+    check_distinct(names)
+    return names
+
+
+def own_task(images: Path, labels: Sequence[str]) -> Task:
+    """A task of the pictures in `images/CLASS/`; `labels` may only repeat the folders' names.
+
+    Raises:
+        InputError: a label has no folder, or a folder no label.
+    """
+    folders = [path.name for path in class_folders(images)]
+    if different := set(labels or folders) ^ set(folders):
+        raise InputError(
+            f"--labels and the folders of {images} differ: {', '.join(sorted(different))}\n"
+            "with folders, labels are their names: leave --labels out, or name them all"
+        )
+    names = tuple(name.replace("_", " ") for name in folders)
+    prompts = dict.fromkeys(PromptSet.__args__, Prompts(names, DEFAULT_TEMPLATES))
+    source = DataSource("folder", str(images), train=None)
+    title = f"pictures of {images}"
+    return Task(f"images-{images.resolve().name}", title, "classification", "top1", (source,),
+                prompts=prompts)  # fmt: skip
+
+
+def name_pictures(embedder: Embedder, images: Path, names: Sequence[str], out: Path) -> None:
+    """Write `out/predictions.csv`, a row a picture: its name, and the probability of each label.
+
+    Raises:
+        InputError: there are no pictures, or more of them are unreadable than may be; those that
+            can be read have their rows all the same.
+    """
+    paths, leftovers = find_pictures(images)
+    if not paths:
+        raise InputError(f"no pictures in {images}\nexpected .jpg, .png, .webp, ...")
+    pictures = FilePictures(images, paths)
+    classifier, _ = build_zero_shot_classifier(embedder, names, DEFAULT_TEMPLATES)
+    zimg, unreadable = embedder.embed_images(pictures, limited=False)
+    logits = embedder.model.logit_scale * class_similarities(zimg, classifier)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    rows, broken = [], list(reversed(unreadable))
+    for index, row in enumerate(probabilities):
+        name = pictures.name(index)
+        best = names[int(row.argmax())]
+        if broken and broken[-1].startswith(f"{name}: "):  # they are in the pictures' order
+            best = "unreadable"
+            broken.pop()
+        rows.append([name, best, *(f"{p:.4f}" for p in row)])
+    with (out / "predictions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["picture", "prediction", *names], *rows])
+    table = Table("picture", "prediction", *names)
+    for row in rows[:PRINTED]:
+        table.add_row(*row)
+    Console().print(table)
+    for line in unreadable[:PRINTED]:
+        print(f"unreadable: {line}")
+    print(f"{len(rows):,} pictures, {len(unreadable):,} unreadable: {out / 'predictions.csv'}")
+    if leftovers:
+        print(f"left out: {describe_counts({LEFTOVERS: leftovers})}")
+    embedder.check_readable(unreadable, len(rows))

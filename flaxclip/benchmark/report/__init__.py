@@ -1,0 +1,1 @@
+"""Results -> tables, charts and a page, from files alone."""

@@ -1,0 +1,207 @@
+"""What a page of results shows: rows and charts made of result files."""
+
+import base64
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flaxclip.benchmark.prompts import first_name
+from flaxclip.benchmark.report.charts import Axes, Point, chart
+from flaxclip.benchmark.report.exports import checkpoint_name
+from flaxclip.benchmark.results import read_arrays, unreadable_lines
+from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
+from flaxclip.benchmark.scores import confusion_matrix, paired_difference
+from flaxclip.errors import InputError
+
+REFERENCE_MODELS = ("ViT-B-32 openai", "ViT-B-16 openai", "ViT-L-14 openai")
+STEPS_SHOWN = 3
+"""Of each run, the latest: curves alone show all."""
+_MATRIX_CLASSES = 40
+"""Beyond these a confusion matrix is too fine to be read: its largest entries are listed alone."""
+
+Found = list[tuple[Path, dict[str, Any]]]
+"""Result files and what they hold."""
+
+
+def latest_steps(found: Found) -> Found:
+    """Those of the latest `STEPS_SHOWN` steps of each run."""
+    steps: dict[str, set[int]] = {}
+    for _, record in found:
+        steps.setdefault(record["checkpoint"]["path"], set()).add(record["checkpoint"]["step"] or 0)
+    shown = {path: sorted(of_run)[-STEPS_SHOWN:] for path, of_run in steps.items()}
+    return [
+        (path, record)
+        for path, record in found
+        if (record["checkpoint"]["step"] or 0) in shown[record["checkpoint"]["path"]]
+    ]
+
+
+def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a task and method: the quoted score of each checkpoint, and published ones."""
+    published = {
+        (row["task"], row["score"], row["model"]): float(row["value"])
+        for row in reversed(references())  # CLIP_benchmark's, sorted first, win
+    }
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for _, record in found:
+        metric = record["metric"]
+        if metric not in record["scores"]:
+            continue
+        row = rows.setdefault(
+            (record["task"], record["method"]),
+            {
+                "task": record["task"],
+                "title": record["title"],
+                "method": record["method"],
+                "metric": metric,
+                "chance": record["scores"][metric]["chance"],
+                "scores": dict.fromkeys(checkpoints),
+                "published": {
+                    model: published.get((record["task"], metric, model))
+                    if record["method"] == "zero-shot"
+                    else None
+                    for model in REFERENCE_MODELS
+                },
+            },
+        )
+        unreadable = {"unreadable": len(record["unreadable"])}
+        row["scores"][checkpoint_name(record)] = record["scores"][metric] | unreadable
+    return list(rows.values())
+
+
+def curves(found: Found) -> list[dict[str, Any]]:
+    """Of every run with several steps: scores against training step, as a chart and a table."""
+    runs: dict[str, dict[str, list[Point]]] = {}
+    for _, record in found:
+        step, score = record["checkpoint"]["step"], record["scores"].get(record["metric"])
+        if step is None or score is None:
+            continue
+        which = record["checkpoint"].get("weights")
+        name = ", ".join(filter(None, [record["task"], record["method"], which]))
+        label = f"{name}, step {step}: {score['value']:.1%}"
+        point = Point(step, score["value"], label, score["low"], score["high"])
+        runs.setdefault(record["checkpoint"]["path"], {}).setdefault(name, []).append(point)
+    charts = []
+    for path, series in runs.items():
+        steps = sorted({point.x for points in series.values() for point in points})
+        if len(steps) < 2:
+            continue
+        top = max(point.high for points in series.values() for point in points)
+        axes = Axes((0, steps[-1]), (0, top), "training step", "score", False)
+        svg = chart(f"Scores of {path} against training step", axes, series, connect=True)
+        charts.append({"run": path, "svg": svg, "series": list(series)})
+    return charts
+
+
+def robustness(found: Found) -> dict[str, Any] | None:
+    """Top-1 on shifted sets against ImageNet, with published models and their line."""
+    models: dict[str, dict[str, float]] = {}
+    for _, record in found:
+        if record["method"] == "zero-shot" and "top1" in record["scores"]:
+            accuracies = models.setdefault(checkpoint_name(record), {})
+            accuracies[record["task"]] = record["scores"]["top1"]["value"]
+    rows = [(name, shift) for name, a in models.items() for shift in summarise_shifts(a)]
+    if not rows:
+        return None
+    charts = []
+    for shift in SHIFTS:
+        series = {
+            name: [Point(a["imagenet"], a[shift], f"{name}: {a[shift]:.1%}")]
+            for name, a in models.items()
+            if "imagenet" in a and shift in a
+        }
+        if series:
+            line = reference_line(shift)
+            places = [(x, line(x)) for x in np.linspace(0.01, 0.99, 60)]
+            background = [
+                Point(x, y, f"{name}: {x:.1%} on ImageNet, {y:.1%}") for name, x, y in line.points
+            ]
+            axes = Axes((0, 1), (0, 1), "ImageNet top-1", f"{shift} top-1", True)
+            title = f"Accuracy on {shift} against ImageNet, with {len(background)} other models"
+            charts.append({"shift": shift, "svg": chart(title, axes, series, places, background)})
+    return {"rows": rows, "charts": charts}
+
+
+def comparisons(found: Found) -> list[dict[str, Any]]:
+    """Each checkpoint against the first one, on tasks that both have on the same data."""
+    first: dict[tuple[str, ...], tuple[str, np.ndarray]] = {}
+    rows = []
+    for path, record in found:
+        name = checkpoint_name(record)
+        for score, hits in _hits(read_arrays(path)):
+            key = record["task"], record["method"], record["data_sha256"], score
+            if key not in first:
+                first[key] = name, hits
+                continue
+            other, other_hits = first[key]
+            rows.append(
+                {"task": record["task"], "method": record["method"], "score": score,
+                 "checkpoint": name, "other": other,
+                 **paired_difference(hits, other_hits)._asdict()}
+            )  # fmt: skip
+    return rows
+
+
+def _hits(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Of every score that is a share of examples that were got right: which were."""
+    if "ranking" in arrays:
+        yield "top1", arrays["ranking"][:, 0] == arrays["labels"]
+    for direction in ("image_to_text", "text_to_image"):
+        if (rivals := arrays.get(f"{direction}_rivals")) is not None:
+            yield f"{direction}_recall@1", rivals < 1
+            yield f"{direction}_recall@5", rivals < 5
+    for name in ("text", "image", "group"):
+        if (hits := arrays.get(f"{name}_hits")) is not None:
+            yield name, hits
+
+
+def result_detail(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    arrays = read_arrays(path)
+    detail = {
+        "record": record,
+        "unreadable": unreadable_lines(record),
+        "checkpoint": checkpoint_name(record),
+        "mistakes": _with_pictures(path, record.get("mistakes", [])),
+        "retrieved": _with_pictures(path, record.get("retrieved", [])),
+        "per_class": [], "confusions": [], "matrix": None,
+    }  # fmt: skip
+    if "ranking" not in arrays:
+        return detail
+    names = [first_name(name) for name in record["class_names"]]
+    matrix = confusion_matrix(arrays["ranking"][:, 0], arrays["labels"], len(names))
+    detail["per_class"] = [
+        {"name": name, **row}
+        for name, row in zip(names, record.get("per_class", []), strict=False)
+        if row["examples"]
+    ]
+    off = matrix - np.diag(np.diag(matrix))
+    worst = np.argsort(-off, axis=None, kind="stable")[:10]
+    detail["confusions"] = [
+        {"class": names[i], "prediction": names[j], "count": int(off[i, j])}
+        for i, j in zip(*np.unravel_index(worst, off.shape), strict=True)
+        if off[i, j]
+    ]
+    if len(names) <= _MATRIX_CLASSES:
+        totals = matrix.sum(axis=1, keepdims=True)
+        shares = matrix / np.maximum(totals, 1)
+        detail["matrix"] = [
+            {"name": name, "cells": list(zip(row.tolist(), counts.tolist(), strict=True))}
+            for name, row, counts in zip(names, shares, matrix, strict=True)
+        ]
+    return detail
+
+
+def _with_pictures(path: Path, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown = []
+    for item in items:
+        try:
+            data = base64.b64encode((path.parent / item["picture"]).read_bytes()).decode()
+        except OSError:
+            raise InputError(
+                f"{path} speaks of {item['picture']}, which is not beside it\n"
+                "copy results as a whole, or delete the file and measure again"
+            ) from None
+        shown.append(item | {"data": f"data:image/jpeg;base64,{data}"})
+    return shown

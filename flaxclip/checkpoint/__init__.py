@@ -1,0 +1,1 @@
+"""Checkpoints: their layout, saving, restoring. Nothing else knows Orbax."""

@@ -1,0 +1,98 @@
+"""Coming back to the newest state of a run that is whole."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
+
+from flaxclip.checkpoint.layout import (
+    CHECKPOINTS,
+    OtherArraysError,
+    load_tree,
+    one_line,
+    read_record,
+    saved_steps,
+    wrong_arrays,
+)
+from flaxclip.errors import InputError
+from flaxclip.storage import absolute
+
+DAMAGED = "damaged"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gave back."""
+
+    step: int
+    trees: dict[str, Any]
+    record: dict[str, Any]
+
+
+def restore_latest(
+    workdir: epath.PathLike, like: dict[str, Any], warn: Callable[[str], None] = print
+) -> Restored | None:
+    """The newest state that is whole, laid out like the abstract trees; None if there is none.
+
+    Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
+    host, and before there is a `CheckpointManager`.
+
+    Raises:
+        InputError: there are checkpoints, but none of them can be read, or is of such a state.
+    """
+    workdir = absolute(workdir)
+    damaged: dict[int, str] = {}
+    other: list[int] = []  # of these, those that may be whole, but hold other arrays
+    for step in reversed(saved_steps(workdir)):
+        folder = workdir / CHECKPOINTS / str(step)
+        problem, record, saved = None, {}, {}
+        try:
+            record = read_record(folder)
+            saved = load_tree(folder, like)
+        except OtherArraysError as error:
+            problem = str(error)
+            other.append(step)
+        except Exception as error:  # whatever Orbax and its storage raise at broken files
+            problem = one_line(error)
+        # One host's broken file is every host's broken checkpoint.
+        if _on_all_hosts(problem is None):
+            if not (wrong := wrong_arrays(saved, record["checksums"])):
+                _move_away(workdir, list(damaged))
+                if damaged:
+                    warn(f"going on from step {step}")
+                return Restored(step, saved, record["run"])
+            problem = f"not what was saved: {', '.join(wrong)}"
+        damaged[step] = problem or "another host cannot read it"
+        fault = "is of another state" if step in other else "is damaged"
+        warn(f"checkpoint of step {step} {fault}: {damaged[step]}\n  trying the one before")
+    if not damaged:
+        return None
+    advice = ["to start the run over, move that folder away"]
+    if other == list(damaged):
+        advice = [
+            "they were saved with other optim settings, or by another version of flaxclip, whose "
+            "optimizer keeps other arrays",
+            "go on with those; or take over the weights alone, with "
+            f"--init-from {workdir} and another --workdir",
+        ]
+    problems = [f"step {step}: {problem}" for step, problem in damaged.items()]
+    found = f"no checkpoint in {workdir / CHECKPOINTS} can be restored"
+    raise InputError("\n".join([found, *problems, *advice]))
+
+
+def _move_away(workdir: epath.Path, steps: list[int]) -> None:
+    """Make room for checkpoints of the same steps, without losing what may be of use to someone."""
+    if jax.process_index() == 0:
+        for step in steps:
+            target = workdir / DAMAGED / str(step)
+            target.parent.mkdir(exist_ok=True)
+            target.rmtree(missing_ok=True)
+            (workdir / CHECKPOINTS / str(step)).rename(target)
+    if steps:
+        sync_global_devices("damaged checkpoints moved away")
+
+
+def _on_all_hosts(value: bool) -> bool:
+    return bool(np.all(process_allgather(np.array([value]))))

@@ -1,0 +1,1 @@
+"""Bytes of an image -> pixels: decoding, resizing, the transforms of evaluation and training."""

@@ -1,0 +1,198 @@
+"""From a picture to what the image tower is trained on: crop, resize, and augmentation if asked.
+
+open_clip's training transform by default: a random crop of nearly the whole picture, resized by
+antialiased bicubic interpolation. All randomness comes from the generator that is passed in.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageEnhance
+from jaxtyping import UInt8
+
+from flaxclip.data.images.decode import UprightPicture
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.resize import resize_part
+from flaxclip.errors import InputError
+
+MARGIN = 1.4
+"""A JPEG is decoded at least that much larger than it is needed. Shrinking as part of decoding
+blurs and aliases otherwise than bicubic interpolation: without a margin by up to 4 grey levels of
+255 on average in photographs of grass, so by less than 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to training pictures."""
+
+    crop_scale: tuple[float, float] | None = (0.9, 1.0)
+    """Area of the random crop over the picture's. None: the part that evaluation looks at."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the random crop, log-uniform between these."""
+    flip: float = 0.0
+    """Probability of a mirrored picture. Captions that name sides, and writing, become wrong."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Largest change of brightness, contrast, saturation (as parts of 1) and hue (of 0.5)."""
+    color_jitter_probability: float = 1.0
+    grayscale: float = 0.0
+    """Probability of a picture without its colours."""
+
+    def __post_init__(self) -> None:
+        ranges = [("crop_ratio", self.crop_ratio, math.inf)]
+        if self.crop_scale is not None:
+            ranges.append(("crop_scale", self.crop_scale, 1.0))
+        for name, (low, high), most in ranges:
+            if not 0 < low <= high <= most:
+                limit = "" if most == math.inf else f" ≤ {most:g}"
+                raise InputError(
+                    f"augment.{name} is {low:g} {high:g}\nexpected 0 < lowest ≤ highest{limit}"
+                )
+        for name in ("flip", "color_jitter_probability", "grayscale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"augment.{name} is {getattr(self, name):g}\nexpected 0 to 1")
+        *strengths, hue = self.color_jitter
+        if min(self.color_jitter) < 0 or hue > 0.5 or max(strengths) > 1:
+            raise InputError(
+                f"augment.color_jitter is {' '.join(f'{value:g}' for value in self.color_jitter)}\n"
+                "expected brightness, contrast and saturation from 0 to 1, hue from 0 to 0.5"
+            )
+
+
+class Crop(NamedTuple):
+    """What the image tower shall see of a picture that is not decoded yet."""
+
+    picture: UprightPicture
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom, in pixels."""
+
+
+def transform_for_training(
+    image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
+    transform: SizedTransform,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The training example that `image` and the state of `rng` make.
+
+    Raises:
+        UnreadableRecordError: see `decode_image`.
+    """
+    return render_crop(choose_crop(image, transform, augment, rng), transform, augment, rng)
+
+
+def choose_crop(
+    image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
+    transform: SizedTransform,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> Crop:
+    """The first half of `transform_for_training`, which for a JPEG looks at its header alone."""
+    picture = UprightPicture(image)
+    return Crop(picture, _choose_box(picture.height, picture.width, transform, augment, rng))
+
+
+def render_crop(
+    crop: Crop, transform: SizedTransform, augment: AugmentConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The second half, with the same `rng`."""
+    left, top, right, bottom = crop.box
+    pixels, scale = crop.picture.decode(MARGIN * transform.size / min(right - left, bottom - top))
+    box = tuple(scale * edge for edge in crop.box)
+    pixels = resize_part(pixels, box, transform.size, transform.how.interpolation)
+    return _change_colors(_flip(pixels, augment, rng), augment, rng)
+
+
+def sample_crop(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a picture, in pixels.
+
+    The part's area is uniform in `scale` times the picture's, its width : height log-uniform in
+    `ratio`. As in torchvision's `RandomResizedCrop.get_params`, ten draws that do not fit the
+    picture are followed by the largest centred part of a permitted shape.
+    """
+    for _ in range(10):
+        # One call for all four: each takes longer than all arithmetic here.
+        for_area, for_aspect, for_top, for_left = rng.random(4).tolist()
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * for_area)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** for_aspect
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(for_top * (height - crop_height + 1))
+            left = int(for_left * (width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_height, crop_width = height, width
+    if width / height < ratio[0]:
+        crop_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        crop_width = round(height * ratio[1])
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _choose_box(
+    height: int,
+    width: int,
+    transform: SizedTransform,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what the image tower shall see, in pixels."""
+    if augment.crop_scale is not None:
+        top, left, crop_height, crop_width = sample_crop(
+            height, width, rng, augment.crop_scale, augment.crop_ratio
+        )
+        return left, top, left + crop_width, top + crop_height
+    if transform.how.resize == "squash":
+        return 0, 0, width, height
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _flip(
+    pixels: UInt8[np.ndarray, "size size 3"], augment: AugmentConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size size 3"]:
+    return pixels[:, ::-1] if augment.flip and rng.random() < augment.flip else pixels
+
+
+def _change_colors(
+    pixels: UInt8[np.ndarray, "size size 3"], augment: AugmentConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size size 3"]:
+    """As torchvision's `ColorJitter`, in a random order, then its `RandomGrayscale`."""
+    if any(augment.color_jitter) and rng.random() < augment.color_jitter_probability:
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+        for number in rng.permutation(len(augment.color_jitter)):
+            strength = augment.color_jitter[number]
+            if not strength:
+                continue  # a hue shifted by nothing would still be rounded, to HSV and back
+            if number < len(_ENHANCERS):
+                factor = rng.uniform(1 - strength, 1 + strength)
+                image = _ENHANCERS[number](image).enhance(factor)
+            else:
+                image = _shift_hue(image, rng.uniform(-strength, strength))
+        pixels = np.asarray(image)
+    if augment.grayscale and rng.random() < augment.grayscale:
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+        pixels = np.asarray(image.convert("L").convert("RGB"))
+    return pixels
+
+
+_ENHANCERS = (
+    PIL.ImageEnhance.Brightness,
+    PIL.ImageEnhance.Contrast,
+    PIL.ImageEnhance.Color,
+)
+
+
+def _shift_hue(image: PIL.Image.Image, shift: float) -> PIL.Image.Image:
+    """By `shift` of a full turn."""
+    hsv = np.array(image.convert("HSV"))
+    hsv[..., 0] += np.uint8(int(shift * 255) % 256)  # wraps around, as hues do
+    return PIL.Image.fromarray(hsv, "HSV").convert("RGB")

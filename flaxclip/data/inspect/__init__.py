@@ -1,0 +1,1 @@
+"""`python -m flaxclip.data.inspect`: what is in a corpus."""

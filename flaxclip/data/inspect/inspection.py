@@ -1,0 +1,106 @@
+"""What a corpus looks like, from a sample of its records; what is exact and what is estimated."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from flaxclip.data.images.eval_transform import decode_image
+from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
+from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
+
+
+class Sample(NamedTuple):
+    """A record to be shown."""
+
+    name: str
+    pair: Pair
+    facts: PairFacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What was found. Statistics are of the records that were read and are whole."""
+
+    records: int
+    read: int
+    statistics: PairStatistics
+    broken: list[tuple[str, str]]
+    """Name, and what is wrong, of each broken record among those read."""
+    samples: list[Sample]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every record was read."""
+        return self.read == self.records
+
+    @property
+    def broken_interval(self) -> tuple[float, float]:
+        """95% confidence interval of the share of broken records (Clopper & Pearson 1934)."""
+        if self.is_exact:
+            return (len(self.broken) / self.records,) * 2
+        interval = scipy.stats.binomtest(len(self.broken), self.read).proportion_ci(0.95)
+        # What was seen is there, whatever the sample lets one expect.
+        unread = self.records - self.read
+        low = max(interval.low, len(self.broken) / self.records)
+        high = min(interval.high, (len(self.broken) + unread) / self.records)
+        return float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        low, high = self.broken_interval
+        return {
+            "records": self.records,
+            "read": self.read,
+            "exact": self.is_exact,
+            "broken": {
+                "of_those_read": len(self.broken),
+                "share": len(self.broken) / self.read,
+                "interval_95": [low, high],
+                "records": [{"record": name, "found": found} for name, found in self.broken],
+            },
+            "statistics": self.statistics.to_json(),
+            "samples": [
+                {
+                    "record": sample.name,
+                    "format": sample.facts.image_format,
+                    "width": sample.facts.width,
+                    "height": sample.facts.height,
+                    "bytes": sample.facts.image_bytes,
+                    "captions": sample.pair.captions,
+                }
+                for sample in self.samples
+            ],
+        }
+
+
+def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspection:
+    """Read `sample` records of a corpus, or all if it has no more, and decode their pictures.
+
+    Args:
+        source: the corpus.
+        sample: number of records to read; drawn without replacement, read in their order.
+        shown: how many of those that are whole to keep, drawn from them.
+        seed: of both draws.
+    """
+    rng = np.random.default_rng(seed)
+    records = len(source)
+    numbers = range(records)
+    if sample < records:
+        numbers = sorted(rng.choice(records, sample, replace=False, shuffle=False).tolist())
+    kept = set(rng.permutation(len(numbers))[: 2 * shown].tolist())  # some may be broken
+    statistics, broken, samples = PairStatistics(), [], []
+    for place, number in enumerate(numbers):
+        try:
+            pair = source[number]
+            facts = measure(pair)
+            if isinstance(pair.image, bytes):
+                decode_image(pair.image)
+        except UnreadableRecordError as error:
+            broken.append((source.name(number), str(error)))
+            continue
+        statistics.add(facts)
+        if place in kept:
+            samples.append(Sample(source.name(number), pair, facts))
+    rng.shuffle(samples)
+    return Inspection(records, len(numbers), statistics, broken, samples[:shown])

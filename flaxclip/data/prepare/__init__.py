@@ -1,0 +1,1 @@
+"""`python -m flaxclip.data.prepare`: a corpus -> shuffled ArrayRecord shards and a datasheet."""

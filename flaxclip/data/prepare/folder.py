@@ -1,0 +1,146 @@
+"""The folder that `data.prepare` writes, from its beginning to its end.
+
+`DST/_preparing/` holds all of it until all is done; a part appears there under its name when it is
+whole, so whoever starts again does what is not there. At the end the shards are moved up and
+numbered, `datasheet.json` comes last, and `_preparing` goes.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from etils import epath
+
+from flaxclip.data.prepare.passes import ROW, Dropped, Scan, ShardReport, Size, cannot_write
+
+DATASHEET, DROPPED = "datasheet.json", "dropped.jsonl"
+_MOST_RANGES, _SHORTEST_RANGE, _LONGEST_RANGE = 1_000, 64, 100_000
+
+
+class NewShard:
+    """A shard that is being written: to `path`, on this machine."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.report: ShardReport | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparationFolder:
+    """Parts of a preparation, for its workers: whatever they write is there whole, or not at all.
+
+    All paths may be in object storage.
+    """
+
+    dst: str
+    records: int
+    """Of the corpus."""
+
+    @property
+    def work(self) -> epath.Path:
+        return epath.Path(self.dst) / "_preparing"
+
+    @property
+    def _range_length(self) -> int:
+        wanted = -(-self.records // _MOST_RANGES)
+        return min(max(wanted, _SHORTEST_RANGE), _LONGEST_RANGE)
+
+    @property
+    def ranges(self) -> int:
+        """Number of the ranges of records that are scanned one by one."""
+        return -(-self.records // self._range_length)
+
+    def range(self, number: int) -> range:
+        """The records of a range."""
+        start = number * self._range_length
+        return range(start, min(start + self._range_length, self.records))
+
+    def unscanned(self) -> list[int]:
+        """Numbers of the ranges that have no scan yet."""
+        found = {path.name for path in (self.work / "scans").glob("*.json")}
+        return [number for number in range(self.ranges) if f"{number:06}.json" not in found]
+
+    def write_scan(self, number: int, scan: Scan) -> None:
+        """Keep the scan of a range."""
+        stem = self.work / "scans" / f"{number:06}"
+        write_whole(stem.with_suffix(".rows"), scan.rows.tobytes())
+        write_whole(stem.with_suffix(".dropped"), _lines(scan.dropped))
+        write_whole(stem.with_suffix(".json"), json.dumps(scan.sizes).encode())
+
+    def read_rows(self, number: int) -> np.ndarray:
+        """[kept] of `ROW`: the records of a range that its scan keeps."""
+        return np.frombuffer((self.work / "scans" / f"{number:06}.rows").read_bytes(), ROW)
+
+    def read_sizes(self) -> Iterator[Size]:
+        """Of all scans, one after the other."""
+        for number in range(self.ranges):
+            sizes = json.loads((self.work / "scans" / f"{number:06}.json").read_text())
+            yield from (Size(*size) for size in sizes)
+
+    def written(self) -> set[tuple[str, int]]:
+        """Split and number of the shards that are done."""
+        stems = (path.stem for path in (self.work / "shards").glob("*.json"))
+        return {(split, int(number)) for split, number in (stem.split("-") for stem in stems)}
+
+    @contextlib.contextmanager
+    def new_shard(self, split: str, number: int) -> Iterator[NewShard]:
+        """Somewhere to write a shard; kept if a report of it is given before the end."""
+        stem = self.work / "shards" / f"{split}-{number:06}"
+        # To where it is going, if that is on this machine: a move within a file system is atomic.
+        remote = "://" in self.dst
+        with tempfile.TemporaryDirectory(dir=None if remote else self.work / "shards") as folder:
+            new = NewShard(pathlib.Path(folder, f"{stem.name}.array_record"))
+            yield new
+            if new.report is not None:
+                if remote:
+                    epath.Path(new.path).copy(stem.with_suffix(".array_record"), overwrite=True)
+                else:
+                    os.replace(new.path, stem.with_suffix(".array_record"))
+                write_whole(stem.with_suffix(".json"), json.dumps(new.report._asdict()).encode())
+
+    def read_reports(self, split: str, shards: int) -> Iterator[tuple[epath.Path, ShardReport]]:
+        """Shards of a split with what is in them; without those that no record fell to."""
+        for number in range(shards):
+            path = self.work / "shards" / f"{split}-{number:06}.json"
+            if path.exists():
+                report = ShardReport(**json.loads(path.read_text()))
+                dropped = [Dropped(*fields) for fields in report.dropped]
+                yield path.with_suffix(".array_record"), report._replace(dropped=dropped)
+
+    def read_dropped(self, shards: Mapping[str, int]) -> Iterator[Dropped]:
+        """All records that are left out: those of the scans, then those of the shards."""
+        for number in range(self.ranges):
+            lines = (self.work / "scans" / f"{number:06}.dropped").read_text().splitlines()
+            yield from (Dropped(**json.loads(line)) for line in lines)
+        for split, count in shards.items():
+            for _, report in self.read_reports(split, count):
+                yield from report.dropped
+
+
+def write_whole(path: epath.Path, data: bytes) -> None:
+    """Whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    partial = path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "://" not in os.fspath(path):  # an object in a store appears when it is whole
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(data)
+        if partial != path:
+            partial.replace(path)
+    except OSError as error:
+        if partial != path:
+            partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
+
+
+def _lines(dropped: Iterable[Dropped]) -> bytes:
+    return "".join(json.dumps(record._asdict()) + "\n" for record in dropped).encode()

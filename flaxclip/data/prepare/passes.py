@@ -1,0 +1,248 @@
+"""What `data.prepare` does with a range of records, and with a shard: functions of their input.
+
+Two passes. The scan reads every record once: what is unreadable or filtered out is listed, the rest
+gets a key, the hash of its contents. A shard is a range of keys, so which records it holds, and in
+which order, depends on the contents of the corpus alone; equal records meet in one shard, where all
+but the first are dropped. The second pass reads the records of each shard and writes them.
+Pictures are read twice rather than sent around: what the passes exchange is 32 bytes a record.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
+from flaxclip.data.prepare.encoding import PictureEncoding, encode_picture
+from flaxclip.data.prepare.filters import PairFilters
+from flaxclip.data.sources.array_record import encode_record
+from flaxclip.data.sources.corpus import CorpusConfig
+from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
+from flaxclip.errors import InputError
+
+SPLITS = ("train", "validation")
+ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u8"), ("split", "<u8")])
+"""A record that the scan keeps: its key, in two halves, its number, and its place in `SPLITS`."""
+SCENE_SIZE = 224
+"""Of the built-in data, which is drawn, in pixels."""
+_SIZES_WANTED = 20_000
+"""Records from which the number of shards is estimated: ±1% at sizes that differ as the web's."""
+_ENCODINGS_WANTED = 400
+"""As many of these are encoded for it, where pictures change: each costs as much as writing it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that the output depends on, beside the corpus itself."""
+
+    corpus: CorpusConfig
+    filters: PairFilters = PairFilters()
+    encoding: PictureEncoding = PictureEncoding()
+    deduplicate: Literal["pair", "image", "none"] = "pair"
+    validation: float = 0.0
+    shard_mb: float = 256
+
+
+class Dropped(NamedTuple):
+    """A record that is left out."""
+
+    record: str
+    """Its name in the source."""
+    reason: str
+    """One of `pair_filters.REASONS`."""
+    detail: str
+    """What was found."""
+
+
+class Size(NamedTuple):
+    """Of a record whose key is among the smallest: what the number of shards is estimated from."""
+
+    key: str
+    split: str
+    stored_bytes: int | None
+    """None: not known without encoding the picture."""
+
+
+class Scan(NamedTuple):
+    """What the first pass makes of a range of records."""
+
+    rows: np.ndarray
+    """[kept] of `ROW`."""
+    dropped: list[Dropped]
+    sizes: list[Size]
+
+
+def scan_records(source: Source, recipe: Recipe, records: range) -> Scan:
+    """Look at each record's header and captions; a picture's pixels are looked at when written."""
+    rows, dropped, sizes = [], [], []
+    measured, encoded = (
+        int(min(wanted / len(source), 1) * 2**64) for wanted in (_SIZES_WANTED, _ENCODINGS_WANTED)
+    )
+    for record in records:
+        try:
+            pair = source[record]
+            facts = measure(pair)
+            fields = source.fields(record) if recipe.filters.score_key is not None else {}
+        except UnreadableRecordError as error:
+            dropped.append(Dropped(source.name(record), "unreadable", str(error)))
+            continue
+        why = recipe.filters.why_dropped(facts, fields)
+        if why is not None:
+            dropped.append(Dropped(source.name(record), *why))
+            continue
+        row = identify(pair, record, recipe)
+        rows.append(row)
+        high = row[0]
+        if high < measured:
+            key, split = f"{high:016x}{row[1]:016x}", SPLITS[row[3]]
+            if not recipe.encoding.changes_pictures:
+                sizes.append(Size(key, split, facts.image_bytes))
+            elif high < encoded:
+                sizes.append(Size(key, split, _encoded_bytes(pair, recipe.encoding)))
+            else:
+                sizes.append(Size(key, split, None))
+    return Scan(np.array(rows, ROW), dropped, sizes)
+
+
+def identify(pair: Pair, record: int, recipe: Recipe) -> tuple[int, int, int, int]:
+    """The record's `ROW`.
+
+    Its split is a function of the picture, so that no picture is in both, whatever its captions.
+    """
+    image = hashlib.sha256(pair.image)
+    if not isinstance(pair.image, bytes):
+        image.update(repr(pair.image.shape).encode())
+    digest = image.digest()
+    split = int.from_bytes(digest[16:24], "big") < recipe.validation * 2**64
+    if recipe.deduplicate != "image":
+        captions = json.dumps(pair.captions).encode()
+        digest = hashlib.sha256(digest + captions).digest()
+    # Not the bytes that chose the split: the shards of a split would hold parts of their range.
+    high, low = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
+    return high, low, record, int(split)
+
+
+def _encoded_bytes(pair: Pair, encoding: PictureEncoding) -> int | None:
+    try:
+        return len(encode_picture(pair.image, encoding))
+    except UnreadableRecordError:
+        return None  # reported when it is to be written
+
+
+def plan_shards(sizes: Iterable[Size], records: int, recipe: Recipe) -> dict[str, int]:
+    """Number of shards of each split, so that shards have about `recipe.shard_mb`."""
+    distinct: dict[str, dict[str, int | None]] = {}
+    for number, size in enumerate(sizes):
+        key = size.key if recipe.deduplicate != "none" else f"{size.key}/{number}"
+        distinct.setdefault(size.split, {})[key] = size.stored_bytes
+    scale = max(records / _SIZES_WANTED, 1)
+    shards = dict.fromkeys(SPLITS, 1)  # a small split may have no record in the sample
+    for split, of_split in distinct.items():
+        known = [stored for stored in of_split.values() if stored is not None]
+        mean = sum(known) / len(known) if known else 0
+        shards[split] = max(round(scale * len(of_split) * mean / (recipe.shard_mb * 1e6)), 1)
+    return shards
+
+
+def shard_numbers(rows: np.ndarray, shards: int) -> np.ndarray:
+    """[rows] the shard of each: `shards` ranges of keys of equal width."""
+    return (rows["high"] >> np.uint64(32)) * np.uint64(shards) >> np.uint64(32)
+
+
+class ShardReport(NamedTuple):
+    """What the second pass made of a shard."""
+
+    pairs: int
+    bytes: int
+    sha256: str
+    statistics: dict[str, Any]
+    dropped: list[Dropped]
+
+
+def write_shard(
+    source: Source, recipe: Recipe, rows: np.ndarray, path: pathlib.Path
+) -> ShardReport:
+    """Write the records of `rows`, in the order of their keys, to `path` on this machine.
+
+    Raises:
+        InputError: it cannot be written, or the corpus is another one than was scanned.
+    """
+    statistics, dropped = PairStatistics(), []
+    try:
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        last_key, last_name = None, ""
+        for row in np.sort(rows, order=("high", "low", "record")).tolist():
+            key, name = row[:2], source.name(row[2])
+            if key == last_key and recipe.deduplicate != "none":
+                dropped.append(Dropped(name, "duplicate", f"of {last_name}"))
+                continue
+            try:
+                record, facts = _load(source, recipe, row)
+            except UnreadableRecordError as error:
+                dropped.append(Dropped(name, "unreadable", str(error)))
+                continue
+            writer.write(record)
+            statistics.add(facts)
+            last_key, last_name = key, name
+        writer.close()
+        digest = _check_written(path, statistics.pairs)
+    except (OSError, RuntimeError) as error:
+        # RuntimeError is how the writer passes on what the operating system said.
+        raise cannot_write(path, error) from None
+    size = path.stat().st_size
+    return ShardReport(statistics.pairs, size, digest, statistics.to_json(), dropped)
+
+
+def _load(
+    source: Source, recipe: Recipe, row: tuple[int, int, int, int]
+) -> tuple[bytes, PairFacts]:
+    """The record as it is stored, and what is measured of it."""
+    number = row[2]
+    name = source.name(number)
+    try:
+        pair, fields = source[number], source.fields(number)
+        changed = None if identify(pair, number, recipe) == row else "other contents"
+    except UnreadableRecordError as error:
+        changed = str(error)
+    if changed is not None:
+        raise InputError(
+            f"{name} is no longer what it was when it was scanned: {changed}\n"
+            "give back the corpus as it was, or prepare it afresh with --overwrite"
+        )
+    image = encode_picture(pair.image, recipe.encoding)
+    try:
+        stored = encode_record(name, image, fields)
+    except (TypeError, ValueError) as error:
+        raise UnreadableRecordError(f"fields that JSON cannot hold: {error}") from error
+    return stored, measure(Pair(image, pair.captions))
+
+
+def _check_written(path: pathlib.Path, records: int) -> str:
+    """The SHA-256 of a shard that is on the disk for good."""
+    # A file that was cut off opens, as one without records.
+    reader = ArrayRecordReader(os.fspath(path))
+    found = reader.num_records()
+    reader.close()
+    if found != records:
+        raise OSError(f"holds {found:,} of {records:,} records")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cannot_write(path: os.PathLike | str, error: Exception) -> InputError:
+    """What to tell the user of a disk that is full, or a folder that cannot be written."""
+    reason = getattr(error, "strerror", None) or str(error).split(";")[0]
+    if getattr(error, "errno", None) in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"cannot write {path}: {reason}\nname a folder that can be written")
+    return InputError(
+        f"cannot write {path}: {reason}\n"
+        "what is finished is kept: make room, and the same command goes on from there"
+    )

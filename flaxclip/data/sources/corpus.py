@@ -1,0 +1,112 @@
+"""Opening a corpus: from what `data.path` names to a `Source`.
+
+A new kind of corpus is a file with a class that follows the `Source` protocol, and a line here.
+"""
+
+import dataclasses
+from typing import Literal
+
+from flaxclip.data.sources.array_record import ArrayRecordSource
+from flaxclip.data.sources.captions import CaptionConfig
+from flaxclip.data.sources.folder import FolderSource
+from flaxclip.data.sources.mixture import MixtureSource
+from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.source import Source
+from flaxclip.data.sources.storage import is_folder
+from flaxclip.data.sources.table import EXTENSIONS as TABLE_EXTENSIONS
+from flaxclip.data.sources.table import TableSource
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.sources.tfds import TfdsSource
+from flaxclip.errors import InputError
+
+_TFDS = "tfds:"
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """Pictures and their captions: where they are, and what in them is a caption."""
+
+    path: tuple[str, ...] = ("scenes",)
+    """One of: `scenes`, the built-in data; webdataset tars as img2dataset writes them (.tar);
+    ArrayRecord shards as flaxclip.data.prepare does (.array_record); tables of pictures' paths and
+    captions (.csv .tsv .parquet); a folder of pictures with texts beside them or in folders of
+    classes; `tfds:NAME` for a data set of tensorflow-datasets. Files may be patterns, such as
+    'shards/{00000..01242}.tar' or 'gs://bucket/*.tar'."""
+    image_key: str | None = None
+    """Column of a table, or feature of TFDS, that holds the pictures. None: the usual one."""
+    split: str = "train"
+    """Of a TFDS data set."""
+    captions: CaptionConfig = CaptionConfig()
+    allow_empty_shards: bool = False
+    """Go on where shards have no records, as a downloader leaves them when all downloads of a shard
+    fail: tars without members, ArrayRecord files without records, files of 0 bytes. They are
+    counted, in the log and by flaxclip.data.inspect. Else they are named, and nothing starts."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise InputError("data.path is empty\nname shards, or 'scenes' for the built-in data")
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureCorpus(CorpusConfig):
+    """One of the corpora of a mixture."""
+
+    weight: float = 1.0
+    """Examples from it, relative to the others."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight < float("inf"):
+            raise InputError(f"weight of {self.path[0]} is {self.weight}\nit must be above 0")
+
+
+def open_corpus(config: CorpusConfig, image_size: int) -> Source:
+    """The corpus that `config.path` names; `image_size` is for the built-in data, which is drawn.
+
+    Raises:
+        InputError: shards that are missing, empty, cut off, or hold no pairs.
+    """
+    first, *more = config.path
+    kinds = {_kind(path) for path in config.path}
+    if len(kinds) > 1 or (more and kinds & {"scenes", "tfds", "folder"}):
+        raise InputError(
+            f"data.path names several corpora: {' '.join(config.path)}\n"
+            "give shards or tables of one kind, or a data.mixture of corpora"
+        )
+    match kinds.pop():
+        case "scenes":
+            return ScenesSource("train", image_size)
+        case "tfds":
+            name = first.removeprefix(_TFDS)
+            return TfdsSource(name, config.split, config.image_key, config.captions)
+        case "array_record":
+            return ArrayRecordSource(config.path, config.captions, config.allow_empty_shards)
+        case "table":
+            return TableSource(
+                config.path, config.image_key, config.captions, config.allow_empty_shards
+            )
+        case "folder":
+            return FolderSource(first, config.captions)
+        case _:
+            return WebDatasetSource(config.path, config.captions, config.allow_empty_shards)
+
+
+def _kind(path: str) -> Literal["scenes", "tfds", "array_record", "table", "tar", "folder"]:
+    name = path.rstrip("/").rpartition("/")[2]
+    if path == "scenes":
+        return "scenes"
+    if path.startswith(_TFDS):
+        return "tfds"
+    if ".array_record" in name:  # TFDS adds the number of the shard after it
+        return "array_record"
+    if name.endswith(TABLE_EXTENSIONS):
+        return "table"
+    if name.endswith(".tar") or not is_folder(path):
+        return "tar"
+    return "folder"
+
+
+def open_mixture(corpora: tuple[MixtureCorpus, ...], image_size: int) -> MixtureSource:
+    """All of the corpora as one; raises `InputError` as `open_corpus` does."""
+    sources = [open_corpus(corpus, image_size) for corpus in corpora]
+    return MixtureSource(sources, [corpus.weight for corpus in corpora])

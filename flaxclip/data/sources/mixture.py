@@ -1,0 +1,49 @@
+"""Several corpora as one."""
+
+import bisect
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxclip.data.sources.source import Pair, Source
+
+
+class MixtureSource:
+    """Corpora one after the other; `data.order` draws from them in proportion to their weights.
+
+    Each keeps its own captions: they are chosen where the corpus is opened.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+        """`weights`: examples of each corpus in the stream, relative to the others."""
+        self.sources = tuple(sources)
+        self.weights = tuple(weights)
+        self.starts = (0, *itertools.accumulate(len(source) for source in sources[:-1]))
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, index: int) -> Pair:
+        number, index = self._locate(index)
+        return self.sources[number][index]
+
+    def fields(self, index: int) -> Mapping[str, Any]:
+        """As its corpus has them."""
+        number, index = self._locate(index)
+        return self.sources[number].fields(index)
+
+    def name(self, index: int) -> str:
+        """With the corpus's number in front: shards of two may have one name."""
+        number, index = self._locate(index)
+        return f"mixture.{number}/{self.sources[number].name(index)}"
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First record, and one past the last, of the corpus that the record belongs to."""
+        number, _ = self._locate(index)
+        return self.starts[number], self.starts[number] + len(self.sources[number])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self):,}")
+        number = bisect.bisect_right(self.starts, index) - 1
+        return number, index - self.starts[number]

@@ -1,0 +1,100 @@
+"""Tar shards scanned by several processes, each given one shard after the other.
+
+Why not `multiprocessing`'s: they import the main program again. One that Python reads from standard
+input cannot be imported, and a script without `if __name__ == "__main__"` would start over.
+"""
+
+import concurrent.futures
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from flaxclip.data.sources.shard_paths import shown
+from flaxclip.data.sources.tars.tar_scan import ShardScan, scan_shard
+from flaxclip.errors import InputError
+
+
+def scan_in_processes(paths: Sequence[str], processes: int) -> Iterator[ShardScan | InputError]:
+    """What `scan_shard` returns for each of the paths, in order.
+
+    Raises:
+        InputError: a process was killed or has crashed.
+    """
+    scanners = [Scanner() for _ in range(processes)]
+    idle: queue.SimpleQueue[Scanner] = queue.SimpleQueue()
+    for scanner in scanners:
+        idle.put(scanner)
+
+    def scan(path: str) -> ShardScan | InputError:
+        scanner = idle.get()
+        try:
+            return scanner.scan(path)
+        finally:
+            idle.put(scanner)
+
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        try:
+            yield from pool.map(scan, paths)
+        finally:
+            # Before the pool waits for its threads: where the iteration ends early, no shard is to
+            # be scanned to its end.
+            for scanner in scanners:
+                scanner.close()
+
+
+class Scanner:
+    """A process that scans shards; this side of it."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flaxclip.data.sources.tars.scan_processes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def scan(self, path: str) -> ShardScan | InputError:
+        """`scan_shard(path)`, over there.
+
+        Raises:
+            InputError: the process was killed or has crashed.
+        """
+        try:
+            pickle.dump(path, self.process.stdin)
+            self.process.stdin.flush()
+            return pickle.load(self.process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            code = self.process.wait()
+        how = f"ended with exit code {code}; its own message is above"
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += "\nthe kernel kills so when memory runs out"
+        raise InputError(f"the process that indexed {shown(path)} {how}")
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+
+
+def main() -> None:
+    """Scan the shards whose paths arrive, until there are no more."""
+    # Signals to the whole group are for the process that started this one, which then ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    results, sys.stdout = sys.stdout.buffer, sys.stderr
+    while True:
+        try:
+            path = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(scan_shard(path), results)
+        results.flush()
+
+
+if __name__ == "__main__":
+    main()

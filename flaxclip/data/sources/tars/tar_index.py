@@ -1,0 +1,185 @@
+"""Where each image–caption pair lies inside tar shards: built once, kept on disk, read by mmap.
+
+A tar has no table of contents, so the first opening walks all headers (never the data). What it
+finds is kept as plain arrays, 48 bytes a pair and its key, in the user's cache folder
+(`$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/tar_index`): not beside the shards, for folders of
+data are often read-only, shared, or under somebody's checksum. Each index is named by a hash of
+every shard's path, size and modification time, so changed shards never meet an old index, and
+several processes or hosts that build at once write the same bytes: each into a folder of its own,
+renamed when complete, the first one kept. An index that is no longer used can be deleted.
+"""
+
+import concurrent.futures
+import hashlib
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.left_out import MEMBER_REASONS
+from flaxclip.data.sources.shard_paths import shown
+from flaxclip.data.sources.storage import Version, cache_folder, version_of
+from flaxclip.data.sources.tars.scan_processes import scan_in_processes
+from flaxclip.data.sources.tars.tar_scan import COUNTS, RECORD, ShardScan, scan_shard
+from flaxclip.errors import InputError
+
+SHARD = np.dtype(
+    [
+        ("size", "<u8"),  # bytes, when indexed
+        ("mtime_ns", "<i8"),
+        *((name, "<u4") for name in (*COUNTS, *MEMBER_REASONS)),
+    ]
+)
+_FORMAT = 2  # to be raised with any change of what follows from the same shards
+_PARALLEL_FROM = 8  # shards; starting processes takes as long as walking a few shards
+_ARRAYS = {"records": RECORD, "shards": SHARD, "keys": np.dtype(np.uint8)}
+
+_logger = logging.getLogger(__name__)
+
+
+class TarIndex(NamedTuple):
+    """Arrays on disk, mapped into memory: a copy of the index costs its readers nothing."""
+
+    records: np.ndarray
+    """[pairs] of `RECORD`, shard by shard, in the order of their first members."""
+    shards: np.ndarray
+    """[shards] of `SHARD`."""
+    keys: np.ndarray
+    """[bytes] uint8: the keys of all pairs, one after the other, in UTF-8."""
+
+
+def open_index(folder: pathlib.Path) -> TarIndex:
+    """Map a folder that `build_index` returned.
+
+    Raises:
+        ValueError: the files do not fit together.
+        OSError: they cannot be read.
+    """
+    arrays = {}
+    for name, dtype in _ARRAYS.items():
+        arrays[name] = np.memmap(folder / name, dtype, mode="r")
+    index = TarIndex(**arrays)
+    pairs = int(index.shards["pairs"].sum(dtype=np.int64))
+    if len(index.records) != pairs or len(index.keys) != index.records["key_end"][-1]:
+        raise ValueError(f"{folder} is damaged: files do not have the lengths that belong together")
+    return index
+
+
+def build_index(paths: Sequence[str]) -> pathlib.Path:
+    """The folder that holds the index of these shards, built if there is none yet.
+
+    Args:
+        paths: absolute paths, or URLs, of tar files.
+
+    Raises:
+        InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs,
+            although it has members; all are empty; or the index cannot be written.
+    """
+    versions = _versions_of_all(paths)
+    identity = hashlib.sha256(f"{_FORMAT}".encode())
+    for path, version in zip(paths, versions, strict=True):
+        identity.update(os.fsencode(f"\0{path}\0{version.size}\0{version.mtime_ns}"))
+    folder = cache_folder("tar_index") / identity.hexdigest()[:32]
+    if folder.exists():
+        try:
+            open_index(folder)
+            return folder
+        except (OSError, ValueError) as error:
+            _logger.warning("index is built again: %s", error)
+            shutil.rmtree(folder, ignore_errors=True)
+    _logger.info("indexing %s shards, once", f"{len(paths):,}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write the index of the shards to {folder.parent}: {error.strerror}\n"
+            "set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    try:
+        _write(partial, versions, _scan_all(paths))
+        # Fails if another process was first: a folder that is not empty is never replaced.
+        partial.rename(folder)
+    except OSError as error:
+        if not folder.exists():
+            raise InputError(
+                f"cannot write the index of the shards to {folder}: {error.strerror}\n"
+                "make room there, or set XDG_CACHE_HOME to another folder"
+            ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write(folder: pathlib.Path, versions: Sequence[Version], scans: Iterator[ShardScan]) -> None:
+    shards = np.zeros(len(versions), SHARD)
+    with (folder / "records").open("wb") as records, (folder / "keys").open("wb") as keys:
+        for number, (version, scan) in enumerate(zip(versions, scans, strict=True)):
+            scan.records["shard"] = number
+            scan.records["key_end"] += keys.tell()
+            records.write(scan.records.tobytes())
+            keys.write(scan.keys)
+            shards[number]["size"], shards[number]["mtime_ns"] = version
+            for name, count in scan.counts.items():
+                shards[number][name] = count
+    shards.tofile(folder / "shards")
+
+
+def _versions_of_all(paths: Sequence[str]) -> list[Version]:
+    missing = []
+
+    def look(path: str) -> Version:
+        try:
+            return version_of(path)
+        except FileNotFoundError:
+            missing.append(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"cannot open shard {shown(path)}: {reason}") from None
+        return Version(0, 0)
+
+    # In object storage each is a request.
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        versions = list(pool.map(look, paths))
+    if missing:
+        raise InputError(
+            f"{len(missing):,} of {len(paths):,} shards do not exist\n"
+            f"first: {shown(min(missing))}\n"
+            "check the pattern, or finish the download"
+        )
+    return versions
+
+
+def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:
+    """Scan in order; whoever has several broken shards shall read of all at once."""
+    problems, pairs = [], 0
+    for result in _map(paths):
+        if isinstance(result, InputError):
+            problems.append(str(result))
+        else:
+            pairs += len(result.records)
+            yield result
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        firsts = [problem.splitlines()[0] for problem in problems]
+        more = [f"and {len(firsts) - 10:,} more"] if len(firsts) > 10 else []
+        lines = [f"{len(firsts):,} of {len(paths):,} shards cannot be used", *firsts[:10], *more]
+        raise InputError("\n".join([*lines, "", "the first one in full:", problems[0]]))
+    if not pairs:
+        empty = [(path, version_of(path).size) for path in paths]
+        check_empty_shards(empty, len(paths), allowed=False)
+
+
+def _map(paths: Sequence[str]) -> Iterator[ShardScan | InputError]:
+    workers = min(os.cpu_count() or 1, len(paths))
+    if len(paths) < _PARALLEL_FROM or workers == 1:
+        yield from map(scan_shard, paths)
+    else:
+        yield from scan_in_processes(paths, workers)

@@ -1,0 +1,184 @@
+"""webdataset tar shards of pictures and captions, as img2dataset writes them, in random access.
+
+    source = WebDatasetSource("shards/{00000..01242}.tar")
+    source[7]            # Pair(image=b"...", captions=("a red bicycle",))
+    source.name(7)       # "00000.tar/000000007"
+
+A record is a picture (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
+the .txt is the caption, and where there is none the JSON's "caption". The members of a record need
+not be neighbours. A key ends at the first dot of its last part, as in webdataset: `photo.v2.jpg`
+has the extension `v2.jpg`, and is no picture. A key that comes again in the same shard is another
+record, as in open_clip. `source.shards` counts these, and what is left out. Tars are read by
+position, without unpacking; in object storage, by a ranged request where its members are
+neighbours.
+"""
+
+import logging
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from flaxclip.data.sources.captions import (
+    DEFAULT_CAPTIONS,
+    CaptionConfig,
+    json_fields,
+    make_captions,
+    utf8,
+)
+from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
+from flaxclip.data.sources.shard_paths import expand_shards
+from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.storage import Version, is_remote, read_range
+from flaxclip.data.sources.tars.tar_index import TarIndex, build_index, open_index
+from flaxclip.data.sources.tars.tar_scan import COUNTS
+
+DEFAULT_CAPTION_KEYS = ("txt", "caption")
+_LEFT_OUT = (*(name for name in COUNTS if name != "pairs"), *MEMBER_REASONS)
+_SMALL_GAP = 2**16  # bytes between a record's members, rather read along than asked for apart
+_MAX_MEMBER_BYTES = 2**28  # as large as the largest picture that transforms decode, in raw RGB
+
+_logger = logging.getLogger(__name__)
+
+
+class WebDatasetSource:
+    """A `Source` over tar shards; see the module's docstring for what a record is.
+
+    Shards are sorted by path, records keep the order of their shard: neither depends on how the
+    shards were listed. Copies sent to worker processes carry paths, not the index, and open files
+    when they first read them.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        captions: CaptionConfig = DEFAULT_CAPTIONS,
+        allow_empty_shards: bool = False,
+    ) -> None:
+        """Index the shards, or open the index that an earlier call has built.
+
+        Args:
+            shards: a path, a brace pattern (`{00000..01242}.tar`), a glob, or a list of these.
+            captions: which texts are captions.
+            allow_empty_shards: go on where shards have no members, or no bytes.
+
+        Raises:
+            InputError: a pattern matches nothing or a shard is named twice, is missing, cannot be
+                read, is not a tar, is truncated or has no pairs; or all are empty.
+        """
+        self.paths = expand_shards([shards] if isinstance(shards, str) else shards)
+        self._captions = captions
+        self._folder = build_index(self.paths)
+        self._open()
+        empty = self._index.shards["pairs"] == 0
+        self.empty_shards = int(empty.sum())
+        sizes = self._index.shards["size"].tolist()
+        check_empty_shards(
+            [(self.paths[number], sizes[number]) for number in np.flatnonzero(empty)],
+            len(self.paths),
+            allow_empty_shards,
+        )
+        self._report()
+
+    def __len__(self) -> int:
+        return len(self._index.records)
+
+    def __getitem__(self, index: SupportsIndex) -> Pair:
+        record = self._index.records[_checked(index, len(self))]
+        keys = self._captions.keys
+        # Only what a caption may be in.
+        wanted = ("txt", "json") if record["txt_offset"] == 0 else ("txt",)
+        if keys:
+            wanted = ("txt",) * ("txt" in keys) + ("json",) * (set(keys) != {"txt"})
+        image, *texts = self._read(record, ("image", *wanted))
+        captions = make_captions(_fields(wanted, texts), self._captions, DEFAULT_CAPTION_KEYS)
+        return Pair(image, *captions)
+
+    def fields(self, index: SupportsIndex) -> dict[str, Any]:
+        """The record's JSON, and its text under `txt`."""
+        record = self._index.records[_checked(index, len(self))]
+        return _fields(("txt", "json"), self._read(record, ("txt", "json")))
+
+    def name(self, index: SupportsIndex) -> str:
+        """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
+        index = _checked(index, len(self))
+        ends = self._index.records["key_end"]
+        start = int(ends[index - 1]) if index else 0
+        key = self._index.keys[start : int(ends[index])].tobytes().decode("utf-8", "replace")
+        path = self.paths[self._index.records["shard"][index]]
+        return f"{path[len(self._common_folder) :].lstrip('/')}/{key}"
+
+    @property
+    def shards(self) -> np.ndarray:
+        """[shards] of `tar_index.SHARD`: pairs, and what was left out or repeated, in each."""
+        return self._index.shards
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What lies in the shards but is no pair, or repeated: counts by reason, none of them 0."""
+        totals = {name: int(self.shards[name].sum(dtype=np.int64)) for name in _LEFT_OUT}
+        return {name: count for name, count in totals.items() if count}
+
+    def __getstate__(self) -> dict:
+        return {"paths": self.paths, "_captions": self._captions, "_folder": self._folder}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _open(self) -> None:
+        self._index: TarIndex = open_index(self._folder)
+        # By characters, up to a slash: commonpath would spoil URLs.
+        folders = [f"{os.path.dirname(path)}/" for path in self.paths]
+        self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
+
+    def _read(self, record: np.void, members: Sequence[str]) -> list[bytes | None]:
+        """The members' data; None for those that the record does not have."""
+        places = {}
+        for member in members:
+            offset, size = int(record[f"{member}_offset"]), int(record[f"{member}_size"])
+            if size > _MAX_MEMBER_BYTES:
+                raise UnreadableRecordError(f"{member} of {size:,} bytes or more")
+            if offset:
+                places[member] = offset, size
+        shard = self._index.shards[record["shard"]]
+        path, indexed = self.paths[record["shard"]], Version(*shard[["size", "mtime_ns"]].tolist())
+        start = min((offset for offset, _ in places.values()), default=0)
+        length = max((sum(place) for place in places.values()), default=0) - start
+        if is_remote(path) and length <= sum(size for _, size in places.values()) + _SMALL_GAP:
+            # One request rather than one for each: they take long to begin.
+            data = read_range(path, start, length, indexed)
+            found = {m: data[o - start : o - start + size] for m, (o, size) in places.items()}
+        else:
+            found = {m: read_range(path, *place, indexed) for m, place in places.items()}
+        return [found.get(member) for member in members]
+
+    def _report(self) -> None:
+        shards = self._index.shards
+        found = describe_counts(self.left_out)
+        worst = int(np.argmax(sum(shards[name].astype(np.int64) for name in _LEFT_OUT)))
+        _logger.log(
+            logging.WARNING if found else logging.INFO,
+            "%s pairs in %s shards%s",
+            f"{len(self):,}",
+            f"{len(shards):,}",
+            f"; {found} (most in {os.path.basename(self.paths[worst])})" if found else "",
+        )
+
+
+def _fields(members: Sequence[str], texts: Sequence[bytes | None]) -> dict[str, Any]:
+    found = dict(zip(members, texts, strict=True))
+    fields = json_fields(found["json"]) if found.get("json") is not None else {}
+    if found.get("txt") is not None:
+        fields["txt"] = utf8(found["txt"])
+    return fields
+
+
+def _checked(index: SupportsIndex, length: int) -> int:
+    index = operator.index(index)
+    if not 0 <= index < length:
+        raise IndexError(f"record {index} of {length:,}")
+    return index

@@ -1,0 +1,1 @@
+"""Captions -> token ids: CLIP's, SigLIP's and BERT's tokenizers."""

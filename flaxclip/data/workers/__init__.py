@@ -1,0 +1,1 @@
+"""Processes that make examples beside training. No JAX, no Flax."""

@@ -1,0 +1,280 @@
+"""Batches made by worker processes: in order, a bounded number ahead, and never a silent wait.
+
+Why not Grain's processes: they hold whole batches in pipes and bounded numbers rather than bytes,
+each makes every n-th batch by itself, and one that is killed or hangs cannot say over which record.
+Why not `multiprocessing`'s: they import the main program again, with JAX and all, and a killed
+process can take a queue's lock with it. Here each worker has a socket of its own; the data goes
+through shared memory; and a worker imports only what examples need.
+"""
+
+import collections
+import logging
+import multiprocessing.connection
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import cloudpickle
+
+from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load
+from flaxclip.data.workers.shared_batches import BatchShape, SharedBatches, create_shared_memory
+from flaxclip.data.workers.worker import Done, Failed, Task
+from flaxclip.exit_codes import PreemptedError
+
+_TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels
+_TICK_SECONDS = 1.0
+_START_SECONDS = 120.0  # granted to a worker before its first record, on a busy machine
+
+_ENVIRONMENT = {
+    # A worker must not take the accelerator, nor start threads: there is a worker for every core.
+    "JAX_PLATFORMS": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # glibc keeps what pictures of usual sizes need, instead of asking the kernel for zeroed pages
+    # each time.
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**26),
+}
+
+_logger = logging.getLogger(__name__)
+
+
+class WorkerError(PreemptedError):
+    """A worker process was killed, crashed or stalled; the message says over which record."""
+
+
+class _Filling:
+    """A slot that workers are writing into."""
+
+    def __init__(self, slot: int, rows: int):
+        self.slot, self.missing, self.truncated = slot, rows, 0
+        self.replaced: dict[int, list[str]] = {}  # by the first row of the task
+
+
+class _Worker:
+    """The training process's side of a worker."""
+
+    def __init__(self, number: int, setup: int, memory: int):
+        self.number, self.tasks = number, 0
+        self.connection, theirs = multiprocessing.connection.Pipe()
+        descriptors = theirs.fileno(), setup, memory
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "flaxclip.data.workers.worker",
+                *map(str, (number, *descriptors)),
+            ],
+            pass_fds=descriptors,
+            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        theirs.close()
+        self.position, self.seconds = -1, 0.0  # over one record
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (process {self.process.pid})"
+
+
+class WorkerPool:
+    """Iterate over it once; `close` it from any thread, whereupon the iteration ends.
+
+    A thread hands out tasks and watches the workers, whatever the training loop is doing.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        name: Callable[[int], str],
+        shape: BatchShape,
+        steps: range,
+        positions: Callable[[int], range],
+        *,
+        workers: int,
+        slots: int,
+        stall_seconds: float,
+    ):
+        """Start the workers.
+
+        Args:
+            load: sent to the workers by cloudpickle.
+            name: position in the stream -> name of its record, for messages.
+            shape: of this host's part of a batch.
+            steps: whose batches are made.
+            positions: step -> the positions of this host's rows.
+            workers: how many processes.
+            slots: batches in memory at most, the one included that is being used.
+            stall_seconds: a worker that takes longer over one record ends the iteration.
+        """
+        self._name, self._rows, self._steps, self._positions = name, shape.rows, steps, positions
+        self._stall_seconds = stall_seconds
+        memory = create_shared_memory()
+        self._shared = SharedBatches(memory, shape, slots, workers)
+        self._shared.positions[:] = -1
+        # In memory too, not through the connections, which would hold up all by the slowest.
+        setup = create_shared_memory()
+        with open(setup, "wb", closefd=False) as file:
+            cloudpickle.dump((load, shape, slots, workers), file)
+        self._workers = [_Worker(number, setup, memory) for number in range(workers)]
+        os.close(setup)
+        os.close(memory)
+        self._ready: queue.SimpleQueue[_Filling | Exception | None] = queue.SimpleQueue()
+        self._free_slots = list(range(slots))
+        self._released, self._release = multiprocessing.connection.Pipe(duplex=False)
+        self._feeder = threading.Thread(target=self._feed, name="feeds workers", daemon=True)
+        self._feeder.start()
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        """Batches of `steps`, in order.
+
+        Raises:
+            InputError: as `load` has raised it in a worker.
+            WorkerError: a worker was killed, crashed, or stalled.
+        """
+        for _ in self._steps:
+            ready = self._ready.get()
+            if ready is None:
+                return
+            if isinstance(ready, Exception):
+                raise ready
+            yield HostBatch(
+                self._shared.images[ready.slot],
+                self._shared.tokens[ready.slot],
+                ready.truncated,
+                tuple(name for _, names in sorted(ready.replaced.items()) for name in names),
+            )
+            self._release.send(ready.slot)
+
+    def close(self) -> None:
+        """End the workers, and the iteration."""
+        self._release.send(None)
+        self._feeder.join()
+        self._ready.put(None)
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            try:
+                worker.process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+
+    def _feed(self) -> None:
+        try:
+            self._hand_out_and_collect()
+        except Exception as error:
+            self._ready.put(error)
+
+    def _hand_out_and_collect(self) -> None:
+        steps, tasks = iter(self._steps), collections.deque()
+        filling: dict[int, _Filling] = {}  # by step, in order
+        by_connection = {worker.connection: worker for worker in self._workers}
+        ticked = time.monotonic()
+        while True:
+            while self._free_slots and (step := next(steps, None)) is not None:
+                slot = self._free_slots.pop()
+                filling[step] = _Filling(slot, self._rows)
+                tasks.extend(self._divide(step, slot))
+            for worker in sorted(self._workers, key=lambda worker: worker.tasks):
+                while tasks and worker.tasks < _TASKS_A_WORKER:
+                    self._send(worker, tasks.popleft())
+            for connection in multiprocessing.connection.wait(
+                [self._released, *by_connection], _TICK_SECONDS
+            ):
+                if connection is self._released:
+                    slot = connection.recv()
+                    if slot is None:
+                        return
+                    self._free_slots.append(slot)
+                else:
+                    self._collect(by_connection[connection], filling)
+            while filling and (first := next(iter(filling.values()))).missing == 0:
+                del filling[next(iter(filling))]
+                self._ready.put(first)
+            now = time.monotonic()
+            if now - ticked >= _TICK_SECONDS:
+                # No more than a tick at a time: the whole job may have been suspended.
+                self._look_for_stalls(min(now - ticked, 2 * _TICK_SECONDS))
+                ticked = now
+
+    def _divide(self, step: int, slot: int) -> Iterator[Task]:
+        positions = self._positions(step)
+        for row in range(0, self._rows, ROWS_AT_A_TIME):
+            yield Task(step, slot, row, positions[row : row + ROWS_AT_A_TIME])
+
+    def _send(self, worker: _Worker, task: Task) -> None:
+        try:
+            worker.connection.send(task)
+        except OSError:
+            raise self._lost(worker) from None
+        worker.tasks += 1
+
+    def _collect(self, worker: _Worker, filling: dict[int, _Filling]) -> None:
+        try:
+            message: Done | Failed = worker.connection.recv()
+        except (EOFError, OSError):
+            raise self._lost(worker) from None
+        if isinstance(message, Failed):
+            raise message.error or WorkerError(
+                f"{worker} failed over record {self._name(message.position)}\n{message.traceback}"
+            )
+        worker.tasks -= 1
+        batch = filling[message.task.step]
+        batch.missing -= len(message.task.positions)
+        batch.truncated += message.truncated
+        batch.replaced[message.task.first_row] = message.replaced
+
+    def _look_for_stalls(self, seconds: float) -> None:
+        for worker, position in zip(self._workers, self._shared.positions.tolist(), strict=True):
+            if position != worker.position or not worker.tasks:
+                worker.position, worker.seconds = position, 0.0
+                continue
+            before, worker.seconds = worker.seconds, worker.seconds + seconds
+            limit = (
+                self._stall_seconds if position >= 0 else max(self._stall_seconds, _START_SECONDS)
+            )
+            if worker.seconds > limit:
+                raise WorkerError(
+                    f"{worker} has been {self._doing(worker)} for {worker.seconds:.0f} s "
+                    f"(data.stall_seconds is {self._stall_seconds:g})\n"
+                    "its stack was printed before; does the storage answer?"
+                )
+            if before <= self._stall_seconds / 2 < worker.seconds and position >= 0:
+                _logger.warning(
+                    "%s has been %s for %.0f s; its stack:",
+                    *(worker, self._doing(worker), worker.seconds),
+                )
+                worker.process.send_signal(signal.SIGUSR1)
+
+    def _lost(self, worker: _Worker) -> WorkerError:
+        code = worker.process.wait(timeout=10)
+        how = f"ended with exit code {code}; its own message is above"
+        advice = "the same command again continues the run"
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            advice = "the kernel kills so when memory runs out: fewer data.workers need less"
+        return WorkerError(f"{worker} {how}, {self._doing(worker)}\n{advice}")
+
+    def _doing(self, worker: _Worker) -> str:
+        position = int(self._shared.positions[worker.number])
+        return "between two records" if position < 0 else f"at record {self._name(position)}"
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by its affinity and its control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:  # what Kubernetes limits
+            quota, period = file.read().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return cores

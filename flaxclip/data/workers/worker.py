@@ -1,0 +1,104 @@
+"""What a worker process does: load the examples it is told to, into shared memory.
+
+`pool.py` runs it as `python -m flaxclip.data.workers.worker NUMBER CONNECTION SETUP MEMORY`, where
+all but the first are descriptors that it inherits. It imports no more than the examples need.
+"""
+
+import faulthandler
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import cloudpickle
+
+from flaxclip.data.workers.shared_batches import SharedBatches
+from flaxclip.errors import InputError
+
+
+class Task(NamedTuple):
+    """Consecutive rows of a batch."""
+
+    step: int
+    slot: int
+    first_row: int
+    positions: range
+
+
+class Done(NamedTuple):
+    """A task is done, and what there is to say about it."""
+
+    task: Task
+    truncated: int
+    replaced: list[str]
+
+
+class Failed(NamedTuple):
+    """Loading an example has raised an error."""
+
+    position: int
+    error: InputError | None
+    """None: an error that nobody expects, of which there is the traceback alone."""
+    traceback: str
+
+
+def main() -> None:
+    """Work until the training process closes the connection, or ends."""
+    # Those who want to stop a run signal its whole group; when to stop is the training process's
+    # decision, which may want some more batches first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Of broken EXIF and the like, which harm no pixel: each worker would tell them anew.
+    warnings.filterwarnings("ignore", module="PIL")
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # sent by the pool to a worker that stalls
+    number, connection, setup, memory = map(int, sys.argv[1:])
+    connection = Connection(connection)
+    # Read by position: the workers share the descriptor's own.
+    load, *layout = cloudpickle.loads(os.pread(setup, os.fstat(setup).st_size, 0))
+    shared = SharedBatches(memory, *layout)
+    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
+
+    def begin(position: int) -> None:
+        shared.positions[number] = position
+
+    while True:
+        task = tasks.get()
+        try:
+            examples = load(task.positions, begin)
+        except Exception as error:
+            expected = error if isinstance(error, InputError) else None
+            position = int(shared.positions[number])
+            connection.send(Failed(position, expected, traceback.format_exc()))
+            return
+        truncated, replaced = 0, []
+        for row, example in enumerate(examples, task.first_row):
+            shared.images[task.slot, row] = example.image
+            shared.tokens[task.slot, row] = example.tokens
+            truncated += example.truncated
+            replaced.extend(example.replaced)
+        shared.positions[number] = -1
+        connection.send(Done(task, truncated, replaced))
+
+
+def _receive(connection: Connection, tasks: queue.SimpleQueue) -> None:
+    """In a thread of its own, so that the end of the training process is seen at once."""
+    while True:
+        try:
+            tasks.put(connection.recv())
+        except (EOFError, OSError, pickle.UnpicklingError):
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    # Pickle names classes by their module, which must not be `__main__`.
+    from flaxclip.data.workers import worker
+
+    worker.main()

@@ -1,0 +1,117 @@
+"""What each host of a job is doing, told to the others, so that one that falls silent has a name.
+
+JAX, too, notices a host that is gone, but by its number, after its own time, and with an abort.
+"""
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import jax
+
+from flaxclip.hosts.coordination import coordination_client
+
+_REPORTS, _LOST = "flaxclip/report", "flaxclip/lost"
+_SILENT = 0.7  # of the time-out without a new report: then a host is lost
+
+
+class HostReports:
+    """Tells the other hosts what this one is doing, every few seconds, and hears who is silent.
+
+    Reports lie with the coordination service of host 0, which reads all of them and tells the
+    others which host is lost: a thousand hosts that each read a thousand reports would be too much
+    for it. Does nothing where there is one host.
+    """
+
+    def __init__(self, timeout_seconds: float):
+        self.interval = min(5.0, timeout_seconds / 15)
+        """Seconds between two reports."""
+        self.lost: str | None = None
+        """The host that has stopped reporting, in words; known on all hosts."""
+        self.heard_at = time.monotonic()
+        """When the coordination service has last answered."""
+        self.curious = False
+        """Whether this host, too, shall read what all are doing, for `late`."""
+        self._silent_seconds = _SILENT * timeout_seconds
+        self._doing, self._doing_since = "starting", time.monotonic()
+        self._heard: dict[int, tuple[dict[str, Any], float]] = {}  # host -> report, and since when
+        self._ended = threading.Event()
+        self._client = coordination_client()
+        self._thread: threading.Thread | None = None
+        if self._client is not None:
+            self._thread = threading.Thread(target=self._talk, name="host reports", daemon=True)
+            self._thread.start()
+
+    def doing(self, what: str) -> None:
+        """What this host is about to do."""
+        self._doing, self._doing_since = what, time.monotonic()
+
+    def own(self) -> str:
+        """What this host is doing, in words."""
+        seconds = time.monotonic() - self._doing_since
+        return (
+            f"{_who(jax.process_index(), socket.gethostname())}, {self._doing} for {seconds:.0f} s"
+        )
+
+    def late(self) -> list[str]:
+        """Hosts that keep the others waiting: busy where those wait for their devices."""
+        return [
+            f"{_who(host, report['name'])} is late, {report['doing']} for {report['since']:.0f} s"
+            for host, (report, _) in sorted(self._heard.items())
+            if report and not report["doing"].startswith("waiting for the devices")
+        ]
+
+    def close(self) -> None:
+        """Stop; a coordination service that does not answer may hold this up for some seconds."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def _talk(self) -> None:
+        number = 0  # so that each report differs from the one before
+        while not self._ended.wait(self.interval):
+            number += 1
+            since = time.monotonic() - self._doing_since
+            report = {"name": socket.gethostname(), "doing": self._doing, "since": since}
+            try:
+                self._client.key_value_set(
+                    f"{_REPORTS}/{jax.process_index()}",
+                    json.dumps(report | {"number": number}),
+                    allow_overwrite=True,
+                )
+                if jax.process_index() == 0 or self.curious:
+                    self._read_all()
+                self.lost = self.lost or self._told()
+            except jax.errors.JaxRuntimeError:
+                continue  # the service does not answer: `heard_at` says since when
+            self.heard_at = time.monotonic()
+
+    def _read_all(self) -> None:
+        now = time.monotonic()
+        reports = dict(self._client.key_value_dir_get(_REPORTS))
+        for host in range(jax.process_count()):
+            report = json.loads(reports.get(f"{_REPORTS}/{host}", "{}"))
+            if host not in self._heard or self._heard[host][0] != report:
+                self._heard[host] = report, now
+        for host, (report, since) in self._heard.items():
+            # One that has not reported yet may still be opening its data: JAX watches over it.
+            if report and now - since > self._silent_seconds:
+                self.lost = (
+                    f"{_who(host, report['name'])} is dead or frozen: silent for "
+                    f"{now - since:.0f} s, {report['doing']} before"
+                )
+                self._client.key_value_set(_LOST, self.lost, allow_overwrite=True)
+
+    def _told(self) -> str | None:
+        try:
+            return self._client.key_value_try_get(_LOST)
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" not in str(error):
+                raise
+            return None
+
+
+def _who(host: int, name: str) -> str:
+    return f"host {host} ({name})"

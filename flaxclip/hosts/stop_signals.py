@@ -1,0 +1,76 @@
+"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends it at once.
+
+SIGTERM is also how preemption is announced: by TPU VMs, Kubernetes and SLURM alike. A thread acts
+on signals: Python would call a handler only when the main thread is back from waiting for the
+devices, which may take a step, or for ever.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+from flaxclip.exit_codes import PREEMPTED
+from flaxclip.hosts.coordination import Requests
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Context manager around the training loop: signals become a request to stop."""
+
+    def __init__(self, requests: Requests):
+        self._requests = requests
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # the only one that may say what signals do
+        self._inbox, outbox = socket.socketpair()
+        self._outbox = outbox
+        outbox.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(outbox.fileno())
+        # The numbers of signals that have a handler are written to that socket, there and then.
+        self._before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._thread = threading.Thread(target=self._act, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            # None: a handler that was not installed from Python, as jax.distributed's.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._fd_before)
+        self._outbox.close()
+        self._thread.join()
+        self._inbox.close()
+
+    def _act(self) -> None:
+        received = False
+        while numbers := self._inbox.recv(1):
+            if numbers[0] not in _SIGNALS:
+                continue
+            name = signal.Signals(numbers[0]).name
+            if received:
+                _say(f"{name} again: leaving at once, the last checkpoint stands")
+                os._exit(PREEMPTED)
+            received = True
+            _say(f"{name}: saving, then stopping")
+            self._requests.make("stop")
+
+
+def exit_on_signals() -> None:
+    """Until there is a loop, there is nothing to save: end at once, with the code of a restart.
+
+    `jax.distributed` catches SIGTERM without acting on it; this must come after it.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: os._exit(PREEMPTED))
+
+
+def _say(text: str) -> None:
+    # Unbuffered: the process may leave at once.
+    os.write(sys.stderr.fileno(), f"flaxclip.train: {text}\n".encode())

@@ -1,0 +1,108 @@
+"""A thread that notices when a step takes far too long, or a host is lost, and ends the wait.
+
+Without it a job that has lost a host waits in a collective for ever.
+"""
+
+import collections
+import faulthandler
+import math
+import os
+import statistics
+import sys
+import threading
+import time
+
+import jax
+
+from flaxclip.exit_codes import PREEMPTED
+from flaxclip.hosts.reports import HostReports
+
+_SLOW = 10  # times the median step: then all stacks are printed
+_SLOW_SECONDS = 10.0  # and at least this long: milliseconds are no reason to print stacks
+_WINDOW = 100
+
+
+class Watchdog:
+    """Context manager around a run, on every host.
+
+    A step that takes 10 times the median prints the stacks of all threads. A step that takes longer
+    than `timeout_seconds`, or a host that is silent for so long, ends the process with the code of
+    a restart, and with the name of that host. The first step is not timed: it compiles;
+    and nothing is slow before there is a step to compare with.
+    """
+
+    def __init__(self, timeout_seconds: float):
+        self._timeout = timeout_seconds
+        self._hosts = HostReports(timeout_seconds)
+        self._durations: collections.deque[float] = collections.deque(maxlen=_WINDOW)
+        self._step_done_at: float | None = None  # None: not timed
+        self._printed = False
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            self._await_news(error)
+        self._ended.set()
+        self._watcher.join()
+        self._hosts.close()
+
+    def doing(self, what: str) -> None:
+        """What the training loop is about to do, for the messages."""
+        self._hosts.doing(what)
+
+    def step_done(self) -> None:
+        """A step has been completed by the devices."""
+        now = time.monotonic()
+        if self._step_done_at is not None:
+            self._durations.append(now - self._step_done_at)
+        self._step_done_at, self._printed = now, False
+
+    def exempt(self, what: str) -> None:
+        """What comes now is not part of a step, e.g. a save; the next step begins after it."""
+        self._hosts.doing(what)
+        self._step_done_at = None
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._hosts.interval):
+            if self._hosts.lost is not None:
+                self._leave(self._hosts.lost)
+            unheard = time.monotonic() - self._hosts.heard_at
+            if jax.process_count() > 1 and unheard > self._timeout:
+                self._leave(f"host 0, which the others talk through, is silent for {unheard:.0f} s")
+            done_at = self._step_done_at
+            late = 0.0 if done_at is None else time.monotonic() - done_at
+            usual = statistics.median(self._durations) if self._durations else math.inf
+            slow = max(_SLOW * usual, _SLOW_SECONDS)
+            self._hosts.curious = late > min(slow, self._timeout / 2)
+            if late > slow and not self._printed:
+                self._printed = True
+                self._print_stacks(f"step takes {late:.0f} s, the median is {usual:.1f}")
+            if late > self._timeout:
+                hosts = self._hosts.late() or ["no host stands out"]
+                self._leave("\n  ".join([f"no step in {late:.0f} s", *hosts]))
+
+    def _await_news(self, error: jax.errors.JaxRuntimeError) -> None:
+        """Wait until it is known whether a host is lost: then the watcher ends the process."""
+        if "RESOURCE_EXHAUSTED" in str(error):  # no host is to blame but this one
+            return
+        _say(f"{str(error).splitlines()[0]}\nwaiting to hear whether a host is lost")
+        self.exempt("hit by an error")
+        self._ended.wait(self._timeout)
+
+    def _leave(self, reason: str) -> None:
+        self._print_stacks("giving up")
+        _say(f"{reason} (health.host_timeout_seconds is {self._timeout:g})")
+        os._exit(PREEMPTED)
+
+    def _print_stacks(self, why: str) -> None:
+        _say(f"{why}; {self._hosts.own()}; all its stacks:")
+        faulthandler.dump_traceback(all_threads=True)
+
+
+def _say(text: str) -> None:
+    print(f"flaxclip.train: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""Torch's format before 1.6, which `torch.save` still writes when it is asked to.
+
+Pickles one after another, none of them run: a magic number, a version, facts about the machine, the
+value, and the keys of its storages; then, for each key, a count and the numbers. No checksums.
+"""
+
+import io
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flaxclip.errors import InputError
+from flaxclip.interop.archives.torch_pickle import MAX_BYTES, read_pickles
+from flaxclip.interop.archives.torch_values import Storage
+
+MAGIC = 0x1950A86A20F9469CFC6C
+_VERSION = 1001
+
+
+class _Place(NamedTuple):
+    start: int
+    bytes: int
+
+
+class LegacyStorages:
+    """Where the storages lie in the file."""
+
+    def __init__(self, path: Path, places: dict[str, _Place]):
+        self._path = path
+        self._places = places
+
+    def stored_bytes(self, key: str) -> int:
+        """Size of the storage so named; raises InputError if there is none."""
+        if key not in self._places:
+            raise InputError(f"the file has no storage {key}")
+        return self._places[key].bytes
+
+    def read(self, storage: Storage) -> np.ndarray:
+        """All its numbers, flat."""
+        place = self._places[storage.key]
+        count = place.bytes // storage.dtype.itemsize
+        flat = np.fromfile(self._path, storage.dtype, count, offset=place.start)
+        if len(flat) != count:
+            raise ValueError("the file has been cut off")
+        return flat
+
+
+def open_torch_legacy(path: Path) -> tuple[Any, LegacyStorages]:
+    """The value that was saved, and its storages.
+
+    Raises:
+        InputError: it is no such file, or damaged or cut off, or from a big-endian machine.
+    """
+    with path.open("rb") as file:
+        head = io.BytesIO(file.read(MAX_BYTES))
+    pickles = read_pickles(head)
+    try:
+        magic = next(pickles).value
+    except InputError:
+        magic = None
+    if magic != MAGIC:
+        raise InputError(
+            "a pickle that is not of torch.save, and to read it is to run it; nothing was run\n"
+            "in a program that trusts this file, save the weights alone: "
+            "torch.save(model.state_dict(), path)"
+        )
+    version, machine = next(pickles).value, next(pickles).value
+    if version != _VERSION or not isinstance(machine, dict):
+        raise InputError(f"a torch file of another version than {_VERSION}")
+    if machine.get("little_endian") is not True:
+        raise InputError("numbers are stored in another byte order\nexpected little-endian")
+    described, keys = next(pickles), next(pickles).value
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or sorted(keys) != sorted(described.storages):
+        raise InputError("the pickle is damaged: the list of storages is not that of the tensors")
+    places = _places(path, head.tell(), [described.storages[key] for key in keys])
+    return described.value, LegacyStorages(path, places)
+
+
+def _places(path: Path, start: int, storages: list[Storage]) -> dict[str, _Place]:
+    places = {}
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        for storage in storages:
+            file.seek(start)
+            prefix = file.read(8)
+            place = _Place(start + 8, storage.size * storage.dtype.itemsize)
+            start = place.start + place.bytes
+            if start > file_bytes:
+                raise InputError("the file is cut off: it ends within the numbers")
+            if struct.unpack("<q", prefix)[0] != storage.size:
+                raise InputError(f"the file is damaged: storage {storage.key} has another size")
+            places[storage.key] = place
+    if start != file_bytes:
+        raise InputError(f"{file_bytes - start:,} bytes follow the last storage\nexpected none")
+    return places

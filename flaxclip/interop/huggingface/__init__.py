@@ -1,0 +1,1 @@
+"""transformers' models: names of parameters and configuration, both ways."""

@@ -1,0 +1,1 @@
+"""open_clip's models: names of parameters and configuration, both ways."""

@@ -1,0 +1,1 @@
+"""What surrounds the loop of one run: its command line, workdir, records and reports."""

@@ -1,0 +1,96 @@
+"""How a run sees a few pairs, always the same ones: pictures for TensorBoard and W&B."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int32, UInt8
+
+from flaxclip.config import TrainConfig
+from flaxclip.data.images.eval_transform import SizedTransform, preprocess
+from flaxclip.data.loader import open_source
+from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.source import Source, UnreadableRecordError
+from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.models.clip import CLIP
+from flaxclip.numerics import similarity
+from flaxclip.train_state import TrainState
+
+_GUESSES = 3
+
+
+class RunPictures:
+    """Similarity matrix and predictions of the first pairs of the held-out data.
+
+    Of the built-in data those that training never shows; where nothing is held out, of the
+    training data itself.
+    """
+
+    def __init__(self, config: TrainConfig, source: Source, mesh: Mesh):
+        self._config = config
+        self._source = source
+        self._mesh = mesh
+
+    def draw(self, state: TrainState) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """Name -> picture; every host must call this, and the first one gets them."""
+        images, tokens, captions = self._pairs
+        params = {"params": state.params}
+        stats = {"batch_stats": state.batch_stats} if state.batch_stats else {}
+        similarities = jax.device_get(self._similarities(params | stats, images, tokens))
+        if jax.process_index() != 0:
+            return {}
+        # Not before: to import matplotlib takes a second, at the start of every run.
+        from flaxclip.figures import draw_predictions, draw_similarities, figure_pixels
+
+        pixels = list(jax.device_get(images))
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, :_GUESSES]
+        guesses = [[captions[index] for index in row] for row in order]
+        return {
+            "similarities": figure_pixels(draw_similarities(pixels, captions, similarities)),
+            "predictions": figure_pixels(draw_predictions(pixels, captions, guesses)),
+        }
+
+    @functools.cached_property
+    def _pairs(
+        self,
+    ) -> tuple[UInt8[Array, "shown h w 3"], Int32[Array, "shown l"], list[str]]:
+        config, text = self._config, self._config.model.text
+        transform = SizedTransform(config.model.vision.image_size, config.preprocess)
+        source = self._shown_source()
+        images, captions = [], []
+        for index in range(len(source)):
+            try:
+                pair = source[index]
+                images.append(preprocess(pair.image, transform))
+                captions.append(pair.captions[0])
+            except UnreadableRecordError:
+                continue  # training reports it, should it ever come to it
+            if len(images) == self._config.shown_pairs:
+                break
+        tokenize = load_tokenizer(config.tokenizer, text.context_length, text.vocab_size)
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        return *jax.device_put((np.stack(images), tokenize(captions)), everywhere), captions
+
+    def _shown_source(self) -> Source:
+        data, side = self._config.data, self._config.model.vision.image_size
+        if data.heldout:
+            return open_source(dataclasses.replace(data, path=data.heldout, mixture=()), side)
+        if isinstance(self._source, ScenesSource):
+            return ScenesSource("unseen", side)
+        return self._source
+
+    @functools.cached_property
+    def _similarities(self) -> "jax.stages.Wrapped":
+        config = self._config
+        model = CLIP(config.model, config.compute, config.preprocess)
+
+        def similarities(
+            variables: dict, images: UInt8[Array, "b h w 3"], tokens: Int32[Array, "b l"]
+        ) -> Float[Array, "b b"]:
+            zimg = model.apply(variables, images, method="encode_image")
+            ztxt = model.apply(variables, tokens, method="encode_text")
+            return similarity(zimg, ztxt)
+
+        return jax.jit(similarities, out_shardings=NamedSharding(self._mesh, PartitionSpec()))

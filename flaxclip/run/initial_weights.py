@@ -1,0 +1,206 @@
+"""A run that starts from weights that exist, in place of random ones.
+
+The model of the run and that of the weights may differ in resolution and context length, for which
+position embeddings are resampled, and in what changes no number, such as the type of activations.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from flaxclip.checkpoint.checksum import tree_checksums
+from flaxclip.config import TrainConfig
+from flaxclip.data.tokenizers.text_cleaning import cleaning_of
+from flaxclip.errors import InputError
+from flaxclip.models.clip import CLIPConfig, abstract_variables, logical_axes
+from flaxclip.models.resampling import resample_position_embedding
+from flaxclip.models.variants import ModelSpec
+from flaxclip.sharding import mesh_shardings
+from flaxclip.train_state import TrainState
+from flaxclip.weights import Weights, open_weights
+
+# What may be another in the run, for which position embeddings are resampled.
+_RESAMPLED = {"vision.image_size": "vision", "text.context_length": "text"}
+_FREE = ("vision.frozen_statistics",)
+# What is the run's own, and said: what the weights have learned holds for images and texts that
+# were prepared a little otherwise.
+_SAID = (
+    "preprocess.resize", "preprocess.interpolation", "preprocess.transparency",
+    "preprocess.crop_rounding", "tokenizer.cleaning",
+)  # fmt: skip
+
+
+class InitialWeights(NamedTuple):
+    """Weights that fit the run."""
+
+    weights: Weights
+    names: frozenset[str]
+    """Of the variables that are taken, `params/...` or `batch_stats/...`."""
+    changes: dict[str, str]
+    """`vision.image_size`, `text.context_length`, `tokenizer.cleaning` and the like ->
+    `theirs -> ours`, where they differ."""
+
+
+def open_initial_weights(config: TrainConfig) -> InitialWeights:
+    """What `config.init_from` names; only the numbers themselves are still to be read.
+
+    Raises:
+        InputError: there is no such model, it is not whole, or not that of the run.
+    """
+    weights = open_weights(config.init_from, config.init_model, config.init_weights)
+    shapes = _shapes(weights.spec.model)
+    names = [name for name in shapes if _is_taken(name, config.init_only)]
+    if not names:
+        raise InputError(
+            f"init_only {' '.join(config.init_only)} is in no name in {config.init_from}\n"
+            f"names are such as {', '.join(_short(name) for name in sorted(shapes)[:3])}"
+        )
+    changes = _check_fields(config, weights.spec, {_short(n).partition("/")[0] for n in names})
+    resampled = {
+        f"params/{_RESAMPLED[field]}/position_embedding" for field in changes if field in _RESAMPLED
+    }
+    expected = _shapes(config.model)
+    for name in names:
+        found, wanted = shapes[name], expected.get(name)
+        if wanted is None or (found != wanted and name not in resampled):
+            raise InputError(
+                f"{_short(name)} in {config.init_from} has shape {list(found)}\n"
+                + ("the run's model has no such parameter" if wanted is None else
+                   f"expected {list(wanted)} by the run's model")
+                + "\nchoose with --init-only which parameters to take, or another --model"
+            )  # fmt: skip
+    return InitialWeights(weights, frozenset(names), changes)
+
+
+def _shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    flat = flatten_dict(abstract_variables(config), sep="/")
+    return {name: leaf.shape for name, leaf in flat.items()}
+
+
+def _short(name: str) -> str:
+    return name.partition("/")[2]
+
+
+def _is_taken(name: str, patterns: Iterable[str]) -> bool:
+    return not patterns or any(re.search(pattern, _short(name)) for pattern in patterns)
+
+
+def _check_fields(config: TrainConfig, theirs: ModelSpec, towers: set[str]) -> dict[str, str]:
+    """The fields that are resampled or said; raises InputError if others differ."""
+    old, new = _fields(theirs, towers), _fields(config.spec, towers)
+    differing = {
+        name: f"{old.get(name)!r} -> {new.get(name)!r}"
+        for name in old | new
+        if old.get(name) != new.get(name) and name not in _FREE
+    }
+    if refused := [
+        f"{n}: {change}" for n, change in differing.items() if n not in (*_RESAMPLED, *_SAID)
+    ]:
+        raise InputError(
+            "\n".join(
+                [
+                    f"the weights in {config.init_from} are of another model than the run's",
+                    *refused,
+                    "the resolution and the context length of given weights can be changed, and "
+                    "nothing else: leave out --model, and --init-from brings its own",
+                ]
+            )
+        )
+    return differing
+
+
+def _fields(spec: ModelSpec, towers: set[str]) -> dict[str, Any]:
+    """What the towers were trained with. Of another activation or mean the weights would load
+    without complaint, and be worth little.
+    """
+    parts: dict[str, Any] = {}
+    if "vision" in towers:
+        parts |= {"vision": spec.model.vision, "preprocess": spec.preprocess}
+    if "text" in towers:
+        tokenizer = spec.tokenizer
+        cleaning = tokenizer.cleaning or cleaning_of(tokenizer.name, None)
+        # The same vocabulary may lie in another file.
+        tokenizer = dataclasses.replace(tokenizer, cleaning=cleaning, file=None)
+        parts |= {"text": spec.model.text, "tokenizer": tokenizer}
+    flat = {}
+    for name, part in parts.items():
+        flat[name] = type(part).__name__
+        for field in dataclasses.fields(part):
+            flat[f"{name}.{field.name}"] = getattr(part, field.name)
+    return flat
+
+
+def start_from(
+    initial: InitialWeights, config: TrainConfig, mesh: Mesh, state: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """The fresh `state` with the weights in place of its parameters, and a record of them.
+
+    What is not taken stays as it was born; so does the optimizer, and an average starts from the
+    weights. Must be called on every host.
+
+    Raises:
+        InputError: the weights are damaged.
+    """
+    weights, model = initial.weights, config.model
+    flat = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
+    for name, value in weights.read(_shardings(weights.spec.model, mesh)):
+        if name in initial.names:
+            value = resample_position_embedding(_short(name), value, weights.spec.model, model)
+            flat[name] = _laid_out_like(flat[name], value)
+    born = sorted(_short(name) for name in flat.keys() - initial.names)
+    checksums = tree_checksums({name: flat[name] for name in sorted(initial.names)})
+    variables = unflatten_dict(flat, sep="/")
+    params = variables["params"]
+    state = state._replace(
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        ema=jax.tree.map(jnp.copy, params) if state.ema else {},
+    )
+    return state, {
+        "path": config.init_from,
+        "format": weights.kind,
+        "arrays": len(initial.names),
+        "sha256_of_checksums": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
+        "born_fresh": born,
+        "resampled": {f: c for f, c in initial.changes.items() if f in _RESAMPLED},
+        "changed": {f: c for f, c in initial.changes.items() if f in _SAID},
+    }
+
+
+def describe(record: dict[str, Any], notice: str = "") -> str:
+    """What `start_from` did, in a line, and in another one what is to be known of the weights."""
+    parts = [f"started from {record['path']} ({record['format']}): {record['arrays']} arrays"]
+    changes = record["resampled"] | record["changed"]
+    parts += [f"{field} {change}" for field, change in changes.items()]
+    if born := record["born_fresh"]:
+        names = ", ".join(born[:4]) + (", ..." if len(born) > 4 else "")
+        parts.append(f"{len(born)} born fresh: {names}")
+    return "\n".join(filter(None, ["; ".join(parts), notice]))
+
+
+def _shardings(config: CLIPConfig, mesh: Mesh) -> dict[str, Any]:
+    """As training lays out the variables of a model like `config`."""
+    shapes = abstract_variables(config)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(lambda _: replicated, shapes)
+    return shardings | {"params": mesh_shardings(logical_axes(config), shapes["params"], mesh)}
+
+
+def _laid_out_like(
+    target: Float[Array, "..."], value: Float[Array | np.ndarray, "..."]
+) -> Float[Array, "..."]:
+    sharding = target.sharding
+    if isinstance(value, jax.Array) and value.sharding.device_set == sharding.device_set:
+        return jax.device_put(value, sharding)
+    numbers = np.asarray(value)
+    return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])

@@ -1,0 +1,72 @@
+"""What a run's numbers come from: its data, its configuration, the versions of what computed it."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import jax
+
+from flaxclip.config import TrainConfig
+from flaxclip.config_json import to_json
+from flaxclip.data.sources.source import Source, UnreadableRecordError
+
+_PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_SAMPLED_NAMES = 1024
+_SAMPLED_RECORDS = 32
+
+
+def data_fingerprint(source: Source) -> dict[str, Any]:
+    """Number of records, a hash of the names of up to 1,024 of them, and of what is in 32.
+
+    Evenly spaced. It tells corpora apart whose records are other ones, fewer, more, or in another
+    order, and those whose captions or pictures were all made anew; not those of which a few
+    records differ.
+    """
+    records = len(source)
+
+    def spaced(count: int) -> list[int]:
+        count = min(records, count)
+        return [index * records // count for index in range(count)]
+
+    names = "\n".join(source.name(index) for index in spaced(_SAMPLED_NAMES))
+    contents = hashlib.sha256()
+    for index in spaced(_SAMPLED_RECORDS):
+        contents.update(_content_hash(source, index))
+    return {
+        "records": records,
+        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "contents_sha256": contents.hexdigest(),
+    }
+
+
+def _content_hash(source: Source, index: int) -> bytes:
+    try:
+        image, captions, weights = source[index]
+    except UnreadableRecordError:
+        return hashlib.sha256(b"unreadable").digest()
+    image = image if isinstance(image, bytes) else image.tobytes()
+    text = json.dumps([captions, weights])
+    return hashlib.sha256(image).digest() + hashlib.sha256(text.encode()).digest()
+
+
+def run_record(config: TrainConfig, source: Source) -> dict[str, Any]:
+    """JSON that every checkpoint carries: configuration, data, versions, devices."""
+    return {
+        "config": json.loads(to_json(config)),
+        "data": data_fingerprint(source),
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "hosts": jax.process_count(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from its sources, not installed

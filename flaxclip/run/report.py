@@ -1,0 +1,196 @@
+"""What the training loop says of itself: metric files, the terminal, and how much went wrong."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
+
+from flaxclip.checkpoint.manager import CheckpointManager
+from flaxclip.config import TrainConfig
+from flaxclip.data.loader import LoadedBatch
+from flaxclip.data.order import repeated_in_batches
+from flaxclip.data.sources.source import Source
+from flaxclip.errors import InputError
+from flaxclip.losses.pairs import choose_implementation
+from flaxclip.metrics import MetricWriter, Throughput
+from flaxclip.models.cost import model_cost
+from flaxclip.run.images import RunPictures
+from flaxclip.run.progress import ProgressReport
+from flaxclip.run.replacements import Replacements
+from flaxclip.run.startup import StartupClock
+from flaxclip.train_state import TrainState, bytes_per_device
+from flaxclip.train_step import Metrics, step_flops
+
+
+class RunReport:
+    """Context manager around the training loop: gathers what there is to report, and reports it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: Source,
+        mesh: Mesh,
+        start_step: int,
+        progress: ProgressReport,
+        checkpoints: CheckpointManager,
+        clock: StartupClock,
+    ):
+        self._config = config
+        self._progress = progress
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._first_step = start_step + 1
+        self._meter = Throughput(start_step, config.batch_size, step_flops(config), jax.devices())
+        self._writer = MetricWriter(
+            config.workdir, start_step, config.wandb, dataclasses.asdict(config), progress.warn
+        )
+        self._pictures = RunPictures(config, source, mesh)
+        self._truncated, self._replaced = 0, Replacements()  # on this host
+
+    def __enter__(self) -> "RunReport":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+        self._progress.__exit__(*error)
+
+    def dispatching(self, step: int) -> None:
+        """The batch of `step` is there; the update comes next."""
+        if step == self._first_step:
+            self._clock.finished("first batch")
+
+    def dispatched(self, step: int, batch: LoadedBatch, metrics: Metrics) -> None:
+        """The update is on its way: says which examples of its batch were unreadable.
+
+        The first one is waited for, since it says what its start took.
+        """
+        if step == self._first_step:
+            self._clock.finished("compilation")
+            jax.block_until_ready(metrics)
+            self._clock.finished("step")
+            self._progress.say(self._clock.summary())
+            if memory := peak_memory(jax.local_devices()[0].memory_stats()):
+                self._progress.say(memory)
+        self._progress.advance(step)
+        self._meter.waited_for_data(batch.wait_seconds)
+        self._truncated += batch.truncated
+        for line in self._replaced.add(step, batch.replaced):
+            self._progress.warn(line)
+
+    def done(self, step: int, metrics: Mapping[str, float]) -> None:
+        """`step` is done; every `log_every`-th is reported. Every host must call this."""
+        steps = self._config.steps
+        if step % self._config.log_every and step not in (self._first_step, steps):
+            return
+        for line in self._replaced.recent():
+            self._progress.warn(line)
+        rates = self._meter.lap(step)
+        on_hosts = process_allgather(
+            np.array([[self._truncated, self._replaced.total, self._checkpoints.failed_saves]]),
+            tiled=True,
+        )
+        truncated, replaced, failed_saves = (int(count) for count in on_hosts.sum(axis=0))
+        scalars = dict(metrics) | {
+            **rates,
+            "save_stall_seconds": self._checkpoints.take_stall_seconds(),
+            "truncated_captions": truncated,
+            "replaced_records": replaced,
+            "failed_saves": failed_saves,
+        }
+        self._writer.write(step, scalars)
+        seconds_left = (steps - step) * self._config.batch_size / rates["images_per_second"]
+        self._progress.report(step, scalars, seconds_left)
+
+    def pictures(self, step: int, state: TrainState) -> None:
+        """How the model sees a few pairs after `step`. Every host must call this."""
+        if self._config.shown_pairs:
+            self._writer.write_pictures(step, self._pictures.draw(state))
+
+    def close(self) -> None:
+        """Flush and close the files; say how many records of this host were unreadable."""
+        for line in self._replaced.summary():
+            self._progress.warn(line)
+        self._writer.close()
+
+
+def announce(
+    config: TrainConfig, mesh: Mesh, source: Source, state: TrainState, start_step: int
+) -> None:
+    """What is about to run, in ten lines, before anything slow happens; `state` may be abstract."""
+    if jax.process_index() != 0:
+        return
+    c, optim = config.model, config.optim
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    seen = config.steps * config.batch_size
+    flops = step_flops(config)
+    every = f"every {config.checkpoint.every_steps:,} steps"
+    if config.checkpoint.every_minutes is not None:
+        every += f" and every {config.checkpoint.every_minutes:g} minutes"
+    implementation = choose_implementation(config.loss_form, config.batch_size, mesh.size)
+    parts = "" if config.accumulate == 1 else f" in {config.accumulate} parts"
+    start = f"at step {start_step:,}, where its last checkpoint is" if start_step else "at step 0"
+    if start_step >= config.steps:
+        start = f"not at all: step {start_step:,} of {config.steps:,}: this run is finished"
+    lines = {
+        "model": f"{model_cost(c).parameters / 1e6:.1f} M parameters, "
+        f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
+        f"image {c.vision.layers} x {c.vision.width}, text {c.text.layers} x {c.text.width}, "
+        f"{config.compute.dtype} activations",
+        "data": f"{config.data.corpora}: {len(source):,} pairs, "
+        f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
+        "batch": f"{config.batch_size:,} pairs{parts}, {config.loss} loss over all of them, "
+        f"{implementation}",
+        "optim": f"{optim.optimizer}, rate {optim.peak_lr:g} after {optim.warmup_steps:,} steps, "
+        f"then {optim.schedule}; weight decay {optim.weight_decay:g}",
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}, "
+        f"{jax.process_count()} host(s), mesh {axes}",
+        "memory": f"{_mebibytes(bytes_per_device(state))} of state a device{_memory_limit()}, "
+        "activations beside it",
+        "work": f"{config.steps:,} steps of {flops / 1e12:.3g} TFLOP, "
+        f"{config.steps * flops / 1e18:.3g} EFLOP in all; saved {every}",
+        "workdir": config.workdir,
+        "start": start,
+    }
+    for name, text in lines.items():
+        print(f"{name:8} {text}", flush=True)
+    for text in repeated_in_batches(source, config.batch_size):
+        print(f"warning  {text}", flush=True)
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _memory_limit() -> str:
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return "" if limit is None else f" of {_mebibytes(limit)}"
+
+
+def peak_memory(stats: Mapping[str, int] | None) -> str | None:
+    """What a device has used at most, from its `memory_stats()`; None where none are kept."""
+    if not stats or "peak_bytes_in_use" not in stats:
+        return None
+    text = f"memory of a device at the peak: {_mebibytes(stats['peak_bytes_in_use'])}"
+    return text + (f" of {_mebibytes(stats['bytes_limit'])}" if "bytes_limit" in stats else "")
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
+    """Turn what XLA says of memory that is not there into an `InputError` with the cures."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"the devices' memory is too small for batch size {config.batch_size:,}\n"
+            f"{str(error).splitlines()[0]}\n"
+            f"in order of cost: --compute.remat full (now {config.compute.remat}), "
+            f"--accumulate {2 * config.accumulate}, a larger --mesh.fsdp (now {config.mesh.fsdp}), "
+            "or a smaller --batch-size; python -m flaxclip.plan says beforehand what fits"
+        ) from error
