@@ -24,6 +24,7 @@ from flaxclip.models.transformer import remat_by_speed
 from flaxclip.optim import clamp_logit_scale, update_average
 from flaxclip.sharding import BATCH_AXES, batch_sharding, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
+from flaxclip.xla_errors import is_out_of_memory
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -53,8 +54,8 @@ def step_fits(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     batch = Batch(*example_inputs(config.model, config.batch_size))
     try:
         compiled = make_train_step(config, tx, mesh, state).lower(state, batch).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+    except Exception as error:
+        if is_out_of_memory(error):
             return False
         raise
     # TPUs refuse to compile what does not fit; of a GPU its allocator knows the limit.
