@@ -25,6 +25,7 @@ from flaxclip.models.vision_transformer import sample_patches
 from flaxclip.optim import applied_updates, clamp_logit_scale, update_average
 from flaxclip.sharding import batch_sharding, constrain, pair_axes
 from flaxclip.train_state import TrainState, abstract_train_state
+from flaxclip.xla_errors import is_out_of_memory
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -65,8 +66,8 @@ def step_fits(
     try:
         step = make_train_step(config, tx, schedule, mesh, state)
         compiled = step.lower(state, batch).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+    except Exception as error:
+        if is_out_of_memory(error):
             return False
         raise
     # TPUs refuse to compile what does not fit; of a GPU its allocator knows the limit.

@@ -4,6 +4,7 @@ JAX, too, notices a host that is gone, but by its number, after its own time, an
 """
 
 import json
+import math
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from flaxclip.hosts.coordination import coordination_client
 
 _REPORTS, _LOST = "flaxclip/report", "flaxclip/lost"
 _SILENT = 0.7  # of the time-out without a new report: then a host is lost
+_SOON = 4  # intervals without one, where an error already says that something is wrong
 
 
 class HostReports:
@@ -34,7 +36,10 @@ class HostReports:
         """When the coordination service has last answered."""
         self.curious = False
         """Whether this host, too, shall read what all are doing, for `late`."""
-        self._silent_seconds = _SILENT * timeout_seconds
+        self.failed = False
+        """Whether this host's devices have failed, perhaps since another is lost."""
+        self._timeout = timeout_seconds
+        self._failed_anywhere = False
         self._doing, self._doing_since = "starting", time.monotonic()
         self._heard: dict[int, tuple[dict[str, Any], float]] = {}  # host -> report, and since when
         self._ended = threading.Event()
@@ -43,6 +48,12 @@ class HostReports:
         if self._client is not None:
             self._thread = threading.Thread(target=self._talk, name="host reports", daemon=True)
             self._thread.start()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Without a new report for so long, a host is lost; sooner where one's devices failed."""
+        soon = self.failed or self._failed_anywhere
+        return min(_SILENT * self._timeout, _SOON * self.interval if soon else math.inf)
 
     def doing(self, what: str) -> None:
         """What this host is about to do."""
@@ -74,7 +85,12 @@ class HostReports:
         while not self._ended.wait(self.interval):
             number += 1
             since = time.monotonic() - self._doing_since
-            report = {"name": socket.gethostname(), "doing": self._doing, "since": since}
+            report = {
+                "name": socket.gethostname(),
+                "doing": self._doing,
+                "since": since,
+                "failed": self.failed,
+            }
             try:
                 self._client.key_value_set(
                     f"{_REPORTS}/{jax.process_index()}",
@@ -95,9 +111,10 @@ class HostReports:
             report = json.loads(reports.get(f"{_REPORTS}/{host}", "{}"))
             if host not in self._heard or self._heard[host][0] != report:
                 self._heard[host] = report, now
+            self._failed_anywhere |= report.get("failed", False)
         for host, (report, since) in self._heard.items():
             # One that has not reported yet may still be opening its data: JAX watches over it.
-            if report and now - since > self._silent_seconds:
+            if report and now - since > self.silent_seconds:
                 self.lost = (
                     f"{_who(host, report['name'])} is dead or frozen: silent for "
                     f"{now - since:.0f} s, {report['doing']} before"

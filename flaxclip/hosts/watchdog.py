@@ -16,10 +16,14 @@ import jax
 
 from flaxclip.exit_codes import PREEMPTED
 from flaxclip.hosts.reports import HostReports
+from flaxclip.xla_errors import is_lost_connection, is_out_of_memory, is_xla_error
 
 _SLOW = 10  # times the median step: then all stacks are printed
 _SLOW_SECONDS = 10.0  # and at least this long: milliseconds are no reason to print stacks
 _WINDOW = 100
+_NEWS_SECONDS = 60.0
+"""After an error. Where a host is lost, its name is known by then; and JAX itself, which hears of
+it too, aborts whoever has not left after some 100 s."""
 
 
 class Watchdog:
@@ -45,7 +49,7 @@ class Watchdog:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        if is_xla_error(error) and not is_out_of_memory(error) and jax.process_count() > 1:
             self._await_news(error)
         self._ended.set()
         self._watcher.join()
@@ -72,7 +76,8 @@ class Watchdog:
             if self._hosts.lost is not None:
                 self._leave(self._hosts.lost)
             unheard = time.monotonic() - self._hosts.heard_at
-            if jax.process_count() > 1 and unheard > self._timeout:
+            patience = self._hosts.silent_seconds if self._hosts.failed else self._timeout
+            if jax.process_count() > 1 and unheard > patience:
                 self._leave(f"host 0, which the others talk through, is silent for {unheard:.0f} s")
             done_at = self._step_done_at
             late = 0.0 if done_at is None else time.monotonic() - done_at
@@ -86,13 +91,14 @@ class Watchdog:
                 hosts = self._hosts.late() or ["no host stands out"]
                 self._leave("\n  ".join([f"no step in {late:.0f} s", *hosts]))
 
-    def _await_news(self, error: jax.errors.JaxRuntimeError) -> None:
+    def _await_news(self, error: BaseException | None) -> None:
         """Wait until it is known whether a host is lost: then the watcher ends the process."""
-        if "RESOURCE_EXHAUSTED" in str(error):  # no host is to blame but this one
-            return
         _say(f"{str(error).splitlines()[0]}\nwaiting to hear whether a host is lost")
         self.exempt("hit by an error")
-        self._ended.wait(self._timeout)
+        self._hosts.failed = True
+        self._ended.wait(min(self._timeout, _NEWS_SECONDS))
+        if is_lost_connection(error):
+            self._leave("the connection to a host is lost; which one, nobody has said")
 
     def _leave(self, reason: str) -> None:
         self._print_stacks("giving up")

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-import jax
 from jax.sharding import Mesh
 
 from flaxclip.chips import find_chip
@@ -15,6 +14,7 @@ from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.report import binary
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import count_shards, make_mesh
+from flaxclip.xla_errors import is_xla_error
 
 
 @contextlib.contextmanager
@@ -22,8 +22,8 @@ def refusal_explained(config: TrainConfig, mesh: Mesh) -> Iterator[None]:
     """Turn the compiler's complaint that a step does not fit into an `InputError` with advice."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        refusal = parse_refusal(str(error))
+    except Exception as error:
+        refusal = parse_refusal(str(error)) if is_xla_error(error) else None
         if refusal is None:
             raise
         devices = list(mesh.devices.flat)

@@ -124,14 +124,14 @@ def _fields(spec: ModelSpec, towers: set[str]) -> dict[str, Any]:
     without complaint, and be worth little.
     """
     parts: dict[str, Any] = {}
-    if "vision" in towers:
-        parts |= {"vision": spec.model.vision, "preprocess": spec.preprocess}
     if "text" in towers:
         tokenizer = spec.tokenizer
         cleaning = tokenizer.cleaning or cleaning_of(tokenizer.name, None)
         # The same vocabulary may lie in another file.
         tokenizer = dataclasses.replace(tokenizer, cleaning=cleaning, file=None)
         parts |= {"text": spec.model.text, "tokenizer": tokenizer}
+    if "vision" in towers:
+        parts |= {"vision": spec.model.vision, "preprocess": spec.preprocess}
     flat = {}
     for name, part in parts.items():
         flat[name] = type(part).__name__

@@ -24,6 +24,7 @@ from flaxclip.run.replacements import Replacements
 from flaxclip.run.startup import StartupClock
 from flaxclip.train_state import TrainState, bytes_per_device
 from flaxclip.train_step import Metrics, step_flops
+from flaxclip.xla_errors import is_out_of_memory
 
 
 class RunReport:
@@ -184,8 +185,8 @@ def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
     """Turn what XLA says of memory that is not there into an `InputError` with the cures."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"the devices' memory is too small for batch size {config.batch_size:,}\n"

@@ -1,0 +1,77 @@
+"""What a host does that hears, in the middle of a step, that another is gone."""
+
+import os
+import re
+import socket
+import string
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.xla_flags import ONE_DEVICE
+
+from flaxclip.exit_codes import PREEMPTED
+
+SUMS = """
+import os, signal, sys
+import jax, numpy as np
+
+rank = int(sys.argv[1])
+jax.distributed.initialize(
+    "127.0.0.1:$port", 2, rank, heartbeat_timeout_seconds=200, shutdown_timeout_seconds=100
+)
+from flaxclip.watchdog import Watchdog
+
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+total = jax.jit(jax.shard_map(
+    lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=jax.P(), out_specs=jax.P(),
+    check_vma=False,
+))
+with Watchdog(timeout_seconds=30) as dog:
+    started = dog._hosts.heard_at
+    for step in range(10**9):
+        dog.doing(f"waiting for step {step}")
+        try:
+            jax.device_get(total(np.ones($numbers, np.float32)))
+        except Exception as error:
+            print(type(error).__name__, flush=True)
+            raise
+        dog.step_done()
+        # After its first report, without which it has no name.
+        if rank == 1 and dog._hosts.heard_at > started:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+# What is little is computed while it is dispatched, and it is the dispatch that raises.
+@pytest.mark.parametrize(("numbers", "raised"), [(10**5, "JaxRuntimeError"), (1, "ValueError")])
+def test_a_host_killed_in_a_collective_is_named_whichever_class_the_error_has(numbers, raised):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = string.Template(SUMS).substitute(port=port, numbers=numbers)
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank)],
+            env=os.environ | {"XLA_FLAGS": ONE_DEVICE, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        hosts[1].wait(timeout=90)
+        killed_at = time.monotonic()
+        out, err = hosts[0].communicate(timeout=90)
+    finally:
+        for host in hosts:
+            host.kill()
+            host.communicate()
+    assert hosts[0].returncode == PREEMPTED, err
+    assert out.split()[-1] == raised
+    assert re.search(r"flaxclip.train: host 1 \(.*\) is dead or frozen: silent for \d+ s", err)
+    assert "UNKNOWN: Gloo all-reduce failed" in err
+    # Without the error its silence would tell after 21 s.
+    assert time.monotonic() - killed_at < 20
