@@ -4,7 +4,7 @@
     python -m flaxclip.train experiments/clipart.py
     python -m flaxclip.benchmark runs/clipart
 
-After its 400 steps (eight minutes on two CPU cores) a held-out picture's caption is among the first
+After its 400 steps (eight minutes on two CPU cores) a held-out image's caption is among the first
 ten of 374 for 22.5% of them; chance is 2.7%.
 """
 

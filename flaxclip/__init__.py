@@ -1,7 +1,7 @@
 """Pretrain CLIP with JAX and Flax, and measure it.
 
 model = flaxclip.load("runs/quickstart")
-model.classify([picture], ["a red circle", "a blue star"])
+model.classify([image], ["a red circle", "a blue star"])
 """
 
 import importlib

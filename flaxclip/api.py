@@ -1,4 +1,4 @@
-"""A trained CLIP in a notebook: pictures and words in, embeddings and names out."""
+"""A trained CLIP in a notebook: images and words in, embeddings and names out."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.numerics import similarity
 from flaxclip.weights import Weights, open_weights
 
-Pictures = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
+Images = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "compute"))
@@ -74,7 +74,7 @@ class CLIPModel:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """Texts to ids; made on first use, since pictures alone can do without a vocabulary."""
+        """Texts to ids; made on first use, since images alone can do without a vocabulary."""
         text = self.config.text
         return load_tokenizer(self.spec.tokenizer, text.context_length, text.vocab_size)
 
@@ -88,11 +88,11 @@ class CLIPModel:
         """The factor on cosine similarities that the model was trained with."""
         return float(jnp.exp(self.params["logit_scale"]))
 
-    def preprocess(self, images: Pictures) -> UInt8[np.ndarray, "b h w 3"]:
-        """Pictures of any sizes, resized and cropped as the model was measured.
+    def preprocess(self, images: Images) -> UInt8[np.ndarray, "b h w 3"]:
+        """Images of any sizes, resized and cropped as the model was measured.
 
         Raises:
-            UnreadableRecordError: a picture is broken.
+            UnreadableRecordError: an image is broken.
         """
         return np.stack([preprocess(image, self.transform) for image in images])
 
@@ -100,8 +100,8 @@ class CLIPModel:
         """Token ids; a text beyond the context length loses its end."""
         return self.tokenizer(texts)
 
-    def encode_image(self, images: UInt8[np.ndarray, "b h w 3"] | Pictures) -> Float[Array, "b d"]:
-        """Unit embeddings of pictures, preprocessed or not."""
+    def encode_image(self, images: UInt8[np.ndarray, "b h w 3"] | Images) -> Float[Array, "b d"]:
+        """Unit embeddings of images, preprocessed or not."""
         side = self.transform.size
         if not (isinstance(images, np.ndarray) and images.shape[1:] == (side, side, 3)):
             images = self.preprocess(images)
@@ -112,9 +112,9 @@ class CLIPModel:
         return encode_text(self.variables, self.tokenize(texts), self.spec, self.compute)
 
     def classify(
-        self, images: Pictures, class_names: Sequence[str], template: str = "a photo of a {}"
+        self, images: Images, class_names: Sequence[str], template: str = "a photo of a {}"
     ) -> Float[np.ndarray, "b classes"]:
-        """Probabilities of each class for each picture, from the classes' names alone.
+        """Probabilities of each class for each image, from the classes' names alone.
 
         Radford et al. 2021, section 3.1: softmax over scaled similarities with each class's prompt.
         """

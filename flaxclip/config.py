@@ -73,15 +73,15 @@ class TrainConfig:
     time of another forward pass. Exact: the loss is that of the whole batch. A ResNet's batch norms
     alone see a part at a time."""
     patch_dropout: float = 0.0
-    """Share of a picture's patches that the image tower does not see in an update, at random (FLIP,
+    """Share of an image's patches that the image tower does not see in an update, at random (FLIP,
     Li et al. 2023): 0.5 halves the tower's work. Finish with a few hundred steps without it."""
     log_every: int = 50
     """Steps between two reports."""
     wandb: str | None = None
     """Project of Weights & Biases that the run reports to, besides its files. None: none."""
     shown_pairs: int = 12
-    """Held-out pairs of which each save shows pictures, similarities and predictions in TensorBoard
-    and W&B. 0: none, where pictures must not leave the machine."""
+    """Held-out pairs of which each save shows images, similarities and predictions in TensorBoard
+    and W&B. 0: none, where images must not leave the machine."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 

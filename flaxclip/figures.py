@@ -16,11 +16,11 @@ def draw_similarities(
     captions: Sequence[str],
     similarities: Float[np.ndarray, "images captions"],
 ) -> Figure:
-    """A picture of cosine similarities: pictures along the top, captions down the side."""
+    """An image of cosine similarities: images along the top, captions down the side."""
     count = len(images)
     figure = Figure(figsize=(3.2 + 0.62 * count, 1.2 + 0.62 * count), layout="constrained")
     axes = figure.subplots(2, 1, height_ratios=(1, count))
-    # "auto" fills the width of the matrix below: each picture stands over its own column.
+    # "auto" fills the width of the matrix below: each image stands over its own column.
     axes[0].imshow(np.concatenate(images, axis=1), aspect="auto")
     axes[0].set_axis_off()
     values = similarities.T
@@ -42,7 +42,7 @@ def draw_predictions(
     guesses: Sequence[Sequence[str]],
     columns: int = 6,
 ) -> Figure:
-    """A grid of pictures with their three best guesses; the right one is green and ticked."""
+    """A grid of images with their three best guesses; the right one is green and ticked."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.7 * rows))
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -73,7 +73,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def figure_pixels(figure: Figure) -> UInt8[np.ndarray, "h w 3"]:
-    """The figure as a picture, for writers that take no figures."""
+    """The figure as an image, for writers that take no figures."""
     figure.set_dpi(_DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

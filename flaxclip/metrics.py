@@ -63,7 +63,7 @@ class Throughput:
 
 
 class MetricWriter:
-    """Scalars into `metrics.jsonl`; they and pictures for TensorBoard, and for W&B on request.
+    """Scalars into `metrics.jsonl`; they and images for TensorBoard, and for W&B on request.
 
     On process 0 alone; on the others it does nothing. What cannot be written, e.g. on a full disk,
     is reported through `warn` once and never stops training: lines wait until there is room, for
@@ -117,18 +117,18 @@ class MetricWriter:
         if self._wandb is not None:
             self._wandb.log(known, step=step)
 
-    def write_pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Pictures of `step`, by name."""
+    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
+        """Images of `step`, by name."""
         if not self._writes:
             return
         self._write_files(
             step,
-            [image_summary(name, x, dataformats="HWC") for name, x in pictures.items()],
+            [image_summary(name, x, dataformats="HWC") for name, x in images.items()],
         )
         if self._wandb is not None:
             import wandb
 
-            shown = {name: wandb.Image(picture) for name, picture in pictures.items()}
+            shown = {name: wandb.Image(image) for name, image in images.items()}
             self._wandb.log(shown, step=step)
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ class Command(RunCommand):
     compiles: int = 5
     """How many configurations a search compiles at most, a minute or more each."""
     decode_rate: float = 500.0
-    """Pictures that one core of a host decodes, crops and resizes in a second."""
+    """Images that one core of a host decodes, crops and resizes in a second."""
     json: bool = False
     """Print JSON, in bytes, FLOPs and seconds."""
     list: bool = False

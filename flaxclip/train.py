@@ -150,7 +150,7 @@ def run_steps(
                 checkpoints.save(step, state.trees, monitor.medians())
                 save_wanted = False
                 if request != "stop":
-                    report.pictures(step, state)
+                    report.images(step, state)
             if request == "stop":
                 break
             watchdog.doing(f"waiting for the data of step {step + 1}")

@@ -142,8 +142,8 @@ def make_train_step(
         if config.kept_patches is not None:
             # Chosen before the batch is cut into parts: both passes over a part see the same.
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-            pictures, patches = config.batch_size, config.model.vision.grid**2
-            patch_ids = sample_patches(key, pictures, patches, config.kept_patches)
+            images, patches = config.batch_size, config.model.vision.grid**2
+            patch_ids = sample_patches(key, images, patches, config.kept_patches)
             inputs["patch_ids"] = constrain(patch_ids, "batch", None)
         grads, batch_stats, result = loss_and_gradients(
             embed, loss, state.params, state.batch_stats, inputs, config.accumulate

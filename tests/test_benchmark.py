@@ -41,23 +41,23 @@ def model(finished_run):  # noqa: F811
 
 def unseen(tmp_path):
     source = DataSource("scenes", "unseen", train=None)
-    return read_scenes(all_tasks()["scenes-unseen"], source, "test", tmp_path, 16).pictures
+    return read_scenes(all_tasks()["scenes-unseen"], source, "test", tmp_path, 16).images
 
 
 @pytest.mark.parametrize("batch_size", [7, 960, 1000])
 def test_every_image_counts_once_whatever_the_batch(batch_size, tmp_path):
-    pictures = unseen(tmp_path)
-    batches = list(image_batches(pictures, SizedTransform(16), batch_size, workers=2))
+    images = unseen(tmp_path)
+    batches = list(image_batches(images, SizedTransform(16), batch_size, workers=2))
     assert {batch.images.shape for batch in batches} == {(batch_size, 16, 16, 3)}
     seen = np.concatenate([batch.images[batch.is_real] for batch in batches])
-    expected = np.stack([pictures[index] for index in range(len(pictures))])
+    expected = np.stack([images[index] for index in range(len(images))])
     assert np.array_equal(seen, expected)
 
 
 def test_embeddings_do_not_depend_on_batch_or_devices(model, tmp_path):
-    pictures = unseen(tmp_path)
-    all_devices = Embedder(model, 100, tmp_path).embed_images(pictures)
-    one_by_one = np.concatenate([model.encode_image([pictures[i]]) for i in range(8)])
+    images = unseen(tmp_path)
+    all_devices = Embedder(model, 100, tmp_path).embed_images(images)
+    one_by_one = np.concatenate([model.encode_image([images[i]]) for i in range(8)])
     assert all_devices.z.shape == (960, 16)
     np.testing.assert_allclose(all_devices.z[:8], one_by_one, atol=1e-6)
 
@@ -72,30 +72,30 @@ def test_texts_come_in_order_from_whole_and_small_batches(model, tmp_path):
 
 def test_embeddings_are_kept_chunk_by_chunk(model, tmp_path, monkeypatch):
     monkeypatch.setattr("flaxclip.benchmark.embeddings.CHUNK", 384)
-    pictures = unseen(tmp_path)
+    images = unseen(tmp_path)
     first = Embedder(model, 64, tmp_path)
-    zimg = first.embed_images(pictures).z
+    zimg = first.embed_images(images).z
     assert first.computed == 960
     kept = sorted(tmp_path.glob("*/*.npz"))
     assert [path.name for path in kept] == ["0.npz", "1.npz", "2.npz"]
     kept[1].unlink()
     second = Embedder(model, 64, tmp_path)
-    np.testing.assert_array_equal(second.embed_images(pictures).z, zimg)
+    np.testing.assert_array_equal(second.embed_images(images).z, zimg)
     assert second.computed == 384
 
 
-def test_an_unreadable_picture_stays_in_the_denominator(model, tmp_path):
+def test_an_unreadable_image_stays_in_the_denominator(model, tmp_path):
     class Broken:
         identity = "broken"
 
-        def __init__(self, pictures):
-            self._pictures, self.name = pictures, pictures.name
+        def __init__(self, images):
+            self._images, self.name = images, images.name
 
         def __len__(self):
             return 10
 
         def __getitem__(self, index):
-            return b"broken" if index == 3 else self._pictures[index]
+            return b"broken" if index == 3 else self._images[index]
 
     for _ in range(2):  # not from disk: it might be readable by now
         embedder = Embedder(model, 64, tmp_path, max_unreadable=0.1)
@@ -151,11 +151,11 @@ def test_a_template_without_a_place_for_the_name_is_refused(model, tmp_path):
 
 
 def test_the_notebook_face(model):
-    pictures = [PIL.Image.fromarray(ScenesSource("seen", 40)[i].image) for i in range(3)]
-    zimg = model.encode_image(pictures)
+    images = [PIL.Image.fromarray(ScenesSource("seen", 40)[i].image) for i in range(3)]
+    zimg = model.encode_image(images)
     np.testing.assert_allclose(np.linalg.norm(zimg, axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(zimg, model.encode_image(model.preprocess(pictures)))
-    probabilities = model.classify(pictures, ["red circle", "blue star"])
+    np.testing.assert_array_equal(zimg, model.encode_image(model.preprocess(images)))
+    probabilities = model.classify(images, ["red circle", "blue star"])
     assert probabilities.shape == (3, 2)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert model.tokenize(["a cat"]).shape == (1, 20)
@@ -184,11 +184,11 @@ def test_the_command_line_measures_the_tasks_of_the_training_data(measured):
         assert 0 <= top1["low"] <= top1["value"] <= top1["high"] <= top5["high"] <= 1
         assert top1["chance"] == 1 / len(record["class_names"])
         assert record["prompt_set"] == "clip_benchmark"
-        for picture in ("predictions", "similarities"):
-            assert PIL.Image.open(folder / f"results/{task}-{picture}.png").width > 300
+        for image in ("predictions", "similarities"):
+            assert PIL.Image.open(folder / f"results/{task}-{image}.png").width > 300
         first = record["mistakes"][0]
         assert first["class"] != first["prediction"]
-        assert PIL.Image.open(folder / "results" / first["picture"]).width == 96
+        assert PIL.Image.open(folder / "results" / first["image"]).width == 96
 
 
 def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):  # noqa: F811
@@ -213,10 +213,10 @@ def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path): 
 
 @pytest.fixture(scope="module")
 def retrieved(finished_run, tmp_path_factory):  # noqa: F811
-    """A folder with image-caption pairs, one picture broken, and the results of retrieving them."""
+    """A folder with image-caption pairs, one image broken, and the results of retrieving them."""
     folder = tmp_path_factory.mktemp("retrieved")
-    pairs = {f"{i:02}": (jpeg(i * 10), f"a picture of shade {i}") for i in range(20)}
-    write_shard(folder / "mine.tar", pairs | {"20": (b"no picture", "a broken picture")})
+    pairs = {f"{i:02}": (jpeg(i * 10), f"an image of shade {i}") for i in range(20)}
+    write_shard(folder / "mine.tar", pairs | {"20": (b"no image", "a broken image")})
     result = run_cli(
         "flaxclip.benchmark", str(finished_run / "checkpoints" / "4"),
         "--tasks", "retrieval:mine.tar", "--max-unreadable", "0.05",
@@ -273,7 +273,7 @@ def test_a_task_fails_alone_whose_images_cannot_be_read(
         ("classes", 1, 10, "0.tar/s0000000: not a JPEG"),
         ("captioned", 1, 10, "0.tar/s0000000: not a JPEG"),
         ("sugarcrepe_swap_obj", 1, 1, "val2017/7.png: not a JPEG"),
-        ("winogavil", 1, 2, "item 0, picture 1: not a JPEG"),
+        ("winogavil", 1, 2, "item 0, image 1: not a JPEG"),
     ):
         assert re.search(f" {task}: {count} of {of} images cannot be read\n  {first}", said), said
         assert not (tmp_path / f"out/{task}.json").exists()
@@ -340,7 +340,7 @@ def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monk
     assert "1 of 2 images cannot be read" in said
     assert "left out: 1 leftovers of other programs" in said
     rows = list(csv.reader((tmp_path / "out/predictions.csv").open()))
-    assert rows[0] == ["picture", "prediction", "cat, black", "dog"]
+    assert rows[0] == ["image", "prediction", "cat, black", "dog"]
     assert [row[:2] for row in rows[2:]] == [["c: d.png", "unreadable"]]
 
 
@@ -355,18 +355,18 @@ def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):  # noqa: 
         "--out", "results", "--cache", "cache", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 2
-    assert "mnist: label 2 of picture 1 is out of range" in result.stderr
+    assert "mnist: label 2 of image 1 is out of range" in result.stderr
     assert "imagenet: not on this machine, left out" in result.stdout
     assert "hf download" in (tmp_path / "results/missing.txt").read_text()
     record = json.loads((tmp_path / "results/stl10.json").read_text())
-    assert "8 pictures here, 8,000 where published" in record["notes"][0]
+    assert "8 images here, 8,000 where published" in record["notes"][0]
     assert 0 < record["cosine_distance_from_float32"]["max"] < 0.1
     probe = json.loads((tmp_path / "results/stl10.linear-probe.json").read_text())
     assert probe["train_examples"] == 40
     assert probe["scores"]["top1"]["chance"] == 0.25
 
 
-def test_a_folder_of_ones_own_pictures(finished_run, tmp_path):  # noqa: F811
+def test_a_folder_of_ones_own_images(finished_run, tmp_path):  # noqa: F811
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for shade in range(3):
@@ -376,14 +376,14 @@ def test_a_folder_of_ones_own_pictures(finished_run, tmp_path):  # noqa: F811
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "results/images-photos.json").read_text())
     assert record["class_names"] == ["cat", "dog"]
-    (tmp_path / "photos/cat/broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "photos/cat/broken.jpg").write_bytes(b"no image")
     result = run_cli(
         "flaxclip.benchmark", *arguments, "photos/cat", "--labels", "cat, dog",
         "--max-unreadable", "0.25", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = (tmp_path / "results/predictions.csv").read_text().splitlines()
-    assert rows[0] == "picture,prediction,cat,dog"
+    assert rows[0] == "image,prediction,cat,dog"
     assert rows[4].startswith("broken.jpg,unreadable,")
     assert "unreadable: broken.jpg: not a JPEG" in result.stdout
 

@@ -17,7 +17,7 @@ from flaxclip.benchmark.methods.choice import associate_task
 from flaxclip.benchmark.own_images import own_task, split_labels
 from flaxclip.benchmark.prompts import choose_wording, class_prompts, read_prompts
 from flaxclip.benchmark.readers import open_test
-from flaxclip.benchmark.readers.parquet import ParquetPictures
+from flaxclip.benchmark.readers.parquet import ParquetImages
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableRecordError
@@ -58,8 +58,8 @@ def open_own(name, tmp_path):
     return task, open_test(task, tmp_path, 16)[1]
 
 
-def shades(pictures):
-    (batch,) = image_batches(pictures, SizedTransform(16), len(pictures))
+def shades(images):
+    (batch,) = image_batches(images, SizedTransform(16), len(images))
     return batch.images[:, 0, 0, 0].tolist()
 
 
@@ -71,16 +71,16 @@ def test_scores_are_measured_on_images_prepared_as_the_model_asks(tmp_path):
     _, data = open_own(f"wds:{root}", tmp_path)
     for transparency, expected in (("dropped", 0), ("white", 255)):
         transform = SizedTransform(16, ImageTransform(transparency=transparency))
-        (batch,) = image_batches(data.pictures, transform, 2)
+        (batch,) = image_batches(data.images, transform, 2)
         assert (batch.images == expected).all()
 
 
 def test_a_webdataset_is_read_shard_by_shard(tmp_path):
     task, data = open_own(f"wds:{write_wds(tmp_path / 'wds_pets', labelled())}", tmp_path)
     assert task.name == "pets"
-    assert shades(data.pictures) == [0, 20, 40, 60, 10, 30, 50]
+    assert shades(data.images) == [0, 20, 40, 60, 10, 30, 50]
     assert data.labels.tolist() == [0, 2, 1, 0, 1, 0, 2]
-    assert data.pictures.name(4) == "1.tar/s0000001"
+    assert data.images.name(4) == "1.tar/s0000001"
     wording = choose_wording(task, data, "clip_benchmark")
     assert wording.class_names == ("cat", "dog", "owl")
     assert wording.templates == ("a photo of a {}.",)
@@ -160,21 +160,21 @@ def test_keys_end_at_the_first_dot_of_the_last_part_of_a_name(tmp_path, prefix):
     pairs = [(f"{prefix}s{i}.{e}", d) for i, r in enumerate(labelled(2)) for e, d in r.items()]
     _, data = open_own(f"wds:{write_members(tmp_path / 'wds_x', pairs)}", tmp_path)
     assert data.labels.tolist() == [0, 1]
-    assert shades(data.pictures) == [0, 10]
+    assert shades(data.images) == [0, 10]
     assert data.left_out == {}
-    assert data.pictures.name(1) == f"0.tar/{prefix}s1"
+    assert data.images.name(1) == f"0.tar/{prefix}s1"
 
 
-def test_members_that_are_no_part_of_a_picture_are_counted(tmp_path):
+def test_members_that_are_no_part_of_a_image_are_counted(tmp_path):
     good = [("s0.png", png(7)), ("s0.cls", b"2"), ("s0.json", b"{}"), ("README.md", b"hello")]
     odd = [("s.v2.png", png(8)), ("s.v2.cls", b"1"), ("._s0.png", b"\0"), ("._s0.cls", b"\0"),
            ("__MACOSX/s0.png", b"\0"), ("s1.png", "s0.png"), ("s1.cls", "s0.cls")]  # fmt: skip
     dotted = write_members(tmp_path / "wds_d", odd[:2])
-    with pytest.raises(InputError, match=r"no pictures in .*\n.*: 1 names with further dots"):
+    with pytest.raises(InputError, match=r"no images in .*\n.*: 1 names with further dots"):
         open_own(f"wds:{dotted}", tmp_path)
     _, data = open_own(f"wds:{write_members(tmp_path / 'wds_x', good + odd)}", tmp_path)
     assert data.labels.tolist() == [2]
-    assert shades(data.pictures) == [7]
+    assert shades(data.images) == [7]
     assert data.left_out == {
         "names_with_further_dots": 1,
         "leftovers_of_other_programs": 3,
@@ -210,12 +210,12 @@ def write_pets(root):
     return root
 
 
-def test_what_other_programs_leave_is_no_picture_and_no_class(tmp_path):
+def test_what_other_programs_leave_is_no_image_and_no_class(tmp_path):
     root = write_pets(tmp_path / ".cache/pets")  # hidden, but named by the user
     leave_behind(root)
     _, data = open_own(f"folder:{root}", tmp_path)
     assert data.class_names == ("cat", "dog")
-    assert shades(data.pictures) == [1, 2, 3]
+    assert shades(data.images) == [1, 2, 3]
     assert data.left_out == {"leftovers_of_other_programs": 4}
     (root / "e.png").write_bytes(png(5))
     _, data = open_own(f"folder:{root}", tmp_path)
@@ -224,11 +224,11 @@ def test_what_other_programs_leave_is_no_picture_and_no_class(tmp_path):
     assert task.prompts["openai"].class_names == ("cat", "dog")
 
 
-def test_a_link_to_nowhere_is_an_unreadable_picture(tmp_path):
+def test_a_link_to_nowhere_is_an_unreadable_image(tmp_path):
     root = write_pets(tmp_path / "pets")
     (root / "dog/d.png").symlink_to(tmp_path / "unmounted.png")
     _, data = open_own(f"folder:{root}", tmp_path)
-    (batch,) = image_batches(data.pictures, ImageTransform(16), 4)
+    (batch,) = image_batches(data.images, ImageTransform(16), 4)
     assert batch.unreadable == ("dog/d.png: No such file or directory",)
 
 
@@ -238,15 +238,15 @@ def test_pairs_whose_images_are_missing_keep_their_captions(tmp_path, monkeypatc
     (tmp_path / "pairs.csv").write_text("image,caption\n0.png,a cat\n1.png,a dog\n")
     _, data = open_own(f"retrieval:{tmp_path / 'pairs.csv'}", tmp_path)
     assert data.captions == ("a cat", "a dog")
-    (batch,) = image_batches(data.pictures, ImageTransform(16), 2)
+    (batch,) = image_batches(data.images, ImageTransform(16), 2)
     assert len(batch.unreadable) == 1
     leave_behind(write_pets(tmp_path / "pets"))
     (tmp_path / "pets/cat/a.txt").write_text("one cat")
     _, data = open_own(f"retrieval:{tmp_path / 'pets'}", tmp_path)
     assert data.left_out == {"images_without_text_or_class": 2, "leftovers_of_other_programs": 4}
-    before = data.pictures.identity
+    before = data.images.identity
     (tmp_path / "pets/cat/a.png").write_bytes(png(200) + b"another image")
-    assert open_own(f"retrieval:{tmp_path / 'pets'}", tmp_path)[1].pictures.identity != before
+    assert open_own(f"retrieval:{tmp_path / 'pets'}", tmp_path)[1].images.identity != before
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,9 @@ def test_folders_are_classes(tmp_path):
         (tmp_path / "zoo/test" / name / "1.png").write_bytes(png(shade))
     _, data = open_own(f"folder:{tmp_path / 'zoo'}", tmp_path)
     assert data.class_names == ("owl", "red fox")
-    assert shades(data.pictures) == [5, 9]
+    assert shades(data.images) == [5, 9]
     (tmp_path / "zoo/test/empty").mkdir()
-    with pytest.raises(InputError, match="class 'empty' has no pictures"):
+    with pytest.raises(InputError, match="class 'empty' has no images"):
         open_own(f"folder:{tmp_path / 'zoo'}", tmp_path)
 
 
@@ -300,7 +300,7 @@ def test_parquet_as_hugging_face_stores_it(tmp_path, labels):
     assert task.name == "pets"
     assert data.labels.tolist() == [1, 0, 1]
     assert data.class_names == ("cat", "dog")
-    assert shades(data.pictures) == [0, 1, 2]
+    assert shades(data.images) == [0, 1, 2]
     (tmp_path / "set/.ipynb_checkpoints").mkdir(parents=True)
     (tmp_path / "pets.parquet").rename(tmp_path / "set/test-0.parquet")
     for leftover in ("._test-0.parquet", ".ipynb_checkpoints/test-checkpoint.parquet"):
@@ -328,7 +328,7 @@ def test_parquet_files_may_differ_in_columns_that_nobody_asks_for(tmp_path):
     _, data = open_own(f"parquet:{tmp_path / 'pets'}", tmp_path)
     assert data.class_names == ("cat", "dog", "owl")
     assert data.labels.tolist() == [2, 0, 1, 1]
-    assert shades(data.pictures) == [0, 1, 2, 3]
+    assert shades(data.images) == [0, 1, 2, 3]
     for missing in ("image", "label"):
         left = {name: column for name, column in columns[1].items() if name != missing}
         pyarrow.parquet.write_table(pyarrow.table(left), tmp_path / "pets/test-1.parquet")
@@ -348,14 +348,14 @@ def test_images_in_parquet_are_read_some_at_a_time_in_any_order(tmp_path):
     paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
     pyarrow.parquet.write_table(table[:40], paths[0], row_group_size=25)
     pyarrow.parquet.write_table(table[40:], paths[1])
-    pictures = ParquetPictures(paths, "image", batch_bytes=300)  # three of them
+    images = ParquetImages(paths, "image", batch_bytes=300)  # three of them
     order = [*range(60), 59, 0, 30, 24, 25, 12, 13, 41, 40, *range(59, -1, -7)]
-    assert [pictures[index] for index in order] == [png(index) for index in order]
-    held = [images for *_, images in pictures._recent]
+    assert [images[index] for index in order] == [png(index) for index in order]
+    held = [files for *_, files in images._recent]
     assert 0 < sum(map(len, held)) <= 4 * 4
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(pictures.__getitem__, order * 3)) == [png(i) for i in order * 3]
-    assert pictures.name(45) == "1.parquet/row group 0, row 5"
+        assert list(pool.map(images.__getitem__, order * 3)) == [png(i) for i in order * 3]
+    assert images.name(45) == "1.parquet/row group 0, row 5"
 
 
 def test_a_column_of_paths_in_place_of_images_is_told(tmp_path):
@@ -363,7 +363,7 @@ def test_a_column_of_paths_in_place_of_images_is_told(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     _, data = open_own(f"parquet:{tmp_path / 'a.parquet'}", tmp_path)
     with pytest.raises(UnreadableRecordError, match=r"no bytes but the path.*embed_table_storage"):
-        data.pictures[0]
+        data.images[0]
 
 
 def test_sugarcrepe_and_winoground(tmp_path):
@@ -374,7 +374,7 @@ def test_sugarcrepe_and_winoground(tmp_path):
     (root / "swap_obj.json").write_text(json.dumps({"0": item, "4": item}))
     _, data = open_test(all_tasks()["sugarcrepe_swap_obj"], tmp_path, 16)
     assert data.captions[data.caption_rows[1, 1]] == "a cat"
-    assert data.picture_rows.tolist() == [[0], [1]]
+    assert data.image_rows.tolist() == [[0], [1]]
 
     columns = {f"image_{i}": [{"bytes": png(10 * i + j)} for j in range(3)] for i in range(2)}
     columns |= {f"caption_{i}": [f"caption {i} {j}" for j in range(3)] for i in range(2)}
@@ -382,7 +382,7 @@ def test_sugarcrepe_and_winoground(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "winoground/test-0.parquet")
     _, data = open_test(all_tasks()["winoground"], tmp_path, 16)
     assert [data.captions[row] for row in data.caption_rows[2]] == ["caption 0 2", "caption 1 2"]
-    assert np.array(shades(data.pictures))[data.picture_rows[2]].tolist() == [2, 12]
+    assert np.array(shades(data.images))[data.image_rows[2]].tolist() == [2, 12]
 
 
 def test_tensorflow_datasets_without_tensorflow(tmp_path):
@@ -424,7 +424,7 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     task, data = open_own("tfds:toy", tmp_path)
     assert data.labels.tolist() == [0, 1, 0]
     assert data.class_names == ("cat", "dog")
-    assert shades(data.pictures) == [0, 1, 2]
+    assert shades(data.images) == [0, 1, 2]
     assert choose_wording(task, data, "openai").templates_from == "default"
 
 
@@ -471,10 +471,10 @@ def test_words_are_put_into_the_order_of_the_labels(tmp_path):
     with pytest.raises(InputError, match="2 class names, but the data set has 3 classes"):
         wording("cat", "dog")
     unnamed = data._replace(class_names=None)
-    with pytest.raises(InputError, match="label 2 of picture 1 is out of range"):
+    with pytest.raises(InputError, match="label 2 of image 1 is out of range"):
         choose_wording(task, unnamed, "openai", Prompts(("cat", "dog")))
     notes = choose_wording(task, unnamed, "openai", Prompts(("cat", "dog", "owl", "eel"))).notes
-    assert "1 of 4 classes have no picture" in notes[0]
+    assert "1 of 4 classes have no image" in notes[0]
     assert "share a name" in wording("pet", "pet", "owl").notes[0]
 
 
@@ -510,12 +510,12 @@ def test_a_users_own_words_go_first(tmp_path):
 
 def test_associations_as_winogavil_asks_for_them(tmp_path):
     (tmp_path / "winogavil").mkdir()
-    pictures = [[{"bytes": png(10 * row + at)} for at in range(3)] for row in range(2)]
+    images = [[{"bytes": png(10 * row + at)} for at in range(3)] for row in range(2)]
     columns = {
         "cue": ["Owl", "dog"],
         "candidates": [["a", "b", "c"], ["d", "e", "f"]],
         "associations": [["c"], ["f", "d"]],
-        "candidate_images": pictures,
+        "candidate_images": images,
     }
     path = tmp_path / "winogavil/test-0.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
@@ -523,10 +523,10 @@ def test_associations_as_winogavil_asks_for_them(tmp_path):
     assert data.cues == ("An owl", "A dog")
     assert data.item_of.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.goes_with_cue.tolist() == [False, False, True, True, False, True]
-    assert shades(data.pictures) == [0, 1, 2, 10, 11, 12]
+    assert shades(data.images) == [0, 1, 2, 10, 11, 12]
 
     class Known(Embedder):
-        """One picture of the first item is right, one of two of the second."""
+        """One image of the first item is right, one of two of the second."""
 
         def __init__(self):
             pass
@@ -534,7 +534,7 @@ def test_associations_as_winogavil_asks_for_them(tmp_path):
         def embed_texts(self, texts):
             return Embedded(np.ones((len(texts), 1), np.float32), ())
 
-        def embed_images(self, pictures):
+        def embed_images(self, images):
             z = [[0.1], [0.2], [0.3], [0.9], [0.8], [0.1]]
             return Embedded(np.array(z, np.float32), ())
 

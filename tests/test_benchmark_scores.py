@@ -10,7 +10,7 @@ from flaxclip.benchmark.embeddings import Embedded, Embedder
 from flaxclip.benchmark.methods.retrieval import count_rivals, retrieve_task
 from flaxclip.benchmark.methods.zero_shot import classify_task, score_levels
 from flaxclip.benchmark.prompts import Wording
-from flaxclip.benchmark.readers.own import PairPictures
+from flaxclip.benchmark.readers.own import PairImages
 from flaxclip.benchmark.report.exports import CLIP_BENCHMARK_SCORES
 from flaxclip.benchmark.scores import (
     confusion_matrix,
@@ -157,7 +157,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "clip_benchmark_scores.npz"
 
 
 class Known(Embedder):
-    """Pictures are rows of `zimg`, texts the numbers of rows of `ztxt`."""
+    """Images are rows of `zimg`, texts the numbers of rows of `ztxt`."""
 
     def __init__(self, zimg, ztxt):
         self.model = types.SimpleNamespace(logit_scale=100.0)
@@ -165,7 +165,7 @@ class Known(Embedder):
             z / np.linalg.norm(z, axis=1, keepdims=True) for z in (zimg, ztxt)
         )
 
-    def embed_images(self, pictures):
+    def embed_images(self, images):
         return Embedded(self._zimg, ())
 
     def embed_texts(self, texts):
@@ -177,7 +177,7 @@ def test_scores_of_the_same_embeddings_are_clip_benchmarks():
     with np.load(GOLDEN) as file:
         arrays = dict(file)
     theirs = {n.removeprefix("score "): float(v) for n, v in arrays.items() if "score " in n}
-    pictures = PairPictures(ScenesSource("unseen", 16), "known", len(arrays["labels"]))
+    images = PairImages(ScenesSource("unseen", 16), "known", len(arrays["labels"]))
     names = tuple(str(number) for number in range(12))
     prompts = {name: tuple(str(3 * int(name) + i) for i in range(3)) for name in names}
     wording = Wording(names, prompts, "", "")
@@ -185,11 +185,11 @@ def test_scores_of_the_same_embeddings_are_clip_benchmarks():
     ours = {}
     for kind, labels in (("classification", "labels"), ("multilabel", "present")):
         task = Task("known", "", kind, "top1", ())
-        ours |= classify_task(known, task, Labelled(pictures, arrays[labels]), wording).scores
+        ours |= classify_task(known, task, Labelled(images, arrays[labels]), wording).scores
     captions = tuple(str(number) for number in range(len(arrays["zcaptions"])))
     pairs = np.stack([arrays["caption_of"], np.arange(len(captions))], axis=1)
     known = Known(arrays["zimg"], arrays["zcaptions"])
-    ours |= retrieve_task(known, Captioned(pictures, captions, pairs)).scores
+    ours |= retrieve_task(known, Captioned(images, captions, pairs)).scores
     assert len(ours) == len(theirs) == 10
     for our_name, their_name in CLIP_BENCHMARK_SCORES.items():
         if our_name in ours:
@@ -221,8 +221,8 @@ def test_metrics_of_single_tasks_are_what_their_names_say(metric, by_hand, chanc
     better = (similarities > similarities[np.arange(60), labels][:, None]).sum(axis=1)
     expected = by_hand(better < 1, better < 5)
     assert 0.1 < expected < 0.9
-    pictures = PairPictures(ScenesSource("unseen", 16), "known", 60)
-    data = Labelled(pictures, labels, groups=np.arange(60) % 2)
+    images = PairImages(ScenesSource("unseen", 16), "known", 60)
+    data = Labelled(images, labels, groups=np.arange(60) % 2)
     wording = Wording(names, {name: (name,) for name in names}, "", "")
     task = Task("known", "", "classification", metric, ())
     score = classify_task(known, task, data, wording).scores[metric]

@@ -92,7 +92,7 @@ def records_of(config, step):
 
 
 def train_with_nan(folder, records, *flags):
-    """The command, with these records' pictures NaN wherever they are in a batch."""
+    """The command, with these records' images NaN wherever they are in a batch."""
     (folder / "tiny.py").write_text(EXPERIMENT)
     code = (
         "import os, runpy, flaxclip.train\n"

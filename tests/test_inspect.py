@@ -13,7 +13,7 @@ import pytest
 from flaxclip.data.inspect.__main__ import Command, inspect
 from flaxclip.data.inspect.inspection import inspect_source
 from flaxclip.data.sources.source import Pair, UnreadableRecordError
-from tests.helpers.pair_shards import picture, write_shards
+from tests.helpers.pair_shards import image, write_shards
 
 
 def _inspect(*args, cache):
@@ -33,16 +33,16 @@ def shards(tmp_path_factory):
 
 
 def test_a_small_corpus_is_read_whole_and_its_figures_are_called_exact(shards, tmp_path):
-    pictures = tmp_path / "pictures"
-    run = _inspect(shards / "*.tar", "--pictures", pictures, "--samples", 4, cache=tmp_path)
+    images = tmp_path / "images"
+    run = _inspect(shards / "*.tar", "--images", images, "--samples", 4, cache=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "73" in run.stdout
     assert "exact: all 73 records read" in run.stdout
     assert "exact: 6.85%" in run.stdout  # 5 of 73 broken
     assert "estimated" not in run.stdout
     assert "00000.tar/00022: broken image" in run.stdout
-    assert len(list(pictures.glob("*.jpg"))) == 4
-    again = _inspect(shards / "*.tar", "--pictures", pictures, cache=tmp_path)
+    assert len(list(images.glob("*.jpg"))) == 4
+    again = _inspect(shards / "*.tar", "--images", images, cache=tmp_path)
     assert again.returncode == 2
     assert "is not empty" in again.stderr
     assert "Traceback" not in again.stderr
@@ -79,11 +79,11 @@ def test_what_is_left_out_is_shown(tmp_path, monkeypatch, capsys):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in ("000.jpg", "000.txt", "photo.v2.jpg", "photo.v2.txt", "__MACOSX/._000.jpg"):
             info = tarfile.TarInfo(name)
-            info.size = len(_PICTURE)
-            tar.addfile(info, io.BytesIO(_PICTURE if name.endswith("jpg") else b"x" * info.size))
+            info.size = len(_IMAGE)
+            tar.addfile(info, io.BytesIO(_IMAGE if name.endswith("jpg") else b"x" * info.size))
     for name in ("a.jpg", "._a.jpg"):
         (tmp_path / "photos/cat").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "photos/cat" / name).write_bytes(_PICTURE)
+        (tmp_path / "photos/cat" / name).write_bytes(_IMAGE)
     for src, expected in (
         ("0.tar", {"leftovers_of_other_programs": 1, "names_with_further_dots": 1}),
         ("photos", {"leftovers_of_other_programs": 1}),
@@ -110,7 +110,7 @@ class _Corpus:
         self.read.append(index)
         if index % 10 == 3:
             raise UnreadableRecordError("broken")
-        return Pair(_PICTURE, (f"caption {index}",))
+        return Pair(_IMAGE, (f"caption {index}",))
 
     def fields(self, index):
         return {"txt": f"caption {index}"}
@@ -119,7 +119,7 @@ class _Corpus:
         return f"shard/{index}"
 
 
-_PICTURE = picture(0)
+_IMAGE = image(0)
 
 
 def test_a_corpus_of_any_size_costs_what_its_sample_costs():

@@ -200,7 +200,7 @@ def test_big_visions_checkpoints_tell_their_architecture(stacked, root, vocabula
     assert model.encode_text(CAPTIONS).shape == (3, 64)
 
 
-def test_a_model_without_its_vocabulary_embeds_pictures_and_asks_for_it(tmp_path):
+def test_a_model_without_its_vocabulary_embeds_images_and_asks_for_it(tmp_path):
     tensors = big_vision_table(SIGLIP.model, True).to_theirs(variables_of(SIGLIP))
     np.savez(tmp_path / "siglip.npz", **tensors)
     model = flaxclip.load(tmp_path / "siglip.npz")

@@ -8,10 +8,10 @@ import PIL.Image
 import pytest
 
 from flaxclip.data.images import decode
-from flaxclip.data.images.decode import UprightPicture
+from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.eval_transform import decode_image, open_image
 from flaxclip.data.images.jpeg_header import JpegFrame, read_jpeg_frame
-from flaxclip.data.prepare.encoding import PictureEncoding, encode_picture
+from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.sources.source import UnreadableRecordError
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
@@ -155,8 +155,8 @@ def shown_to_simplejpeg(monkeypatch):
 def test_simplejpeg_is_shown_no_frame_of_a_rare_kind(frame, shown_to_simplejpeg):
     file = SOI + frame + EOI
     for read in (
-        lambda: UprightPicture(file).decode(0.1),
-        lambda: encode_picture(file, PictureEncoding(resize=10)),
+        lambda: UprightImage(file).decode(0.1),
+        lambda: encode_for_storage(file, ImageEncoding(resize=10)),
     ):
         with pytest.raises(UnreadableRecordError):
             read()
@@ -165,10 +165,10 @@ def test_simplejpeg_is_shown_no_frame_of_a_rare_kind(frame, shown_to_simplejpeg)
 
 def test_simplejpeg_is_shown_common_ones(shown_to_simplejpeg):
     for file in (_jpeg(), _jpeg(progressive=True), SOI + _frame(0xC1) + EOI):
-        picture = UprightPicture(file)
+        image = UprightImage(file)
         assert not shown_to_simplejpeg  # the header is enough
         try:
-            picture.decode(0.4)
+            image.decode(0.4)
         except UnreadableRecordError:
             assert len(file) < 100  # the one without an image
         assert shown_to_simplejpeg.pop() == file
@@ -183,9 +183,9 @@ def test_a_jpeg_that_cannot_be_read_is_called_one_and_by_its_kind(marker, bits):
         expected = "broken image"  # a common kind, and no image in it
     else:
         expected = rf"a JPEG of a kind .* \({kind}, {bits} bits a sample, components: 3\)"
-    for read in (decode_image, UprightPicture):
+    for read in (decode_image, UprightImage):
         with pytest.raises(UnreadableRecordError, match=expected):
-            read(file).decode(1.0) if read is UprightPicture else read(file)
+            read(file).decode(1.0) if read is UprightImage else read(file)
     if bits == 12:
         with pytest.raises(UnreadableRecordError, match=expected):
             open_image(file)

@@ -108,9 +108,9 @@ def example(load, position):
 
 
 def test_a_record_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_path):
-    picture = Image.effect_noise((64, 64), 90).convert("RGB")
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     write_shard(tmp_path / "0.tar", {"a": (buffer.getvalue(), "noise")})
     load = example_loader(WebDatasetSource(str(tmp_path / "0.tar")))
     assert np.array_equal(example(load, 0).image, example(load, 0).image)
@@ -119,7 +119,7 @@ def test_a_record_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_pa
 
 def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named(tmp_path):
     pairs = {f"{i:03}": (jpeg(i), f"shade {i}") for i in range(40)}
-    pairs["007"] = (b"not a picture", "broken")
+    pairs["007"] = (b"not an image", "broken")
     pairs["011"] = (jpeg(11)[:200], "cut off")
     write_shard(tmp_path / "0.tar", pairs)
     source = WebDatasetSource(str(tmp_path / "0.tar"))

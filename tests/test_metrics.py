@@ -6,14 +6,14 @@ import pytest
 from flaxclip.metrics import MetricWriter
 from tests.helpers.metric_files import read_events, read_wandb
 
-PICTURE = np.zeros((30, 40, 3), np.uint8)
+IMAGE = np.zeros((30, 40, 3), np.uint8)
 
 
 def write(folder, start_step, stop_step, project=None):
     writer = MetricWriter(folder, start_step, project, {"model": {"layers": (1, 2)}})
     for step in range(start_step + 1, stop_step + 1):
         writer.write(step, {"loss": 1 / step, "mfu": None})
-    writer.write_pictures(stop_step, {"similarities": PICTURE})
+    writer.write_images(stop_step, {"similarities": IMAGE})
     writer.close()
 
 
@@ -23,11 +23,11 @@ def test_what_a_killed_run_reported_after_its_checkpoint_is_reported_once(tmp_pa
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert lines[0]["mfu"] is None
-    scalars, pictures = read_events(tmp_path / "tensorboard")
+    scalars, images = read_events(tmp_path / "tensorboard")
     assert {step: value for (name, step), value in scalars.items() if name == "loss"} == (
         pytest.approx({line["step"]: line["loss"] for line in lines})
     )
-    assert set(pictures) == {("similarities", 6), ("similarities", 8)}
+    assert set(images) == {("similarities", 6), ("similarities", 8)}
 
 
 def test_weights_and_biases_get_the_same_in_one_run(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flaxclip.data.inspect.statistics import Distribution, PairFacts, PairStatistics
-from flaxclip.data.prepare.encoding import PictureEncoding, encode_picture
+from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.prepare.folder import PreparationFolder, write_whole
 from flaxclip.data.prepare.passes import (
@@ -32,7 +32,7 @@ from flaxclip.data.sources.array_record import ArrayRecordSource
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
-from tests.helpers.pair_shards import picture, write_shards
+from tests.helpers.pair_shards import image, write_shards
 
 FILTERS = PairFilters(min_side=20, max_aspect=3, min_words=2, score_key="similarity", min_score=0.5)
 
@@ -71,8 +71,8 @@ def test_every_record_is_kept_or_counted_by_why_it_is_dropped(tmp_path):
     pairs, counts = _prepare(_recipe(tmp_path / "in"), tmp_path, 3)
     assert counts == expected
     assert sorted(int(captions[0].split()[-1]) for _, captions, _ in pairs) == list(range(60))
-    for image, (caption,), fields in pairs:
-        assert image == picture(int(caption.split()[-1]))
+    for stored, (caption,), fields in pairs:
+        assert stored == image(int(caption.split()[-1]))
         assert fields == {"txt": caption, "similarity": 0.9}  # of two that are equal, the first
 
 
@@ -91,10 +91,10 @@ def test_order_depends_on_contents_alone(tmp_path):
 def test_a_table_or_a_folder_is_prepared_as_tars_are(tmp_path):
     expected = []
     for n in range(12):
-        (tmp_path / f"{n:02}.jpg").write_bytes(picture(n))
-        (tmp_path / f"{n:02}.txt").write_text(f"picture number {n}")
-        expected.append((picture(n), (f"picture number {n}",)))
-    rows = "".join(f"{n:02}.jpg\tpicture number {n}\n" for n in range(12))
+        (tmp_path / f"{n:02}.jpg").write_bytes(image(n))
+        (tmp_path / f"{n:02}.txt").write_text(f"image number {n}")
+        expected.append((image(n), (f"image number {n}",)))
+    rows = "".join(f"{n:02}.jpg\timage number {n}\n" for n in range(12))
     (tmp_path / "pairs.tsv").write_text("filepath\tcaption\n" + rows)
     for corpus in (str(tmp_path / "pairs.tsv"), str(tmp_path)):
         recipe = Recipe(CorpusConfig((corpus,)))
@@ -103,7 +103,7 @@ def test_a_table_or_a_folder_is_prepared_as_tars_are(tmp_path):
         assert sorted(pair[:2] for pair in pairs) == sorted(expected)
 
 
-def test_duplicates_of_pictures_and_none_at_all(tmp_path):
+def test_duplicates_of_images_and_none_at_all(tmp_path):
     expected = write_shards(tmp_path / "in")
     _, counts = _prepare(_recipe(tmp_path / "in", deduplicate="none"), tmp_path, 2)
     assert counts == {reason: n for reason, n in expected.items() if reason != "duplicate"}
@@ -111,7 +111,7 @@ def test_duplicates_of_pictures_and_none_at_all(tmp_path):
     assert counts == expected
 
 
-def test_a_picture_is_in_one_split_whatever_its_caption(tmp_path):
+def test_a_image_is_in_one_split_whatever_its_caption(tmp_path):
     write_shards(tmp_path / "in")
     recipe = _recipe(tmp_path / "in", deduplicate="none", validation=0.3)
     source = open_corpus(recipe.corpus, 32)
@@ -121,7 +121,7 @@ def test_a_picture_is_in_one_split_whatever_its_caption(tmp_path):
         image = source[int(row["record"])].image
         assert splits.setdefault(image, row["split"]) == row["split"]
     share = np.mean([split == 1 for split in splits.values()])
-    assert 0.1 < share < 0.5  # 60 pictures at 0.3
+    assert 0.1 < share < 0.5  # 60 images at 0.3
     # Within a split the keys, and so the shards, still spread over their whole range.
     for split in (0, 1):
         assert len(np.unique(shard_numbers(scan.rows[scan.rows["split"] == split], 4))) == 4
@@ -131,11 +131,11 @@ def test_number_of_shards_follows_from_distinct_records_and_their_stored_size(tm
     write_shards(tmp_path / "in")
     recipe = _recipe(tmp_path / "in", shard_mb=0.01)
     source = open_corpus(recipe.corpus, 32)
-    stored = sum(len(picture(n)) for n in range(60))
+    stored = sum(len(image(n)) for n in range(60))
     scan = scan_records(source, recipe, range(len(source)))
     shards = plan_shards(scan.sizes, len(source), recipe)["train"]
     assert shards == pytest.approx(stored / 1e4, abs=1)
-    smaller = dataclasses.replace(recipe, encoding=PictureEncoding(resize=10))
+    smaller = dataclasses.replace(recipe, encoding=ImageEncoding(resize=10))
     scan = scan_records(source, smaller, range(len(source)))
     shards_of_smaller = plan_shards(scan.sizes, len(source), smaller)["train"]
     assert shards_of_smaller < shards / 2
@@ -326,26 +326,26 @@ def _size(data: bytes) -> tuple[str, tuple[int, int]]:
     return image.format, image.size
 
 
-def test_pictures_are_left_shrunk_or_put_into_another_format():
-    jpeg, png = picture(0, 40, 30), picture(0, 40, 30, "PNG")
-    for encoding in (PictureEncoding(), PictureEncoding(30), PictureEncoding(30, "JPEG")):
-        assert encode_picture(jpeg, encoding) == jpeg
-    assert _size(encode_picture(jpeg, PictureEncoding(15))) == ("JPEG", (20, 15))
-    assert _size(encode_picture(png, PictureEncoding(15))) == ("JPEG", (20, 15))
-    assert _size(encode_picture(png, PictureEncoding(15, "WEBP"))) == ("WEBP", (20, 15))
-    assert _size(encode_picture(jpeg, PictureEncoding(image_format="PNG"))) == ("PNG", (40, 30))
+def test_images_are_left_shrunk_or_put_into_another_format():
+    jpeg, png = image(0, 40, 30), image(0, 40, 30, "PNG")
+    for encoding in (ImageEncoding(), ImageEncoding(30), ImageEncoding(30, "JPEG")):
+        assert encode_for_storage(jpeg, encoding) == jpeg
+    assert _size(encode_for_storage(jpeg, ImageEncoding(15))) == ("JPEG", (20, 15))
+    assert _size(encode_for_storage(png, ImageEncoding(15))) == ("JPEG", (20, 15))
+    assert _size(encode_for_storage(png, ImageEncoding(15, "WEBP"))) == ("WEBP", (20, 15))
+    assert _size(encode_for_storage(jpeg, ImageEncoding(image_format="PNG"))) == ("PNG", (40, 30))
     pixels = np.zeros((30, 40, 3), np.uint8)
-    assert _size(encode_picture(pixels, PictureEncoding())) == ("PNG", (40, 30))
+    assert _size(encode_for_storage(pixels, ImageEncoding())) == ("PNG", (40, 30))
     with pytest.raises(UnreadableRecordError, match="truncated"):
-        encode_picture(jpeg[:700], PictureEncoding())
+        encode_for_storage(jpeg[:700], ImageEncoding())
 
 
-def test_pictures_that_are_encoded_anew_are_upright_and_opaque():
+def test_images_that_are_encoded_anew_are_upright_and_opaque():
     pixels = np.zeros((20, 40, 4), np.uint8)
     pixels[:, :20] = (255, 0, 0, 255)  # the rest is black under full transparency
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "PNG")
-    stored = np.asarray(PIL.Image.open(io.BytesIO(encode_picture(file.getvalue(), SMALL))))
+    stored = np.asarray(PIL.Image.open(io.BytesIO(encode_for_storage(file.getvalue(), SMALL))))
     assert stored.shape == (10, 20, 3)
     assert stored[5, 2].tolist() == [255, 0, 0]
     assert stored[5, 17].tolist() == [255, 255, 255]
@@ -354,14 +354,14 @@ def test_pictures_that_are_encoded_anew_are_upright_and_opaque():
     exif[0x0112] = 6  # to be turned clockwise by a viewer
     file = io.BytesIO()
     PIL.Image.fromarray(pixels[..., :3]).save(file, "JPEG", quality=95, exif=exif)
-    stored = PIL.Image.open(io.BytesIO(encode_picture(file.getvalue(), SMALL)))
+    stored = PIL.Image.open(io.BytesIO(encode_for_storage(file.getvalue(), SMALL)))
     assert stored.size == (10, 20)
     assert stored.getexif() == {}
     assert stored.getpixel((5, 2))[0] > 200
     assert stored.getpixel((5, 17))[0] < 50
 
 
-SMALL = PictureEncoding(10, "PNG")
+SMALL = ImageEncoding(10, "PNG")
 
 
 def test_ranges_cover_all_records_once():

@@ -54,7 +54,7 @@ def test_each_shift_is_as_frequent_in_every_class():
     assert len(kinds) == len(source.classes) * len(SHIFTS)
 
 
-def test_pictures_show_their_colour(train):
+def test_images_show_their_colour(train):
     """The colour nearest to the palette at the shape's place is the caption's, not by accident."""
     palette = np.array(list(COLOURS.values()), float)
     hits = 0

@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def picture(shade: int) -> bytes:
+def image(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (shade, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -51,10 +51,10 @@ def write_array_record(path, records):
 
 
 def write_rows(path, rows):
-    """A table of paths, with a column `caption`; its pictures beside it."""
+    """A table of paths, with a column `caption`; its images beside it."""
     (path.parent / "images").mkdir(exist_ok=True)
     for number, _ in enumerate(rows):
-        (path.parent / f"images/{number}.png").write_bytes(picture(number))
+        (path.parent / f"images/{number}.png").write_bytes(image(number))
     table = [(f"images/{number}.png", *row) for number, row in enumerate(rows)]
     if path.suffix == ".parquet":
         names = ("filepath", "caption", "class")
@@ -73,7 +73,7 @@ ROWS = [("a cat", 0), ('a "dog", ß\nand more', 1), ("NA", 1)]
 def write_folder(root):
     (root / "deep").mkdir(parents=True)
     for number, name in enumerate(("b", "a", "deep/c")):
-        (root / f"{name}.png").write_bytes(picture(number))
+        (root / f"{name}.png").write_bytes(image(number))
     (root / "a.txt").write_text("text a")
     (root / "b.json").write_text('{"caption": "json b", "score": 0.5}')
     return root
@@ -101,7 +101,7 @@ def write_tfds(tmp_path, monkeypatch):
         tf_example_pb2.Example(
             features=tf_feature_pb2.Features(
                 feature={
-                    "image": feature(bytes_list=[picture(number)]),
+                    "image": feature(bytes_list=[image(number)]),
                     "captions/id": feature(int64_list=[1, 2]),
                     "captions/text": feature(bytes_list=[b"one %d" % number, b"two %d" % number]),
                     "label": feature(int64_list=[number % 2]),
@@ -124,20 +124,20 @@ def write_tfds(tmp_path, monkeypatch):
 
 def test_array_record_keeps_every_field(tmp_path):
     fields = {"txt": "a cat", "alt": ["one", "two"], "n": 2**70, "half": "\ud83d", "none": None}
-    records = [encode_record(f"key{n}", picture(n), fields | {"n": n}) for n in range(5)]
+    records = [encode_record(f"key{n}", image(n), fields | {"n": n}) for n in range(5)]
     write_array_record(tmp_path / "b.array_record", records[3:])
     write_array_record(
         tmp_path / "a.array_record", [*records[:3], encode_record("x", b"y", fields)]
     )
     source = open_at(tmp_path / "*.array_record")
-    assert [source[n] for n in (0, 1, 2, 4, 5)] == [Pair(picture(n), ("a cat",)) for n in range(5)]
+    assert [source[n] for n in (0, 1, 2, 4, 5)] == [Pair(image(n), ("a cat",)) for n in range(5)]
     assert source.fields(3) == fields
     assert [source.name(n) for n in (3, 4)] == ["a.array_record/3", "b.array_record/0"]
 
 
 def test_array_record_that_is_replaced_is_never_taken_for_what_was_counted(tmp_path):
     path = tmp_path / "a.array_record"
-    pairs = [encode_record(str(n), b"picture", {"txt": f"before {n}"}) for n in range(3)]
+    pairs = [encode_record(str(n), b"image", {"txt": f"before {n}"}) for n in range(3)]
     write_array_record(path, pairs)
     source, unread = open_at(path), open_at(path)
     assert source[0].captions == ("before 0",)
@@ -155,7 +155,7 @@ def test_array_record_of_another_kind_or_cut_off_is_told(tmp_path):
     write_array_record(tmp_path / "other.array_record", [b"not ours"])
     with pytest.raises(UnreadableRecordError, match="no record of an image with fields"):
         open_at(tmp_path / "other.array_record")[0]
-    whole = [encode_record("k", picture(1), {"txt": "a"})] * 9
+    whole = [encode_record("k", image(1), {"txt": "a"})] * 9
     write_array_record(tmp_path / "whole.array_record", whole)
     data = (tmp_path / "whole.array_record").read_bytes()
     for size in (0, 100, len(data) // 2, len(data) - 100):
@@ -170,7 +170,7 @@ def test_array_record_of_another_kind_or_cut_off_is_told(tmp_path):
 def test_tables_of_paths_and_captions(tmp_path, name):
     source = open_at(write_rows(tmp_path / name, ROWS))
     assert [source[n] for n in range(3)] == [
-        Pair(picture(n), (caption,)) for n, (caption, _) in enumerate(ROWS)
+        Pair(image(n), (caption,)) for n, (caption, _) in enumerate(ROWS)
     ]
     assert source.name(1) == f"{name}/1"
     assert source.fields(2)["caption"] == "NA"
@@ -205,14 +205,14 @@ def test_rows_of_csv_that_cannot_be_used_are_counted_or_spoil_themselves_alone(t
             source[row]
 
 
-def test_parquet_with_pictures_as_hugging_face_stores_them(tmp_path):
-    images = [{"bytes": picture(n), "path": None} for n in range(4)]
+def test_parquet_with_images_as_hugging_face_stores_them(tmp_path):
+    images = [{"bytes": image(n), "path": None} for n in range(4)]
     for number in range(2):
         rows = {"image": images[2 * number : 2 * number + 2], "text": [["a", "b"], ["c", " "]]}
         pa.parquet.write_table(pa.table(rows), tmp_path / f"{number}.parquet")
     source = open_at(tmp_path / "*.parquet")
-    assert source[3] == Pair(picture(3), ("c",))
-    assert source[2] == Pair(picture(2), ("a", "b"))
+    assert source[3] == Pair(image(3), ("c",))
+    assert source[2] == Pair(image(2), ("a", "b"))
     assert source.fields(2) == {"text": ["a", "b"]}
     assert source.name(3) == "1.parquet/1"
 
@@ -239,7 +239,7 @@ HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 def write_images(path, numbers, row_group_size=None, **columns):
     """Images as Hugging Face datasets store them."""
-    images = pa.array([{"bytes": picture(n), "path": f"{n}.png"} for n in numbers], HF_IMAGE)
+    images = pa.array([{"bytes": image(n), "path": f"{n}.png"} for n in numbers], HF_IMAGE)
     columns = {"caption": [f"caption {n}" for n in numbers]} | columns
     table = pa.table({"image": images, **columns})
     pa.parquet.write_table(table, path, row_group_size=row_group_size)
@@ -260,7 +260,7 @@ def test_tables_may_differ_in_columns_that_nobody_asks_for(tmp_path, first, seco
     write_images(tmp_path / "0.parquet", (0, 1), other=first)
     write_images(tmp_path / "1.parquet", (2, 3), other=second, only_here=pa.array([7, 8]))
     source = open_at(tmp_path / "*.parquet")
-    assert [source[n] for n in range(4)] == [Pair(picture(n), (f"caption {n}",)) for n in range(4)]
+    assert [source[n] for n in range(4)] == [Pair(image(n), (f"caption {n}",)) for n in range(4)]
     assert [source.fields(n)["other"] for n in range(4)] == values
     assert source.fields(3) == {"caption": "caption 3", "other": values[3], "only_here": 8}
     assert [source.name(n) for n in (1, 2)] == ["0.parquet/1", "1.parquet/0"]
@@ -270,7 +270,7 @@ def test_tables_may_differ_in_columns_that_nobody_asks_for(tmp_path, first, seco
 
 def test_tables_may_differ_in_the_order_of_columns_and_in_what_may_be_null(tmp_path):
     for number, names in enumerate((("text", "image"), ("image", "text"))):
-        rows = {"image": picture(number), "text": f"caption {number}"}
+        rows = {"image": image(number), "text": f"caption {number}"}
         schema = pa.schema(
             [(name, pa.binary() if name == "image" else pa.string()) for name in names]
         )
@@ -282,11 +282,11 @@ def test_tables_may_differ_in_the_order_of_columns_and_in_what_may_be_null(tmp_p
         row = {"image": "0.png", "text": f"caption {number + 2}"}
         lines = [",".join(names), ",".join(row[name] for name in names)]
         (tmp_path / f"{number}.csv").write_text("\n".join(lines))
-    (tmp_path / "0.png").write_bytes(picture(9))
+    (tmp_path / "0.png").write_bytes(image(9))
     source = open_at(tmp_path / "*.parquet")
-    assert _pairs(source) == [Pair(picture(n), (f"caption {n}",)) for n in range(2)]
+    assert _pairs(source) == [Pair(image(n), (f"caption {n}",)) for n in range(2)]
     source = open_at(tmp_path / "*.csv")
-    assert _pairs(source) == [Pair(picture(9), (f"caption {n}",)) for n in (2, 3)]
+    assert _pairs(source) == [Pair(image(9), (f"caption {n}",)) for n in (2, 3)]
 
 
 def test_categories_that_change_between_and_within_tables_are_read(tmp_path):
@@ -320,9 +320,9 @@ def test_a_column_of_paths_in_place_of_images_says_how_it_came_about(tmp_path):
     images = [{"bytes": None, "path": str(tmp_path / f"{n}.png")} for n in range(2)]
     table = pa.table({"image": pa.array(images, HF_IMAGE), "caption": ["a", "b"]})
     pa.parquet.write_table(table, tmp_path / "a.parquet")
-    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "0.png").write_bytes(image(0))
     source = open_at(tmp_path / "a.parquet")
-    assert source[0].image == picture(0)
+    assert source[0].image == image(0)
     with pytest.raises(UnreadableRecordError, match=r"1.png: No such file.*embed_table_storage"):
         source[1]
 
@@ -332,7 +332,7 @@ def test_empty_shards_among_others_are_counted_or_refused(tmp_path, caplog, kind
     extension = kind.rpartition(".")[2]
     path = tmp_path / f"{kind.replace('.', '_')}.{extension}"
     if extension == "array_record":
-        record = encode_record("k", picture(0), {"txt": "caption 0"})
+        record = encode_record("k", image(0), {"txt": "caption 0"})
         write_array_record(tmp_path / "full.array_record", [record])
         write_array_record(path, [])
     elif extension == "parquet":
@@ -352,7 +352,7 @@ def test_empty_shards_among_others_are_counted_or_refused(tmp_path, caplog, kind
         source = open_at(pattern, allow_empty_shards=True)
     assert "1 of 2 shards are empty: " in caplog.text
     assert source.empty_shards == 1
-    assert _pairs(source) == [Pair(picture(0), ("caption 0",))]
+    assert _pairs(source) == [Pair(image(0), ("caption 0",))]
     assert source.name(0).startswith("full.")
     with pytest.raises(InputError, match=r"the only shard is empty|no rows in"):
         open_at(path, allow_empty_shards=True)
@@ -370,22 +370,22 @@ def test_tables_with_other_columns_and_broken_ones_are_refused(tmp_path):
         open_at(tmp_path / "none.csv")
 
 
-def test_a_folder_with_texts_beside_pictures(tmp_path, caplog):
+def test_a_folder_with_texts_beside_images(tmp_path, caplog):
     source = open_at(write_folder(tmp_path / "photos"))
     assert [source[n] for n in range(2)] == [
-        Pair(picture(1), ("text a",)),
-        Pair(picture(0), ("json b",)),
+        Pair(image(1), ("text a",)),
+        Pair(image(0), ("json b",)),
     ]
     assert source.fields(1) == {"caption": "json b", "score": 0.5}
     assert source.name(0) == "photos/a.png"
-    assert "2 pictures in" in caplog.text
+    assert "2 images in" in caplog.text
     assert "1 left out, without a text or a class" in caplog.text
 
 
 def test_a_folder_of_classes(tmp_path):
     for number, name in enumerate(("great_auk", "cat", "cat")):
         (tmp_path / "birds" / name).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "birds" / name / f"{number}.PNG").write_bytes(picture(number))
+        (tmp_path / "birds" / name / f"{number}.PNG").write_bytes(image(number))
     captions = CaptionConfig(templates=("a photo of a {}.",))
     source = open_at(tmp_path / "birds", captions=captions)
     assert [source[n].captions for n in range(3)] == [
@@ -393,7 +393,7 @@ def test_a_folder_of_classes(tmp_path):
         ("a photo of a cat.",),
         ("a photo of a great auk.",),
     ]
-    assert source[2].image == picture(0)
+    assert source[2].image == image(0)
     assert source.name(2) == "birds/great_auk/0.PNG"
 
 
@@ -410,14 +410,14 @@ def leave_behind(root):
 def test_what_other_programs_leave_in_a_folder_is_passed_over_and_counted(tmp_path, caplog):
     for number, name in enumerate(("cat/a", "cat/b", "dog/c")):
         (tmp_path / f".pets/{name}.png").parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / f".pets/{name}.png").write_bytes(picture(number))
+        (tmp_path / f".pets/{name}.png").write_bytes(image(number))
     leave_behind(tmp_path / ".pets")
     (tmp_path / ".pets/cat/again").symlink_to(tmp_path)  # lies in what it leads to
     captions = CaptionConfig(templates=("a {}",))
     source = open_at(tmp_path / ".pets", captions=captions)  # hidden, but named by the user
     assert [source[n].captions[0] for n in range(len(source))] == ["a cat", "a cat", "a dog"]
     assert source.left_out == {"leftovers_of_other_programs": 4}
-    assert "3 pictures in" in caplog.text
+    assert "3 images in" in caplog.text
     assert "4 passed over, hidden or left by other programs: ._a.png, ..." in caplog.text
 
 
@@ -432,11 +432,9 @@ def test_captions_can_be_read_while_images_are_missing(tmp_path):
         assert source.captions(0)[0] == (caption,)
 
 
-def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(
-        InputError, match=r"no pictures with captions in .*\n1 files, 0 of them pic"
-    ):
+    with pytest.raises(InputError, match=r"no images with captions in .*\n1 files, 0 of them pic"):
         open_at(tmp_path)
     (tmp_path / "0.tar").write_bytes(b"")
     with pytest.raises(InputError, match=r"holds shards\ngive '.*/\*.tar'"):
@@ -446,7 +444,7 @@ def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
 def test_tfds_by_name_without_tensorflow(tmp_path, monkeypatch):
     folder = write_tfds(tmp_path, monkeypatch)
     source = open_at(f"tfds:{folder}")
-    assert source[2] == Pair(picture(2), ("one 2", "two 2"))
+    assert source[2] == Pair(image(2), ("one 2", "two 2"))
     assert source.fields(1) == {
         "captions/id": [1, 2],
         "captions/text": ["one 1", "two 1"],

@@ -95,28 +95,28 @@ def test_metrics_are_written_for_every_report(finished_run):
     assert list((finished_run / "tensorboard").glob("events.*"))
 
 
-def test_tensorboard_gets_the_same_scalars_and_a_picture_with_every_checkpoint(finished_run):
+def test_tensorboard_gets_the_same_scalars_and_a_image_with_every_checkpoint(finished_run):
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").open()]
-    scalars, pictures = read_events(finished_run / "tensorboard")
+    scalars, images = read_events(finished_run / "tensorboard")
     for line in lines:
         known = {name: value for name, value in line.items() if isinstance(value, float)}
         del known["time"]
         np.testing.assert_allclose(
             [scalars[name, line["step"]] for name in known], list(known.values()), rtol=1e-6
         )
-    assert sorted(pictures) == [
+    assert sorted(images) == [
         (name, step) for name in ("predictions", "similarities") for step in (4, 8)
     ]
-    for picture in pictures.values():
-        assert min(PIL.Image.open(io.BytesIO(picture)).size) > 200
+    for image in images.values():
+        assert min(PIL.Image.open(io.BytesIO(image)).size) > 200
 
 
 def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
     source, pairs = ScenesSource("train", 32), {}
     for index in range(16):
-        picture = io.BytesIO()
-        PIL.Image.fromarray(source[index].image).save(picture, "PNG")
-        pairs[f"{index}"] = (picture.getvalue(), source[index].captions[0])
+        image = io.BytesIO()
+        PIL.Image.fromarray(source[index].image).save(image, "PNG")
+        pairs[f"{index}"] = (image.getvalue(), source[index].captions[0])
     write_shard(tmp_path / "0.tar", pairs)
     config = tiny_config(tmp_path / "run", steps=30, log_every=30, checkpoint=NEVER)
     config = dataclasses.replace(

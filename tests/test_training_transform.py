@@ -9,13 +9,13 @@ import PIL.ImageOps
 import pytest
 
 from flaxclip.data.images import resize
-from flaxclip.data.images.decode import UprightPicture
+from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import ImageTransform
-from tests.parity.pictures import photographs
+from tests.parity.images import photographs
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transforms.npz"
 SIZE = 16  # as in tests/parity/transforms_reference.py
@@ -43,7 +43,7 @@ def _transform(image, augment=CROP, size=SIZE, seed=0, resize="shortest"):
 
 
 def _whole(image) -> np.ndarray:
-    return UprightPicture(image).decode(1.0)[0]
+    return UprightImage(image).decode(1.0)[0]
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -74,9 +74,9 @@ def _photographs_as_jpegs(width: int, height: int) -> dict[str, bytes]:
     """Real ones, enlarged at most to twice their size."""
     files = {}
     for path in photographs():
-        with PIL.Image.open(path) as picture:
-            if path.suffix == ".jpg" and min(picture.width / width, picture.height / height) > 0.5:
-                fitted = PIL.ImageOps.fit(picture.convert("RGB"), (width, height))
+        with PIL.Image.open(path) as image:
+            if path.suffix == ".jpg" and min(image.width / width, image.height / height) > 0.5:
+                fitted = PIL.ImageOps.fit(image.convert("RGB"), (width, height))
                 files[path.name] = _file(fitted, "JPEG", quality=90)
     assert len(files) >= 2
     return files
@@ -88,7 +88,7 @@ def _photographs_as_jpegs(width: int, height: int) -> dict[str, bytes]:
 )
 def test_photographs_are_within_2_grey_levels_of_pillows_bicubic(width, height, scale):
     for seed, (name, file) in enumerate(_photographs_as_jpegs(width, height).items()):
-        assert UprightPicture(file).decode(1.4 * 224 / height)[1] == scale
+        assert UprightImage(file).decode(1.4 * 224 / height)[1] == scale
         ours = _transform(file, size=224, seed=seed)
         assert _difference(ours, _crop_by_pillow(file, seed, 224)) < 2, name
 
@@ -160,7 +160,7 @@ def test_examples_depend_on_the_generator_alone():
 
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (30, 400), (400, 30), (1, 1), (5, 7)])
 @pytest.mark.parametrize("scale", [(0.9, 1.0), (0.08, 1.0)])
-def test_crops_lie_inside_the_picture_and_have_the_asked_shape(height, width, scale):
+def test_crops_lie_inside_the_image_and_have_the_asked_shape(height, width, scale):
     rng = np.random.default_rng(0)
     for _ in range(200):
         top, left, crop_height, crop_width = sample_crop(height, width, rng, scale, (3 / 4, 4 / 3))
@@ -194,15 +194,15 @@ def test_exif_orientation_is_obeyed(kind, orientation):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     file = _file(_smooth(33, 58), kind, exif=exif)
-    picture = UprightPicture(file)
+    image = UprightImage(file)
     expected = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(file))))
-    assert (picture.height, picture.width) == expected.shape[:2]
+    assert (image.height, image.width) == expected.shape[:2]
     assert _difference(_whole(file), expected) < 1  # two JPEG decoders may round apart
-    assert picture.decode(0.5)[0].shape[:2] in (expected.shape[:2], (17, 29), (29, 17))
+    assert image.decode(0.5)[0].shape[:2] in (expected.shape[:2], (17, 29), (29, 17))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_is_no_reason_to_drop_a_picture():
+def test_broken_exif_is_no_reason_to_drop_a_image():
     file = _file(_smooth(33, 58), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert _whole(file).shape == (33, 58, 3)
 

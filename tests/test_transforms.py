@@ -158,7 +158,7 @@ def test_broken_files_are_unreadable_with_a_reason(file, reason):
 
 
 def _png_of_zeros(height: int, width: int) -> bytes:
-    """Written row by row: Pillow would hold the picture, and hide the peak that is looked for."""
+    """Written row by row: Pillow would hold the image, and hide the peak that is looked for."""
     rows = zlib.compressobj(1)
     pixels = b"".join(rows.compress(bytes(1 + width)) for _ in range(height)) + rows.flush()
     chunks = (

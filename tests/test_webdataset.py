@@ -33,7 +33,7 @@ def cache(tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path / "cache" / "flaxclip" / "tar_index"
 
 
-def _picture(number: int, kind: str = "JPEG") -> bytes:
+def _image(number: int, kind: str = "JPEG") -> bytes:
     file = io.BytesIO()
     colour = (number * 37 % 256, number * 91 % 256, 60)
     PIL.Image.new("RGB", (8, 6), colour).save(file, kind)
@@ -51,12 +51,12 @@ def _tar(path: pathlib.Path, members: list[tuple[str, bytes]], **options) -> pat
 
 
 def _members(start: int, stop: int) -> list[tuple[str, bytes]]:
-    """As img2dataset writes them: picture, metadata, caption."""
+    """As img2dataset writes them: image, metadata, caption."""
     return [
         member
         for number in range(start, stop)
         for member in (
-            (f"{number:09d}.jpg", _picture(number)),
+            (f"{number:09d}.jpg", _image(number)),
             (f"{number:09d}.json", json.dumps({"caption": f"json {number}"}).encode()),
             (f"{number:09d}.txt", f"caption {number}".encode()),
         )
@@ -81,7 +81,7 @@ def _as_list(source: WebDatasetSource) -> list[tuple[str, bytes, str]]:
 def test_records_are_read_as_stored_in_the_order_of_shards_and_members(shards):
     source = WebDatasetSource(str(shards / "{00000..00002}.tar"))
     assert _as_list(source) == [
-        (f"{n // 4:05d}.tar/{n:09d}", _picture(n), f"caption {n}") for n in range(12)
+        (f"{n // 4:05d}.tar/{n:09d}", _image(n), f"caption {n}") for n in range(12)
     ]
 
 
@@ -111,13 +111,13 @@ def test_every_image_extension_and_both_kinds_of_caption(tmp_path):
     kinds = {"jpg": "JPEG", "jpeg": "JPEG", "PNG": "PNG", "webp": "WEBP"}
     members = []
     for number, (extension, kind) in enumerate(kinds.items()):
-        members += [(f"{number}.{extension}", _picture(number, kind))]
+        members += [(f"{number}.{extension}", _image(number, kind))]
         members += [(f"{number}.json", json.dumps({"caption": f"json {number} é"}).encode())]
-    members += [("both.jpg", _picture(9)), ("both.txt", "té".encode()), ("both.json", b"broken")]
+    members += [("both.jpg", _image(9)), ("both.txt", "té".encode()), ("both.json", b"broken")]
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
     assert [source[n].captions[0] for n in range(4)] == [f"json {n} é" for n in range(4)]
     assert [source[n].image for n in range(4)] == [
-        _picture(n, kind) for n, kind in enumerate(kinds.values())
+        _image(n, kind) for n, kind in enumerate(kinds.values())
     ]
     assert source[4].captions[0] == "té"  # .txt wins, whatever the .json holds
 
@@ -131,13 +131,13 @@ def test_members_of_a_record_need_not_be_neighbours(tmp_path):
 def test_keys_end_at_the_first_dot_of_the_base_name_as_in_webdataset(tmp_path):
     long = "folder.with.dots/" + "x" * 150
     members = [
-        (f"{long}.jpg", _picture(0)),
+        (f"{long}.jpg", _image(0)),
         (f"{long}.txt", b"long"),
-        ("ключ.jpg", _picture(1)),
+        ("ключ.jpg", _image(1)),
         ("ключ.txt", b"not ASCII"),
-        ("a.v2.jpg", _picture(2)),  # extension v2.jpg: no picture
+        ("a.v2.jpg", _image(2)),  # extension v2.jpg: no image
         ("a.txt", b"lonely"),
-        ("._mac.jpg", _picture(3)),  # macOS' resource forks have no key
+        ("._mac.jpg", _image(3)),  # macOS' resource forks have no key
         ("._mac.txt", b"hidden"),
     ]
     for tar_format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
@@ -147,23 +147,23 @@ def test_keys_end_at_the_first_dot_of_the_base_name_as_in_webdataset(tmp_path):
             f"{tar_format}.tar/{long}",
             f"{tar_format}.tar/ключ",
         ]
-        assert source[0] == Pair(_picture(0), ("long",))
-        assert source[1] == Pair(_picture(1), ("not ASCII",))
+        assert source[0] == Pair(_image(0), ("long",))
+        assert source[1] == Pair(_image(1), ("not ASCII",))
         assert source.shards["captions_without_image"].tolist() == [1]
 
 
 def test_what_is_no_pair_is_counted_for_each_shard_and_logged(tmp_path, caplog):
     _tar(tmp_path / "0.tar", _members(0, 3))
     odd = [
-        ("alone.jpg", _picture(0)),
-        ("mute.txt", b"no picture"),
+        ("alone.jpg", _image(0)),
+        ("mute.txt", b"no image"),
         ("deaf.json", b"{}"),
-        ("two.jpg", _picture(1)),
-        ("two.png", _picture(2, "PNG")),
-        ("two.txt", b"two pictures"),
-        ("again.jpg", _picture(3)),
+        ("two.jpg", _image(1)),
+        ("two.png", _image(2, "PNG")),
+        ("two.txt", b"two images"),
+        ("again.jpg", _image(3)),
         ("again.txt", b"first"),
-        ("again.jpg", _picture(4)),
+        ("again.jpg", _image(4)),
         ("again.txt", b"second"),
         ("label.cls", b"7"),
     ]
@@ -178,9 +178,9 @@ def test_what_is_no_pair_is_counted_for_each_shard_and_logged(tmp_path, caplog):
         "repeated_keys": [0, 1],
     }
     assert [source[n] for n in (3, 4, 5)] == [
-        Pair(_picture(1), ("two pictures",)),
-        Pair(_picture(3), ("first",)),
-        Pair(_picture(4), ("second",)),
+        Pair(_image(1), ("two images",)),
+        Pair(_image(3), ("first",)),
+        Pair(_image(4), ("second",)),
     ]
     assert caplog.messages[-1] == (
         "6 pairs in 2 shards; 1 images without caption, 2 captions without image, "
@@ -263,7 +263,7 @@ def test_sparse_members_whose_data_is_not_in_one_piece_are_left_out(tmp_path):
     ],
 )
 def test_a_bad_caption_makes_its_record_unreadable_and_no_other(tmp_path, member, data, reason):
-    members = [("0.jpg", _picture(0)), (member, data), ("1.jpg", _picture(1)), ("1.txt", b"fine")]
+    members = [("0.jpg", _image(0)), (member, data), ("1.jpg", _image(1)), ("1.txt", b"fine")]
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
     assert len(source) == 2
     with pytest.raises(UnreadableRecordError, match=reason):
@@ -300,7 +300,7 @@ def _cut(size: int) -> Callable[[bytes], bytes]:
 )
 def test_a_broken_tar_is_refused_with_the_place(tmp_path, monkeypatch, damage, message):
     monkeypatch.chdir(tmp_path)
-    small = [("0.png", _picture(0, "PNG")), ("0.txt", b"0"), ("1.png", b"1"), ("1.txt", b"1")]
+    small = [("0.png", _image(0, "PNG")), ("0.txt", b"0"), ("1.png", b"1"), ("1.txt", b"1")]
     path = _tar(tmp_path / "a.tar", small)  # a header and one block each
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=message):
@@ -319,7 +319,7 @@ def test_every_cut_of_a_tar_is_refused(tmp_path):
 
 def test_a_tar_without_pairs_is_refused_with_what_it_holds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _tar(tmp_path / "a.tar", [("README.md", b"hello"), ("0.jpg", _picture(0)), ("1.txt", b"x")])
+    _tar(tmp_path / "a.tar", [("README.md", b"hello"), ("0.jpg", _image(0)), ("1.txt", b"x")])
     with pytest.raises(InputError) as refused:
         WebDatasetSource("a.tar")
     assert str(refused.value).splitlines() == [
@@ -353,7 +353,7 @@ def test_empty_shards_are_called_so_and_left_out_where_that_is_allowed(shards, c
 
 
 def test_a_tar_of_names_with_further_dots_alone_is_refused_with_the_reason(tmp_path):
-    path = _tar(tmp_path / "a.tar", [("photo.v2.jpg", _picture(0)), ("photo.v2.txt", b"x")])
+    path = _tar(tmp_path / "a.tar", [("photo.v2.jpg", _image(0)), ("photo.v2.txt", b"x")])
     with pytest.raises(InputError) as refused:
         WebDatasetSource(str(path))
     assert "left out: 1 names with further dots\nnames end at their first dot: rename" in str(
@@ -405,7 +405,7 @@ def test_shards_in_object_storage_are_indexed_and_read_by_range(shards, monkeypa
     )
     assert remote.fields(7) == {"caption": "json 7", "txt": "caption 7"}
     assert remote[7] == local[7]
-    assert len(requests) == 2  # picture, JSON and text lie together
+    assert len(requests) == 2  # image, JSON and text lie together
     bucket.pipe_file("memory://bucket/shards/00001.tar", b"")
     with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
         remote[5]
@@ -449,7 +449,7 @@ def test_a_changed_shard_is_indexed_anew(shards):
     _tar(shards / "00001.tar", _members(100, 102))
     after = WebDatasetSource(pattern)
     assert len(after) == 10
-    assert after[5] == Pair(_picture(101), ("caption 101",))
+    assert after[5] == Pair(_image(101), ("caption 101",))
     with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
         before[5]
     assert before[11].captions[0] == "caption 11"

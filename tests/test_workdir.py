@@ -50,10 +50,10 @@ PAIRS = {"a": (b"jpeg", "a cat"), "b": (np.zeros((2, 2, 3), np.uint8), "a dog"),
     [
         (PAIRS | {"d": (b"jpeg", "a bird")}, "3 records then, 4 now"),
         (dict(reversed(PAIRS.items())), "of other names or in another order"),
-        (PAIRS | {"a": (b"jpeg", "a tomcat")}, "with other pictures or captions in them"),
-        (PAIRS | {"b": (np.ones((2, 2, 3), np.uint8), "a dog")}, "with other pictures or captions"),
+        (PAIRS | {"a": (b"jpeg", "a tomcat")}, "with other images or captions in them"),
+        (PAIRS | {"b": (np.ones((2, 2, 3), np.uint8), "a dog")}, "with other images or captions"),
     ],
-    ids=["more", "another order", "another caption", "another picture"],
+    ids=["more", "another order", "another caption", "another image"],
 )
 def test_a_run_goes_on_with_its_own_data_alone(now, message):
     then, now = data_fingerprint(Records(PAIRS)), data_fingerprint(Records(now))

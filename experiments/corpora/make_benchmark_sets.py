@@ -3,14 +3,14 @@ r"""Real evaluation sets that can be had without an account, in CLIP_benchmark's
     apt-get install dataset-fashion-mnist
     python experiments/corpora/make_benchmark_sets.py fashion-mnist --out data
 
-writes `data/wds_fashion_mnist`: 60,000 pictures to train a probe on, 10,000 to test, ten classes.
+writes `data/wds_fashion_mnist`: 60,000 images to train a probe on, 10,000 to test, ten classes.
 
     python experiments/corpora/make_benchmark_sets.py clipart --out data 'clipart/*.tar'
 
 reads the shards of `make_clipart_shards.py` and writes `data/wds_tuxpaint`, Tux Paint's stamps with
 their topmost folders as classes, and `data/wds_clipart_captions`, for retrieval with several
-captions a picture: a title, a description and keywords are a caption each. Of `heldout-*.tar` alone
-these are pictures that no run has been trained on.
+captions an image: a title, a description and keywords are a caption each. Of `heldout-*.tar` alone
+these are images that no run has been trained on.
 
 All can be measured by `python -m flaxclip.benchmark CHECKPOINT --tasks wds:data/wds_...`, captions
 by `wds-retrieval:`, and by `clip_benchmark eval --dataset wds/... --dataset_root data/wds_...`.
@@ -83,9 +83,9 @@ def clipart(
             stamps.append((topmost, pair.image))
         else:
             captioned.append((pair.image, pair.captions[0].split(". ")))
-    # Keywords that several pictures share ("icon, computer") belong to none of them alone.
-    pictures = collections.Counter(line for _, lines in captioned for line in set(lines))
-    own = ((image, [line for line in lines if pictures[line] == 1]) for image, lines in captioned)
+    # Keywords that several images share ("icon, computer") belong to none of them alone.
+    images = collections.Counter(line for _, lines in captioned for line in set(lines))
+    own = ((image, [line for line in lines if images[line] == 1]) for image, lines in captioned)
     names = sorted({name for name, _ in stamps})
     root = out / "wds_tuxpaint"
     _write(
@@ -94,7 +94,7 @@ def clipart(
         ({"jpg": jpeg, "cls": str(names.index(name)).encode()} for name, jpeg in stamps),
     )
     spaced = [name.replace("naturalforces", "natural forces") for name in names]
-    _write_words(root, spaced, "a picture of {c}.")
+    _write_words(root, spaced, "an image of {c}.")
     _write(
         out / "wds_clipart_captions",
         "test",

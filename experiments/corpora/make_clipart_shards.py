@@ -10,11 +10,11 @@ r"""Several thousand real image–caption pairs from two Debian packages, as web
 writes `clipart/train-{00000..}.tar` and `clipart/heldout-00000.tar` in the layout of img2dataset.
 
 Tux Paint's stamps are photo cut-outs and drawings, each with an English sentence. Open Clip Art's
-pictures have a title and keywords in their SVG twins, noisy as the web's: a title that several
-pictures share names a collection, not a picture, so the file's name stands in for it. A pair is
-held out by the hash of its picture, and only if no other picture looks the same and no other
+images have a title and keywords in their SVG twins, noisy as the web's: a title that several
+images share names a collection, not an image, so the file's name stands in for it. A pair is
+held out by the hash of its image, and only if no other image looks the same and no other
 caption reads the same: held-out retrieval cannot be solved by memory. The packages' own
-`copyright` files state the pictures' licences.
+`copyright` files state the images' licences.
 """
 
 import collections
@@ -36,12 +36,12 @@ import tyro
 from flaxclip.errors import InputError, exit_on_input_error
 
 MIN_SIDE = 32
-MAX_PER_CAPTION = 4  # "star" has 1,375 pictures; more of the same only skews the data
-SAME_TITLE = 3  # pictures; a title of more is a collection's
+MAX_PER_CAPTION = 4  # "star" has 1,375 images; more of the same only skews the data
+SAME_TITLE = 3  # images; a title of more is a collection's
 LOOKS_THE_SAME = 8.0  # mean absolute difference of 8 x 8 RGB thumbnails, of 255
 PAIRS_PER_SHARD = 1000
 
-# Keywords that describe the collection, its history or its tools, not the picture.
+# Keywords that describe the collection, its history or its tools, not the image.
 VAGUE = """
     theme icons special unsorted magick work lemon_theme_icon mapsym map_symbol mimetypes mime-types
     mimeicon appicon signs_and_symbols united_nations_member clip_art clipart geometry national
@@ -50,7 +50,7 @@ VAGUE = """
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Image:
     """A pair before it is split: what is written, and what tells it from others."""
 
     source: str
@@ -58,7 +58,7 @@ class Picture:
     jpeg: bytes
     size: tuple[int, int]
     digest: str
-    """SHA-256 of the pixels: equal pictures in differing files are equal."""
+    """SHA-256 of the pixels: equal images in differing files are equal."""
     thumbnail: np.ndarray
     """[192] float32: 8 x 8 RGB."""
 
@@ -82,8 +82,8 @@ def main(
         clip_art_png: unpacked usr/share/openclipart/png of openclipart-png.
         clip_art_svg: unpacked usr/share/openclipart/svg of openclipart-svg.
         out: folder for the shards; must not hold any.
-        side: longest side of the pictures, in pixels.
-        heldout_share: share of the pictures that may be held out.
+        side: longest side of the images, in pixels.
+        heldout_share: share of the images that may be held out.
     """
     for folder, suffix in ((stamps, "txt"), (clip_art_png, "png"), (clip_art_svg, "svg")):
         if not any(folder.rglob(f"*.{suffix}")):
@@ -100,11 +100,11 @@ def main(
     ]
     found = len(captioned) + dropped.total()
     loaded = [_load(*item, side, dropped) for item in captioned]
-    pictures = _drop_repetitions([picture for picture in loaded if picture], dropped)
-    heldout = _heldout(pictures, heldout_share)
-    train = [picture for picture in pictures if picture.digest not in heldout]
-    held = [picture for picture in pictures if picture.digest in heldout]
-    print(f"{found:,} pictures found")
+    images = _drop_repetitions([image for image in loaded if image], dropped)
+    heldout = _heldout(images, heldout_share)
+    train = [image for image in images if image.digest not in heldout]
+    held = [image for image in images if image.digest in heldout]
+    print(f"{found:,} images found")
     for reason, count in dropped.most_common():
         print(f"  {count:6,} dropped: {reason}")
     for name, split in (("train", train), ("heldout", held)):
@@ -112,39 +112,39 @@ def main(
 
 
 def _stamps(root: pathlib.Path, dropped: collections.Counter) -> Iterator[tuple]:
-    """Each stamp's picture, where it lies, and the first line of its text."""
+    """Each stamp's image, where it lies, and the first line of its text."""
     for text in sorted(root.rglob("*.txt")):
-        picture = text.with_suffix(".png")
-        if not picture.exists():
+        image = text.with_suffix(".png")
+        if not image.exists():
             dropped["stamps: drawn in SVG only"] += 1
             continue
         sentence = text.read_text("utf-8").split("\n", 1)[0].strip()
         if not sentence:
             dropped["stamps: no English sentence"] += 1
             continue
-        yield picture, f"stamps/{picture.relative_to(root)}", sentence
+        yield image, f"stamps/{image.relative_to(root)}", sentence
 
 
 def _clip_art(
     png: pathlib.Path, svg: pathlib.Path, dropped: collections.Counter
 ) -> Iterator[tuple]:
-    pictures = sorted(png.rglob("*.png"))
+    images = sorted(png.rglob("*.png"))
     described = {}
-    for picture in pictures:
-        twin = svg / picture.relative_to(png).with_suffix(".svg")
-        described[picture] = _describe(twin) if twin.exists() else ("", "", [])
+    for image in images:
+        twin = svg / image.relative_to(png).with_suffix(".svg")
+        described[image] = _describe(twin) if twin.exists() else ("", "", [])
     titles = collections.Counter(title for title, _, _ in described.values())
     descriptions = collections.Counter(description for _, description, _ in described.values())
-    for picture, (title, description, keywords) in described.items():
+    for image, (title, description, keywords) in described.items():
         if titles[title] > SAME_TITLE or title.startswith(("Clipart by", "Part of")):
-            title = _words(picture.stem) or _words(title)
+            title = _words(image.stem) or _words(title)
         if descriptions[description] > SAME_TITLE or not _is_prose(description):
             description = ""
         caption = _clip_art_caption(_words(title), description, keywords)
         if not caption:
             dropped["openclipart: no words"] += 1
             continue
-        yield picture, f"openclipart/{picture.relative_to(png)}", caption
+        yield image, f"openclipart/{image.relative_to(png)}", caption
 
 
 def _describe(svg: pathlib.Path) -> tuple[str, str, list[str]]:
@@ -189,13 +189,13 @@ def _clip_art_caption(title: str, description: str, keywords: Sequence[str]) -> 
 
 def _load(
     path: pathlib.Path, source: str, caption: str, side: int, dropped: collections.Counter
-) -> Picture | None:
-    """The opaque part of a picture on white, its longest side at most `side`, as JPEG."""
+) -> Image | None:
+    """The opaque part of an image on white, its longest side at most `side`, as JPEG."""
     kind = source.partition("/")[0]
     try:
         image = PIL.Image.open(path).convert("RGBA")
     except OSError:
-        dropped[f"{kind}: broken picture"] += 1
+        dropped[f"{kind}: broken image"] += 1
         return None
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         dropped[f"{kind}: more than {PIL.Image.MAX_IMAGE_PIXELS:,} pixels"] += 1
@@ -215,69 +215,69 @@ def _load(
     image.save(file, "JPEG", quality=90)
     digest = hashlib.sha256(repr(image.size).encode() + pixels.tobytes()).hexdigest()
     thumbnail = np.asarray(image.resize((8, 8), PIL.Image.Resampling.BOX), np.float32).ravel()
-    return Picture(source, caption, file.getvalue(), image.size, digest, thumbnail)
+    return Image(source, caption, file.getvalue(), image.size, digest, thumbnail)
 
 
-def _drop_repetitions(pictures: Sequence[Picture], dropped: collections.Counter) -> list[Picture]:
+def _drop_repetitions(images: Sequence[Image], dropped: collections.Counter) -> list[Image]:
     """In the order of their digests, which mixes the sources."""
     kept, digests, captions = [], set(), collections.Counter()
-    for picture in sorted(pictures, key=lambda picture: (picture.digest, picture.source)):
-        kind = picture.source.partition("/")[0]
-        if picture.digest in digests:
-            dropped[f"{kind}: the same picture twice"] += 1
-        elif captions[picture.caption_key] == MAX_PER_CAPTION:
-            dropped[f"{kind}: more than {MAX_PER_CAPTION} pictures of one caption"] += 1
+    for image in sorted(images, key=lambda image: (image.digest, image.source)):
+        kind = image.source.partition("/")[0]
+        if image.digest in digests:
+            dropped[f"{kind}: the same image twice"] += 1
+        elif captions[image.caption_key] == MAX_PER_CAPTION:
+            dropped[f"{kind}: more than {MAX_PER_CAPTION} images of one caption"] += 1
         else:
-            digests.add(picture.digest)
-            captions[picture.caption_key] += 1
-            kept.append(picture)
+            digests.add(image.digest)
+            captions[image.caption_key] += 1
+            kept.append(image)
     return kept
 
 
-def _heldout(pictures: Sequence[Picture], share: float) -> set[str]:
-    """Digests of the pictures to hold out."""
-    captions = collections.Counter(picture.caption_key for picture in pictures)
-    thumbnails = np.stack([picture.thumbnail for picture in pictures])
+def _heldout(images: Sequence[Image], share: float) -> set[str]:
+    """Digests of the images to hold out."""
+    captions = collections.Counter(image.caption_key for image in images)
+    thumbnails = np.stack([image.thumbnail for image in images])
     heldout = set()
-    for number, picture in enumerate(pictures):
-        if int(picture.digest[:8], 16) >= share * 2**32 or captions[picture.caption_key] > 1:
+    for number, image in enumerate(images):
+        if int(image.digest[:8], 16) >= share * 2**32 or captions[image.caption_key] > 1:
             continue
         differences = np.abs(thumbnails - thumbnails[number]).mean(axis=1)
         differences[number] = np.inf
         if differences.min() >= LOOKS_THE_SAME:
-            heldout.add(picture.digest)
+            heldout.add(image.digest)
     return heldout
 
 
-def _write(out: pathlib.Path, name: str, pictures: Sequence[Picture]) -> None:
+def _write(out: pathlib.Path, name: str, images: Sequence[Image]) -> None:
     total = 0
-    for shard, start in enumerate(range(0, len(pictures), PAIRS_PER_SHARD)):
+    for shard, start in enumerate(range(0, len(images), PAIRS_PER_SHARD)):
         path = out / f"{name}-{shard:05d}.tar"
         with tarfile.open(path, "w") as tar:
-            for number, picture in enumerate(pictures[start : start + PAIRS_PER_SHARD]):
+            for number, image in enumerate(images[start : start + PAIRS_PER_SHARD]):
                 key = f"{shard:05d}{number:04d}"
-                width, height = picture.size
+                width, height = image.size
                 fields = {
                     "key": key,
-                    "caption": picture.caption,
-                    "source": picture.source,
+                    "caption": image.caption,
+                    "source": image.source,
                     "width": width,
                     "height": height,
                 }
                 for suffix, data in (
-                    ("jpg", picture.jpeg),
-                    ("txt", picture.caption.encode()),
+                    ("jpg", image.jpeg),
+                    ("txt", image.caption.encode()),
                     ("json", json.dumps(fields).encode()),
                 ):
                     info = tarfile.TarInfo(f"{key}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         total += path.stat().st_size
-    kinds = collections.Counter(picture.source.partition("/")[0] for picture in pictures)
-    words = [len(picture.caption.split()) for picture in pictures]
-    distinct = len({picture.caption_key for picture in pictures})
+    kinds = collections.Counter(image.source.partition("/")[0] for image in images)
+    words = [len(image.caption.split()) for image in images]
+    distinct = len({image.caption_key for image in images})
     print(
-        f"{name}: {len(pictures):,} pairs ({kinds['stamps']:,} stamps, {kinds['openclipart']:,} "
+        f"{name}: {len(images):,} pairs ({kinds['stamps']:,} stamps, {kinds['openclipart']:,} "
         f"clip art) in {shard + 1} shards, {total / 1e6:.1f} MB; captions of "
         f"{np.median(words):.0f} words (median), {distinct:,} distinct"
     )

@@ -1,4 +1,4 @@
-"""Pictures a second of the zero-shot benchmark: ours, CLIP_benchmark's, and the bare encoder's.
+"""Images a second of the zero-shot benchmark: ours, CLIP_benchmark's, and the bare encoder's.
 
     python experiments/perf/benchmark_throughput.py --peer-python peers/bin/python
 
@@ -72,7 +72,7 @@ class Command:
 
     peer_python: Path
     model: str = "ViT-B-32"
-    pictures: int = 256
+    images: int = 256
     batch_size: int = 64
     rounds: int = 3
     peer_workers: int = 4
@@ -86,11 +86,11 @@ def main(command: Command) -> None:
     """Print rates and ratios.
 
     Raises:
-        InputError: the pictures do not fill whole batches.
+        InputError: the images do not fill whole batches.
     """
-    if command.pictures % command.batch_size:
+    if command.images % command.batch_size:
         raise InputError(
-            f"{command.pictures} pictures do not fill batches of {command.batch_size}\n"
+            f"{command.images} images do not fill batches of {command.batch_size}\n"
             "the bare encoders are timed on whole batches: choose a multiple"
         )
     config = VARIANTS[command.model]
@@ -98,11 +98,11 @@ def main(command: Command) -> None:
     model = CLIPModel(config, variables)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "wds_photographs"
-        write_photographs(root, command.pictures)
+        write_photographs(root, command.images)
         export(config, variables, Path(folder) / "exported", "open_clip", overwrite=False)
         rates = measure(command, model, root, Path(folder))
     for name, values in rates.items():
-        print(f"{name:38} {np.median(values):7.1f} pictures/s  {[round(v, 1) for v in values]}")
+        print(f"{name:38} {np.median(values):7.1f} images/s  {[round(v, 1) for v in values]}")
     ours = np.array(rates.pop("flaxclip, float32"))
     for name, values in rates.items():
         print(f"flaxclip / {name}: {np.median(ours / values):.2f}")
@@ -113,7 +113,7 @@ def measure(command: Command, model: CLIPModel, root: Path, folder: Path) -> dic
     (task,) = find_tasks([f"wds:{root}"])
     peer = subprocess.Popen(
         [command.peer_python, "-c", PEER, folder / "exported", root, str(command.batch_size),
-         str(command.peer_workers), str(command.pictures)],
+         str(command.peer_workers), str(command.images)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def measure(command: Command, model: CLIPModel, root: Path, folder: Path) -> dic
         side = model.config.vision.image_size
         images = jax.device_put(np.zeros((command.batch_size, side, side, 3), np.uint8))
         start = time.perf_counter()
-        for _ in range(command.pictures // command.batch_size):
+        for _ in range(command.images // command.batch_size):
             encode_image(model.variables, images, model.config).block_until_ready()
         return time.perf_counter() - start, 0.0
 
@@ -153,7 +153,7 @@ def measure(command: Command, model: CLIPModel, root: Path, folder: Path) -> dic
         for name, run in sides.items():
             seconds, score = run(round_)
             if round_:
-                rates[name].append(command.pictures / seconds)
+                rates[name].append(command.images / seconds)
             else:
                 print(f"{name}: top-1 {score:.4f}", flush=True)
     peer.stdin.close()

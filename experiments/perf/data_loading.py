@@ -183,7 +183,7 @@ def decoding_side(folder: Path, workers: int):
 
 
 def decode_for_ever(folder: str) -> None:
-    """Print how many pictures have been decoded, each time it is so many more."""
+    """Print how many images have been decoded, each time it is so many more."""
     import simplejpeg
 
     files = read_files(Path(folder))
@@ -198,11 +198,11 @@ def decode_for_ever(folder: str) -> None:
 
 def decoded_scale(file: bytes) -> float:
     """At which training decodes it, for most crops."""
-    from flaxclip.data.images.decode import UprightPicture
+    from flaxclip.data.images.decode import UprightImage
     from flaxclip.data.images.train_transform import MARGIN
 
-    picture = UprightPicture(file)
-    return picture.decode(MARGIN * 224 / (0.95 * picture.height))[1]
+    image = UprightImage(file)
+    return image.decode(MARGIN * 224 / (0.95 * image.height))[1]
 
 
 SIDES = {
@@ -223,17 +223,17 @@ def write_shards(folder: Path, width: int, height: int) -> None:
     for shard in range(SHARDS):
         with tarfile.open(folder / f"{shard}.tar", "w") as tar:
             for number in range(RECORDS):
-                picture = photographs[number % len(photographs)]
-                scale = max(width / picture.width, height / picture.height)
+                image = photographs[number % len(photographs)]
+                scale = max(width / image.width, height / image.height)
                 covered = width / scale * 0.95, height / scale * 0.95
                 left, top = (
                     rng.uniform(0, whole - part)
-                    for whole, part in zip(picture.size, covered, strict=True)
+                    for whole, part in zip(image.size, covered, strict=True)
                 )
                 box = left, top, left + covered[0], top + covered[1]
-                picture = picture.resize((width, height), PIL.Image.Resampling.LANCZOS, box)
+                image = image.resize((width, height), PIL.Image.Resampling.LANCZOS, box)
                 file = io.BytesIO()
-                picture.save(file, "JPEG", quality=90)
+                image.save(file, "JPEG", quality=90)
                 caption = CAPTION.format(number).encode()
                 for suffix, data in ((".jpg", file.getvalue()), (".txt", caption)):
                     member = tarfile.TarInfo(f"{shard}{number:05}{suffix}")
@@ -262,7 +262,7 @@ def load_photographs():
 
 
 def read_files(folder: Path) -> list[bytes]:
-    """The pictures of the first shard."""
+    """The images of the first shard."""
     with tarfile.open(folder / "0.tar") as tar:
         return [tar.extractfile(x).read() for x in tar if x.name.endswith(".jpg")]
 
@@ -294,7 +294,7 @@ def print_fidelity(folder: Path) -> None:
         differences.append(np.abs(ours.astype(int) - np.asarray(exact).astype(int)).mean())
     print(
         f"  from Pillow's bicubic: mean absolute {np.mean(differences):.2f} of 255, "
-        f"{np.max(differences):.2f} in the worst of {len(differences)} pictures"
+        f"{np.max(differences):.2f} in the worst of {len(differences)} images"
     )
 
 
@@ -303,7 +303,7 @@ def print_profile(folder: Path) -> None:
     import numpy as np
 
     from flaxclip.data.examples import ExampleLoader
-    from flaxclip.data.images.decode import UprightPicture
+    from flaxclip.data.images.decode import UprightImage
     from flaxclip.data.images.eval_transform import SizedTransform
     from flaxclip.data.images.resize import resize_part
     from flaxclip.data.images.train_transform import AugmentConfig, sample_crop
@@ -323,7 +323,7 @@ def print_profile(folder: Path) -> None:
     files = [source[draw.record].image for draw in draws]
     captions = [[source[draw.record].captions[0]] for draw in draws]
     scale = decoded_scale(files[0])
-    pixels = UprightPicture(files[0]).decode(scale)[0]
+    pixels = UprightImage(files[0]).decode(scale)[0]
     height, width = pixels.shape[:2]
     box = 0.02 * width, 0.02 * height, 0.98 * width, 0.98 * height
     ratio = 3 / 4, 4 / 3
@@ -331,7 +331,7 @@ def print_profile(folder: Path) -> None:
     parts = {
         "its place in the order": lambda i: order[i],
         "reading the tar": lambda i: source[draws[i].record],
-        "decoding": lambda i: UprightPicture(files[i]).decode(scale),
+        "decoding": lambda i: UprightImage(files[i]).decode(scale),
         "random numbers": lambda i: example_rng(0, draws[i], "image"),
         "choosing the crop": lambda i: sample_crop(height, width, rng, (0.9, 1.0), ratio),
         "resizing": lambda i: resize_part(pixels, box, 224, "bicubic"),

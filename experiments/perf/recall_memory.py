@@ -1,4 +1,4 @@
-"""Exact recall of N pictures among N captions: peak memory and time, against the whole matrix.
+"""Exact recall of N images among N captions: peak memory and time, against the whole matrix.
 
     python experiments/perf/recall_memory.py --sizes 16384 32768 65536
 

@@ -3,7 +3,7 @@
 python experiments/perf/resume_order.py                                  200,000 records, 10 kills
 python experiments/perf/resume_order.py --records 2000 --batch-size 100 --kills 3
 
-Each picture's first pixel is the number of its record, so that what the training loop takes from
+Each image's first pixel is the number of its record, so that what the training loop takes from
 the loader says which records it has trained on. All hosts are killed by SIGKILL at random steps.
 The sequence of records, host by host and step by step, must be that of a run that nobody has
 killed, and each epoch a permutation of the corpus; a step that is repeated after a kill must have
@@ -74,16 +74,16 @@ class Trial:
 
 
 def write_shards(folder: Path, records: int, per_shard: int = 10_000) -> None:
-    """Pictures of 8 x 8 pixels, the first of which is the record's number."""
+    """Images of 8 x 8 pixels, the first of which is the record's number."""
     folder.mkdir()
     for shard, first in enumerate(range(0, records, per_shard)):
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for number in range(first, min(first + per_shard, records)):
                 pixels = np.zeros((8, 8, 3), np.uint8)
                 pixels[0, 0] = number >> 16, number >> 8 & 255, number & 255
-                picture = io.BytesIO()
-                Image.fromarray(pixels).save(picture, "PNG", compress_level=1)
-                for suffix, data in (("png", picture.getvalue()), ("txt", b"record %d" % number)):
+                image = io.BytesIO()
+                Image.fromarray(pixels).save(image, "PNG", compress_level=1)
+                for suffix, data in (("png", image.getvalue()), ("txt", b"record %d" % number)):
                     member = tarfile.TarInfo(f"{number:09d}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))

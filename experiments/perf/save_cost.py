@@ -2,7 +2,7 @@
 
     python experiments/perf/save_cost.py --out D
 
-Trains a ViT-B/32 on random pictures, without saving and then with two saves, and counts every
+Trains a ViT-B/32 on random images, without saving and then with two saves, and counts every
 second that the steps after a save take beyond what they took before. Nothing else should run.
 """
 

@@ -52,15 +52,15 @@ def get_config() -> TrainConfig:
 
 
 def write_shards(folder: Path) -> None:
-    """Tars as img2dataset writes them, of the built-in data's pictures."""
+    """Tars as img2dataset writes them, of the built-in data's images."""
     source = ScenesSource("train", 32)
     for shard in range(SHARDS):
         with tarfile.open(folder / f"{shard}.tar", "w") as tar:
             for index in range(shard * PAIRS // SHARDS, (shard + 1) * PAIRS // SHARDS):
-                picture = io.BytesIO()
-                Image.fromarray(source[index].image).save(picture, "JPEG")
+                image = io.BytesIO()
+                Image.fromarray(source[index].image).save(image, "JPEG")
                 for suffix, data in (
-                    ("jpg", picture.getvalue()),
+                    ("jpg", image.getvalue()),
                     ("txt", source[index].captions[0].encode()),
                 ):
                     member = tarfile.TarInfo(f"{index}.{suffix}")
@@ -69,7 +69,7 @@ def write_shards(folder: Path) -> None:
 
 
 def make_nan(records: Iterable[str]) -> None:
-    """Have `flaxclip.train` see NaN for the pictures of these records, in whatever batch."""
+    """Have `flaxclip.train` see NaN for the images of these records, in whatever batch."""
     load_batches, bad = flaxclip.train.load_batches, frozenset(records)
 
     @jax.jit

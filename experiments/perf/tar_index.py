@@ -55,7 +55,7 @@ class Trial:
 
 
 def write_shard(path: Path, first: int) -> None:
-    """Pictures and texts of 400 and 40 bytes: only headers are read."""
+    """Images and texts of 400 and 40 bytes: only headers are read."""
     block = bytearray()
     for number in range(first, first + _PER_SHARD):
         for suffix, size in (("jpg", 400), ("txt", 40)):

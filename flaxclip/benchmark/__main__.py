@@ -23,7 +23,7 @@ from etils import epath
 from flaxclip.api import CLIPModel, read_model
 from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder
 from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
-from flaxclip.benchmark.own_images import name_pictures, own_task, split_labels
+from flaxclip.benchmark.own_images import name_images, own_task, split_labels
 from flaxclip.benchmark.prompts import read_prompts
 from flaxclip.benchmark.readers.folder import class_folders
 from flaxclip.benchmark.results import print_table, unreadable_lines, write_text
@@ -56,8 +56,8 @@ class Command:
     wds-retrieval:DIR, folder:DIR, parquet:FILE, tfds:NAME. None: those of the data that the
     checkpoint was trained on."""
     images: Path | None = None
-    """Instead of tasks: a folder of your own pictures. Sub-folders named like labels are scored;
-    pictures that lie in it as they are get predictions."""
+    """Instead of tasks: a folder of your own images. Sub-folders named like labels are scored;
+    images that lie in it as they are get predictions."""
     labels: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = ()
     """With --images: what they can be, as a list with commas between ("cat,dog"); or one by one
     where labels have commas themselves (--labels "cat, black" dog). None: the names of
@@ -80,9 +80,9 @@ class Command:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations. None: as in training. With bfloat16 the distance from float32 is reported."""
     batch_size: int = 256
-    """Pictures at once on this host."""
+    """Images at once on this host."""
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "flaxclip" / "embeddings"
-    """Folder for embeddings, so that the next task on the same pictures costs nothing."""
+    """Folder for embeddings, so that the next task on the same images costs nothing."""
     watch: bool = False
     """Measure every checkpoint of the run, and each new one as it lands, until the run's last."""
 
@@ -156,7 +156,7 @@ def _default_out(
 
 
 def run(command: Command) -> Measured:
-    """Measure, print a table, and write a JSON file, arrays and pictures for each task.
+    """Measure, print a table, and write a JSON file, arrays and images for each task.
 
     Raises:
         InputError: no such checkpoint or task, data that cannot be used, a folder that cannot be
@@ -195,7 +195,7 @@ def run(command: Command) -> Measured:
         "format": weights.kind,
     }  # fmt: skip
     if command.images is not None and command.labels and not _has_folders(command):
-        name_pictures(embedder, command.images, split_labels(command.labels), out)
+        name_images(embedder, command.images, split_labels(command.labels), out)
         return Measured([], {}, {}, [])
     settings = Settings(command.data, out, command.prompts, command.methods, own_prompts)
     measured = measure_tasks(embedder, checkpoint, tasks, settings, _say)
@@ -215,7 +215,7 @@ def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
         labels = split_labels(command.labels) if command.labels else ()
         return [own_task(command.images, labels)] if _has_folders(command) else []
     if command.labels:
-        raise InputError("--labels without --images\nsay which pictures they are for")
+        raise InputError("--labels without --images\nsay which images they are for")
     if command.tasks:
         return find_tasks(command.tasks)
     return default_tasks(None if workdir is None else load_config(workdir, "data", DataConfig))
@@ -223,12 +223,12 @@ def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
 
 def _has_folders(command: Command) -> bool:
     if not command.images.is_dir():
-        raise InputError(f"--images {command.images} is no folder\nname a folder of pictures")
+        raise InputError(f"--images {command.images} is no folder\nname a folder of images")
     folders = bool(class_folders(command.images))
     if not folders and not command.labels:
         raise InputError(
             f"{command.images} has no sub-folders, and no --labels are given\n"
-            'say what the pictures can be, e.g. --labels "cat,dog"'
+            'say what the images can be, e.g. --labels "cat,dog"'
         )
     return folders
 
@@ -261,7 +261,7 @@ def _summarise(measured: Measured, checkpoint: dict, out: Path) -> None:
     write_text(missing, "\n\n".join(measured.missing.values()) + "\n")
     if not measured.missing:
         missing.unlink()
-    print(f"results and pictures: {out}")
+    print(f"results and images: {out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluation data: pictures by position, what is known of each, batches that count each once."""
+"""Evaluation data: images by position, what is known of each, batches that count each once."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +17,18 @@ class MissingDataError(InputError):
 
 
 @runtime_checkable
-class Pictures(Protocol):
-    """Pictures by position."""
+class Images(Protocol):
+    """Images by position."""
 
     identity: str
-    """Differs between any two sets of pictures: names the embeddings that are kept on disk."""
+    """Differs between any two sets of images: names the embeddings that are kept on disk."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         ...
 
     def __getitem__(self, index: int) -> bytes | UInt8[np.ndarray, "h w 3"]:
-        """A picture, encoded or as pixels.
+        """An image, encoded or as pixels.
 
         Raises:
             UnreadableRecordError: it cannot be read.
@@ -36,16 +36,16 @@ class Pictures(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What a person would look for to find this picture."""
+        """What a person would look for to find this image."""
         ...
 
 
 class Labelled(NamedTuple):
-    """Pictures and their classes."""
+    """Images and their classes."""
 
-    pictures: Pictures
+    images: Images
     labels: Int[np.ndarray, " n"] | Bool[np.ndarray, "n classes"]
-    """One class each; or for every class whether it is in the picture."""
+    """One class each; or for every class whether it is in the image."""
     class_names: tuple[str, ...] | None = None
     """As the set itself names them, in the order of its labels."""
     templates: tuple[str, ...] | None = None
@@ -55,33 +55,33 @@ class Labelled(NamedTuple):
 
 
 class Captioned(NamedTuple):
-    """Pictures and captions, one or several for each."""
+    """Images and captions, one or several for each."""
 
-    pictures: Pictures
+    images: Images
     captions: tuple[str, ...]
     pairs: Int[np.ndarray, "pairs 2"]
-    """Picture and caption of each pair that belongs together."""
+    """Image and caption of each pair that belongs together."""
     left_out: Mapping[str, int] = {}
     """What looked like examples but is none: counts by reason."""
 
 
 class Choices(NamedTuple):
-    """Items to be sorted out: picture i of an item belongs to caption i of it, to no other."""
+    """Items to be sorted out: image i of an item belongs to caption i of it, to no other."""
 
-    pictures: Pictures
+    images: Images
     captions: tuple[str, ...]
-    picture_rows: Int[np.ndarray, "items pictures_each"]
+    image_rows: Int[np.ndarray, "items images_each"]
     caption_rows: Int[np.ndarray, "items captions_each"]
 
 
 class Associations(NamedTuple):
-    """Items of a cue and several pictures, some of which go with it."""
+    """Items of a cue and several images, some of which go with it."""
 
-    pictures: Pictures
+    images: Images
     cues: tuple[str, ...]
-    item_of: Int[np.ndarray, " pictures"]
-    """Item that each picture is a candidate of."""
-    goes_with_cue: Bool[np.ndarray, " pictures"]
+    item_of: Int[np.ndarray, " images"]
+    """Item that each image is a candidate of."""
+    goes_with_cue: Bool[np.ndarray, " images"]
 
 
 Dataset = Labelled | Captioned | Choices | Associations
@@ -94,7 +94,7 @@ class ImageBatch(NamedTuple):
     is_real: Bool[np.ndarray, " b"]
     """False where a row only fills the last batch up."""
     unreadable: tuple[str, ...]
-    """Pictures that could not be decoded. They stay in, black: leaving a picture out of the
+    """Images that could not be decoded. They stay in, black: leaving an image out of the
     denominator would raise the score."""
 
 
@@ -114,26 +114,26 @@ def measured_pixels(
 
 
 def image_batches(
-    pictures: Pictures,
+    images: Images,
     transform: SizedTransform,
     batch_size: int,
     start: int = 0,
     stop: int | None = None,
     workers: int = 1,
 ) -> Iterator[ImageBatch]:
-    """Pictures from `start` to `stop` in order, each once; the last batch is filled up.
+    """Images from `start` to `stop` in order, each once; the last batch is filled up.
 
     Decoding and resizing release Python's lock, so threads suffice to keep all cores busy; the next
     batch is being made while the caller works on this one.
     """
-    stop = len(pictures) if stop is None else stop
+    stop = len(images) if stop is None else stop
 
     def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], str | None]:
         try:
-            return measured_pixels(pictures[index], transform), None
+            return measured_pixels(images[index], transform), None
         except UnreadableRecordError as error:
             black = np.zeros((transform.size, transform.size, 3), np.uint8)
-            return black, f"{pictures.name(index)}: {error}"
+            return black, f"{images.name(index)}: {error}"
 
     with ThreadPoolExecutor(workers) as pool:
         firsts = range(start, stop, batch_size)

@@ -1,4 +1,4 @@
-"""Embeddings of pictures and texts: on all devices and hosts, kept on disk, resumed."""
+"""Embeddings of images and texts: on all devices and hosts, kept on disk, resumed."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 
 from flaxclip.api import CLIPModel, encode_image, encode_text
-from flaxclip.benchmark.datasets import Pictures, image_batches
+from flaxclip.benchmark.datasets import Images, image_batches
 from flaxclip.errors import InputError
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
 CHUNK = 2048
-"""Pictures or texts that are embedded before they are put on disk, about: what a killed run loses
+"""Images or texts that are embedded before they are put on disk, about: what a killed run loses
 at most."""
 
 
@@ -36,7 +36,7 @@ class Embedded(NamedTuple):
 
     z: Float[np.ndarray, "n d"]
     remarks: tuple[str, ...]
-    """Of pictures: those that could not be decoded, and why. Of texts: those that were too long for
+    """Of images: those that could not be decoded, and why. Of texts: those that were too long for
     the model and lost their end."""
 
 
@@ -71,28 +71,28 @@ class Embedder:
         self.checkpoint = model_digest(model)
         self._cache = cache
         self.computed = 0
-        """Pictures and texts embedded by this host, not found on disk."""
+        """Images and texts embedded by this host, not found on disk."""
 
-    def embed_images(self, pictures: Pictures, limited: bool = True) -> Embedded:
-        """Every picture once; `remarks` are those that cannot be read or decoded.
+    def embed_images(self, images: Images, limited: bool = True) -> Embedded:
+        """Every image once; `remarks` are those that cannot be read or decoded.
 
         If not `limited`, any number of them is taken, by whoever calls `check_readable` later.
 
         Raises:
             InputError: more images than the limit are unreadable, or the cache cannot be written.
         """
-        key = ("pictures", pictures.identity, repr(self.model.transform))
+        key = ("images", images.identity, repr(self.model.transform))
 
         def embed(start: int, stop: int) -> Iterator[Embedded]:
             workers = os.cpu_count() or 1
             for batch in image_batches(
-                pictures, self.model.transform, self.batch_size, start, stop, workers
+                images, self.model.transform, self.batch_size, start, stop, workers
             ):
-                images = jax.device_put(batch.images, self._sharding)
-                zimg = encode_image(self._variables, images, self.model.spec, self.model.compute)
+                pixels = jax.device_put(batch.images, self._sharding)
+                zimg = encode_image(self._variables, pixels, self.model.spec, self.model.compute)
                 yield Embedded(zimg, batch.unreadable)
 
-        return self._embed_all(key, len(pictures), embed, is_image=True, limited=limited)
+        return self._embed_all(key, len(images), embed, is_image=True, limited=limited)
 
     def embed_texts(self, texts: Sequence[str]) -> Embedded:
         """Every text once; `remarks` are those that lost their end.
@@ -123,18 +123,18 @@ class Embedder:
 
         return self._embed_all(("texts", list(texts)), len(texts), embed, is_image=False)
 
-    def dtype_difference(self, pictures: Pictures, count: int = 256) -> dict[str, float]:
-        """What the activations' type changes: cosine distance from float32 on the first pictures.
+    def dtype_difference(self, images: Images, count: int = 256) -> dict[str, float]:
+        """What the activations' type changes: cosine distance from float32 on the first images.
 
         Returns:
             `examples`, and `mean` and `max` of 1 - cosine similarity.
         """
-        stop = min(count, len(pictures))
-        batch = next(image_batches(pictures, self.model.transform, self.batch_size, 0, stop))
-        images = jax.device_put(batch.images, self._sharding)
+        stop = min(count, len(images))
+        batch = next(image_batches(images, self.model.transform, self.batch_size, 0, stop))
+        pixels = jax.device_put(batch.images, self._sharding)
         exact = dataclasses.replace(self.model.compute, dtype="float32")
         pair = [
-            encode_image(self._variables, images, self.model.spec, compute)
+            encode_image(self._variables, pixels, self.model.spec, compute)
             for compute in (self.model.compute, exact)
         ]
         distance = 1 - np.asarray(jnp.sum(pair[0] * pair[1], axis=1))[batch.is_real]

@@ -1,4 +1,4 @@
-"""Pictures of results: what they show, and small pictures for the page."""
+"""Images of results: what they show, and small images for the page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from jaxtyping import Int, UInt8
 from flaxclip.benchmark.datasets import (
     Captioned,
     Dataset,
+    Images,
     Labelled,
-    Pictures,
     measured_pixels,
 )
 from flaxclip.benchmark.embeddings import Embedder
@@ -30,33 +30,33 @@ THUMBNAIL = SizedTransform(96)
 def draw_result(
     embedder: Embedder, data: Dataset, wording: Wording | None, result: Result, stem: Path
 ) -> dict[str, Any]:
-    """Pictures of the result; returns what the page needs to show them."""
-    folder = stem.with_name(f"{stem.name}-pictures")
+    """Images of the result; returns what the page needs to show them."""
+    folder = stem.with_name(f"{stem.name}-images")
     if isinstance(data, Captioned):
         shown, found = (result.arrays[f"image_to_text_{name}"] for name in ("shown", "found"))
         first = dict(map(tuple, data.pairs[::-1]))  # of several captions, the first
         truths = [data.captions[first[int(index)]] for index in shown]
         guesses = [[data.captions[best] for best in row[:3]] for row in found]
-        _draw_overview(embedder, data.pictures, truths, truths, guesses, shown, stem)
+        _draw_overview(embedder, data.images, truths, truths, guesses, shown, stem)
         return {"retrieved": _save_retrieved(result, data, folder)}
     if not isinstance(data, Labelled) or data.labels.ndim != 1:
         return {}
     names = wording.shown_names
     # Evenly spread: neighbours in a data set are often of one class.
-    count = len(data.pictures)
+    count = len(data.images)
     shown = np.linspace(0, count - 1, min(SHOWN, count)).astype(int)
     truths = [names[data.labels[index]] for index in shown]
     prompts = class_prompts(wording.class_names, wording.templates)
     captions = [prompts[data.labels[index]][0] for index in shown]
     guesses = [[names[best] for best in result.arrays["ranking"][index, :3]] for index in shown]
-    _draw_overview(embedder, data.pictures, truths, captions, guesses, shown, stem)
+    _draw_overview(embedder, data.images, truths, captions, guesses, shown, stem)
     return {"mistakes": _save_mistakes(result, data, names, folder)}
 
 
 def _save_mistakes(
     result: Result, data: Labelled, names: Sequence[str], folder: Path
 ) -> list[dict[str, Any]]:
-    """The most confident mistakes as small pictures, and what the model took each for."""
+    """The most confident mistakes as small images, and what the model took each for."""
     labels, first = result.arrays["labels"], result.arrays["ranking"][:, 0]
     confidence = result.arrays["confidence"]
     wrong = np.flatnonzero(first != labels)
@@ -65,8 +65,8 @@ def _save_mistakes(
     for number, index in enumerate(worst):
         found.append(
             {
-                "picture": _save_thumbnail(data.pictures, int(index), folder, f"{number:02}"),
-                "name": data.pictures.name(int(index)),
+                "image": _save_thumbnail(data.images, int(index), folder, f"{number:02}"),
+                "name": data.images.name(int(index)),
                 "class": names[labels[index]],
                 "prediction": names[first[index]],
                 "confidence": float(confidence[index]),
@@ -76,7 +76,7 @@ def _save_mistakes(
 
 
 def _save_retrieved(result: Result, data: Captioned, folder: Path) -> list[dict[str, Any]]:
-    """Some pictures with the captions found for them; the right ones are marked."""
+    """Some images with the captions found for them; the right ones are marked."""
     right = set(map(tuple, data.pairs))
     found = []
     rows = zip(
@@ -85,8 +85,8 @@ def _save_retrieved(result: Result, data: Captioned, folder: Path) -> list[dict[
     for number, (index, captions) in enumerate(rows):
         found.append(
             {
-                "picture": _save_thumbnail(data.pictures, int(index), folder, f"{number:02}"),
-                "name": data.pictures.name(int(index)),
+                "image": _save_thumbnail(data.images, int(index), folder, f"{number:02}"),
+                "name": data.images.name(int(index)),
                 "captions": [
                     {"text": data.captions[c], "right": (int(index), int(c)) in right}
                     for c in captions
@@ -96,37 +96,35 @@ def _save_retrieved(result: Result, data: Captioned, folder: Path) -> list[dict[
     return found
 
 
-def _save_thumbnail(pictures: Pictures, index: int, folder: Path, stem: str) -> str:
+def _save_thumbnail(images: Images, index: int, folder: Path, stem: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}.jpg"
-    PIL.Image.fromarray(_pixels(pictures, index, THUMBNAIL)).save(path, quality=85)
+    PIL.Image.fromarray(_pixels(images, index, THUMBNAIL)).save(path, quality=85)
     return f"{folder.name}/{path.name}"
 
 
-def _pixels(
-    pictures: Pictures, index: int, transform: SizedTransform
-) -> UInt8[np.ndarray, "h w 3"]:
+def _pixels(images: Images, index: int, transform: SizedTransform) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        return measured_pixels(pictures[index], transform)
+        return measured_pixels(images[index], transform)
     except UnreadableRecordError:
         return np.zeros((transform.size, transform.size, 3), np.uint8)
 
 
 def _draw_overview(
     embedder: Embedder,
-    pictures: Pictures,
+    images: Images,
     truths: Sequence[str],
     captions: Sequence[str],
     guesses: Sequence[Sequence[str]],
     shown: Int[np.ndarray, " shown"],
     stem: Path,
 ) -> None:
-    """Grids of some pictures: what they were taken for, and how similar to each other's captions.
+    """Grids of some images: what they were taken for, and how similar to each other's captions.
 
-    Lists have an entry for each picture of `shown`.
+    Lists have an entry for each image of `shown`.
     """
     transform = embedder.model.transform
-    pixels = [_pixels(pictures, int(index), transform) for index in shown]
+    pixels = [_pixels(images, int(index), transform) for index in shown]
     save_figure(
         draw_predictions(pixels, truths, guesses), stem.with_name(f"{stem.name}-predictions.png")
     )

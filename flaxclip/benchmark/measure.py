@@ -80,7 +80,7 @@ def measure_tasks(
             source, data = _open(task, settings.data_dir, embedder.model.transform.size)
             for method in settings.methods:
                 if method != "zero-shot" and not _can_be_probed(source, data):
-                    say(f"{task.name}: no training split with one class a picture: no {method}")
+                    say(f"{task.name}: no training split with one class an image: no {method}")
                     continue
                 record, is_fresh = _measure(
                     embedder, checkpoint, task, source, data, method, settings, say
@@ -99,19 +99,19 @@ def measure_tasks(
 
 
 def _open(task: Task, data_dir: Path, image_size: int) -> tuple[DataSource, Dataset]:
-    """The task's test set, of which every host must have the same number of pictures."""
+    """The task's test set, of which every host must have the same number of images."""
     opened, problem = None, None
     try:
         opened = open_test(task, data_dir, image_size)
     except InputError as error:
         problem = error
     if jax.process_count() > 1:
-        mine = -1 if opened is None else len(opened[1].pictures)
+        mine = -1 if opened is None else len(opened[1].images)
         counts = np.asarray(multihost_utils.process_allgather(np.array(mine))).tolist()
         if len(set(counts)) > 1:
             there = ", ".join("none" if count < 0 else f"{count:,}" for count in counts)
             raise InputError(
-                f"hosts do not have the same pictures of {task.name}: {there}\n"
+                f"hosts do not have the same images of {task.name}: {there}\n"
                 "put the same data on all of them"
             )
     if problem is not None:
@@ -149,7 +149,7 @@ def _measure(
         "checkpoint": checkpoint,
         "parameters_sha256": embedder.checkpoint,
         "source": dataclasses.asdict(source),
-        "data_sha256": digest([data.pictures.identity, len(data.pictures)]),
+        "data_sha256": digest([data.images.identity, len(data.images)]),
     }
     if wording is not None:
         identity |= _words(task, wording, settings.prompts if method == "zero-shot" else None)
@@ -169,16 +169,16 @@ def _measure(
         say(f"{task.name}, {method}: measured before, kept")
         return (record if _main() else {}), False
 
-    say(f"{task.name}, {method}: {len(data.pictures):,} pictures")
+    say(f"{task.name}, {method}: {len(data.images):,} images")
     if method == "zero-shot":
         result = _zero_shot(embedder, task, data, wording)
     else:
         classes = len(wording.class_names)
         result = _probe(embedder, task, source, data, method, classes, settings.data_dir)
     notes = list(result.notes)
-    if task.examples not in (None, len(data.pictures)):
+    if task.examples not in (None, len(data.images)):
         notes.append(
-            f"the set has {len(data.pictures):,} pictures here, {task.examples:,} where published"
+            f"the set has {len(data.images):,} images here, {task.examples:,} where published"
         )
     details = dict(result.details)
     if left_out := getattr(data, "left_out", None):
@@ -187,17 +187,15 @@ def _measure(
     if method == "zero-shot":
         details["published"] = published_scores(task.name, task.metric)
     if embedder.model.compute.dtype != "float32":
-        distance = details["cosine_distance_from_float32"] = embedder.dtype_difference(
-            data.pictures
-        )
+        distance = details["cosine_distance_from_float32"] = embedder.dtype_difference(data.images)
         notes.append(
-            f"{embedder.model.compute.dtype} activations: cosine distance of pictures from float32 "
+            f"{embedder.model.compute.dtype} activations: cosine distance of images from float32 "
             f"{distance['mean']:.2g} on average, {distance['max']:.2g} at most"
         )
     if _main() and method == "zero-shot":
         details |= draw_result(embedder, data, wording, result, stem)
     result = result._replace(details=details, notes=tuple(notes))
-    record = make_record(identity, embedder, len(data.pictures), result)
+    record = make_record(identity, embedder, len(data.images), result)
     if _main():
         write_record(record, result.arrays, stem)
     return record, True
@@ -250,7 +248,7 @@ def _probe(
     def embed(part: Labelled, split: str = "") -> Split:
         if split and part.left_out:
             notes.append(f"{split}left out of the set: {describe_counts(part.left_out)}")
-        zimg, broken = embedder.embed_images(part.pictures)
+        zimg, broken = embedder.embed_images(part.images)
         unreadable.extend(f"{split}{line}" for line in broken)
         if part.labels.min() < 0 or part.labels.max() >= classes:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Anybody's own folder of pictures, with nothing but the names of what they may show."""
+"""Anybody's own folder of images, with nothing but the names of what they may show."""
 
 import csv
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import build_zero_shot_classifier, class_similarities
 from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES, check_distinct
-from flaxclip.benchmark.readers.folder import FilePictures, class_folders, find_pictures
+from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
@@ -45,7 +45,7 @@ def split_labels(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def own_task(images: Path, labels: Sequence[str]) -> Task:
-    """A task of the pictures in `images/CLASS/`; `labels` may only repeat the folders' names.
+    """A task of the images in `images/CLASS/`; `labels` may only repeat the folders' names.
 
     Raises:
         InputError: a label has no folder, or a folder no label.
@@ -59,44 +59,44 @@ def own_task(images: Path, labels: Sequence[str]) -> Task:
     names = tuple(name.replace("_", " ") for name in folders)
     prompts = dict.fromkeys(PromptSet.__args__, Prompts(names, DEFAULT_TEMPLATES))
     source = DataSource("folder", str(images), train=None)
-    title = f"pictures of {images}"
+    title = f"images of {images}"
     return Task(f"images-{images.resolve().name}", title, "classification", "top1", (source,),
                 prompts=prompts)  # fmt: skip
 
 
-def name_pictures(embedder: Embedder, images: Path, names: Sequence[str], out: Path) -> None:
-    """Write `out/predictions.csv`, a row a picture: its name, and the probability of each label.
+def name_images(embedder: Embedder, folder: Path, names: Sequence[str], out: Path) -> None:
+    """Write `out/predictions.csv`, a row an image: its name, and the probability of each label.
 
     Raises:
-        InputError: there are no pictures, or more of them are unreadable than may be; those that
+        InputError: there are no images, or more of them are unreadable than may be; those that
             can be read have their rows all the same.
     """
-    paths, leftovers = find_pictures(images)
+    paths, leftovers = find_images(folder)
     if not paths:
-        raise InputError(f"no pictures in {images}\nexpected .jpg, .png, .webp, ...")
-    pictures = FilePictures(images, paths)
+        raise InputError(f"no images in {folder}\nexpected .jpg, .png, .webp, ...")
+    images = FileImages(folder, paths)
     classifier, _ = build_zero_shot_classifier(embedder, names, DEFAULT_TEMPLATES)
-    zimg, unreadable = embedder.embed_images(pictures, limited=False)
+    zimg, unreadable = embedder.embed_images(images, limited=False)
     logits = embedder.model.logit_scale * class_similarities(zimg, classifier)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = odds / odds.sum(axis=1, keepdims=True)
     rows, broken = [], list(reversed(unreadable))
     for index, row in enumerate(probabilities):
-        name = pictures.name(index)
+        name = images.name(index)
         best = names[int(row.argmax())]
-        if broken and broken[-1].startswith(f"{name}: "):  # they are in the pictures' order
+        if broken and broken[-1].startswith(f"{name}: "):  # they are in the images' order
             best = "unreadable"
             broken.pop()
         rows.append([name, best, *(f"{p:.4f}" for p in row)])
     with (out / "predictions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["picture", "prediction", *names], *rows])
-    table = Table("picture", "prediction", *names)
+        csv.writer(file).writerows([["image", "prediction", *names], *rows])
+    table = Table("image", "prediction", *names)
     for row in rows[:PRINTED]:
         table.add_row(*row)
     Console().print(table)
     for line in unreadable[:PRINTED]:
         print(f"unreadable: {line}")
-    print(f"{len(rows):,} pictures, {len(unreadable):,} unreadable: {out / 'predictions.csv'}")
+    print(f"{len(rows):,} images, {len(unreadable):,} unreadable: {out / 'predictions.csv'}")
     if leftovers:
         print(f"left out: {describe_counts({LEFTOVERS: leftovers})}")
     embedder.check_readable(unreadable, len(rows))

@@ -209,7 +209,7 @@ def check_labels(task: str, names: Names, labels: np.ndarray) -> None:
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
         raise InputError(
-            f"{task}: label {labels[outside[0]]} of picture {outside[0]} is out of range, "
+            f"{task}: label {labels[outside[0]]} of image {outside[0]} is out of range, "
             f"as are {len(outside) - 1} more\n"
             f"{len(names)} class names: labels must be 0 to {len(names) - 1}"
         )
@@ -234,7 +234,7 @@ def _notes(names: Names, templates: Templates, labels: np.ndarray) -> list[str]:
         if len(empty):
             shown = ", ".join(str(names[index]) for index in empty[:5])
             notes.append(
-                f"{len(empty)} of {len(names)} classes have no picture, and no part in the mean "
+                f"{len(empty)} of {len(names)} classes have no image, and no part in the mean "
                 f"per class: {shown}{', ...' if len(empty) > 5 else ''}"
             )
     return notes

@@ -2,7 +2,7 @@
 
 OUT/TASK.json               scores, prompts, preprocessing, versions
 OUT/TASK.npz                what each example came out as
-OUT/TASK-pictures/*.jpg     mistakes and findings worth looking at
+OUT/TASK-images/*.jpg     mistakes and findings worth looking at
 """
 
 import dataclasses

@@ -107,9 +107,9 @@ def f1_macro(predictions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) 
 def mean_average_precision(
     similarities: Float[np.ndarray, "n classes"], present: Bool[np.ndarray, "n classes"]
 ) -> Statistic:
-    """Mean over classes of average precision: precision at each picture that has the class.
+    """Mean over classes of average precision: precision at each image that has the class.
 
-    A class that no picture has counts as 0, as in CLIP_benchmark.
+    A class that no image has counts as 0, as in CLIP_benchmark.
     """
     order = np.argsort(-similarities, axis=0, kind="stable")
     sorted_present = np.take_along_axis(present, order, axis=0)
@@ -119,7 +119,7 @@ def mean_average_precision(
         drawn = weights[order]
         right = drawn * sorted_present
         places, hits = np.cumsum(drawn, axis=0), np.cumsum(right, axis=0)
-        # w copies of a picture behind n others, t of them right, have precisions (t+i) / (n+i) for
+        # w copies of an image behind n others, t of them right, have precisions (t+i) / (n+i) for
         # i of 1..w: together w - (n - t) (H(n + w) - H(n)), with harmonic numbers H.
         wrong = (places - drawn) - (hits - right)
         together = drawn - wrong * (harmonic[places] - harmonic[places - drawn])
@@ -130,7 +130,7 @@ def mean_average_precision(
 
 
 def roc_auc(positive: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> Statistic:
-    """Chance that a picture of class 1 has a higher `positive` than one of class 0; ties half."""
+    """Chance that an image of class 1 has a higher `positive` than one of class 0; ties half."""
     _, level = np.unique(positive, return_inverse=True)
 
     def statistic(weights: np.ndarray) -> float:

@@ -23,7 +23,7 @@ _SUITES = Path(__file__).parent / "suites"
 
 @dataclasses.dataclass(frozen=True)
 class DataSource:
-    """Where a task's pictures can be read."""
+    """Where a task's images can be read."""
 
     reader: Literal[
         "wds",
@@ -62,7 +62,7 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One question asked of a model about one set of pictures."""
+    """One question asked of a model about one set of images."""
 
     name: str
     title: str
@@ -75,11 +75,11 @@ class Task:
     classes: int | None = None
     prompts: dict[PromptSet, Prompts] = dataclasses.field(default_factory=dict)
     group: int | None = None
-    """Column of the set's metadata that says which group a picture belongs to."""
+    """Column of the set's metadata that says which group an image belongs to."""
     preprocessing: str | None = None
-    """How pictures or labels were made out of what the set's authors published."""
+    """How images or labels were made out of what the set's authors published."""
     distractors: tuple[str, ...] = ()
-    """Further classes that no picture belongs to: a second, harder choice."""
+    """Further classes that no image belongs to: a second, harder choice."""
 
 
 def find_tasks(names: Sequence[str]) -> list[Task]:

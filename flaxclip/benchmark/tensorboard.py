@@ -1,4 +1,4 @@
-"""Scores and pictures of checkpoints where TensorBoard shows them as curves."""
+"""Scores and images of checkpoints where TensorBoard shows them as curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ def write_events(
             name = f"{name}.{record['method']}"
         for score, found in record["scores"].items():
             writer.add_scalar(f"{name}/{score}", found["value"], step)
-        for picture in ("predictions", "similarities"):
-            path = results / f"{name}-{picture}.png"
+        for image in ("predictions", "similarities"):
+            path = results / f"{name}-{image}.png"
             if path.is_file():
                 pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
-                writer.add_image(f"{name}/{picture}", pixels, step, dataformats="HWC")
+                writer.add_image(f"{name}/{image}", pixels, step, dataformats="HWC")
     writer.close()

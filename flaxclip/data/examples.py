@@ -59,7 +59,7 @@ class ExampleLoader:
         rows = [_Row(position, self.order[position]) for position in positions]
         pending = rows
         while pending:
-            # All of one kind of work, then of the next: decoding a picture leaves nothing of the
+            # All of one kind of work, then of the next: decoding an image leaves nothing of the
             # others' code and data in the core's cache.
             for work in (self._read, self._choose_crop, self._render):
                 for row in pending:

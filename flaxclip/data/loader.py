@@ -29,7 +29,7 @@ from flaxclip.models.variants import ModelSpec
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(CorpusConfig):
-    """Which pairs, in which order, and how a picture is cropped."""
+    """Which pairs, in which order, and how an image is cropped."""
 
     mixture: tuple[MixtureCorpus, ...] = ()
     """Several corpora, each with captions of its own, in place of `path` and `captions`."""

@@ -129,7 +129,7 @@ def _hash(seeds: tuple[int, ...]) -> int:
 
 
 def example_rng(seed: int, draw: Draw, purpose: Literal["caption", "image"]) -> np.random.Generator:
-    """The randomness of one example; captions and pictures have their own."""
+    """The randomness of one example; captions and images have their own."""
     # Philox counts upwards in the counter's first word: records must differ in another.
     counter = np.array([0, draw.record, ("caption", "image").index(purpose), 0], np.uint64)
     key = np.array([seed, draw.visit], np.uint64)

@@ -134,7 +134,7 @@ def tower_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str,
 def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
     """The architecture whose tensors have these shapes.
 
-    Pictures are prepared as open_clip does for these weights. big_vision's own resize has no
+    Images are prepared as open_clip does for these weights. big_vision's own resize has no
     antialiasing, and no counterpart in Pillow. Texts are lower-cased as big_vision does (`lower`
     and `tokenize` of its `pp/ops_text.py`, `SigLIP_demo.ipynb`, `SigLIP2_demo.ipynb`), which keeps
     their punctuation; its zero-shot evaluator removes that of class names and prompts beforehand.

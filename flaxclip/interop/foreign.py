@@ -112,7 +112,7 @@ def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
         openai.config_from_shapes(shapes)  # says so if these are no weights of a CLIP
     raise InputError(
         f"{weights} is a bare state dict: it does not tell whether the model was trained with "
-        "QuickGELU or GELU, nor how its pictures were normalised\n"
+        "QuickGELU or GELU, nor how its images were normalised\n"
         "a wrong guess would cost accuracy and show no error; name the architecture (model= or "
         "--model), or put its open_clip_config.json beside the file\n"
         + (f"its shapes are those of: {', '.join(fitting)}" if fitting else "its shapes are those "

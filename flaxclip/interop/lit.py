@@ -164,7 +164,7 @@ def _positions(tensors: Mapping[str, StoredTensor]) -> str:
 def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
     """The architecture whose tensors, out of `lit_tensors`, have these shapes.
 
-    Both sides of a picture are resized, bilinearly, as big_vision measures LiT on retrieval. Its
+    Both sides of an image are resized, bilinearly, as big_vision measures LiT on retrieval. Its
     own resize has no antialiasing, and no counterpart in Pillow.
 
     Raises:

@@ -106,7 +106,7 @@ class CLIP(nn.Module):
         train: bool = False,
         patch_ids: Int[Array, "b k"] | None = None,
     ) -> Float[Array, "b d"]:
-        """Unit vectors of pictures that are still bytes: they travel to the device four times
+        """Unit vectors of images that are still bytes: they travel to the device four times
         smaller than floats, and are normalised there.
 
         With `train`, batch norms use the batch's statistics and update `batch_stats`. With

@@ -18,7 +18,7 @@ class Cost(NamedTuple):
     parameters: int
     """Numbers that training changes; running statistics are not among them."""
     image_flops: int
-    """Of one picture through its tower, forward."""
+    """Of one image through its tower, forward."""
     text_flops: int
     """Of one caption, likewise."""
 

@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
             if count == 1:
                 raise InputError(
                     "batch normalisation of a single value a channel\n"
-                    "train with more pictures a batch, or larger ones"
+                    "train with more images a batch, or larger ones"
                 )
             unbiased = var * (count / (count - 1))
             running_mean.value += BATCH_NORM_MOMENTUM * (mean - running_mean.value)
@@ -208,7 +208,7 @@ class Stage(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """Normalised pixels in, one embedding of `embed_dim` a picture out (not yet unit norm)."""
+    """Normalised pixels in, one embedding of `embed_dim` an image out (not yet unit norm)."""
 
     config: ResNetConfig
     embed_dim: int

@@ -154,7 +154,7 @@ def _run_table(plan: RunPlan) -> Table:
         title_justify="left",
         caption="bound: by the slowest resource, if all overlap. expected: by the compiler's cost "
         "model, or the networks. Hosts decode "
-        f"{plan.decode_rate:g} pictures a core and second.",
+        f"{plan.decode_rate:g} images a core and second.",
         caption_justify="left",
     )
     table.add_column("")

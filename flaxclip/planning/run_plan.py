@@ -29,7 +29,7 @@ class RunPlan:
     roofline: Roofline | None
     """None for virtual devices, and for a step that does not fit."""
     decode_rate: float
-    """Pictures that one core of a host decodes in a second."""
+    """Images that one core of a host decodes in a second."""
 
     @property
     def fits(self) -> bool:

@@ -1,4 +1,4 @@
-"""How a run sees a few pairs, always the same ones: pictures for TensorBoard and W&B."""
+"""How a run sees a few pairs, always the same ones: images for TensorBoard and W&B."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from flaxclip.train_state import TrainState
 _GUESSES = 3
 
 
-class RunPictures:
+class RunImages:
     """Similarity matrix and predictions of the first pairs of the held-out data.
 
     Of the built-in data those that training never shows; where nothing is held out, of the
@@ -34,7 +34,7 @@ class RunPictures:
         self._mesh = mesh
 
     def draw(self, state: TrainState) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Name -> picture; every host must call this, and the first one gets them."""
+        """Name -> image; every host must call this, and the first one gets them."""
         images, tokens, captions = self._pairs
         params = {"params": state.params}
         stats = {"batch_stats": state.batch_stats} if state.batch_stats else {}

@@ -22,7 +22,7 @@ def data_fingerprint(source: Source) -> dict[str, Any]:
     """Number of records, a hash of the names of up to 1,024 of them, and of what is in 32.
 
     Evenly spaced. It tells corpora apart whose records are other ones, fewer, more, or in another
-    order, and those whose captions or pictures were all made anew; not those of which a few
+    order, and those whose captions or images were all made anew; not those of which a few
     records differ.
     """
     records = len(source)

@@ -18,7 +18,7 @@ from flaxclip.errors import InputError
 from flaxclip.losses.pairs import choose_implementation
 from flaxclip.metrics import MetricWriter, Throughput
 from flaxclip.models.cost import model_cost
-from flaxclip.run.images import RunPictures
+from flaxclip.run.images import RunImages
 from flaxclip.run.progress import ProgressReport
 from flaxclip.run.replacements import Replacements
 from flaxclip.run.startup import StartupClock
@@ -49,7 +49,7 @@ class RunReport:
         self._writer = MetricWriter(
             config.workdir, start_step, config.wandb, dataclasses.asdict(config), progress.warn
         )
-        self._pictures = RunPictures(config, source, mesh)
+        self._images = RunImages(config, source, mesh)
         self._truncated, self._replaced = 0, Replacements()  # on this host
 
     def __enter__(self) -> "RunReport":
@@ -107,10 +107,10 @@ class RunReport:
         seconds_left = (steps - step) * self._config.batch_size / rates["images_per_second"]
         self._progress.report(step, scalars, seconds_left)
 
-    def pictures(self, step: int, state: TrainState) -> None:
+    def images(self, step: int, state: TrainState) -> None:
         """How the model sees a few pairs after `step`. Every host must call this."""
         if self._config.shown_pairs:
-            self._writer.write_pictures(step, self._pictures.draw(state))
+            self._writer.write_images(step, self._images.draw(state))
 
     def close(self) -> None:
         """Flush and close the files; say how many records of this host were unreadable."""

@@ -118,7 +118,7 @@ def check_same_data(
     elif ours["names_sha256"] != theirs["names_sha256"]:
         difference = f"{ours['records']:,} records as then, of other names or in another order"
     else:
-        difference = "records of the same names, but with other pictures or captions in them"
+        difference = "records of the same names, but with other images or captions in them"
     raise InputError(
         f"the data is not what this run has learned from up to step {step}\n{difference}\n"
         "give back the data as it was, or go on with --resume-with-changes data"

@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 def read_events(folder):
     """(name, step) -> scalar, and -> PNG; of a run that was resumed, of all its files."""
-    scalars, pictures = {}, {}
+    scalars, images = {}, {}
     for path in sorted(folder.glob("events.*")):
         data, place = path.read_bytes(), 0
         while place < len(data):
@@ -18,10 +18,10 @@ def read_events(folder):
             place += 12 + length + 4
             for value in event.summary.value:
                 if value.HasField("image"):
-                    pictures[value.tag, event.step] = value.image.encoded_image_string
+                    images[value.tag, event.step] = value.image.encoded_image_string
                 else:
                     scalars[value.tag, event.step] = value.simple_value
-    return scalars, pictures
+    return scalars, images
 
 
 def read_wandb(folder):

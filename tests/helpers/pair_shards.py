@@ -11,7 +11,7 @@ import PIL.Image
 WHOLE = 60
 
 
-def picture(seed: int, width: int = 40, height: int = 30, kind: str = "JPEG") -> bytes:
+def image(seed: int, width: int = 40, height: int = 30, kind: str = "JPEG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, kind)
@@ -22,31 +22,31 @@ def write_shards(folder: pathlib.Path) -> dict[str, int]:
     """Two tars in `folder`; how many of their records ought to be dropped, by reason, by filters of
     side 20, aspect 3, two words, score 0.5.
     """
-    records = [(picture(n), f"whole record {n}", 0.9) for n in range(WHOLE)]
+    records = [(image(n), f"whole record {n}", 0.9) for n in range(WHOLE)]
     odd = [
-        (b"", "a caption without a picture's bytes", 0.9),
-        (b"not a picture", "a caption", 0.9),
-        (picture(100)[:700], "cut in the middle", 0.9),
-        (picture(101), b"\xff not UTF-8", 0.9),
-        (picture(102), "  ", 0.9),
-        (picture(103, 19, 40), "too small", 0.9),
-        (picture(104, 100, 30), "too long", 0.9),
-        (picture(105), "short", 0.9),
-        (picture(106), "bad score", 0.49),
-        (picture(107), "no score", "0.9"),
-        (picture(108), "no score either", None),
-        (picture(0), "whole record 0", 0.9),
-        (picture(1), "whole record 1", 0.7),
+        (b"", "a caption without an image's bytes", 0.9),
+        (b"not an image", "a caption", 0.9),
+        (image(100)[:700], "cut in the middle", 0.9),
+        (image(101), b"\xff not UTF-8", 0.9),
+        (image(102), "  ", 0.9),
+        (image(103, 19, 40), "too small", 0.9),
+        (image(104, 100, 30), "too long", 0.9),
+        (image(105), "short", 0.9),
+        (image(106), "bad score", 0.49),
+        (image(107), "no score", "0.9"),
+        (image(108), "no score either", None),
+        (image(0), "whole record 0", 0.9),
+        (image(1), "whole record 1", 0.7),
     ]
     records[20:20] = odd
     folder.mkdir(parents=True, exist_ok=True)
     middle = len(records) // 2
     for shard, part in enumerate((records[:middle], records[middle:])):
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
-            for number, (image, caption, score) in enumerate(part):
+            for number, (jpeg, caption, score) in enumerate(part):
                 fields = {} if score is None else {"similarity": score}
                 caption = caption if isinstance(caption, bytes) else caption.encode()
-                members = {"jpg": image, "txt": caption, "json": json.dumps(fields).encode()}
+                members = {"jpg": jpeg, "txt": caption, "json": json.dumps(fields).encode()}
                 for extension, data in members.items():
                     info = tarfile.TarInfo(f"{shard}{number:04}.{extension}")
                     info.size = len(data)

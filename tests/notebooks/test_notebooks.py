@@ -58,7 +58,7 @@ def quickstart(tmp_path_factory):
 def test_quickstart_names_what_it_has_never_seen(quickstart):
     _, notebook = quickstart
     text = text_of(notebook)
-    (named,) = re.findall(r"(\d+)% of 24 pictures are named right", text)
+    (named,) = re.findall(r"(\d+)% of 24 images are named right", text)
     assert int(named) >= 70  # chance is 4
     assert len(figures_of(notebook, "quickstart")) == 3
 
@@ -67,7 +67,7 @@ def test_zero_shot_with_the_model_of_the_quickstart(quickstart, tmp_path, monkey
     folder, _ = quickstart
     monkeypatch.setenv("CHECKPOINT", str(folder / "runs" / "notebook"))
     notebook = run("zero_shot", tmp_path)
-    assert "48 pictures" in text_of(notebook)
+    assert "48 images" in text_of(notebook)
     assert len(figures_of(notebook, "zero_shot")) == 4
 
 

@@ -3,7 +3,7 @@
 pip install clip-benchmark
 python tests/parity/clip_benchmark_reference.py
 
-writes tests/golden/clip_benchmark_scores.npz: embeddings of pictures, prompts and captions, and
+writes tests/golden/clip_benchmark_scores.npz: embeddings of images, prompts and captions, and
 what CLIP_benchmark's own `evaluate` functions score a model that would make these.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
-PICTURES, CLASSES, TEMPLATES, WIDTH = 203, 12, 3, 8
+IMAGES, CLASSES, TEMPLATES, WIDTH = 203, 12, 3, 8
 
 
 class Known(torch.nn.Module):
-    """Its pictures are their embeddings already, and its texts are rows of `ztxt`."""
+    """Its images are their embeddings already, and its texts are rows of `ztxt`."""
 
     def __init__(self, ztxt: np.ndarray):
         super().__init__()
@@ -47,11 +47,11 @@ def main() -> None:
         return rng.normal(size=shape).astype(np.float32)
 
     names = random(CLASSES, WIDTH)
-    labels = rng.integers(CLASSES, size=PICTURES)
+    labels = rng.integers(CLASSES, size=IMAGES)
     arrays = {
         "labels": labels,
-        "present": (rng.random((PICTURES, CLASSES)) < 0.15) | np.eye(CLASSES, dtype=bool)[labels],
-        "zimg": names[labels] + 1.5 * random(PICTURES, WIDTH),
+        "present": (rng.random((IMAGES, CLASSES)) < 0.15) | np.eye(CLASSES, dtype=bool)[labels],
+        "zimg": names[labels] + 1.5 * random(IMAGES, WIDTH),
         "zprompts": np.repeat(names, TEMPLATES, 0) + random(CLASSES * TEMPLATES, WIDTH),
     }
     zimg = torch.from_numpy(arrays["zimg"])
@@ -69,13 +69,13 @@ def main() -> None:
         )
 
     scores = classify(labels) | classify(arrays["present"].astype(int))
-    counts = rng.integers(1, 6, size=PICTURES)  # captions of each picture
-    arrays["caption_of"] = np.repeat(np.arange(PICTURES), counts)
+    counts = rng.integers(1, 6, size=IMAGES)  # captions of each image
+    arrays["caption_of"] = np.repeat(np.arange(IMAGES), counts)
     arrays["zcaptions"] = arrays["zimg"][arrays["caption_of"]] + 1.5 * random(counts.sum(), WIDTH)
     captions = np.split(np.arange(counts.sum()), np.cumsum(counts)[:-1])
     scores |= zeroshot_retrieval.evaluate(
         Known(arrays["zcaptions"]),
-        [(zimg[at : at + 64], captions[at : at + 64]) for at in range(0, PICTURES, 64)],
+        [(zimg[at : at + 64], captions[at : at + 64]) for at in range(0, IMAGES, 64)],
         lambda texts: torch.tensor([int(text) for text in texts]),
         device="cpu",
         amp=False,

@@ -57,11 +57,11 @@ def main(command: Command) -> int:
         source, test_data = open_test(task, command.data.parent, size)
         train_data = open_split(task, source, "train", command.data.parent, size)
         train, test = (
-            Split(embedder.embed_images(part.pictures).z, part.labels)
+            Split(embedder.embed_images(part.images).z, part.labels)
             for part in (train_data, test_data)
         )
     kept, validation = set_aside(train)
-    print(f"{len(train.labels):,} and {len(test.labels):,} pictures embedded", flush=True)
+    print(f"{len(train.labels):,} and {len(test.labels):,} images embedded", flush=True)
     ours = linear_probe(kept, validation, test, len(test_data.class_names))
     tried = sorted(ours.details["validation_accuracy"], key=lambda one: one["cost"])
     rows = [(f"validation, C = {one['cost']:.3g}", one["cost"], kept, validation, one["accuracy"])

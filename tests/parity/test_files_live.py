@@ -193,7 +193,7 @@ def processor(kind, side):
         return kind(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return kind(
         size={"height": side, "width": side},
-        # What `pixel_values` does to the pictures of these tests.
+        # What `pixel_values` does to the images of these tests.
         image_mean=transformers.CLIPImageProcessorPil.image_mean,
         image_std=transformers.CLIPImageProcessorPil.image_std,
     )
@@ -220,14 +220,16 @@ def test_what_we_write_gives_the_same_logits_in_transformers(spec, vocabulary, t
     export(spec, ours.variables, tmp_path / "out", "huggingface", overwrite=False)
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "out").double().eval()
     rng = np.random.default_rng(0)
-    pictures = [PIL.Image.fromarray(rng.integers(0, 256, (30, 41, 3), np.uint8)) for _ in range(3)]
+    photographs = [
+        PIL.Image.fromarray(rng.integers(0, 256, (30, 41, 3), np.uint8)) for _ in range(3)
+    ]
     captions = ["a red circle", "a photo of a cat", "two dogs at the beach"]
-    images, tokens = ours.preprocess(pictures), ours.tokenize(captions)
+    images, tokens = ours.preprocess(photographs), ours.tokenize(captions)
 
     image_processor = transformers.AutoImageProcessor.from_pretrained(
         tmp_path / "out", backend="pil"
     )
-    pixels = image_processor(pictures, return_tensors="np")["pixel_values"]
+    pixels = image_processor(photographs, return_tensors="np")["pixel_values"]
     mean, std = np.array(spec.preprocess.mean), np.array(spec.preprocess.std)
     expected = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)

@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
+from tests.parity.images import photographs
 
 import flaxclip
 from flaxclip.api import CLIPModel, encode_image, encode_text
@@ -26,7 +27,6 @@ from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
 from tests.parity.clip_cases import pixel_values, random_inputs
 from tests.parity.open_clip_cases import TEXT, random_tensors
-from tests.parity.pictures import photographs
 from tests.test_interop import CLIP, GELU, with_tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
@@ -191,12 +191,14 @@ def test_what_we_write_gives_the_same_in_open_clip(spec, tmp_path):
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
     rng = np.random.default_rng(0)
-    pictures = [PIL.Image.fromarray(rng.integers(0, 256, (90, 121, 3), np.uint8)) for _ in range(3)]
+    photographs = [
+        PIL.Image.fromarray(rng.integers(0, 256, (90, 121, 3), np.uint8)) for _ in range(3)
+    ]
     captions = ["a red circle", "a photo of a cat", "Two dogs, at the beach!"]
-    images, tokens = ours.preprocess(pictures), ours.tokenize(captions)
+    images, tokens = ours.preprocess(photographs), ours.tokenize(captions)
     np.testing.assert_array_equal(tokens, tokenizer(captions).numpy())
     mean, std = np.array(spec.preprocess.mean), np.array(spec.preprocess.std)
-    pixels = np.stack([preprocess(picture).numpy() for picture in pictures])
+    pixels = np.stack([preprocess(image).numpy() for image in photographs])
     expected = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
     assert_same_outputs(ours, images, tokens, outputs(theirs, images, tokens, mean, std))
@@ -222,9 +224,9 @@ def test_a_siglip_that_we_write_gives_the_same_in_open_clip(tmp_path):
     mean = std = np.full(3, 0.5)
     assert_same_outputs(ours, images, tokens, outputs(theirs, images, tokens, mean, std))
     for path in photographs()[:10]:
-        picture = PIL.Image.open(path).convert("RGB")
-        expected = (ours.preprocess([picture])[0] / 255 - mean) / std
-        pixels = preprocess(picture).numpy().transpose(1, 2, 0)
+        image = PIL.Image.open(path).convert("RGB")
+        expected = (ours.preprocess([image])[0] / 255 - mean) / std
+        pixels = preprocess(image).numpy().transpose(1, 2, 0)
         np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
 
 

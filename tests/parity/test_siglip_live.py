@@ -73,7 +73,7 @@ def call_theirs(model, version, case, images, tokens):
     pixels = torch.tensor(pixel_values(images)).double()
     inputs = {"input_ids": torch.tensor(tokens).long(), "pixel_values": pixels}
     if version == 2:
-        # A fixed resolution: every picture has all patches.
+        # A fixed resolution: every image has all patches.
         p = case["vision"]["patch_size"]
         grid = case["vision"]["image_size"] // p
         patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)

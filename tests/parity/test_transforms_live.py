@@ -9,11 +9,11 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
+from tests.parity.images import kinds_of_file, photographs, saved
 
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
 from flaxclip.models.inputs import ImageTransform
-from tests.parity.pictures import kinds_of_file, photographs, saved
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is a peer, not a requirement")
@@ -35,7 +35,7 @@ def _open_clip(file: io.BytesIO, size: int, mode: str, interpolation: str) -> np
 def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mode, interpolation):
     paths = photographs()
     if len(paths) < 30:
-        pytest.skip(f"only {len(paths)} pictures: scikit-image and scikit-learn are not installed")
+        pytest.skip(f"only {len(paths)} images: scikit-image and scikit-learn are not installed")
     for path in paths:
         for size in (64, 224, 337):
             transform = SizedTransform(size, ImageTransform(mode, interpolation))

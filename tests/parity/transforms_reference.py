@@ -23,7 +23,7 @@ CROPS = {"wide": (1, 3, 20, 29), "tall": (0, 2, 45, 17)}  # top, left, height, w
 def main():
     rng = np.random.default_rng(0)
     wide = PIL.Image.fromarray(_blobs(rng, 23, 37, 3))
-    pictures = {
+    images = {
         "wide": wide,
         "tall": PIL.Image.fromarray(_blobs(rng, 47, 21, 3)),
         "small": PIL.Image.fromarray(_blobs(rng, 7, 11, 3)),
@@ -40,25 +40,25 @@ def main():
     transparency = {
         "palette, one clear": 5,
         "palette, alphas": bytes(range(0, 256, 8)),
-        "grey, one clear": pictures["grey"].getpixel((9, 9)),
+        "grey, one clear": images["grey"].getpixel((9, 9)),
     }
     arrays = {}
-    for name, picture in pictures.items():
+    for name, image in images.items():
         file = io.BytesIO()
         options = {"transparency": transparency[name]} if name in transparency else {}
-        picture.save(file, "TIFF" if picture.mode == "CMYK" else "PNG", **options)
+        image.save(file, "TIFF" if image.mode == "CMYK" else "PNG", **options)
         arrays[f"{name}/file"] = np.frombuffer(file.getvalue(), np.uint8)
         for mode in ("shortest", "squash"):
             steps = open_clip.transform.image_transform(SIZE, is_train=False, resize_mode=mode)
-            picture = PIL.Image.open(file)
+            image = PIL.Image.open(file)
             for step in steps.transforms[:-2]:  # without MaybeToTensor and Normalize
-                picture = step(picture)
-            arrays[f"{name}/{mode}"] = np.asarray(picture)
+                image = step(image)
+            arrays[f"{name}/{mode}"] = np.asarray(image)
             arrays[f"{name}/{mode} of transformers"] = _by_transformers(file, mode)
     resized_crop = torchvision.transforms.functional.resized_crop
     bicubic = torchvision.transforms.InterpolationMode.BICUBIC
     for name, box in CROPS.items():
-        crop = resized_crop(pictures[name], *box, [SIZE, SIZE], bicubic)
+        crop = resized_crop(images[name], *box, [SIZE, SIZE], bicubic)
         arrays[f"{name}/crop_box"] = np.asarray(box)
         arrays[f"{name}/crop"] = np.asarray(crop)
     path = pathlib.Path(__file__).parents[1] / "golden" / "transforms.npz"

@@ -16,7 +16,7 @@ import time
 import pytest
 
 from flaxclip.exit_codes import PREEMPTED
-from tests.helpers.pair_shards import picture
+from tests.helpers.pair_shards import image
 from tests.survival.jobs import Job, train_command
 
 pytest.importorskip("gcsfs")
@@ -96,7 +96,7 @@ def upload_shards(protocol, storage, tmp_path):
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
             for number in range(32 * shard, 32 * shard + 32):
-                for suffix, data in (("jpg", picture(number)), ("txt", b"picture %d" % number)):
+                for suffix, data in (("jpg", image(number)), ("txt", b"image %d" % number)):
                     member = tarfile.TarInfo(f"{number}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))

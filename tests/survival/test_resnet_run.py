@@ -35,8 +35,8 @@ def test_a_resumed_resnet_equals_one_that_never_stopped_statistics_included(tmp_
     first = statistics["vision"]["stem"]["conv1"]["bn"]
     assert abs(first["mean"]).min() > 0
     assert abs(first["var"] - 1).min() > 0
-    # Measured with running statistics: a picture's embedding does not depend on its neighbours.
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
-    zimg = model.encode_image(pictures)
-    pictures[1:] = 0
-    np.testing.assert_array_equal(model.encode_image(pictures)[0], zimg[0])
+    # Measured with running statistics: an image's embedding does not depend on its neighbours.
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    zimg = model.encode_image(images)
+    images[1:] = 0
+    np.testing.assert_array_equal(model.encode_image(images)[0], zimg[0])

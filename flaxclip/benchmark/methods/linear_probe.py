@@ -159,7 +159,7 @@ def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Resu
 
 
 def nearest_neighbours(train: Split, test: Split, classes: int) -> Result:
-    """Accuracy of a vote of the `NEIGHBOURS` most similar training pictures, by similarity."""
+    """Accuracy of a vote of the `NEIGHBOURS` most similar training images, by similarity."""
     k = min(NEIGHBOURS, len(train.labels))
 
     @jax.jit

@@ -24,7 +24,7 @@ CANDIDATES_AT_ONCE = 16_384
 def retrieve_task(embedder: Embedder, data: Captioned) -> Result:
     """Recall at 1, 5 and 10 in both directions: a query counts if one of its partners is found."""
     ztxt, cut = embedder.embed_texts(data.captions)
-    zimg, unreadable = embedder.embed_images(data.pictures)
+    zimg, unreadable = embedder.embed_images(data.images)
     scores, arrays = {}, {"pairs": data.pairs.astype(np.int32)}
     directions = {
         "image_to_text": (zimg, ztxt, data.pairs),

@@ -36,7 +36,7 @@ from flaxclip.benchmark.tasks import Task
 from flaxclip.models.clip import l2_normalise
 from flaxclip.numerics import similarity
 
-PICTURES_AT_ONCE = 8192
+IMAGES_AT_ONCE = 8192
 
 
 class Result(NamedTuple):
@@ -46,7 +46,7 @@ class Result(NamedTuple):
     details: dict[str, Any] = {}  # noqa: RUF012  (never changed)
     """Further findings, as JSON."""
     arrays: dict[str, np.ndarray] = {}  # noqa: RUF012
-    """What each example came out as: for tables, pictures and paired tests."""
+    """What each example came out as: for tables, images and paired tests."""
     unreadable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -95,11 +95,11 @@ def _similarities(
 def class_similarities(
     zimg: Float[np.ndarray, "n d"], classifier: Float[Array, "classes d"]
 ) -> Float[np.ndarray, "n classes"]:
-    """Cosine of each picture with each class."""
+    """Cosine of each image with each class."""
     return np.concatenate(
         [
-            np.asarray(_similarities(zimg[start : start + PICTURES_AT_ONCE], classifier))
-            for start in range(0, len(zimg), PICTURES_AT_ONCE)
+            np.asarray(_similarities(zimg[start : start + IMAGES_AT_ONCE], classifier))
+            for start in range(0, len(zimg), IMAGES_AT_ONCE)
         ]
     )
 
@@ -112,7 +112,7 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
     """
     names = (*wording.class_names, *task.distractors)
     classifier, cut = build_zero_shot_classifier(embedder, names, wording.templates)
-    zimg, unreadable = embedder.embed_images(data.pictures)
+    zimg, unreadable = embedder.embed_images(data.images)
     similarities = class_similarities(zimg, classifier)
     scale = embedder.model.logit_scale
     classes = len(wording.class_names)
@@ -174,8 +174,8 @@ def best_classes(similarities: Float[np.ndarray, "n classes"]) -> Int[np.ndarray
     """The five best classes, best first; of equals the first."""
     k = min(5, similarities.shape[1])
     parts = [
-        np.asarray(jax.lax.top_k(similarities[start : start + PICTURES_AT_ONCE], k)[1])
-        for start in range(0, len(similarities), PICTURES_AT_ONCE)
+        np.asarray(jax.lax.top_k(similarities[start : start + IMAGES_AT_ONCE], k)[1])
+        for start in range(0, len(similarities), IMAGES_AT_ONCE)
     ]
     return np.concatenate(parts)
 
@@ -212,7 +212,7 @@ def score_levels(
 
 
 def score_multilabel(similarities: Float[np.ndarray, "n classes"], present: np.ndarray) -> Result:
-    """Mean average precision; chance is the share of pictures that have a class."""
+    """Mean average precision; chance is the share of images that have a class."""
     statistic = mean_average_precision(similarities, present)
     score = with_interval(statistic, len(present), float(present.mean()))
     arrays = {"present": present, "similarities": similarities.astype(np.float32)}

@@ -26,7 +26,7 @@ READERS = {
     "winoground": read_winoground,
     "winogavil": read_winogavil,
 }
-"""Each takes (task, source, split, folder of data sets, side of the pictures in pixels)."""
+"""Each takes (task, source, split, folder of data sets, side of the images in pixels)."""
 
 
 def open_test(task: Task, data_dir: Path, image_size: int) -> tuple[DataSource, Dataset]:

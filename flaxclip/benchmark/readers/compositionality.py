@@ -1,4 +1,4 @@
-"""Sets that ask which of few captions, or pictures, belong together."""
+"""Sets that ask which of few captions, or images, belong together."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from flaxclip.benchmark.datasets import Associations, Choices, MissingDataError
-from flaxclip.benchmark.readers.folder import FilePictures
-from flaxclip.benchmark.readers.parquet import ParquetPictures, find_parquet, picture_bytes
+from flaxclip.benchmark.readers.folder import FileImages
+from flaxclip.benchmark.readers.parquet import ParquetImages, find_parquet, image_bytes
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.parquet_batches import read_columns
 from flaxclip.errors import InputError
@@ -20,7 +20,7 @@ def read_sugarcrepe(
 
     Raises:
         MissingDataError: they are not there.
-        InputError: the file names a picture that is not there, or lacks a caption.
+        InputError: the file names an image that is not there, or lacks a caption.
     """
     del split, image_size
     root = data_dir / "sugar_crepe"
@@ -38,18 +38,18 @@ def read_sugarcrepe(
             raise InputError(f"{file}: item {number} has no {sorted(missing)[0]}")
         paths.append(root / "val2017" / item["filename"])
         if not paths[-1].is_file():
-            raise InputError(f"{file}: no picture {paths[-1]}\nunpack val2017.zip again")
+            raise InputError(f"{file}: no image {paths[-1]}\nunpack val2017.zip again")
     captions = [c for item in items for c in (item["caption"], item["negative_caption"])]
     rows = np.arange(len(items))
     return Choices(
-        FilePictures(root, paths), tuple(captions), rows[:, None], rows[:, None] * 2 + [[0, 1]]
+        FileImages(root, paths), tuple(captions), rows[:, None], rows[:, None] * 2 + [[0, 1]]
     )
 
 
 class _TwoColumns:
-    """The pictures of two columns, one after the other."""
+    """The images of two columns, one after the other."""
 
-    def __init__(self, first: ParquetPictures, second: ParquetPictures):
+    def __init__(self, first: ParquetImages, second: ParquetImages):
         self._parts = (first, second)
         self.identity = first.identity + second.identity
 
@@ -79,30 +79,30 @@ def read_winoground(
     captions = [*columns["caption_0"], *columns["caption_1"]]
     items = len(captions) // 2
     rows = np.arange(items)[:, None] + [[0, items]]
-    pictures = _TwoColumns(*(ParquetPictures(paths, f"image_{i}") for i in (0, 1)))
-    return Choices(pictures, tuple(captions), rows, rows)
+    images = _TwoColumns(*(ParquetImages(paths, f"image_{i}") for i in (0, 1)))
+    return Choices(images, tuple(captions), rows, rows)
 
 
-class _ListedPictures:
-    """A column with a list of pictures in every row, small enough to be held in memory."""
+class _ListedImages:
+    """A column with a list of images in every row, small enough to be held in memory."""
 
     def __init__(self, paths: list[Path], column: str):
         self._rows = read_columns(paths, [column])[column]
         self.places = [
             (row, at) for row, values in enumerate(self._rows) for at in range(len(values))
         ]
-        self.identity = ParquetPictures(paths, column).identity
+        self.identity = ParquetImages(paths, column).identity
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int) -> bytes:
         row, at = self.places[index]
-        return picture_bytes(self._rows[row][at])
+        return image_bytes(self._rows[row][at])
 
     def name(self, index: int) -> str:
         row, at = self.places[index]
-        return f"item {row}, picture {at}"
+        return f"item {row}, image {at}"
 
 
 def read_winogavil(
@@ -112,16 +112,16 @@ def read_winogavil(
 
     Raises:
         MissingDataError: it is not there.
-        InputError: an item has not a picture for each candidate, or no association among them.
+        InputError: an item has not an image for each candidate, or no association among them.
     """
     del image_size
     paths = find_parquet(source.name, split, data_dir, f"{task.title}, {source.url}")
-    pictures = _ListedPictures(paths, "candidate_images")
+    images = _ListedImages(paths, "candidate_images")
     columns = read_columns(paths, ["cue", "candidates", "associations"])
     items = [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
-    item_of = np.array([row for row, _ in pictures.places])
+    item_of = np.array([row for row, _ in images.places])
     counts = np.bincount(item_of, minlength=len(items))
     goes = []
     for number, item in enumerate(items):
@@ -129,11 +129,11 @@ def read_winogavil(
         if len(right) != counts[number] or not right.any():
             raise InputError(
                 f"{paths[0].parent}: item {number} has {len(right)} candidates, {counts[number]} "
-                f"pictures and {right.sum()} associations\ndownload it again"
+                f"images and {right.sum()} associations\ndownload it again"
             )
         goes.append(right)
     cues = tuple(_with_article(item["cue"]) for item in items)
-    return Associations(pictures, cues, item_of, np.concatenate(goes))
+    return Associations(images, cues, item_of, np.concatenate(goes))
 
 
 def _with_article(cue: str) -> str:

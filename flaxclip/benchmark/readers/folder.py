@@ -1,4 +1,4 @@
-"""Pictures in folders: a folder a class, or no classes at all."""
+"""Images in folders: a folder a class, or no classes at all."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.data.sources.storage import files_below
 from flaxclip.errors import InputError
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
-class FilePictures:
-    """Picture files."""
+class FileImages:
+    """Image files."""
 
     def __init__(self, root: Path, paths: Sequence[Path]):
         self._root, self._paths = root, paths
@@ -44,9 +44,9 @@ def _state(path: Path) -> tuple[int, int] | tuple[()]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], int]:
-    """Picture files below `folder`, sorted; and how many were passed over as leftovers."""
-    names = [name for name in files_below(str(folder)) if name.lower().endswith(_PICTURES)]
+def find_images(folder: Path) -> tuple[list[Path], int]:
+    """Image files below `folder`, sorted; and how many were passed over as leftovers."""
+    names = [name for name in files_below(str(folder)) if name.lower().endswith(_IMAGES)]
     found = [folder / name for name in names if not is_leftover(name)]
     return sorted(found), len(names) - len(found)
 
@@ -84,9 +84,9 @@ def read_classes(root: Path) -> Labelled:
     folders = class_folders(root)
     if not folders:
         raise InputError(
-            f"{root} holds no folders\nexpected one for each class, named after it, with pictures"
+            f"{root} holds no folders\nexpected one for each class, named after it, with images"
         )
-    everything, leftovers = find_pictures(root)
+    everything, leftovers = find_images(root)
     found: dict[Path, list[Path]] = {folder: [] for folder in folders}
     beside = 0
     for path in everything:
@@ -96,10 +96,10 @@ def read_classes(root: Path) -> Labelled:
             found[root / inside[0]].append(path)
     for folder, paths in found.items():
         if not paths:
-            raise InputError(f"class {folder.name!r} has no pictures: {folder}\nremove the folder")
+            raise InputError(f"class {folder.name!r} has no images: {folder}\nremove the folder")
     labels = np.repeat(np.arange(len(folders)), [len(paths) for paths in found.values()])
     names = tuple(folder.name.replace("_", " ") for folder in folders)
     counts = {LEFTOVERS: leftovers, "images_beside_the_classes": beside}
     left_out = {reason: count for reason, count in counts.items() if count}
-    pictures = FilePictures(root, [path for paths in found.values() for path in paths])
-    return Labelled(pictures, labels, names, left_out=left_out)
+    images = FileImages(root, [path for paths in found.values() for path in paths])
+    return Labelled(images, labels, names, left_out=left_out)

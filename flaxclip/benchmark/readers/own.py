@@ -17,8 +17,8 @@ TRAIN_SCENES = 12_000
 """Of ten million, for probes."""
 
 
-class PairPictures:
-    """The pictures of image–caption pairs."""
+class PairImages:
+    """The images of image–caption pairs."""
 
     def __init__(self, source: Source, identity: str, length: int | None = None):
         self._source = source
@@ -44,7 +44,7 @@ def read_scenes(
     count = TRAIN_SCENES if split == "train" else len(scenes)
     identity = f"scenes 1 {split} {count} {image_size}"
     labels = np.array([scenes.label(index) for index in range(count)])
-    return Labelled(PairPictures(scenes, identity, count), labels)
+    return Labelled(PairImages(scenes, identity, count), labels)
 
 
 def read_pairs(
@@ -52,9 +52,9 @@ def read_pairs(
 ) -> Captioned:
     """Image–caption pairs; the source's name is what `--data.path` takes, a line each.
 
-    Of several captions that a picture has, the first is taken.
+    Of several captions that an image has, the first is taken.
 
-    A caption that several pictures have is one candidate, right for each of them.
+    A caption that several images have is one candidate, right for each of them.
 
     Raises:
         InputError: the shards cannot be read, or a caption.
@@ -65,9 +65,9 @@ def read_pairs(
     identity = repr((source.name, len(pairs), [(path, _state(path)) for path in paths]))
     captions = [_caption(pairs, index) for index in range(len(pairs))]
     place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    belongs = [(picture, place[caption]) for picture, caption in enumerate(captions)]
+    belongs = [(image, place[caption]) for image, caption in enumerate(captions)]
     left_out = getattr(pairs, "left_out", {})
-    return Captioned(PairPictures(pairs, identity), tuple(place), np.array(belongs), left_out)
+    return Captioned(PairImages(pairs, identity), tuple(place), np.array(belongs), left_out)
 
 
 def _state(path: str) -> Version | None:

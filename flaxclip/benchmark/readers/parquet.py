@@ -1,4 +1,4 @@
-"""Labelled pictures in Parquet, as Hugging Face datasets store them."""
+"""Labelled images in Parquet, as Hugging Face datasets store them."""
 
 import collections
 import json
@@ -25,11 +25,11 @@ from flaxclip.data.sources.parquet_batches import (
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
-_RECENT = 4  # batches in memory: threads ask for pictures only nearly in order
+_RECENT = 4  # batches in memory: threads ask for images only nearly in order
 
 
-class ParquetPictures:
-    """An image column, read some rows at a time: pictures are asked for in order."""
+class ParquetImages:
+    """An image column, read some rows at a time: images are asked for in order."""
 
     def __init__(self, paths: list[Path], column: str, batch_bytes: int = BATCH_BYTES):
         self._paths, self._column, self._batch_bytes = paths, column, batch_bytes
@@ -55,7 +55,7 @@ class ParquetPictures:
         number, group, row = self._rows[index]
         with self._lock:
             images, first = self._load((number, group), row)
-        return picture_bytes(images[row - first].as_py())
+        return image_bytes(images[row - first].as_py())
 
     def _load(self, place: tuple[int, int], row: int) -> tuple[pa.Array, int]:
         """A part of a row group that holds the row, and its first row."""
@@ -83,7 +83,7 @@ class ParquetPictures:
         return f"{self._paths[number].name}/row group {group}, row {row}"
 
 
-def picture_bytes(value: Any) -> bytes:
+def image_bytes(value: Any) -> bytes:
     """Of a value of an image column: bare bytes, or Hugging Face's dict."""
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
@@ -95,7 +95,7 @@ def picture_bytes(value: Any) -> bytes:
 def read_parquet(
     task: Task, source: DataSource, split: str, data_dir: Path, image_size: int
 ) -> Labelled:
-    """A file, or a folder of `SPLIT-*.parquet`, with a column of pictures and one of labels.
+    """A file, or a folder of `SPLIT-*.parquet`, with a column of images and one of labels.
 
     Labels are numbers, named by the file's Hugging Face metadata if it has any, or words.
 
@@ -105,7 +105,7 @@ def read_parquet(
     """
     del image_size
     paths = find_parquet(source.name, split, data_dir, task.title)
-    pictures = ParquetPictures(paths, source.image)
+    images = ParquetImages(paths, source.image)
     values = read_columns(paths, [source.label])[source.label]
     schema = open_parquet(paths[0]).schema_arrow
     names = _class_names(schema, source.label)
@@ -117,7 +117,7 @@ def read_parquet(
             f"column {source.label!r} of {paths[0]} is of type {schema.field(source.label).type}\n"
             "expected numbers of classes, or their names, in every row"
         )
-    return Labelled(pictures, np.array(values), names)
+    return Labelled(images, np.array(values), names)
 
 
 def find_parquet(name: str, split: str, data_dir: Path, title: str) -> list[Path]:

@@ -47,8 +47,8 @@ _DERIVED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 """Labels that are computed: from which feature, and how."""
 
 
-class TfdsPictures:
-    """A feature of encoded pictures; of a video, the middle frame."""
+class TfdsImages:
+    """A feature of encoded images; of a video, the middle frame."""
 
     def __init__(self, rows: Any, feature: str, identity: str):
         self._rows, self._feature, self.identity = rows, feature, identity
@@ -106,7 +106,7 @@ def read_tfds(
         if feature not in features:
             raise InputError(f"{found} has no feature {feature!r}\nit has: {', '.join(features)}")
     try:
-        # Pictures stay encoded: `rows` is for them, and the labels do not need them.
+        # Images stay encoded: `rows` is for them, and the labels do not need them.
         rows = builder.as_data_source(split, decoders={source.image: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
         raise InputError(
@@ -116,5 +116,5 @@ def read_tfds(
     names = getattr(dict(features).get(source.label), "names", None)
     identity = f"tfds {found} {split} {source.image}"
     return Labelled(
-        TfdsPictures(rows, source.image, identity), np.array(labels), names and tuple(names)
+        TfdsImages(rows, source.image, identity), np.array(labels), names and tuple(names)
     )

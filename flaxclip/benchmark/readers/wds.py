@@ -1,6 +1,6 @@
 """CLIP_benchmark's webdatasets: `wds_NAME/` with classnames.txt, test/nshards.txt, test/0.tar.
 
-A record is a picture (.webp .png .jpg .jpeg) with, under the same key, the number of its class
+A record is an image (.webp .png .jpg .jpeg) with, under the same key, the number of its class
 (.cls), for several classes a NumPy row of 0 and 1 (.npy), or captions, a line each (.txt). Keys are
 those that training's own reader sees; what looks like a part of a record and is none is counted.
 """
@@ -27,15 +27,15 @@ from flaxclip.data.sources.left_out import (
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 
-_PICTURES = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark prefers them
-_EXTENSIONS = frozenset((*_PICTURES, "cls", "npy", "txt"))
+_IMAGES = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark prefers them
+_EXTENSIONS = frozenset((*_IMAGES, "cls", "npy", "txt"))
 
 
-class TarPictures:
-    """Pictures inside tars, read by position without unpacking."""
+class TarImages:
+    """Images inside tars, read by position without unpacking."""
 
     def __init__(self, members: list[tuple[Path, str, int, int]]):
-        """`members`: tar, key, offset and size of each picture."""
+        """`members`: tar, key, offset and size of each image."""
         self._members = members
         tars = sorted({path for path, *_ in members})
         stats = [(str(tar), tar.stat()) for tar in tars]
@@ -52,7 +52,7 @@ class TarPictures:
         except OSError as error:
             raise UnreadableRecordError(f"{path}: {error.strerror}") from error
         if len(data) != size:
-            raise UnreadableRecordError(f"{path} ends inside the picture")
+            raise UnreadableRecordError(f"{path} ends inside the image")
         return data
 
     def name(self, index: int) -> str:
@@ -74,28 +74,28 @@ def read_wds(
     root = find_wds(source.name, data_dir)
     folder = root / split
     records, left_out = _read_tars(folder, root)
-    pictures = TarPictures([record["picture"] for record in records])
+    images = TarImages([record["image"] for record in records])
     if task.kind == "retrieval":
         captions = [_captions(record) for record in records]
         for index, lines in enumerate(captions):
             if not lines:
-                raise InputError(f"{folder / pictures.name(index)} has no caption\nmend the set")
-        picture_of = np.repeat(np.arange(len(records)), [len(lines) for lines in captions])
-        pairs = np.stack([picture_of, np.arange(len(picture_of))], axis=1)
+                raise InputError(f"{folder / images.name(index)} has no caption\nmend the set")
+        image_of = np.repeat(np.arange(len(records)), [len(lines) for lines in captions])
+        pairs = np.stack([image_of, np.arange(len(image_of))], axis=1)
         return Captioned(
-            pictures, tuple(line for lines in captions for line in lines), pairs, left_out
+            images, tuple(line for lines in captions for line in lines), pairs, left_out
         )
     if task.kind == "multilabel":
         labels = _multi_hot([_array(record) for record in records], folder)
     else:
-        labels = _numbers([_field(record, "cls") for record in records], pictures, folder)
+        labels = _numbers([_field(record, "cls") for record in records], images, folder)
     groups = None
     if task.group is not None:
         groups = np.array([_array(record)[task.group] for record in records]).astype(np.int64)
     names, templates = _lines(root / "classnames.txt"), None
     if (lines := _lines(root / "zeroshot_classification_templates.txt")) is not None:
         templates = tuple(line.replace("{c}", "{}") for line in lines)
-    return Labelled(pictures, labels, names, templates, groups, left_out)
+    return Labelled(images, labels, names, templates, groups, left_out)
 
 
 def find_wds(name: str, data_dir: Path) -> Path:
@@ -112,7 +112,7 @@ def find_wds(name: str, data_dir: Path) -> Path:
 
 
 def _read_tars(folder: Path, root: Path) -> tuple[list[dict], dict[str, int]]:
-    """A dict a picture: where it lies, and its small files by their extension; what is left out."""
+    """A dict an image: where it lies, and its small files by their extension; what is left out."""
     count_file = folder / "nshards.txt"
     if not count_file.is_file():
         raise InputError(
@@ -134,7 +134,7 @@ def _read_tars(folder: Path, root: Path) -> tuple[list[dict], dict[str, int]]:
             raise InputError(f"{path} is damaged: {error}\ndownload it again") from None
     if not records:
         raise InputError(
-            f"no pictures in {folder}\nexpected {', '.join(_PICTURES)} in its tars"
+            f"no images in {folder}\nexpected {', '.join(_IMAGES)} in its tars"
             f"{_described(left_out)}"
         )
     return records, dict(left_out)
@@ -147,41 +147,41 @@ def _read_tar(path: Path, left_out: collections.Counter[str]) -> list[dict]:
         for member in tar:
             key, extension = split_key(member.name)
             reason = member_reason(member.name, member_kind(member), _EXTENSIONS)
-            if reason == DOTTED:  # a picture and its label are one
+            if reason == DOTTED:  # an image and its label are one
                 dotted.add(member.name.rpartition(".")[0])
             elif reason:
                 left_out[reason] += 1
             if reason or extension not in _EXTENSIONS:
                 continue
             record = records.setdefault(key, {"key": key})
-            if extension in record or extension in record.get("pictures", ()):
+            if extension in record or extension in record.get("images", ()):
                 raise InputError(
                     f"{path} has {key}.{extension} twice\n"
-                    "which label belongs to which picture cannot be known: make the set anew"
+                    "which label belongs to which image cannot be known: make the set anew"
                 )
-            if extension in _PICTURES:
-                record.setdefault("pictures", {})[extension] = (member.offset_data, member.size)
+            if extension in _IMAGES:
+                record.setdefault("images", {})[extension] = (member.offset_data, member.size)
             else:
                 record[extension] = tar.extractfile(member).read()
     if dotted:
         left_out[DOTTED] += len(dotted)
     for record in records.values():
-        if "pictures" not in record:
+        if "images" not in record:
             raise InputError(
-                f"{path}: {record['key']} has no picture\nexpected one of {', '.join(_PICTURES)}"
+                f"{path}: {record['key']} has no image\nexpected one of {', '.join(_IMAGES)}"
                 f"{_described(left_out)}"
             )
         record["left_out"] = left_out
-        best = min(record["pictures"], key=_PICTURES.index)
-        record["picture"] = (path, record["key"], *record["pictures"][best])
+        best = min(record["images"], key=_IMAGES.index)
+        record["image"] = (path, record["key"], *record["images"][best])
     return list(records.values())
 
 
 def _field(record: dict, extension: str) -> bytes:
     if extension not in record:
-        tar, key, *_ = record["picture"]
+        tar, key, *_ = record["image"]
         raise InputError(
-            f"{tar}: {key} has no .{extension}\nevery picture of this task needs one"
+            f"{tar}: {key} has no .{extension}\nevery image of this task needs one"
             f"{_described(record['left_out'])}"
         )
     return record[extension]
@@ -197,7 +197,7 @@ def _array(record: dict) -> np.ndarray:
     except (OSError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        tar, key, *_ = record["picture"]
+        tar, key, *_ = record["image"]
         raise InputError(f"{tar}: {key}.npy is no NumPy array: {error}\nmend the set") from None
 
 
@@ -205,17 +205,17 @@ def _captions(record: dict) -> list[str]:
     try:
         return _field(record, "txt").decode().splitlines()
     except UnicodeDecodeError as error:
-        tar, key, *_ = record["picture"]
+        tar, key, *_ = record["image"]
         raise InputError(f"{tar}: {key}.txt is not UTF-8: {error}\nmend the set") from None
 
 
-def _numbers(fields: list[bytes], pictures: TarPictures, folder: Path) -> Int[np.ndarray, " n"]:
+def _numbers(fields: list[bytes], images: TarImages, folder: Path) -> Int[np.ndarray, " n"]:
     try:
         return np.array([int(field) for field in fields])
     except ValueError:
         index = next(i for i, field in enumerate(fields) if not field.strip().isdigit())
         raise InputError(
-            f"{folder / pictures.name(index)}.cls holds {fields[index][:20]!r}\nexpected a number"
+            f"{folder / images.name(index)}.cls holds {fields[index][:20]!r}\nexpected a number"
         ) from None
 
 

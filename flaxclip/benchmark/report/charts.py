@@ -31,7 +31,7 @@ class Axes(NamedTuple):
     y_is_share: bool = True
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Of a point, in units of the picture."""
+        """Of a point, in units of the image."""
         (x0, x1), (y0, y1) = self.x_range, self.y_range
         across = (x - x0) / ((x1 - x0) or 1)
         up = (y - y0) / ((y1 - y0) or 1)
@@ -50,7 +50,7 @@ def chart(
     connect: bool = False,
     marks: bool = True,
 ) -> Markup:
-    """A picture of points in several series, over a line and points in the background.
+    """An image of points in several series, over a line and points in the background.
 
     `connect` draws a line through each series, `marks` its points.
     """

@@ -163,8 +163,8 @@ def result_detail(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         "record": record,
         "unreadable": unreadable_lines(record),
         "checkpoint": checkpoint_name(record),
-        "mistakes": _with_pictures(path, record.get("mistakes", [])),
-        "retrieved": _with_pictures(path, record.get("retrieved", [])),
+        "mistakes": _with_images(path, record.get("mistakes", [])),
+        "retrieved": _with_images(path, record.get("retrieved", [])),
         "per_class": [], "confusions": [], "matrix": None,
     }  # fmt: skip
     if "ranking" not in arrays:
@@ -193,14 +193,14 @@ def result_detail(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     return detail
 
 
-def _with_pictures(path: Path, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_images(path: Path, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for item in items:
         try:
-            data = base64.b64encode((path.parent / item["picture"]).read_bytes()).decode()
+            data = base64.b64encode((path.parent / item["image"]).read_bytes()).decode()
         except OSError:
             raise InputError(
-                f"{path} speaks of {item['picture']}, which is not beside it\n"
+                f"{path} speaks of {item['image']}, which is not beside it\n"
                 "copy results as a whole, or delete the file and measure again"
             ) from None
         shown.append(item | {"data": f"data:image/jpeg;base64,{data}"})

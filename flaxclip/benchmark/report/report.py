@@ -133,7 +133,7 @@ def find_results(folders: Sequence[Path]) -> Found:
 
 
 def render_page(found: Found, runs: dict[str, Rows]) -> str:
-    """The page's HTML, pictures and script inside it."""
+    """The page's HTML, images and script inside it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE),
         autoescape=True,

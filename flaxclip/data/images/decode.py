@@ -1,14 +1,14 @@
-"""A picture as training sees it: upright, opaque, in RGB, decoded no larger than it is needed.
+"""An image as training sees it: upright, opaque, in RGB, decoded no larger than it is needed.
 
 Fast, and in photographs within a fraction of a grey level of Pillow on average; the exact way,
 which evaluation goes, is `eval_transform.py`. In three respects training does more than the
 published evaluation transforms:
 - EXIF orientation is obeyed, as by viewers and by Hugging Face `datasets`: a caption speaks of the
-  picture that its author saw, in which left is left and writing can be read.
+  image that its author saw, in which left is left and writing can be read.
 - Transparency is laid over white, as on a web page, as img2dataset stores it, and as evaluation of
   weights from transformers does. Dropping alpha, as evaluation of open_clip's does, uncovers
   whatever colours an editor has left under it: fine-tuning them does not.
-- 1-bit and palette pictures become RGB before they are resized.
+- 1-bit and palette images become RGB before they are resized.
 """
 
 import math
@@ -38,8 +38,8 @@ _TO_UPRIGHT = {
 _FAST_SCALES = (1 / 8, 1 / 4, 1 / 2)
 
 
-class UprightPicture:
-    """A picture whose size is known, and whose pixels are decoded once they are asked for.
+class UprightImage:
+    """An image whose size is known, and whose pixels are decoded once they are asked for.
 
     Attributes:
         height: in pixels, upright.
@@ -70,7 +70,7 @@ class UprightPicture:
         self.height, self.width = self._stored[:: -1 if self._to_upright[0] else 1]
 
     def decode(self, scale: float) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
-        """The picture at `scale` or a larger one, up to 1, and at which.
+        """The image at `scale` or a larger one, up to 1, and at which.
 
         Sides are rounded up to whole pixels, so that the last one may lie partly outside.
 
@@ -114,5 +114,5 @@ def _orientation(image: PIL.Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF is broken in as many ways as pictures, and more often
+    except Exception:  # EXIF is broken in as many ways as images, and more often
         return 1

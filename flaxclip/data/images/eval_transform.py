@@ -32,7 +32,7 @@ from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.models.inputs import ImageTransform
 
 MAX_PIXELS = 89_478_485
-"""Pictures with more pixels are refused before they are decoded: Pillow's own warning threshold,
+"""Images with more pixels are refused before they are decoded: Pillow's own warning threshold,
 a quarter of a GiB in RGB."""
 
 # Pillow's other formats are not found in image corpora, and some (EPS) run programs to be read.
@@ -53,10 +53,10 @@ class SizedTransform(NamedTuple):
 
 
 def open_image(encoded: bytes) -> PIL.Image.Image:
-    """The picture's format, size and colour mode, from its header alone: pixels come with `load`.
+    """The image's format, size and colour mode, from its header alone: pixels come with `load`.
 
     Raises:
-        UnreadableRecordError: not a picture, or one of more than `MAX_PIXELS`.
+        UnreadableRecordError: not an image, or one of more than `MAX_PIXELS`.
     """
     if not encoded:
         raise UnreadableRecordError("empty image file")
@@ -72,10 +72,10 @@ def open_image(encoded: bytes) -> PIL.Image.Image:
 
 
 def decode_image(encoded: bytes) -> PIL.Image.Image:
-    """The picture in `encoded`, in the colour mode it was stored in; at most 8 bits a channel.
+    """The image in `encoded`, in the colour mode it was stored in; at most 8 bits a channel.
 
     Raises:
-        UnreadableRecordError: not a picture, a broken one, one of more than `MAX_PIXELS`, or one
+        UnreadableRecordError: not an image, a broken one, one of more than `MAX_PIXELS`, or one
             whose colours have no defined conversion to RGB.
     """
     image = load_image(encoded)
@@ -85,10 +85,10 @@ def decode_image(encoded: bytes) -> PIL.Image.Image:
 
 
 def load_image(encoded: bytes) -> PIL.Image.Image:
-    """The first picture in `encoded`, with all that Pillow knows about it.
+    """The first image in `encoded`, with all that Pillow knows about it.
 
     Raises:
-        UnreadableRecordError: not a picture, a broken one, or one of more than `MAX_PIXELS`.
+        UnreadableRecordError: not an image, a broken one, or one of more than `MAX_PIXELS`.
     """
     image = open_image(encoded)
     try:
@@ -107,7 +107,7 @@ def preprocess(
     Pixels that have the target size already are returned as they are, not copied.
 
     Raises:
-        UnreadableRecordError: see `decode_image`; also a picture so long and narrow that its
+        UnreadableRecordError: see `decode_image`; also an image so long and narrow that its
             resized version has more than `MAX_PIXELS`.
     """
     size = transform.size

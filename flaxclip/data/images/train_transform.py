@@ -1,6 +1,6 @@
-"""From a picture to what the image tower is trained on: crop, resize, and augmentation if asked.
+"""From an image to what the image tower is trained on: crop, resize, and augmentation if asked.
 
-open_clip's training transform by default: a random crop of nearly the whole picture, resized by
+open_clip's training transform by default: a random crop of nearly the whole image, resized by
 antialiased bicubic interpolation. All randomness comes from the generator that is passed in.
 """
 
@@ -13,7 +13,7 @@ import PIL.Image
 import PIL.ImageEnhance
 from jaxtyping import UInt8
 
-from flaxclip.data.images.decode import UprightPicture
+from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.resize import resize_part
 from flaxclip.errors import InputError
@@ -26,19 +26,19 @@ blurs and aliases otherwise than bicubic interpolation: without a margin by up t
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training pictures."""
+    """Random changes to training images."""
 
     crop_scale: tuple[float, float] | None = (0.9, 1.0)
-    """Area of the random crop over the picture's. None: the part that evaluation looks at."""
+    """Area of the random crop over the image's. None: the part that evaluation looks at."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the random crop, log-uniform between these."""
     flip: float = 0.0
-    """Probability of a mirrored picture. Captions that name sides, and writing, become wrong."""
+    """Probability of a mirrored image. Captions that name sides, and writing, become wrong."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Largest change of brightness, contrast, saturation (as parts of 1) and hue (of 0.5)."""
     color_jitter_probability: float = 1.0
     grayscale: float = 0.0
-    """Probability of a picture without its colours."""
+    """Probability of an image without its colours."""
 
     def __post_init__(self) -> None:
         ranges = [("crop_ratio", self.crop_ratio, math.inf)]
@@ -62,9 +62,9 @@ class AugmentConfig:
 
 
 class Crop(NamedTuple):
-    """What the image tower shall see of a picture that is not decoded yet."""
+    """What the image tower shall see of an image that is not decoded yet."""
 
-    picture: UprightPicture
+    image: UprightImage
     box: tuple[float, float, float, float]
     """Left, top, right and bottom, in pixels."""
 
@@ -90,8 +90,8 @@ def choose_crop(
     rng: np.random.Generator,
 ) -> Crop:
     """The first half of `transform_for_training`, which for a JPEG looks at its header alone."""
-    picture = UprightPicture(image)
-    return Crop(picture, _choose_box(picture.height, picture.width, transform, augment, rng))
+    upright = UprightImage(image)
+    return Crop(upright, _choose_box(upright.height, upright.width, transform, augment, rng))
 
 
 def render_crop(
@@ -99,7 +99,7 @@ def render_crop(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """The second half, with the same `rng`."""
     left, top, right, bottom = crop.box
-    pixels, scale = crop.picture.decode(MARGIN * transform.size / min(right - left, bottom - top))
+    pixels, scale = crop.image.decode(MARGIN * transform.size / min(right - left, bottom - top))
     box = tuple(scale * edge for edge in crop.box)
     pixels = resize_part(pixels, box, transform.size, transform.how.interpolation)
     return _change_colors(_flip(pixels, augment, rng), augment, rng)
@@ -112,11 +112,11 @@ def sample_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of a picture, in pixels.
+    """Top, left, height and width of a random part of an image, in pixels.
 
-    The part's area is uniform in `scale` times the picture's, its width : height log-uniform in
+    The part's area is uniform in `scale` times the image's, its width : height log-uniform in
     `ratio`. As in torchvision's `RandomResizedCrop.get_params`, ten draws that do not fit the
-    picture are followed by the largest centred part of a permitted shape.
+    image are followed by the largest centred part of a permitted shape.
     """
     for _ in range(10):
         # One call for all four: each takes longer than all arithmetic here.

@@ -1,7 +1,7 @@
 """Look at a corpus: how many records, how large, how long, how many broken, and some of them.
 
 python -m flaxclip.data.inspect 'shards/*.tar'
-python -m flaxclip.data.inspect 'shards/*.tar' --sample 20000 --pictures samples
+python -m flaxclip.data.inspect 'shards/*.tar' --sample 20000 --images samples
 python -m flaxclip.data.inspect 'prepared/train-*.array_record' --json
 
 Reads a sample, so that it takes seconds on a corpus of any size, and says which figures are exact
@@ -46,15 +46,15 @@ class Command:
     seed: int = 0
     """Of the choice of records."""
     image_key: str | None = None
-    """Column of a table, or feature of TFDS, that holds the pictures. None: the usual one."""
+    """Column of a table, or feature of TFDS, that holds the images. None: the usual one."""
     split: str = "train"
     """Of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
     """What counts as a caption."""
     allow_empty_shards: bool = False
     """Go on where shards have no records."""
-    pictures: Path | None = None
-    """Folder, new or empty, to write the pictures of the records shown to."""
+    images: Path | None = None
+    """Folder, new or empty, to write the images of the records shown to."""
     json: bool = False
     """Print JSON for programs instead of tables."""
 
@@ -81,10 +81,10 @@ def inspect(command: Command) -> None:
     """Print what there is to say about a corpus.
 
     Raises:
-        InputError: it cannot be opened, or the folder for pictures cannot be written.
+        InputError: it cannot be opened, or the folder for images cannot be written.
     """
-    if command.pictures is not None:
-        _make_folder(command.pictures)
+    if command.images is not None:
+        _make_folder(command.images)
     source = open_corpus(
         CorpusConfig(
             (command.src,),
@@ -97,19 +97,19 @@ def inspect(command: Command) -> None:
     )
     sample = command.sample or len(source)
     inspection = inspect_source(source, sample, command.samples, command.seed)
-    pictures = [None] * len(inspection.samples)
-    if command.pictures is not None:
-        pictures = [
-            _write_picture(command.pictures, number, shown)
+    images = [None] * len(inspection.samples)
+    if command.images is not None:
+        images = [
+            _write_image(command.images, number, shown)
             for number, shown in enumerate(inspection.samples, 1)
         ]
     if command.json:
         report = {**inspection.to_json(), "left_out": _left_out(source)}
-        for shown, picture in zip(report["samples"], pictures, strict=True):
-            shown["picture"] = picture and str(picture)
+        for shown, image in zip(report["samples"], images, strict=True):
+            shown["image"] = image and str(image)
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        _print(command.src, inspection, _left_out(source), pictures)
+        _print(command.src, inspection, _left_out(source), images)
 
 
 def _left_out(source: Source) -> dict[str, int]:
@@ -122,12 +122,12 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty\nname a new folder with --pictures")
+            raise InputError(f"{folder} is not empty\nname a new folder with --images")
     except OSError as error:
-        raise InputError(f"cannot write pictures into {folder}: {error.strerror}") from None
+        raise InputError(f"cannot write images into {folder}: {error.strerror}") from None
 
 
-def _write_picture(folder: Path, number: int, shown: Sample) -> Path:
+def _write_image(folder: Path, number: int, shown: Sample) -> Path:
     """The file as it is stored."""
     image, extension = shown.pair.image, shown.facts.image_format.lower().replace("jpeg", "jpg")
     if isinstance(image, np.ndarray):
@@ -143,7 +143,7 @@ def _write_picture(folder: Path, number: int, shown: Sample) -> Path:
 
 
 def _print(
-    src: str, inspection: Inspection, left_out: dict[str, int], pictures: list[Path | None]
+    src: str, inspection: Inspection, left_out: dict[str, int], images: list[Path | None]
 ) -> None:
     console = Console()
     console.print(_counts(src, inspection, left_out))
@@ -154,7 +154,7 @@ def _print(
     if len(inspection.broken) > _SHOWN_BROKEN:
         console.print(f"and {len(inspection.broken) - _SHOWN_BROKEN:,} more: see --json")
     if inspection.samples:
-        console.print(_samples(inspection, pictures))
+        console.print(_samples(inspection, images))
 
 
 def _counts(src: str, inspection: Inspection, left_out: dict[str, int]) -> Table:
@@ -174,7 +174,7 @@ def _counts(src: str, inspection: Inspection, left_out: dict[str, int]) -> Table
         table.add_row("broken", estimate, f"95% interval: {of_all} ({found})")
     for kind, count in inspection.statistics.formats.most_common():
         share = count / inspection.statistics.pairs
-        table.add_row(f"pictures: {kind}", f"{share:.1%}", _certainty(inspection))
+        table.add_row(f"images: {kind}", f"{share:.1%}", _certainty(inspection))
     return table
 
 
@@ -202,13 +202,13 @@ def _sizes(inspection: Inspection) -> Table:
     return table
 
 
-def _samples(inspection: Inspection, pictures: list[Path | None]) -> Table:
-    table = Table("record", "picture", "captions", box=SIMPLE_HEAD, title_justify="left")
+def _samples(inspection: Inspection, images: list[Path | None]) -> Table:
+    table = Table("record", "image", "captions", box=SIMPLE_HEAD, title_justify="left")
     table.title = "samples"
-    for shown, picture in zip(inspection.samples, pictures, strict=True):
+    for shown, image in zip(inspection.samples, images, strict=True):
         facts = shown.facts
         size = f"{facts.image_format} {facts.width} × {facts.height}, {facts.image_bytes:,} B"
-        lines = [size] if picture is None else [size, str(picture)]
+        lines = [size] if image is None else [size, str(image)]
         table.add_row(
             Text(shown.name, overflow="fold"), Text("\n".join(lines)), Text(_shortened(shown))
         )

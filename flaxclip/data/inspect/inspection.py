@@ -75,7 +75,7 @@ class Inspection:
 
 
 def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspection:
-    """Read `sample` records of a corpus, or all if it has no more, and decode their pictures.
+    """Read `sample` records of a corpus, or all if it has no more, and decode their images.
 
     Args:
         source: the corpus.

@@ -1,4 +1,4 @@
-"""Sizes of pictures and lengths of captions, counted so that counts of parts can be added up.
+"""Sizes of images and lengths of captions, counted so that counts of parts can be added up.
 
 All is whole numbers, so the sum over any division of a corpus, in any order, is the same.
 """
@@ -35,7 +35,7 @@ MEASURES: Mapping[str, str] = {
     "height": "height, px",
     "shorter_side": "shorter side, px",
     "aspect": "width : height × 100",
-    "image_bytes": "picture, bytes",
+    "image_bytes": "image, bytes",
     "captions": "captions of a pair",
     "caption_characters": "characters of a caption",
     "caption_words": "words of a caption",
@@ -44,10 +44,10 @@ MEASURES: Mapping[str, str] = {
 
 
 def measure(pair: Pair) -> PairFacts:
-    """The facts of a pair, from the picture's header.
+    """The facts of a pair, from the image's header.
 
     Raises:
-        UnreadableRecordError: not a picture, or one of too many pixels.
+        UnreadableRecordError: not an image, or one of too many pixels.
     """
     image = pair.image
     if isinstance(image, np.ndarray):
@@ -125,7 +125,7 @@ class Distribution:
 
 @dataclasses.dataclass
 class PairStatistics:
-    """Distributions of `MEASURES` over pairs, and how many pictures there are in each format."""
+    """Distributions of `MEASURES` over pairs, and how many images there are in each format."""
 
     formats: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     distributions: dict[str, Distribution] = dataclasses.field(

@@ -38,7 +38,7 @@ from flaxclip.data.prepare.datasheet import (
     make_datasheet,
     render_page,
 )
-from flaxclip.data.prepare.encoding import PictureEncoding
+from flaxclip.data.prepare.encoding import ImageEncoding
 from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.prepare.folder import DATASHEET, DROPPED, PreparationFolder
 from flaxclip.data.prepare.passes import SCENE_SIZE, Recipe, cannot_write, plan_shards
@@ -63,14 +63,14 @@ class Command:
     shard_mb: float = 256
     """Size of a shard, in millions of bytes, to be aimed at."""
     validation: float = 0.0
-    """Share of the pairs for shards of their own, chosen by the hash of the picture."""
+    """Share of the pairs for shards of their own, chosen by the hash of the image."""
     deduplicate: Literal["pair", "image", "none"] = "pair"
-    """Of records with the same picture and captions, or the same picture, byte for byte, keep the
+    """Of records with the same image and captions, or the same image, byte for byte, keep the
     first."""
     filters: Annotated[PairFilters, tyro.conf.arg(name="")] = PairFilters()
-    encoding: Annotated[PictureEncoding, tyro.conf.arg(name="")] = PictureEncoding()
+    encoding: Annotated[ImageEncoding, tyro.conf.arg(name="")] = ImageEncoding()
     image_key: str | None = None
-    """Column of a table, or feature of TFDS, that holds the pictures. None: the usual one."""
+    """Column of a table, or feature of TFDS, that holds the images. None: the usual one."""
     split: str = "train"
     """Of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()

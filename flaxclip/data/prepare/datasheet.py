@@ -107,7 +107,7 @@ def as_json(sheet: Mapping[str, Any]) -> bytes:
 
 
 def render_page(sheet: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> str:
-    """The datasheet as HTML, pictures inside."""
+    """The datasheet as HTML, images inside."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE),
         autoescape=True,
@@ -141,27 +141,27 @@ def render_page(sheet: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) 
 
 
 def draw_samples(shards: Iterable[epath.Path], recipe: Recipe) -> list[dict[str, Any]]:
-    """The first pairs of the shards, with small pictures: a fair sample, as a hash orders them."""
+    """The first pairs of the shards, with small images: a fair sample, as a hash orders them."""
     samples: list[dict[str, Any]] = []
     for shard in shards:
         source = ArrayRecordSource(os.fspath(shard), recipe.corpus.captions)
         for number in range(min(SAMPLES - len(samples), len(source))):
             pair = source[number]
-            picture = decode_image(pair.image)
-            size = "{} × {}".format(*picture.size)
+            image = decode_image(pair.image)
+            size = "{} × {}".format(*image.size)
             captions = pair.captions[:3]
-            samples.append({"picture": thumbnail(picture), "size": size, "captions": captions})
+            samples.append({"image": thumbnail(image), "size": size, "captions": captions})
         if len(samples) == SAMPLES:
             break
     return samples
 
 
-def thumbnail(picture: PIL.Image.Image) -> str:
+def thumbnail(image: PIL.Image.Image) -> str:
     """A small JPEG as a data URL."""
-    picture = picture.convert("RGB")
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image = image.convert("RGB")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 

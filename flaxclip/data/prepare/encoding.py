@@ -1,4 +1,4 @@
-"""Pictures made smaller, or put into another format, before they are stored."""
+"""Images made smaller, or put into another format, before they are stored."""
 
 import dataclasses
 import io
@@ -8,19 +8,19 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from flaxclip.data.images.decode import UprightPicture
+from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.eval_transform import decode_image, open_image
 from flaxclip.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureEncoding:
-    """How a picture is stored. What needs no change keeps its bytes, and with them its metadata."""
+class ImageEncoding:
+    """How an image is stored. What needs no change keeps its bytes, and with them its metadata."""
 
     resize: int | None = None
-    """Shorter side in pixels, for pictures that have more. None: as large as they are."""
+    """Shorter side in pixels, for images that have more. None: as large as they are."""
     image_format: Literal["JPEG", "WEBP", "PNG"] | None = None
-    """Of all pictures. None: each keeps its own; those that are resized become JPEG."""
+    """Of all images. None: each keeps its own; those that are resized become JPEG."""
     quality: int = 90
     """Of JPEG and WEBP, 1 to 100."""
 
@@ -31,22 +31,22 @@ class PictureEncoding:
             raise InputError(f"--quality is {self.quality}\nexpected 1 to 100")
 
     @property
-    def changes_pictures(self) -> bool:
-        """Whether there are pictures that it would not leave as they are."""
+    def changes_images(self) -> bool:
+        """Whether there are images that it would not leave as they are."""
         return self.resize is not None or self.image_format is not None
 
 
-def encode_picture(
-    image: bytes | UInt8[np.ndarray, "height width 3"], encoding: PictureEncoding
+def encode_for_storage(
+    image: bytes | UInt8[np.ndarray, "height width 3"], encoding: ImageEncoding
 ) -> bytes:
-    """The picture as it is to be stored, seen to be whole by decoding all of it.
+    """The image as it is to be stored, seen to be whole by decoding all of it.
 
-    A picture that is encoded anew is what training would see of the old one: upright, opaque, in
+    An image that is encoded anew is what training would see of the old one: upright, opaque, in
     RGB; resized by bicubic interpolation. Pixels without a file become PNG, which loses nothing,
     unless there is a format given.
 
     Raises:
-        UnreadableRecordError: a picture that cannot be decoded.
+        UnreadableRecordError: an image that cannot be decoded.
     """
     if isinstance(image, bytes):
         header = open_image(image)
@@ -57,14 +57,14 @@ def encode_picture(
     if kind is not None and not shrink and encoding.image_format in (None, kind):
         decode_image(image)
         return image
-    pixels, _ = UprightPicture(image).decode(1.0)
-    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    pixels, _ = UprightImage(image).decode(1.0)
+    encoded = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     if shrink:
         scale = encoding.resize / shorter
-        size = tuple(max(round(side * scale), 1) for side in picture.size)
-        picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
+        size = tuple(max(round(side * scale), 1) for side in encoded.size)
+        encoded = encoded.resize(size, PIL.Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    picture.save(
+    encoded.save(
         file, encoding.image_format or ("JPEG" if kind else "PNG"), quality=encoding.quality
     )
     return file.getvalue()

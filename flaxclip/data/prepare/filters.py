@@ -8,7 +8,7 @@ from flaxclip.data.inspect.statistics import PairFacts
 from flaxclip.errors import InputError
 
 REASONS: Mapping[str, str] = {
-    "unreadable": "broken, or without a picture or a caption",
+    "unreadable": "broken, or without an image or a caption",
     "small_image": "shorter side below --min-side",
     "large_image": "longer side above --max-side",
     "long_image": "longer side more than --max-aspect times the shorter",
@@ -24,7 +24,7 @@ REASONS: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class PairFilters:
-    """Limits, themselves allowed. A record is kept if its picture and all its captions fit."""
+    """Limits, themselves allowed. A record is kept if its image and all its captions fit."""
 
     min_side: int = 1
     """Of the shorter side, in pixels."""

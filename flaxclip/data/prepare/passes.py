@@ -4,7 +4,7 @@ Two passes. The scan reads every record once: what is unreadable or filtered out
 gets a key, the hash of its contents. A shard is a range of keys, so which records it holds, and in
 which order, depends on the contents of the corpus alone; equal records meet in one shard, where all
 but the first are dropped. The second pass reads the records of each shard and writes them.
-Pictures are read twice rather than sent around: what the passes exchange is 32 bytes a record.
+Images are read twice rather than sent around: what the passes exchange is 32 bytes a record.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
-from flaxclip.data.prepare.encoding import PictureEncoding, encode_picture
+from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.sources.array_record import encode_record
 from flaxclip.data.sources.corpus import CorpusConfig
@@ -35,7 +35,7 @@ SCENE_SIZE = 224
 _SIZES_WANTED = 20_000
 """Records from which the number of shards is estimated: ±1% at sizes that differ as the web's."""
 _ENCODINGS_WANTED = 400
-"""As many of these are encoded for it, where pictures change: each costs as much as writing it."""
+"""As many of these are encoded for it, where images change: each costs as much as writing it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Recipe:
 
     corpus: CorpusConfig
     filters: PairFilters = PairFilters()
-    encoding: PictureEncoding = PictureEncoding()
+    encoding: ImageEncoding = ImageEncoding()
     deduplicate: Literal["pair", "image", "none"] = "pair"
     validation: float = 0.0
     shard_mb: float = 256
@@ -67,7 +67,7 @@ class Size(NamedTuple):
     key: str
     split: str
     stored_bytes: int | None
-    """None: not known without encoding the picture."""
+    """None: not known without encoding the image."""
 
 
 class Scan(NamedTuple):
@@ -80,7 +80,7 @@ class Scan(NamedTuple):
 
 
 def scan_records(source: Source, recipe: Recipe, records: range) -> Scan:
-    """Look at each record's header and captions; a picture's pixels are looked at when written."""
+    """Look at each record's header and captions; an image's pixels are looked at when written."""
     rows, dropped, sizes = [], [], []
     measured, encoded = (
         int(min(wanted / len(source), 1) * 2**64) for wanted in (_SIZES_WANTED, _ENCODINGS_WANTED)
@@ -102,7 +102,7 @@ def scan_records(source: Source, recipe: Recipe, records: range) -> Scan:
         high = row[0]
         if high < measured:
             key, split = f"{high:016x}{row[1]:016x}", SPLITS[row[3]]
-            if not recipe.encoding.changes_pictures:
+            if not recipe.encoding.changes_images:
                 sizes.append(Size(key, split, facts.image_bytes))
             elif high < encoded:
                 sizes.append(Size(key, split, _encoded_bytes(pair, recipe.encoding)))
@@ -114,7 +114,7 @@ def scan_records(source: Source, recipe: Recipe, records: range) -> Scan:
 def identify(pair: Pair, record: int, recipe: Recipe) -> tuple[int, int, int, int]:
     """The record's `ROW`.
 
-    Its split is a function of the picture, so that no picture is in both, whatever its captions.
+    Its split is a function of the image, so that no image is in both, whatever its captions.
     """
     image = hashlib.sha256(pair.image)
     if not isinstance(pair.image, bytes):
@@ -129,9 +129,9 @@ def identify(pair: Pair, record: int, recipe: Recipe) -> tuple[int, int, int, in
     return high, low, record, int(split)
 
 
-def _encoded_bytes(pair: Pair, encoding: PictureEncoding) -> int | None:
+def _encoded_bytes(pair: Pair, encoding: ImageEncoding) -> int | None:
     try:
-        return len(encode_picture(pair.image, encoding))
+        return len(encode_for_storage(pair.image, encoding))
     except UnreadableRecordError:
         return None  # reported when it is to be written
 
@@ -216,7 +216,7 @@ def _load(
             f"{name} is no longer what it was when it was scanned: {changed}\n"
             "give back the corpus as it was, or prepare it afresh with --overwrite"
         )
-    image = encode_picture(pair.image, recipe.encoding)
+    image = encode_for_storage(pair.image, recipe.encoding)
     try:
         stored = encode_record(name, image, fields)
     except (TypeError, ValueError) as error:

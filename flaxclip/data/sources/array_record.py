@@ -1,17 +1,17 @@
-"""ArrayRecord shards of pictures with what is written beside them: what `data.prepare` writes.
+"""ArrayRecord shards of images with what is written beside them: what `data.prepare` writes.
 
 Each record of a shard is a msgpack map, made by `encode_record`:
 
     key      str    what the record was called where it comes from
-    image    bytes  the encoded picture, as a file would hold it
-    fields   str    a JSON object: the texts, labels and metadata beside the picture, by name
+    image    bytes  the encoded image, as a file would hold it
+    fields   str    a JSON object: the texts, labels and metadata beside the image, by name
 
-Fields have the names that `Source.fields` gives them: the text beside a picture is `txt`, the rest
+Fields have the names that `Source.fields` gives them: the text beside an image is `txt`, the rest
 is as it was in the JSON or the table. JSON rather than msgpack's own types, which cannot hold every
 number and every text that JSON holds.
 
 Write with `ArrayRecordWriter(path, "group_size:1,uncompressed")`: one record a chunk, so that one
-can be read alone; pictures are compressed already.
+can be read alone; images are compressed already.
 """
 
 import bisect

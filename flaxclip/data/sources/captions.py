@@ -1,4 +1,4 @@
-"""From what is stored beside a picture to the captions that training draws from."""
+"""From what is stored beside an image to the captions that training draws from."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ class CaptionConfig:
     """
 
     keys: tuple[str, ...] = ()
-    """Fields: `txt` for the text file beside a picture, else a key of its JSON or a column of the
+    """Fields: `txt` for the text file beside an image, else a key of its JSON or a column of the
     table. Of several, every visit to a record draws one. None given: the first that a record has of
     txt and caption; in a table the column called caption, text or title."""
     weights: tuple[float, ...] = ()

@@ -24,16 +24,16 @@ _TFDS = "tfds:"
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """Pictures and their captions: where they are, and what in them is a caption."""
+    """Images and their captions: where they are, and what in them is a caption."""
 
     path: tuple[str, ...] = ("scenes",)
     """One of: `scenes`, the built-in data; webdataset tars as img2dataset writes them (.tar);
-    ArrayRecord shards as flaxclip.data.prepare does (.array_record); tables of pictures' paths and
-    captions (.csv .tsv .parquet); a folder of pictures with texts beside them or in folders of
+    ArrayRecord shards as flaxclip.data.prepare does (.array_record); tables of images' paths and
+    captions (.csv .tsv .parquet); a folder of images with texts beside them or in folders of
     classes; `tfds:NAME` for a data set of tensorflow-datasets. Files may be patterns, such as
     'shards/{00000..01242}.tar' or 'gs://bucket/*.tar'."""
     image_key: str | None = None
-    """Column of a table, or feature of TFDS, that holds the pictures. None: the usual one."""
+    """Column of a table, or feature of TFDS, that holds the images. None: the usual one."""
     split: str = "train"
     """Of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()

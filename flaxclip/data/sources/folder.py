@@ -1,10 +1,10 @@
-"""A folder of pictures: with texts beside them, or in a folder for each class.
+"""A folder of images: with texts beside them, or in a folder for each class.
 
     photos/0001.jpg + photos/0001.txt (or .json)      fields: txt, or what the JSON has
     photos/great_auk/0001.jpg                         field: class, "great auk"
 
-Where any picture has a text beside it, those without one are left out, counted and told of. So are
-pictures that are hidden, and those that other programs have left: see `left_out.py`.
+Where any image has a text beside it, those without one are left out, counted and told of. So are
+images that are hidden, and those that other programs have left: see `left_out.py`.
 """
 
 import logging
@@ -26,7 +26,7 @@ from flaxclip.data.sources.storage import files_below, is_folder, read_file
 from flaxclip.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-MAX_IMAGE_BYTES = 2**28  # as large as the largest picture that transforms decode, in raw RGB
+MAX_IMAGE_BYTES = 2**28  # as large as the largest image that transforms decode, in raw RGB
 _SHARDS = (".tar", ".array_record", ".parquet", ".csv", ".tsv")
 _MAX_TEXT_BYTES = 2**24
 
@@ -34,16 +34,16 @@ _logger = logging.getLogger(__name__)
 
 
 class FolderSource:
-    """A `Source` over the pictures below a folder, sorted by path."""
+    """A `Source` over the images below a folder, sorted by path."""
 
     def __init__(self, folder: str, captions: CaptionConfig = DEFAULT_CAPTIONS) -> None:
         """List the folder.
 
         Raises:
-            InputError: no such folder, or no picture in it that has a text or a class.
+            InputError: no such folder, or no image in it that has a text or a class.
         """
         if not is_folder(folder):
-            raise InputError(f"no folder {folder}\nexpected one with pictures in it")
+            raise InputError(f"no folder {folder}\nexpected one with images in it")
         self._folder = folder.rstrip("/")
         self._captions = captions
         files, leftovers = {}, []
@@ -53,33 +53,33 @@ class FolderSource:
                 leftovers += [path] * path.lower().endswith(EXTENSIONS)
             else:
                 files.setdefault(stem, {})[extension.lower()] = extension
-        pictures, texts, left_out = [], [], 0
-        with_texts = any(_texts(found) and _pictures(found) for found in files.values())
+        images, texts, left_out = [], [], 0
+        with_texts = any(_texts(found) and _images(found) for found in files.values())
         for stem, found in sorted(files.items()):
-            for extension in _pictures(found):
+            for extension in _images(found):
                 if _texts(found) if with_texts else "/" in stem:
-                    pictures.append(stem + found[extension])
+                    images.append(stem + found[extension])
                     texts.append("".join(found[text] for text in _texts(found)))
                 else:
                     left_out += 1
         shards = next((e for found in files.values() for e in found if e in _SHARDS), None)
-        if not pictures and shards:
+        if not images and shards:
             raise InputError(f"{folder} holds shards\ngive '{self._folder}/*{shards}'")
-        if not pictures:
+        if not images:
             raise InputError(
-                f"no pictures with captions in {folder}\n"
-                f"{sum(map(len, files.values())):,} files, {left_out:,} of them pictures; expected "
-                "a .txt or .json of the same name beside pictures, or a folder for each class"
+                f"no images with captions in {folder}\n"
+                f"{sum(map(len, files.values())):,} files, {left_out:,} of them images; expected "
+                "a .txt or .json of the same name beside images, or a folder for each class"
                 f"{describe_leftovers(leftovers)}"
             )
         # Arrow: a fifth of what a list of strings takes, in this process and in every worker.
-        self._paths, self._texts = pa.array(pictures), pa.array(texts)
+        self._paths, self._texts = pa.array(images), pa.array(texts)
         counts = {"images_without_text_or_class": left_out, LEFTOVERS: len(leftovers)}
         self.left_out = {name: count for name, count in counts.items() if count}
         """Images that are none of the source's: counts by reason."""
         _logger.log(
             logging.WARNING if self.left_out else logging.INFO,
-            "%s pictures in %s%s%s",
+            "%s images in %s%s%s",
             f"{len(self):,}",
             folder,
             f"; {left_out:,} left out, without a text or a class" if left_out else "",
@@ -125,7 +125,7 @@ class FolderSource:
         return self._paths[index].as_py()
 
 
-def _pictures(found: dict[str, str]) -> list[str]:
+def _images(found: dict[str, str]) -> list[str]:
     return [extension for extension in EXTENSIONS if extension in found]
 
 

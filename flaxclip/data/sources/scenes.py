@@ -41,7 +41,7 @@ SHAPES = (
 )  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = {"small": 0.32, "medium": 0.39, "large": 0.46}
-"""Name to radius, in units of the picture's side."""
+"""Name to radius, in units of the image's side."""
 POSITIONS = {
     (-1, -1): "top left", (0, -1): "top", (1, -1): "top right",
     (-1, 0): "left", (0, 0): "centre", (1, 0): "right",
@@ -74,12 +74,12 @@ CAPTIONS = (
 PROMPT_TEMPLATES = ("a {}", "a picture of a {}", "a drawing of a {}")
 
 _EVALUATION_IMAGES = {"seen": 16, "unseen": 40, "shift": 40}
-"""Pictures per class."""
+"""Images per class."""
 _TRAIN_EXAMPLES = 10_000_000
 
 
 class Scene(NamedTuple):
-    """What is drawn; colours of 0..255, lengths in units of the picture's side."""
+    """What is drawn; colours of 0..255, lengths in units of the image's side."""
 
     colour: str
     shape: str
@@ -113,7 +113,7 @@ class ScenesSource:
         return Pair(_render(rng, scene, self.image_size, self.shift(index)), (caption,))
 
     def fields(self, index: int) -> dict[str, str]:
-        """The caption, as if it stood in a text file beside the picture."""
+        """The caption, as if it stood in a text file beside the image."""
         return {"txt": self[index].captions[0]}
 
     def label(self, index: int) -> int:
@@ -167,8 +167,8 @@ def _render(
     mask = _mask(rng, scene, side, outline=0.28 if shift == "outline" else 0.0)[..., None]
     paint = ink + _pattern(rng, scene.texture, side)[..., None] * _contrast(ink)
     noise = rng.standard_normal((side, side, 1), np.float32) * (40 if shift == "noise" else 4)
-    picture = canvas + mask * (paint - canvas) + noise
-    return picture.clip(0, 255).astype(np.uint8)
+    image = canvas + mask * (paint - canvas) + noise
+    return image.clip(0, 255).astype(np.uint8)
 
 
 @functools.cache
@@ -183,7 +183,7 @@ def _tint(rng: np.random.Generator, colour: str) -> Float[np.ndarray, " 3"]:
 
 
 def _float32(values: np.ndarray) -> np.ndarray:
-    # Pictures are 8-bit: drawing them in double precision would only take twice the time.
+    # Images are 8-bit: drawing them in double precision would only take twice the time.
     return values.astype(np.float32)
 
 
@@ -215,7 +215,7 @@ def _mask(
 ) -> Float[np.ndarray, "h w"]:
     """Coverage of each pixel, 0..1. `outline`: width of the drawn line over the radius; 0 fills."""
     radius = SIZES[scene.size] * rng.uniform(0.95, 1.05)
-    # A shape keeps inside the picture, so a large one moves less.
+    # A shape keeps inside the image, so a large one moves less.
     room = max(0.5 - radius, 0.0)
     centre = 0.5 + np.array(scene.position) * room * rng.uniform(0.7, 1.0, 2)
     angle = rng.uniform(-0.15, 0.15)

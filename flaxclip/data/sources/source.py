@@ -20,7 +20,7 @@ class Pair(NamedTuple):
 class UnreadableRecordError(Exception):
     """A record exists but yields no pair; the message says what is wrong with it.
 
-    The loader replaces such a record, counts it and logs its name: one broken picture among
+    The loader replaces such a record, counts it and logs its name: one broken image among
     billions must not stop a run.
     """
 
@@ -48,7 +48,7 @@ class Source(Protocol):
     def fields(self, index: int) -> Mapping[str, Any]:
         """All that is stored beside the image, by name: JSON values. Not needed for training.
 
-        The text beside a picture is `txt`; the values of its JSON, and the columns of a table,
+        The text beside an image is `txt`; the values of its JSON, and the columns of a table,
         have their own names.
 
         Raises:

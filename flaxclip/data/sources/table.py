@@ -1,6 +1,6 @@
-"""Tables of pictures and captions: CSV, TSV or Parquet, one row a record.
+"""Tables of images and captions: CSV, TSV or Parquet, one row a record.
 
-The pictures stand in a column of paths or URLs, relative ones below the folder of their table; in
+The images stand in a column of paths or URLs, relative ones below the folder of their table; in
 Parquet also as bytes, alone or as Hugging Face datasets store them ({bytes, path}).
 
 Neither CSV nor Parquet can be read row by row, so a table is once written anew as Arrow, in the
@@ -71,7 +71,7 @@ class TableSource:
 
         Args:
             tables: paths, brace patterns or globs.
-            image_key: column of the pictures. None: the one that has a usual name.
+            image_key: column of the images. None: the one that has a usual name.
             captions: columns of the captions.
             allow_empty_shards: go on where Parquet files have 0 bytes. Whole tables that have no
                 rows are only counted, always.
@@ -111,11 +111,11 @@ class TableSource:
         return make_captions(fields, self._captions, self._caption_keys)
 
     def fields(self, index: int) -> dict[str, Any]:
-        """The columns of the row, without pictures that are stored in it."""
+        """The columns of the row, without images that are stored in it."""
         table, row = self._read(index)
         from_csv = not self.paths[table].endswith(".parquet")
-        # CSV's columns are all bytes, and the column of pictures holds paths.
-        columns = [field.name for field in row.schema if from_csv or not _is_picture(field.type)]
+        # CSV's columns are all bytes, and the column of images holds paths.
+        columns = [field.name for field in row.schema if from_csv or not _is_image(field.type)]
         # What JSON does not have, such as dates, is written as text.
         return json.loads(json.dumps(_values(row, columns), default=str))
 
@@ -168,7 +168,7 @@ class TableSource:
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str) or not value:
-            raise UnreadableRecordError(f"no picture in column {self._image_key!r}")
+            raise UnreadableRecordError(f"no image in column {self._image_key!r}")
         if not is_remote(value):
             value = posixpath.join(posixpath.dirname(self.paths[table]), value)
         try:
@@ -198,7 +198,7 @@ def _values(row: pa.RecordBatch, columns: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _is_picture(kind: pa.DataType) -> bool:
+def _is_image(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

@@ -33,7 +33,7 @@ class TfdsSource:
         Args:
             name: as TFDS has it, such as `coco_captions/2014:1.1.0`, or the folder of one version.
             split: such as `train`, `validation` or `train[:90%]`.
-            image_key: the feature of the pictures. None: the only one there is.
+            image_key: the feature of the images. None: the only one there is.
             captions: features of the captions. Without keys: the only text, or else the only class.
 
         Raises:
@@ -43,9 +43,9 @@ class TfdsSource:
         self._name, self._split, self._captions = name, split, captions
         self._open()
         images = [key for key, kind in self._kinds.items() if kind in ("Image", "LabeledImage")]
-        self._image_key = image_key or self._only(images, "picture", "--data.image-key")
+        self._image_key = image_key or self._only(images, "image", "--data.image-key")
         if self._image_key not in images:
-            raise InputError(f"{name} has no picture {self._image_key!r}\n{self._described()}")
+            raise InputError(f"{name} has no image {self._image_key!r}\n{self._described()}")
         texts = [key for key, kind in self._kinds.items() if kind == "Text"]
         classes = [key for key, kind in self._kinds.items() if kind == "ClassLabel"]
         self._caption_keys = captions.keys or (
@@ -62,11 +62,11 @@ class TfdsSource:
         fields = self._row(index)
         image = fields.get(self._image_key)
         if not isinstance(image, bytes):
-            raise UnreadableRecordError(f"no picture under {self._image_key!r}")
+            raise UnreadableRecordError(f"no image under {self._image_key!r}")
         return Pair(image, *make_captions(fields, self._captions, self._caption_keys))
 
     def fields(self, index: int) -> dict[str, Any]:
-        """The features, pictures excepted, as JSON values."""
+        """The features, images excepted, as JSON values."""
         return {
             key: value for key, value in self._row(index).items() if self._kinds[key] in _JSON_KINDS
         }
@@ -101,7 +101,7 @@ class TfdsSource:
         features = dict(_leaves(builder.info.features))
         self._kinds = {key: type(feature).__name__ for key, feature in features.items()}
         self._classes = {key: getattr(feature, "names", None) for key, feature in features.items()}
-        # Pictures stay encoded: the loader decodes what it needs of them.
+        # Images stay encoded: the loader decodes what it needs of them.
         skip = {
             key: tfds.decode.SkipDecoding()
             for key, feature in dict(builder.info.features).items()

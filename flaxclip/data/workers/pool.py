@@ -36,7 +36,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # glibc keeps what pictures of usual sizes need, instead of asking the kernel for zeroed pages
+    # glibc keeps what images of usual sizes need, instead of asking the kernel for zeroed pages
     # each time.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),

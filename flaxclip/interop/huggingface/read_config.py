@@ -112,7 +112,7 @@ def read_config(folder: Path) -> tuple[ModelSpec, str]:
     """The model that a directory's `config.json` describes, and its `model_type`.
 
     Raises:
-        InputError: the directory's files describe none of the three models, or not how pictures
+        InputError: the directory's files describe none of the three models, or not how images
             are prepared for it.
     """
     path = folder / "config.json"

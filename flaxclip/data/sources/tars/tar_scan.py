@@ -38,7 +38,7 @@ COUNTS = (
     "pairs",
     "images_without_caption",
     "captions_without_image",
-    "extra_images",  # further pictures of a key that has one
+    "extra_images",  # further images of a key that has one
     "repeated_keys",  # each repetition makes a record of its own, as in open_clip
 )
 

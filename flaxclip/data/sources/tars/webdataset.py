@@ -1,13 +1,13 @@
-"""webdataset tar shards of pictures and captions, as img2dataset writes them, in random access.
+"""webdataset tar shards of images and captions, as img2dataset writes them, in random access.
 
     source = WebDatasetSource("shards/{00000..01242}.tar")
     source[7]            # Pair(image=b"...", captions=("a red bicycle",))
     source.name(7)       # "00000.tar/000000007"
 
-A record is a picture (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
+A record is an image (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
 the .txt is the caption, and where there is none the JSON's "caption". The members of a record need
 not be neighbours. A key ends at the first dot of its last part, as in webdataset: `photo.v2.jpg`
-has the extension `v2.jpg`, and is no picture. A key that comes again in the same shard is another
+has the extension `v2.jpg`, and is no image. A key that comes again in the same shard is another
 record, as in open_clip. `source.shards` counts these, and what is left out. Tars are read by
 position, without unpacking; in object storage, by a ranged request where its members are
 neighbours.
@@ -39,7 +39,7 @@ from flaxclip.data.sources.tars.tar_scan import COUNTS
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
 _LEFT_OUT = (*(name for name in COUNTS if name != "pairs"), *MEMBER_REASONS)
 _SMALL_GAP = 2**16  # bytes between a record's members, rather read along than asked for apart
-_MAX_MEMBER_BYTES = 2**28  # as large as the largest picture that transforms decode, in raw RGB
+_MAX_MEMBER_BYTES = 2**28  # as large as the largest image that transforms decode, in raw RGB
 
 _logger = logging.getLogger(__name__)
 

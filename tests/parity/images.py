@@ -9,7 +9,7 @@ import PIL.Image
 
 
 def photographs() -> list[pathlib.Path]:
-    """Pictures in the wheels of three packages, found without importing these."""
+    """Images in the wheels of three packages, found without importing these."""
     paths = []
     folders = {
         "skimage": "data",
