@@ -114,6 +114,13 @@ def test_a_run_is_what_its_experiment_is_today(folder):
     np.testing.assert_allclose(np.linalg.norm(zimg), 1, rtol=1e-5)
 
 
+def test_a_converted_model_has_nothing_but_a_model_in_its_configuration(folder):
+    spec = flaxclip.load("run").spec
+    path = folder / "run" / "config.json"
+    path.write_text(json.dumps({"model": json.loads(path.read_text())["model"]}))
+    assert flaxclip.load("run").spec == spec
+
+
 def test_a_run_goes_on_with_the_losses_that_it_would_have_had(folder):
     before = (folder / "run" / "config.json").read_bytes()
     done = run_cli("flaxclip.train", "siglip.py", "--workdir", "run", cwd=folder)

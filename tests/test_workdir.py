@@ -66,7 +66,7 @@ def test_a_run_goes_on_with_its_own_data_alone(now, message):
 
 def test_a_checkpoint_says_what_its_numbers_come_from(tmp_path):
     record = json.loads(json.dumps(run_record(tiny_config(tmp_path, seed=3), Records(PAIRS))))
-    assert record["config"]["seed"] == 3
+    assert (record["config"]["seed"], record["config"]["format"]) == (3, 1)
     assert record["data"]["records"] == 3
     assert record["versions"]["jax"].startswith("0.")
     assert {"python", "flax", "optax", "orbax-checkpoint", "grain"} <= set(record["versions"])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from flaxclip.config import TrainConfig
-from flaxclip.config_json import to_json
+from flaxclip.config_json import run_to_json
 from flaxclip.data.sources.source import Source, UnreadableRecordError
 
 _PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -55,7 +55,7 @@ def _content_hash(source: Source, index: int) -> bytes:
 def run_record(config: TrainConfig, source: Source) -> dict[str, Any]:
     """JSON that every checkpoint carries: configuration, data, versions, devices."""
     return {
-        "config": json.loads(to_json(config)),
+        "config": json.loads(run_to_json(config)),
         "data": data_fingerprint(source),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
