@@ -254,7 +254,7 @@ def test_of_weights_and_their_average_a_run_starts_from_either(variables, tmp_pa
     raw = open_clip_table(MODEL).to_theirs(variables)
     average = {name: np.asarray(2 * array) for name, array in raw.items()}
     (tmp_path / "best.pt").write_bytes(checkpoint({"state_dict": raw, "state_dict_ema": average}))
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_json(MODEL)))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_json(ModelSpec(MODEL))))
     flags = ["tiny.py", "--workdir", "run", "--init-from", "best.pt"]
     theirs = flatten_dict(variables, sep="/")
     for chosen, factor in (([], 2), (["--init-weights", "ema"], 2), (["--init-weights", "raw"], 1)):
@@ -262,7 +262,8 @@ def test_of_weights_and_their_average_a_run_starts_from_either(variables, tmp_pa
         weights = open_initial_weights(config).weights
         for name, value in weights.read(None):
             np.testing.assert_array_equal(value, factor * theirs[name], err_msg=name)
-        record = {"path": "best.pt", "format": weights.kind, "arrays": 38, "resampled": {}}
+        record = {"path": "best.pt", "format": weights.kind, "arrays": 38}
+        record |= {"resampled": {}, "changed": {}}
         told = describe(record | {"born_fresh": []}, weights.notice)
         assert ("--init-weights in training" in told) == (not chosen)
         names = "averaged weights 'state_dict_ema', not 'state_dict'"

@@ -288,7 +288,7 @@ def test_a_loss_beside_the_weights_is_not_one_of_them(write):
 
 @pytest.mark.parametrize("scale", ["visual.proj.weight_scale", "visual.proj.SCB"])
 def test_quantised_weights_are_refused_by_name(scale, tmp_path):
-    tensors = open_clip_table(CLIP).to_theirs(variables_of(CLIP))
+    tensors = open_clip_table(CLIP.model).to_theirs(variables_of(CLIP))
     tensors |= {scale: np.ones(3, np.float32)}
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_json(CLIP)))
@@ -297,7 +297,7 @@ def test_quantised_weights_are_refused_by_name(scale, tmp_path):
 
 
 def test_8_bit_floats_without_scales_are_read_as_the_numbers_they_are(tmp_path):
-    tensors = open_clip_table(CLIP).to_theirs(variables_of(CLIP))
+    tensors = open_clip_table(CLIP.model).to_theirs(variables_of(CLIP))
     small = {name: array.astype(ml_dtypes.float8_e5m2) for name, array in tensors.items()}
     header, start = {}, 0
     for name, array in small.items():
@@ -307,6 +307,6 @@ def test_8_bit_floats_without_scales_are_read_as_the_numbers_they_are(tmp_path):
     data = struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for a in small.values())
     (tmp_path / "model.safetensors").write_bytes(data)
     (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_json(CLIP)))
-    back = open_clip_table(CLIP).to_theirs(flaxclip.load(tmp_path).variables)
+    back = open_clip_table(CLIP.model).to_theirs(flaxclip.load(tmp_path).variables)
     for name, array in small.items():
         np.testing.assert_array_equal(back[name], array.astype(np.float32))

@@ -15,7 +15,7 @@ from flaxclip.interop.archives.open_archive import open_archive
 from flaxclip.interop.export import export
 from flaxclip.interop.files import find_weights
 from tests.helpers.torch_files import saved
-from tests.test_interop import CLIP, assert_same, variables_of
+from tests.test_interop import CLIP, as_transformers, assert_same, variables_of
 
 MODEL = "model.safetensors"
 
@@ -71,22 +71,22 @@ def split(folder, name, write):
 def test_weights_in_several_files_are_found_by_their_index(index, write, clip):
     folder, load = clip
     split(folder, index, write)
-    assert_same(load(), CLIP, variables_of(CLIP))
+    assert_same(load(), as_transformers(CLIP), variables_of(CLIP))
 
 
 def test_a_variant_is_read_where_it_is_alone(clip):
     folder, load = clip
     (folder / MODEL).rename(folder / "model.fp16.safetensors")
-    assert_same(load(), CLIP, variables_of(CLIP))
+    assert_same(load(), as_transformers(CLIP), variables_of(CLIP))
     assert find_weights(folder) == folder / "model.fp16.safetensors"
     tensors = safetensors.numpy.load_file(folder / "model.fp16.safetensors")
     (folder / "pytorch_model.fp16.bin").write_bytes(saved(tensors))  # the same variant
-    assert_same(load(), CLIP, variables_of(CLIP))
+    assert_same(load(), as_transformers(CLIP), variables_of(CLIP))
     (folder / "model.ema.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"variants of the weights: model\.ema.*, model\.fp16"):
         load()
     shutil.copy(folder / "model.fp16.safetensors", folder / MODEL)
-    assert_same(load(), CLIP, variables_of(CLIP))
+    assert_same(load(), as_transformers(CLIP), variables_of(CLIP))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_adapter_is_no_model(clip):
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"an adapter \(LoRA\), which changes a model(.|\n)*merge"):
         load()
-    assert_same(flaxclip.load(folder / MODEL), CLIP, variables_of(CLIP))
+    assert_same(flaxclip.load(folder / MODEL), as_transformers(CLIP), variables_of(CLIP))
 
 
 def sentence_transformers(folder, modules, path="0_CLIPModel"):
@@ -133,10 +133,10 @@ def test_the_clip_of_sentence_transformers_is_found(clip):
     folder, load = clip
     normalize = {"path": "1_Normalize", "type": "sentence_transformers.models.Normalize"}
     sentence_transformers(folder, [normalize])
-    assert_same(load(), CLIP, variables_of(CLIP))
+    assert_same(load(), as_transformers(CLIP), variables_of(CLIP))
     # A module that says it is in a module: not followed for ever.
     (folder / "0_CLIPModel" / "modules.json").write_text('[{"path": "0_CLIPModel"}]')
-    assert_same(load(), CLIP, variables_of(CLIP))
+    assert_same(load(), as_transformers(CLIP), variables_of(CLIP))
 
 
 def test_what_follows_the_clip_in_sentence_transformers_may_not_change_it(clip):
@@ -166,7 +166,7 @@ def test_a_list_of_modules_that_is_none_says_nothing(modules, exported, tmp_path
 
 
 def test_a_run_of_ours_stays_one_whatever_lies_beside_it(tmp_path):
-    save_variables(tmp_path / "run", CLIP, variables_of(CLIP))
+    save_variables(tmp_path / "run", CLIP._asdict(), variables_of(CLIP))
     for name in ("export.safetensors", "notes.pt", "model.fp16.safetensors", "flax_model.msgpack"):
         (tmp_path / "run" / name).write_bytes(b"")
     assert_same(flaxclip.load(tmp_path / "run"), CLIP, variables_of(CLIP))

@@ -99,7 +99,7 @@ def test_weights_that_are_asked_for_and_not_there_are_refused(write):
 def both(tmp_path_factory):
     """A checkpoint of timm's kind beside open_clip's configuration."""
     folder = tmp_path_factory.mktemp("both")
-    raw = open_clip_table(CLIP).to_theirs(variables_of(CLIP))
+    raw = open_clip_table(CLIP.model).to_theirs(variables_of(CLIP))
     average = {f"module.{name}": np.asarray(2 * array) for name, array in raw.items()}
     (folder / "best.pt").write_bytes(checkpoint({"state_dict": raw, "state_dict_ema": average}))
     (folder / "open_clip_config.json").write_text(json.dumps(open_clip_json(CLIP)))
@@ -159,12 +159,12 @@ def test_scores_of_either_lie_apart_and_say_whose_they_are(both, tmp_path, capsy
 def test_of_a_run_of_ours_either_is_read(tmp_path):
     variables = variables_of(CLIP)
     average = doubled(variables)["params"]
-    save_variables(tmp_path / "run", CLIP, variables | {"ema": average})
+    save_variables(tmp_path / "run", CLIP._asdict(), variables | {"ema": average})
     for which, params in ((None, average), ("ema", average), ("raw", variables["params"])):
         assert_same(
             flaxclip.load(tmp_path / "run", weights=which), CLIP, variables | {"params": params}
         )
-    save_variables(tmp_path / "plain", CLIP, variables)
+    save_variables(tmp_path / "plain", CLIP._asdict(), variables)
     with pytest.raises(InputError, match="keeps no average of its weights"):
         flaxclip.load(tmp_path / "plain", weights="ema")
     assert_same(flaxclip.load(tmp_path / "plain", weights="raw"), CLIP, variables)
