@@ -21,9 +21,7 @@ from flaxclip.xla_errors import is_lost_connection, is_out_of_memory, is_xla_err
 _SLOW = 10  # times the median step: then all stacks are printed
 _SLOW_SECONDS = 10.0  # and at least this long: milliseconds are no reason to print stacks
 _WINDOW = 100
-_NEWS_SECONDS = 60.0
-"""After an error. Where a host is lost, its name is known by then; and JAX itself, which hears of
-it too, aborts whoever has not left after some 100 s."""
+_NEWS_SECONDS = 60.0  # after an error: by then it is known which host is lost, if one is
 
 
 class Watchdog:
@@ -31,8 +29,9 @@ class Watchdog:
 
     A step that takes 10 times the median prints the stacks of all threads. A step that takes longer
     than `timeout_seconds`, or a host that is silent for so long, ends the process with the code of
-    a restart, and with the name of that host. The first step is not timed: it compiles;
-    and nothing is slow before there is a step to compare with.
+    a restart, and with the name of that host. Where the devices have failed, silence counts much
+    sooner, and a lost connection ends the process whether or not a host is found silent. The first
+    step is not timed: it compiles; and nothing is slow before there is a step to compare with.
     """
 
     def __init__(self, timeout_seconds: float):
