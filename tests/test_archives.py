@@ -39,15 +39,6 @@ TENSOR = Tensor("0", "FloatStorage", 6, 0, (2, 3), (3, 1))
 SIX = np.arange(6, dtype=np.float32).tobytes()
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="file"):
-        (tmp_path / name).write_bytes(data)
-        return tmp_path / name
-
-    return write
-
-
 @pytest.fixture(scope="module")
 def numbers():
     with np.load(GOLDEN / "numbers.npz") as arrays:

@@ -28,14 +28,13 @@ from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
+from tests.helpers.command_lines import refused, run_cli
+from tests.helpers.image_tars import labelled, png, write_wds
 from tests.helpers.xla_flags import ONE_DEVICE
-from tests.test_benchmark_readers import labelled, png, write_wds
-from tests.test_loader import jpeg, write_shard
-from tests.test_train import finished_run, refused, run_cli  # noqa: F401  (a session's fixture)
 
 
 @pytest.fixture(scope="module")
-def model(finished_run):  # noqa: F811
+def model(finished_run):
     return flaxclip.load(finished_run)
 
 
@@ -164,7 +163,7 @@ def test_the_notebook_face(model):
 
 
 @pytest.fixture(scope="module")
-def measured(finished_run, tmp_path_factory):  # noqa: F811
+def measured(finished_run, tmp_path_factory):
     """A folder with the results of a run's own tasks."""
     folder = tmp_path_factory.mktemp("measured")
     result = run_cli(
@@ -191,7 +190,7 @@ def test_the_command_line_measures_the_tasks_of_the_training_data(measured):
         assert PIL.Image.open(folder / "results" / first["image"]).width == 96
 
 
-def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):  # noqa: F811
+def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):
     arguments = [sys.executable, "-m", "flaxclip.benchmark", str(finished_run), "--out", "results"]
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ONE_DEVICE}
     process = subprocess.Popen([*arguments, "--cache", "cache"], cwd=tmp_path, env=environment)
@@ -211,21 +210,6 @@ def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path): 
         assert record == json.loads((measured[0] / "results" / f"{task}.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def retrieved(finished_run, tmp_path_factory):  # noqa: F811
-    """A folder with image-caption pairs, one image broken, and the results of retrieving them."""
-    folder = tmp_path_factory.mktemp("retrieved")
-    pairs = {f"{i:02}": (jpeg(i * 10), f"an image of shade {i}") for i in range(20)}
-    write_shard(folder / "mine.tar", pairs | {"20": (b"no image", "a broken image")})
-    result = run_cli(
-        "flaxclip.benchmark", str(finished_run / "checkpoints" / "4"),
-        "--tasks", "retrieval:mine.tar", "--max-unreadable", "0.05",
-        "--out", "results", "--cache", "cache", cwd=folder,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
 def test_retrieval_of_pairs_of_ones_own(retrieved):
     record = json.loads((retrieved / "results" / "retrieval.json").read_text())
     assert record["examples"] == 21
@@ -235,13 +219,13 @@ def test_retrieval_of_pairs_of_ones_own(retrieved):
     assert len(record["unreadable"]) == record["unreadable_images"] == 1
 
 
-def measure(finished_run, *arguments):  # noqa: F811
+def measure(finished_run, *arguments):
     """Like the command line, in this process."""
     return run(tyro.cli(Command, args=[str(finished_run), *arguments, "--cache", "cache"]))
 
 
 def test_a_task_fails_alone_whose_images_cannot_be_read(
-    finished_run,  # noqa: F811
+    finished_run,
     tmp_path,
     monkeypatch,
     capsys,
@@ -290,7 +274,7 @@ def test_a_task_fails_alone_whose_images_cannot_be_read(
 
 
 def test_the_number_of_unreadable_images_stands_beside_scores(
-    finished_run,  # noqa: F811
+    finished_run,
     tmp_path,
     monkeypatch,
     capsys,
@@ -323,7 +307,7 @@ def test_the_number_of_unreadable_images_stands_beside_scores(
     assert "measured before, kept" in capsys.readouterr().out
 
 
-def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("cat/a.png", "dog/b.png", "cat/._a.png", "__MACOSX/cat/._a.png"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -344,7 +328,7 @@ def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monk
     assert [row[:2] for row in rows[2:]] == [["c: d.png", "unreadable"]]
 
 
-def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):  # noqa: F811
+def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):
     write_wds(tmp_path / "data/wds_stl10", labelled(8, 4), names=("cat", "dog", "owl", "eel"))
     write_wds(tmp_path / "data/wds_stl10", labelled(40, 4), names=("cat", "dog", "owl", "eel"),
               split="train")  # fmt: skip
@@ -366,7 +350,7 @@ def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):  # noqa: 
     assert probe["scores"]["top1"]["chance"] == 0.25
 
 
-def test_a_folder_of_ones_own_images(finished_run, tmp_path):  # noqa: F811
+def test_a_folder_of_ones_own_images(finished_run, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for shade in range(3):
@@ -388,7 +372,7 @@ def test_a_folder_of_ones_own_images(finished_run, tmp_path):  # noqa: F811
     assert "unreadable: broken.jpg: not a JPEG" in result.stdout
 
 
-def test_watching_measures_every_step_once_and_survives_deletions(finished_run):  # noqa: F811
+def test_watching_measures_every_step_once_and_survives_deletions(finished_run):
     calls = []
 
     def measure(step):
@@ -404,19 +388,7 @@ def test_watching_measures_every_step_once_and_survives_deletions(finished_run):
     assert calls == [4, 8, "curves"]
 
 
-@pytest.fixture(scope="module")
-def watched(finished_run, tmp_path_factory):  # noqa: F811
-    """A folder with results of every step of a run, and a page of them."""
-    folder = tmp_path_factory.mktemp("watched")
-    result = run_cli(
-        "flaxclip.benchmark", str(finished_run), "--watch", "--tasks", "scenes-unseen",
-        "--out", "results", "--cache", "cache", cwd=folder,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return folder / "results"
-
-
-def test_watching_goes_on_with_other_tasks_where_one_fails(finished_run, tmp_path, monkeypatch):  # noqa: F811
+def test_watching_goes_on_with_other_tasks_where_one_fails(finished_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_wds(tmp_path / "bad", [{"png": b"no image", "cls": b"0"}, *labelled(4)])
     write_wds(tmp_path / "good", labelled(5))
@@ -427,7 +399,7 @@ def test_watching_goes_on_with_other_tasks_where_one_fails(finished_run, tmp_pat
     assert not list((tmp_path / "out").glob("*/bad.json"))
 
 
-def test_watching_draws_curves(watched, finished_run):  # noqa: F811
+def test_watching_draws_curves(watched, finished_run):
     page = (watched / "report.html").read_text()
     assert f'aria-label="Scores of {finished_run} against training step"' in page
     for step in (4, 8):
@@ -452,7 +424,7 @@ def test_watching_draws_curves(watched, finished_run):  # noqa: F811
     assert b"scenes-unseen/predictions" in events.read_bytes()
 
 
-def test_a_page_of_a_run_without_results(finished_run, tmp_path):  # noqa: F811
+def test_a_page_of_a_run_without_results(finished_run, tmp_path):
     (tmp_path / "run").mkdir()
     text = (finished_run / "metrics.jsonl").read_text()
     diverged = json.dumps(json.loads(text.splitlines()[-1]) | {"step": 9, "loss": "nan"})
@@ -482,7 +454,7 @@ def test_a_page_of_a_run_without_results(finished_run, tmp_path):  # noqa: F811
     ],
 )
 def test_bad_input_is_a_message_and_exit_code_2(
-    finished_run,  # noqa: F811
+    finished_run,
     tmp_path,
     monkeypatch,
     capsys,

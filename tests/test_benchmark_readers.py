@@ -23,34 +23,8 @@ from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import ImageTransform
-from tests.test_sources import leave_behind
-
-
-def png(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (16, 16), (shade, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_wds(root, records, shards=2, names=("cat", "dog", "owl"), split="test"):
-    """`records`: dicts of extension -> bytes."""
-    folder = root / split
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for index in range(shard, len(records), shards):
-                for extension, data in records[index].items():
-                    info = tarfile.TarInfo(f"s{index:07}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    (folder / "nshards.txt").write_text(f"{shards}\n")
-    (root / "classnames.txt").write_text("".join(f"{name}\n" for name in names))
-    (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
-    return root
-
-
-def labelled(count=7, classes=3):
-    return [{"png": png(i * 10), "cls": b"%d" % (i % classes)} for i in range(count)]
+from tests.helpers.image_tars import labelled, png, write_wds
+from tests.helpers.leftovers import leave_behind
 
 
 def open_own(name, tmp_path):

@@ -1,9 +1,7 @@
 """Saving, keeping, verifying and restoring states."""
 
-import contextlib
 import json
 import re
-import resource
 import shutil
 import time
 
@@ -22,6 +20,7 @@ from flaxclip.exit_codes import TrainingFailedError
 from flaxclip.health import check_replicas
 from flaxclip.matrix_optimizers import scale_by_adafactor
 from flaxclip.sharding import MeshConfig, make_mesh
+from tests.helpers.full_disk import files_no_larger_than
 
 RECORD = {"data": {"records": 3}}
 
@@ -81,17 +80,6 @@ def test_the_first_save_compiles_no_program_for_each_array(mesh, tmp_path):
         jax.monitoring.unregister_event_duration_listener(monitor)
     assert manager.close()
     assert len(compiled) == 1, "the one of the checksums"
-
-
-@contextlib.contextmanager
-def files_no_larger_than(size):
-    """In this process, as on a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_failed_save_is_no_success_and_does_not_cost_the_next(mesh, tmp_path):

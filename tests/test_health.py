@@ -19,9 +19,9 @@ from flaxclip.errors import InputError
 from flaxclip.exit_codes import TRAINING_FAILED, TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, HealthConfig, LossMonitor
 from flaxclip.optim import OptimConfig, make_schedule
+from tests.helpers.full_disk import files_no_larger_than
 from tests.helpers.tiny_run import EXPERIMENT, tiny_config
 from tests.helpers.xla_flags import ONE_DEVICE
-from tests.test_checkpoint import files_no_larger_than
 
 ROOT = Path(__file__).parents[1]
 

@@ -28,10 +28,10 @@ from flaxclip.run.initial_weights import describe, open_initial_weights, start_f
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import Command
 from flaxclip.train_state import init_train_state
+from tests.helpers.command_lines import run_cli
+from tests.helpers.small_models import variables_of
 from tests.helpers.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
 from tests.helpers.torch_files import checkpoint
-from tests.test_interop import variables_of
-from tests.test_train import run_cli
 
 # Not what the experiment asks for: it has to come from the file.
 MODEL = dataclasses.replace(

@@ -1,8 +1,6 @@
 """Whole models in and out: what a file does not say is asked for, never guessed."""
 
 import dataclasses
-import functools
-import io
 import json
 import os
 import subprocess
@@ -14,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import sentencepiece
-from flax.traverse_util import flatten_dict
 
 import flaxclip
 from flaxclip.checkpoint.layout import save_variables
@@ -27,82 +23,22 @@ from flaxclip.interop.export import export
 from flaxclip.interop.huggingface.names import huggingface_table
 from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.openai import config_from_shapes
-from flaxclip.models.clip import CLIPConfig, init_variables
-from flaxclip.models.inputs import ImageTransform, TokenizerConfig
-from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import VARIANTS, ModelSpec
-from flaxclip.models.vision_transformer import ViTConfig
+from flaxclip.models.variants import VARIANTS
 from tests.helpers.hub_stand_in import hub
+from tests.helpers.small_models import (
+    CLIP,
+    GELU,
+    RESNET,
+    SIGLIP,
+    SIGLIP2,
+    as_transformers,
+    assert_same,
+    variables_of,
+    with_tokenizer,
+)
 from tests.helpers.torch_files import saved
 
-# Heads are 64 channels wide in OpenAI's files, whose configurations are read from shapes.
-VISION = ViTConfig(image_size=16, patch_size=8, width=64, layers=2, heads=1, mlp_ratio=1.5)
-TEXT = TextConfig(context_length=9, vocab_size=49408, width=64, layers=3, heads=1, mlp_ratio=0.5)
-CLIP = ModelSpec(CLIPConfig(vision=VISION, text=TEXT, embed_dim=24))
-RESNET = ModelSpec(dataclasses.replace(CLIP.model, vision=ResNetConfig(64, 4, (1, 2, 1, 1))))
-SIGLIP = ModelSpec(
-    CLIPConfig(
-        vision=dataclasses.replace(
-            VISION, heads=2, activation="gelu_tanh", norm_eps=1e-6, family="siglip"
-        ),
-        text=TextConfig(12, 90, 32, 2, 2, 2.0, "gelu_tanh", 1e-6, "siglip"),
-        embed_dim=64,
-        init_logit_scale=float(np.log(10)),
-        init_logit_bias=-10.0,
-    ),
-    ImageTransform("squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-    TokenizerConfig("siglip"),
-)
 CAPTIONS = ["a red circle", "Two dogs, at_the beach!", ""]
-
-
-def with_tokenizer(spec, **fields):
-    return spec._replace(tokenizer=dataclasses.replace(spec.tokenizer, **fields))
-
-
-def as_transformers(spec):
-    """The same model, with its images and texts prepared as transformers does."""
-    preprocess = dataclasses.replace(spec.preprocess, transparency="white", crop_rounding="down")
-    return with_tokenizer(
-        spec._replace(preprocess=preprocess), cleaning=f"transformers_{spec.tokenizer.name}"
-    )
-
-
-@pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory):
-    """A SentencePiece model with the special tokens, in the order, of SigLIP's."""
-    model = io.BytesIO()
-    sentences = ["a red circle", "two dogs at the beach", "a photo of a cat", "blue squares"] * 9
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, vocab_size=60, pad_id=0, eos_id=1,
-        bos_id=-1, unk_id=2, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
-    path.write_bytes(model.getvalue())
-    return str(path)
-
-
-@functools.cache
-def fresh_shapes(config):
-    return jax.eval_shape(lambda: init_variables(jax.random.key(0), config))
-
-
-def variables_of(spec):
-    """Random, batch statistics too, of a size at which nothing vanishes."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.5 + 0.3 * rng.standard_normal(leaf.shape), jnp.float32),
-        fresh_shapes(spec.model),
-    )
-
-
-def assert_same(model, spec, variables):
-    assert with_tokenizer(model.spec, file=None) == spec
-    ours, theirs = flatten_dict(model.variables), flatten_dict(variables)
-    assert ours.keys() == theirs.keys()
-    for path, array in theirs.items():
-        np.testing.assert_array_equal(ours[path], array, err_msg="/".join(path), strict=True)
 
 
 def openai_file(path, spec, variables, dtype=np.float32):
@@ -152,17 +88,6 @@ def test_half_precision_becomes_float32(tmp_path):
     openai_file(tmp_path / "model.pt", CLIP, variables, np.float16)
     expected = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), variables)
     assert_same(flaxclip.load(tmp_path / "model.pt"), CLIP, expected)
-
-
-GELU = ModelSpec(
-    dataclasses.replace(
-        CLIP.model,
-        vision=dataclasses.replace(VISION, activation="gelu", heads=4, norm_eps=1e-6),
-        text=dataclasses.replace(TEXT, activation="gelu", heads=2),
-    ),
-    ImageTransform("squash", "bilinear", mean=(0.5, 0.4, 0.3)),
-)
-SIGLIP2 = with_tokenizer(SIGLIP, name="siglip2")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +264,7 @@ SIDES = [[16, 16], {"height": 16, "width": 16}, 16]
 )
 def test_the_side_of_a_square_may_be_said_twice(to, file, tower, side, exported):
     folder = exported(to, file, **{f"{tower}__image_size": side, f"{tower}__patch_size": [8, 8]})
-    assert flaxclip.load(folder).config.vision == GELU.vision
+    assert flaxclip.load(folder).config.vision == GELU.model.vision
 
 
 @pytest.mark.parametrize("side", [[16, 24], {"height": 16, "width": 24}], ids=str)

@@ -1,9 +1,7 @@
 """LiT against Google's own code (`parity/lit_reference.py`), and what is no LiT by name."""
 
 import dataclasses
-import json
 import re
-from pathlib import Path
 
 import fsspec
 import jax
@@ -20,20 +18,13 @@ from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Convert, Info, convert, info
 from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.export import export
-from flaxclip.interop.lit import OLD_NUMBERS, lit_table, lit_tensors, spec_from_tensors
+from flaxclip.interop.lit import lit_table, lit_tensors, spec_from_tensors
 from flaxclip.models.clip import abstract_variables
 from flaxclip.models.cost import model_cost
 from flaxclip.models.text_transformer import TextConfig, TextTransformer
 from flaxclip.models.variants import VARIANTS
+from tests.helpers.lit_tensors import LAYOUTS, REFERENCE, shapes_of, with_old_numbers
 from tests.parity.lit_cases import CAPTIONS, CONTEXT_LENGTH, TEXT, VOCABULARY, random_tensors
-
-REFERENCE = np.load(Path(__file__).parent / "golden" / "lit_reference.npz")
-LAYOUTS = ("vision_transformer", "big_vision")
-
-
-def shapes_of(layout):
-    lines = (line.split(" ", 1) for line in REFERENCE[f"{layout}/tensors"].tolist())
-    return {name: tuple(json.loads(shape)) for name, shape in lines}
 
 
 def stored(shapes):
@@ -95,12 +86,6 @@ def test_the_vocabulary_comes_along_from_elsewhere(save, tmp_path, monkeypatch):
 
 def without(*names):
     return lambda tensors: {n: x for n, x in tensors.items() if n not in names}
-
-
-def with_old_numbers(tensors):
-    old = {today: before for before, today in OLD_NUMBERS.items()}
-    pattern = re.compile("|".join(old))
-    return {pattern.sub(lambda m: old[m[0]], name): x for name, x in tensors.items()}
 
 
 def test_layers_may_have_the_numbers_of_before(save):

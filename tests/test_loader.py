@@ -1,6 +1,5 @@
 import io
 import itertools
-import tarfile
 
 import jax
 import numpy as np
@@ -19,26 +18,11 @@ from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.sharding import MeshConfig, make_mesh
+from tests.helpers.image_tars import jpeg, write_shard
 
 TINY = VARIANTS["ViT-tiny"]
 HALF = AugmentConfig(crop_scale=(0.5, 1.0))
 WHOLE = AugmentConfig(crop_scale=None)
-
-
-def write_shard(path, pairs):
-    """A tar as img2dataset writes it."""
-    with tarfile.open(path, "w") as tar:
-        for key, (image, caption) in pairs.items():
-            for suffix, data in ((".jpg", image), (".txt", caption.encode())):
-                member = tarfile.TarInfo(key + suffix)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-
-
-def jpeg(shade, side=48):
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side), (shade, 255 - shade, 128)).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def take(source, *, config=None, start=0, stop=3, seed=0, batch_size=16):

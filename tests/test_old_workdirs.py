@@ -20,7 +20,7 @@ from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.run.workdir import claim_workdir
-from tests.test_train import run_cli
+from tests.helpers.command_lines import run_cli
 
 GOLDEN = Path(__file__).parent / "golden" / "workdirs"
 CONFIGS = json.loads((GOLDEN / "configs_format_0.json").read_text())

@@ -23,10 +23,10 @@ from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.weights import open_weights
+from tests.helpers.open_clip_configs import CONFIGS
 from tests.parity.foreign_params import from_open_clip, from_timm_siglip
 from tests.parity.open_clip_cases import EMBED_DIM, RESNET, TEXT, random_tensors
 from tests.parity.state_dict_reference import fingerprint
-from tests.test_siglip import CONFIGS
 
 CASES = {
     "resnet": CLIPConfig(

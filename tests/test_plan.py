@@ -14,8 +14,8 @@ from flaxclip.planning.run_plan import make_plan
 from flaxclip.planning.topology import open_topology
 from flaxclip.run.command_line import parse
 from flaxclip.sharding import MeshConfig
+from tests.helpers.command_lines import refused, run_cli
 from tests.helpers.tiny_run import TINY_MODEL, tiny_config
-from tests.test_train import experiment, refused, run_cli  # noqa: F401  (a module's fixture)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def plan(*args, cache, **environment):
     return run_cli("flaxclip.plan", *args, cwd=cache, XDG_CACHE_HOME=str(cache), **environment)
 
 
-def test_a_run_is_planned_on_virtual_devices(experiment, cache):  # noqa: F811
+def test_a_run_is_planned_on_virtual_devices(experiment, cache):
     flags = (experiment, "--topology", "cpu:8", "--mesh.fsdp", "2")
     result = plan(*flags, cache=cache)
     assert result.returncode == 0, result.stderr
@@ -60,7 +60,7 @@ def test_a_run_is_planned_on_virtual_devices(experiment, cache):  # noqa: F811
         (("--model", "ViT-B-33"), "did you mean ViT-B-32?"),
     ],
 )
-def test_bad_input_is_answered_with_what_to_change(flags, message, experiment, capsys):  # noqa: F811
+def test_bad_input_is_answered_with_what_to_change(flags, message, experiment, capsys):
     arguments = [experiment, *flags]
     assert message in refused(lambda: run(parse(Command, arguments, "flaxclip.plan", None)), capsys)
 

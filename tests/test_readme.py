@@ -19,7 +19,6 @@ from flaxclip.data.inspect import __main__ as inspect
 from flaxclip.data.prepare import __main__ as prepare
 from flaxclip.run.command_line import parse
 from tests.helpers.readme import TEXT, blocks
-from tests.test_train import finished_run  # noqa: F401  (a session's fixture)
 
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
@@ -90,7 +89,7 @@ def test_a_command_has_flags_and_files_that_there_are(command):
         assert words[0] in ("ruff", "lint-imports", ".ci/run")
 
 
-def test_the_python_runs(finished_run, tmp_path):  # noqa: F811
+def test_the_python_runs(finished_run, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(finished_run)
     (code,) = blocks("python")

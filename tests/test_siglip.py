@@ -23,24 +23,11 @@ from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.sharding import MeshConfig, make_mesh, mesh_shardings
+from tests.helpers.open_clip_configs import CONFIGS, SIGLIP_CONFIG
 from tests.parity.clip_cases import random_inputs
 from tests.parity.foreign_params import from_open_clip, from_timm_siglip
-from tests.parity.open_clip_cases import BIGG, CASES, EMBED_DIM, SIGLIP, TEXT, random_tensors
+from tests.parity.open_clip_cases import CASES, TEXT, random_tensors
 
-SIGLIP_CONFIG = CLIPConfig(
-    vision=ViTConfig(**SIGLIP, activation="gelu_tanh", norm_eps=1e-6, family="siglip"),
-    text=TextConfig(**TEXT, activation="gelu_tanh", norm_eps=1e-6, family="siglip"),
-    embed_dim=SIGLIP["width"],
-    init_logit_bias=-10.0,
-)
-CONFIGS = {
-    "bigG": CLIPConfig(
-        vision=ViTConfig(**BIGG, activation="gelu"),
-        text=TextConfig(**TEXT, activation="gelu"),
-        embed_dim=EMBED_DIM,
-    ),
-    "siglip": SIGLIP_CONFIG,
-}
 READERS = {"bigG": from_open_clip, "siglip": from_timm_siglip}
 
 

@@ -25,6 +25,7 @@ from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpu
 from flaxclip.data.sources.parquet_batches import group_batches, open_parquet
 from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
 from flaxclip.errors import InputError
+from tests.helpers.leftovers import leave_behind
 
 
 @pytest.fixture(autouse=True)
@@ -395,16 +396,6 @@ def test_a_folder_of_classes(tmp_path):
     ]
     assert source[2].image == image(0)
     assert source.name(2) == "birds/great_auk/0.PNG"
-
-
-def leave_behind(root):
-    """What macOS and Jupyter leave in a folder of images, and a folder with an image's name."""
-    for name in ("._a.png", "cat/._a.png", "__MACOSX/cat/b.png", "cat/.ipynb_checkpoints/a-1.png"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"\0\5\x16\7")
-    (root / "._a.txt").write_bytes(b"\0\5\x16\7")  # no text beside any image of the corpus
-    (root / "cat/.DS_Store").write_bytes(b"\0")
-    (root / "cat/folder.png").mkdir()
 
 
 def test_what_other_programs_leave_in_a_folder_is_passed_over_and_counted(tmp_path, caplog):

@@ -3,25 +3,14 @@
 import gzip
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from flaxclip.errors import InputError
 from flaxclip.run.step_profile import PROFILES
 from flaxclip.train import train
+from tests.helpers.profiled_steps import profiled_steps
 from tests.helpers.tiny_run import tiny_config
-
-
-def profiled_steps(path):
-    """Numbers of the steps whose annotation is in a profile."""
-    return sorted(
-        dict(event.stats)["step_num"]
-        for plane in jax.profiler.ProfileData.from_file(str(path)).planes
-        for line in plane.lines
-        for event in line.events
-        if event.name == "train"
-    )
 
 
 def test_the_steps_asked_for_are_profiled_where_tensorboard_looks(tmp_path, capsys):

@@ -28,7 +28,7 @@ from flaxclip.interop.tokenizer_files import write_tokenizer
 from flaxclip.models.inputs import TextCleaning, TokenizerConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.weights import open_weights
-from tests.test_interop import (
+from tests.helpers.small_models import (
     CLIP,
     SIGLIP,
     SIGLIP2,
@@ -36,7 +36,7 @@ from tests.test_interop import (
     variables_of,
     with_tokenizer,
 )
-from tests.test_tokenizers import unchecked
+from tests.helpers.unchecked_tokenizer import unchecked
 
 GOLDEN = Path(__file__).parent / "golden" / "text_cleaning"
 REFERENCE = json.loads(gzip.decompress((GOLDEN / "ids.json.gz").read_bytes()))

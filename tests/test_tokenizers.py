@@ -16,6 +16,7 @@ from flaxclip.data.tokenizers.clip import CLIPTokenizer
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
+from tests.helpers.unchecked_tokenizer import unchecked
 
 START, END = 49406, 49407
 A_PHOTO_OF_A_CAT = [START, 320, 1125, 539, 320, 2368, END]
@@ -111,14 +112,6 @@ def test_something_that_is_no_string_is_refused(tokenizer):
     # TypeError: jaxtyping's own, where signatures are checked.
     with pytest.raises((InputError, TypeError), match=r"float|Sequence"):
         tokenizer([float("nan")])
-
-
-def unchecked(**fields):
-    """A configuration as it is made where no types are checked."""
-    config = TokenizerConfig()
-    for name, value in fields.items():
-        object.__setattr__(config, name, value)
-    return config
 
 
 def test_an_unknown_name_is_refused_and_the_known_ones_listed():

@@ -16,34 +16,19 @@ from flaxclip.interop.archives.open_archive import open_archive
 from flaxclip.interop.archives.safetensors_file import is_safetensors
 from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.open_clip.write_config import open_clip_json
+from tests.helpers.small_models import CLIP, variables_of
 from tests.helpers.torch_files import (
+    RAW,
     Call,
     Raw,
     Tensor,
+    assert_is,
     checkpoint,
     legacy_file,
     pickled,
     saved,
     torch_file,
 )
-from tests.test_interop import CLIP, variables_of
-
-RAW = {"visual.proj": np.ones((2, 3), np.float32), "logit_scale": np.array(1.0, np.float32)}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="file"):
-        (tmp_path / name).write_bytes(data)
-        return tmp_path / name
-
-    return write
-
-
-def assert_is(archive, arrays):
-    assert archive.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(np.asarray(archive[name]), array)
 
 
 @pytest.mark.parametrize("rest", [0, 2, 0x4B, 0x0303])

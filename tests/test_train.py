@@ -1,9 +1,7 @@
 import dataclasses
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,14 +10,13 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from filelock import FileLock
 
 from flaxclip.checkpoint.layout import load_variables, saved_steps
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import load_experiment
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
-from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.errors import InputError
 from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.run.command_line import parse
@@ -27,10 +24,10 @@ from flaxclip.run.report import announce, explain_out_of_memory, peak_memory
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import Command, train
 from flaxclip.train_state import abstract_train_state
+from tests.helpers.command_lines import refused, run_cli
+from tests.helpers.image_tars import jpeg, write_shard
 from tests.helpers.metric_files import read_events
-from tests.helpers.tiny_run import EXPERIMENT, TINY_MODEL, tiny_config
-from tests.helpers.xla_flags import ONE_DEVICE
-from tests.test_loader import jpeg, write_shard
+from tests.helpers.tiny_run import TINY_MODEL, tiny_config
 
 
 def params_of(workdir, step):
@@ -40,20 +37,6 @@ def params_of(workdir, step):
         abstract_variables(TINY_MODEL),
     )
     return jax.device_get(load_variables(workdir, step, abstract)["params"])
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory):
-    """A copy of its own for every worker of pytest-xdist, of which the first one trains."""
-    workdir = tmp_path_factory.mktemp("runs") / "straight"
-    base = tmp_path_factory.getbasetemp()
-    original = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished_run"
-    with FileLock(f"{original}.lock"):
-        if not original.exists():
-            train(tiny_config(workdir, shown_pairs=4))
-            shutil.copytree(workdir, original)
-    shutil.copytree(original, workdir, dirs_exist_ok=True)
-    return workdir
 
 
 NEVER = CheckpointConfig(every_steps=10**9)
@@ -127,31 +110,6 @@ def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
     train(config)
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()][-1]
     assert last["image_to_text_accuracy"] == last["text_to_image_accuracy"] == 1.0
-
-
-def run_cli(*args, cwd, **environment):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    # One device, as on a laptop.
-    env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ONE_DEVICE, "COLUMNS": "100"} | environment
-    return subprocess.run(
-        [sys.executable, "-m", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
-    )
-
-
-def refused(run, capsys):
-    """What a command line says before it leaves with code 2; no process of its own is started."""
-    with pytest.raises(SystemExit) as stop, exit_on_input_error("flaxclip"):
-        run()
-    assert stop.value.code == 2
-    return "".join(capsys.readouterr())
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    path = tmp_path_factory.mktemp("experiment") / "tiny.py"
-    path.write_text(EXPERIMENT)
-    return str(path)
 
 
 def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tmp_path):

@@ -14,8 +14,8 @@ from flaxclip.errors import InputError
 from flaxclip.interop.archives.open_archive import open_archive
 from flaxclip.interop.export import export
 from flaxclip.interop.files import find_weights
+from tests.helpers.small_models import CLIP, as_transformers, assert_same, variables_of
 from tests.helpers.torch_files import saved
-from tests.test_interop import CLIP, as_transformers, assert_same, variables_of
 
 MODEL = "model.safetensors"
 

@@ -19,11 +19,9 @@ from flaxclip.interop.__main__ import Convert, Info, convert, info
 from flaxclip.interop.archives.open_archive import open_archive
 from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.open_clip.write_config import open_clip_json
-from tests.helpers.torch_files import checkpoint, stored, torch_file
-from tests.test_interop import CLIP, assert_same, variables_of
-from tests.test_torch_checkpoints import RAW, assert_is, write
+from tests.helpers.small_models import CLIP, assert_same, variables_of
+from tests.helpers.torch_files import RAW, assert_is, checkpoint, stored, torch_file
 
-__all__ = ["write"]
 AVERAGE = {name: np.asarray(2 * array) for name, array in RAW.items()}
 BOTH = [
     ("state_dict", "state_dict_ema"),  # timm

@@ -10,13 +10,13 @@ import pytest
 
 from flaxclip.errors import InputError
 from flaxclip.xla_errors import is_lost_connection, is_out_of_memory, is_xla_error
-from tests.xla_flags import ONE_DEVICE
+from tests.helpers.xla_flags import ONE_DEVICE
 
 FULL = """
 import resource
 import jax, jax.numpy as jnp
-from flaxclip.run_report import explain_out_of_memory
-from tests.tiny_run import tiny_config
+from flaxclip.run.report import explain_out_of_memory
+from tests.helpers.tiny_run import tiny_config
 
 ones = jax.jit(lambda x: jnp.ones(2**22) + x)
 ones(1.0).block_until_ready()

@@ -14,16 +14,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from tests.test_benchmark_readers import labelled, write_wds
-from tests.test_loader import jpeg, write_shard
-from tests.test_train import finished_run, run_cli  # noqa: F401  (a session's fixture)
+from tests.helpers.command_lines import run_cli
+from tests.helpers.image_tars import jpeg, labelled, write_shard, write_wds
 
 CHROMIUM = "/usr/bin/chromium"
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
-def page_file(finished_run, tmp_path_factory):  # noqa: F811
+def page_file(finished_run, tmp_path_factory):
     """A page with everything that one can show: curves, shifts, matrices, mistakes, captions."""
     folder = tmp_path_factory.mktemp("page")
     write_shard(folder / "mine.tar", {f"{i:02}": (jpeg(i), f"<shade> {i}") for i in range(20)})

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+RAW = {"visual.proj": np.ones((2, 3), np.float32), "logit_scale": np.array(1.0, np.float32)}
+
 
 class Tensor(NamedTuple):
     """A view of a storage, as torch writes it."""
@@ -170,3 +172,9 @@ def _modules(tensors: dict[str, Tensor]) -> Script:
         for name, child in children.items()
     }
     return Script("Module", {"training": True} | attributes)
+
+
+def assert_is(archive, arrays):
+    assert archive.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(archive[name]), array)

@@ -17,26 +17,24 @@ from flaxclip.errors import InputError
 from flaxclip.interop.archives.open_archive import open_archive
 from flaxclip.interop.export import export
 from flaxclip.interop.open_clip.names import open_clip_table
-from tests.parity.clip_cases import TINY as CLIP_CASE
-from tests.parity.clip_cases import huggingface_config, pixel_values, random_inputs
-from tests.parity.open_clip_cases import random_tensors
-from tests.parity.test_siglip_live import SO400M, call_theirs, their_config
-from tests.parity.test_siglip_live import TINY as SIGLIP_CASE
-from tests.test_interop import (
+from tests.helpers.small_models import (
     CLIP,
     RESNET,
     SIGLIP,
     SIGLIP2,
     as_transformers,
     variables_of,
-    vocabulary,
     with_tokenizer,
 )
+from tests.parity.clip_cases import TINY as CLIP_CASE
+from tests.parity.clip_cases import huggingface_config, pixel_values, random_inputs
+from tests.parity.open_clip_cases import random_tensors
+from tests.parity.siglip_peer import SO400M, call_theirs, their_config
+from tests.parity.siglip_peer import TINY as SIGLIP_CASE
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 transformers = pytest.importorskip("transformers", reason="transformers is a peer")
 
-__all__ = ["vocabulary"]
 BATCH_SIZE = 6
 
 

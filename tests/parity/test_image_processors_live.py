@@ -12,10 +12,10 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
-from tests.parity.images import kinds_of_file, photographs
 
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.interop.huggingface.read_config import read_config
+from tests.parity.images import kinds_of_file, photographs
 
 transformers = pytest.importorskip("transformers", reason="transformers is a peer")
 

@@ -12,6 +12,7 @@ import pytest
 import flaxclip
 from flaxclip.api import encode_image, encode_text
 from flaxclip.data.tokenizers.bert import BertTokenizer
+from tests.helpers.lit_tensors import LAYOUTS, shapes_of, with_old_numbers
 from tests.parity.lit_cases import (
     CAPTIONS,
     EMBED_DIM,
@@ -21,7 +22,6 @@ from tests.parity.lit_cases import (
     random_inputs,
     random_tensors,
 )
-from tests.test_lit import LAYOUTS, shapes_of, with_old_numbers
 
 BERT = "txt/BertEncoder_0/"
 

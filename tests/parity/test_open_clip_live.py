@@ -14,7 +14,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
-from tests.parity.images import photographs
 
 import flaxclip
 from flaxclip.api import CLIPModel, encode_image, encode_text
@@ -25,9 +24,10 @@ from flaxclip.interop.open_clip.names import has_open_clip, open_clip_table
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
+from tests.helpers.small_models import CLIP, GELU, with_tokenizer
 from tests.parity.clip_cases import pixel_values, random_inputs
+from tests.parity.images import photographs
 from tests.parity.open_clip_cases import TEXT, random_tensors
-from tests.test_interop import CLIP, GELU, with_tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 open_clip = pytest.importorskip("open_clip", reason="open_clip is a peer, not a requirement")

@@ -9,11 +9,11 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from tests.parity.images import kinds_of_file, photographs, saved
 
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
 from flaxclip.models.inputs import ImageTransform
+from tests.parity.images import kinds_of_file, photographs, saved
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is a peer, not a requirement")

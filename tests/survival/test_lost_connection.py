@@ -9,9 +9,9 @@ import sys
 import time
 
 import pytest
-from tests.xla_flags import ONE_DEVICE
 
 from flaxclip.exit_codes import PREEMPTED
+from tests.helpers.xla_flags import ONE_DEVICE
 
 SUMS = """
 import os, signal, sys
@@ -21,7 +21,7 @@ rank = int(sys.argv[1])
 jax.distributed.initialize(
     "127.0.0.1:$port", 2, rank, heartbeat_timeout_seconds=200, shutdown_timeout_seconds=100
 )
-from flaxclip.watchdog import Watchdog
+from flaxclip.hosts.watchdog import Watchdog
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 total = jax.jit(jax.shard_map(

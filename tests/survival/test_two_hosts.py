@@ -10,14 +10,13 @@ import sys
 import numpy as np
 
 from flaxclip.run.step_profile import PROFILES
+from tests.helpers.command_lines import run_cli
+from tests.helpers.profiled_steps import profiled_steps
 from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import ROOT
-from tests.test_benchmark import retrieved, watched  # noqa: F401  (fixtures)
-from tests.test_step_profile import profiled_steps
-from tests.test_train import experiment, finished_run, run_cli  # noqa: F401
 
 
-def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811
+def test_two_hosts_equal_one(experiment, finished_run, tmp_path):
     """Two processes of two devices each; to JAX they look like an Open MPI job."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,7 +47,7 @@ def test_two_hosts_equal_one(experiment, finished_run, tmp_path):  # noqa: F811
         assert profiled_steps(profile) == [4, 5]
 
 
-def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, retrieved):  # noqa: F811
+def test_two_hosts_of_four_devices_score_as_one_device(finished_run, watched, retrieved):
     result = subprocess.run(
         [sys.executable, ROOT / "launch/local_cluster.py", "--devices-per-process", "4", "--",
          sys.executable, "-m", "flaxclip.benchmark", str(finished_run / "checkpoints/4"),
