@@ -214,7 +214,8 @@ def _errors_of(path: Path) -> Iterator[None]:
         lines = [
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
         ]
-        line = error.lineno if isinstance(error, SyntaxError) else max(lines[-1:], default=None)
+        in_it = lines[-1] if lines else None
+        line = error.lineno if isinstance(error, SyntaxError) else in_it
         raise InputError(
             f"experiment {path} does not run: {type(error).__name__}: {error}\n"
             f"in line {line}; --debug shows the way there"

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from types import UnionType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
 
@@ -30,7 +30,8 @@ def from_json(kind: type[T] | UnionType, text: str | bytes, path: PurePath | str
     """
     try:
         # Unknown fields are refused: a file of a newer version must not lose a setting in silence.
-        return pydantic.TypeAdapter(kind).validate_json(text, extra="forbid")
+        adapter: pydantic.TypeAdapter[T] = pydantic.TypeAdapter(cast(Any, kind))
+        return adapter.validate_json(text, extra="forbid")
     except pydantic.ValidationError as error:
         fields = [
             f"{'.'.join(map(str, item['loc'])) or '(file)'}: {item['msg']}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -26,12 +27,17 @@ def count_bfloat16_passes(jaxpr: core.ClosedJaxpr) -> int:
     return _jaxpr_flops(jaxpr.jaxpr, _passes)
 
 
+def _of(operand: Any) -> Any:
+    """Its shape and type, which every array has, if not every abstract value."""
+    return operand.aval
+
+
 def _one_pass(_: core.JaxprEqn) -> int:
     return 1
 
 
 def _passes(product: core.JaxprEqn) -> int:
-    if all(operand.aval.dtype.itemsize < 4 for operand in product.invars):
+    if all(_of(operand).dtype.itemsize < 4 for operand in product.invars):
         return 1
     # None, or a precision for each operand.
     precision = product.params["precision"] or ()
@@ -48,13 +54,13 @@ def _equation_flops(equation: core.JaxprEqn, passes: Callable[[core.JaxprEqn], i
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        return 2 * depth * math.prod(equation.outvars[0].aval.shape) * passes(equation)
+        depth = math.prod(_of(equation.invars[0]).shape[axis] for axis in contracted)
+        return 2 * depth * math.prod(_of(equation.outvars[0]).shape) * passes(equation)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _of(equation.invars[1]).shape
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
         depth = math.prod(kernel) // out_features
-        return 2 * depth * math.prod(equation.outvars[0].aval.shape) * passes(equation)
+        return 2 * depth * math.prod(_of(equation.outvars[0]).shape) * passes(equation)
     if name == "while":
         raise NotImplementedError("the trip count of a while loop is not in its jaxpr")
     repeats = 1

@@ -11,7 +11,7 @@ With `--debug`, an error says where in the code it arose.
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Annotated
 
 import jax
@@ -96,7 +96,7 @@ def run_steps(
     config: TrainConfig,
     start: StartingState,
     train_step: TrainStep,
-    batches: Iterator[LoadedBatch],
+    batches: Generator[LoadedBatch, None, None],
     checkpoints: CheckpointManager,
     report: RunReport,
     monitor: StepMonitor,

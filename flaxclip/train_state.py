@@ -73,7 +73,8 @@ def abstract_train_state(
     """
     shapes = jax.eval_shape(lambda key: _new_state(key, config, tx, ema), jax.random.key(0))
     param_shardings = mesh_shardings(logical_axes(config), shapes.params, mesh)
-    replicated = NamedSharding(mesh, PartitionSpec())
+    # A state of shardings, in place of arrays.
+    replicated: Any = NamedSharding(mesh, PartitionSpec())
     shardings = TrainState(
         step=replicated,
         params=param_shardings,

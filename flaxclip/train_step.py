@@ -62,10 +62,10 @@ def step_fits(
     Compiles it, a minute or so for a large model; the run itself then finds it in JAX's cache.
     """
     state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
-    batch = Batch(*example_inputs(config.model, config.batch_size))
+    shapes: Any = example_inputs(config.model, config.batch_size)
     try:
-        step = make_train_step(config, tx, schedule, mesh, state)
-        compiled = step.lower(state, batch).compile()
+        step: Any = make_train_step(config, tx, schedule, mesh, state)
+        compiled = step.lower(state, Batch(*shapes)).compile()
     except Exception as error:
         if is_out_of_memory(error):
             return False

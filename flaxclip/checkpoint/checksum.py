@@ -56,7 +56,8 @@ def diverged_replicas(tree: Any, mesh: Mesh) -> list[str]:
     The devices named are those that differ from the majority. Every host gets the same answer.
     """
     named = _named(tree)
-    specs = tuple(leaf.sharding.spec for _, leaf in named)
+    shardings: list[Any] = [leaf.sharding for _, leaf in named]
+    specs = tuple(sharding.spec for sharding in shardings)
     sums = np.asarray(_shard_checksums(mesh, specs)([leaf for _, leaf in named]))
     diverged = []
     for (name, leaf), column in zip(named, sums.T, strict=True):

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import jax
@@ -28,7 +28,9 @@ class LoadedBatch(NamedTuple):
     """How long the training loop had to wait for this batch."""
 
 
-def feed_devices(host_batches: WorkerPool | LocalLoading, mesh: Mesh) -> Iterator[LoadedBatch]:
+def feed_devices(
+    host_batches: WorkerPool | LocalLoading, mesh: Mesh
+) -> Generator[LoadedBatch, None, None]:
     """Move batches to the devices, two ahead of the one that was taken last.
 
     A thread does it: one batch is complete on the devices while the next is on its way. Closes

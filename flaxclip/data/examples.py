@@ -27,10 +27,10 @@ class _Row:
 
     position: int
     draw: Draw
-    pair: Pair | None = None
-    rng: np.random.Generator | None = None
-    crop: Crop | None = None
-    pixels: UInt8[np.ndarray, "size size 3"] | None = None
+    pair: Pair = dataclasses.field(init=False)
+    rng: np.random.Generator = dataclasses.field(init=False)
+    crop: Crop = dataclasses.field(init=False)
+    pixels: UInt8[np.ndarray, "size size 3"] = dataclasses.field(init=False)
     error: UnreadableRecordError | None = None
     replaced: list[str] = dataclasses.field(default_factory=list)
 

@@ -6,7 +6,7 @@ examples in the same order.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from jax.sharding import Mesh
@@ -87,7 +87,7 @@ def load_batches(
     seed: int,
     start_step: int,
     stop_step: int,
-) -> Iterator[LoadedBatch]:
+) -> Generator[LoadedBatch, None, None]:
     """Global batches of steps `start_step` up to `stop_step`, two ahead on the devices.
 
     Each host loads its own rows of every global batch. Reading, decoding and tokenising happen in
@@ -110,6 +110,7 @@ def load_batches(
     shape = BatchShape(rows.local_batch_size, image_size, text.context_length)
     steps = range(start_step, stop_step)
     workers = available_cores() if config.workers is None else config.workers
+    host_batches: WorkerPool | LocalLoading
     if workers:
         host_batches = WorkerPool(
             examples,

@@ -154,7 +154,7 @@ def repeated_in_batches(source: Source, batch_size: int) -> list[str]:
     Copies of a pair in one batch are false negatives: the loss contrasts them as if they did not
     match.
     """
-    parts = [("the corpus", len(source), batch_size)]
+    parts: list[tuple[str, int, float]] = [("the corpus", len(source), batch_size)]
     if isinstance(source, MixtureSource):
         total = sum(source.weights)
         parts = [

@@ -5,8 +5,10 @@ collectives that do not depend on each other in any order. Hosts that begin with
 would wait for each other, until Gloo gives up after 30 seconds.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,16 @@ def connect_hosts(mesh: Mesh, batch_size: int) -> None:
     divided = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
     for number in range(1, len(divided) + 1):
         for axes in itertools.combinations(divided, number):
-            _run(lambda x, axes=axes: jax.lax.psum(x, axes))
+            _run(functools.partial(jax.lax.psum, axis_name=axes))
     grid = DeviceGrid.squarest(pair_axes(batch_size, mesh))
     for over in ("row", "column"):
-        _run(lambda x, over=over: grid.gather(x, over).sum(keepdims=True))
+        _run(functools.partial(_gather, grid, over))
+
+
+def _gather(
+    grid: DeviceGrid, over: Literal["row", "column"], x: Float[Array, "1"]
+) -> Float[Array, "1"]:
+    return grid.gather(x, over).sum(keepdims=True)
 
 
 def _run(communicate: Callable[[Float[Array, "1"]], Float[Array, "1"]]) -> None:

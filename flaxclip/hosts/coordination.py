@@ -51,7 +51,7 @@ class Requests:
     """
 
     def __init__(self, timeout_seconds: float):
-        self._client = coordination_client()
+        self._client: Any = coordination_client()  # JAX's, which has no types
         self._timeout = timeout_seconds
         self._wanted: list[str] = []
         self._number = 0  # of requests followed so far, alike on all hosts

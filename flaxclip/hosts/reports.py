@@ -43,7 +43,7 @@ class HostReports:
         self._doing, self._doing_since = "starting", time.monotonic()
         self._heard: dict[int, tuple[dict[str, Any], float]] = {}  # host -> report, and since when
         self._ended = threading.Event()
-        self._client = coordination_client()
+        self._client: Any = coordination_client()  # JAX's, which has no types
         self._thread: threading.Thread | None = None
         if self._client is not None:
             self._thread = threading.Thread(target=self._talk, name="host reports", daemon=True)

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 from flaxclip.exit_codes import PREEMPTED
 from flaxclip.hosts.coordination import Requests
@@ -22,7 +23,7 @@ class StopSignals:
 
     def __init__(self, requests: Requests):
         self._requests = requests
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():

@@ -4,6 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.stored_tensor import StoredTensor
@@ -114,7 +115,7 @@ def is_stacked(tensors: Mapping[str, StoredTensor]) -> bool:
     return any("/encoderblock/" in name for name in tensors)
 
 
-def tower_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, int | float]:
+def tower_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, Any]:
     """Layers, heads and width of the MLP of the tower whose blocks begin with `prefix`.
 
     Raises:
@@ -180,8 +181,9 @@ def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
         init_logit_scale=math.log(10),
         init_logit_bias=-10.0,
     )
-    name = "siglip2" if vocab_size == 256_000 else "siglip"
-    tokenizer = TokenizerConfig(name, cleaning=TEXT_CLEANING)
+    tokenizer = TokenizerConfig(
+        "siglip2" if vocab_size == 256_000 else "siglip", cleaning=TEXT_CLEANING
+    )
     return ModelSpec(
         config, ImageTransform("squash", mean=CENTRED_MEAN, std=CENTRED_STD), tokenizer
     )

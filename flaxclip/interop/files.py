@@ -76,7 +76,7 @@ def tokenizer_file(weights: Path, tokenizer: str, json_first: bool = False) -> s
     """The vocabulary of the tokenizer so named beside the weights, None where there is none."""
     names = {"clip": (), "bert": _bert_vocabularies(weights.name)}.get(tokenizer, _TOKENIZER_FILES)
     if json_first:
-        names = sorted(names, key=lambda name: not name.endswith(".json"))
+        names = tuple(sorted(names, key=lambda name: not name.endswith(".json")))
     found = [weights.with_name(name) for name in names if weights.with_name(name).is_file()]
     return str(found[0]) if found else None
 
@@ -127,9 +127,10 @@ def fetch(url: str, is_module: bool = False) -> Path | None:
                 raise InputError(f"there is no file {url}")
         else:
             folder, listing = root, _listing(files, root, url)._replace(is_module=is_module)
-            weights = find_weights_file(listing)
-            if weights is None:
+            found = find_weights_file(listing)
+            if found is None:
                 return None
+            weights = found
             if weights.endswith("/"):
                 return fetch(f"{url.rstrip('/')}/{weights.rstrip('/')}", is_module=True)
         beside = (*COMPANIONS, _bert_vocabularies(weights)[0])

@@ -146,7 +146,7 @@ def lit_table(config: CLIPConfig, tensors: Mapping[str, StoredTensor]) -> NameTa
         "a LiT of big_vision",
         [
             *bind(prefixed(vision, "params/vision/", "img/"), vision_axes(config)),
-            *bind(prefixed(_TEXT, "params/text/", ""), text_axes(config) | {"segment": SEGMENTS}),
+            *bind(prefixed(_TEXT, "params/text/", ""), {**text_axes(config), "segment": SEGMENTS}),
             *bind(scalars, {}),
         ],
     )

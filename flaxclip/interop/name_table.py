@@ -74,7 +74,7 @@ class Binding(NamedTuple):
 
     def _names(self, template: str) -> list[str]:
         placeholders = _placeholders(template)
-        labels = (self.axes[axis] for axis in placeholders)
+        labels: list[Any] = [self.axes[axis] for axis in placeholders]
         return [
             template.format(**dict(zip(placeholders, index, strict=True)))
             for index in itertools.product(*labels)
@@ -243,6 +243,7 @@ def text_axes(config: CLIPConfig) -> Axes:
 def vision_axes(config: CLIPConfig) -> Axes:
     """Lengths and labels of all axes that a vision transformer's tensors have."""
     vision = config.vision
+    assert isinstance(vision, ViTConfig), "ResNets have tables of their own"
     return _transformer_axes(vision, config.embed_dim) | {
         "rgb": 3,
         "p": vision.patch_size,

@@ -48,12 +48,14 @@ def config_from_shapes(shapes: Shapes, activation: Activation = "quick_gelu") ->
 def _vision(shapes: Shapes, activation: Activation) -> ViTConfig | ResNetConfig:
     axes = functools.partial(axes_of, shapes)
     if "visual.proj" not in shapes:
-        stages = [layers_in(shapes, f"visual.layer{n}.{{}}.conv1.weight") for n in (1, 2, 3, 4)]
+        one, two, three, four = (
+            layers_in(shapes, f"visual.layer{n}.{{}}.conv1.weight") for n in (1, 2, 3, 4)
+        )
         positions = axes("visual.attnpool.positional_embedding", 2)[0]
         return ResNetConfig(
             image_size=32 * math.isqrt(positions - 1),
             width=axes("visual.layer1.0.conv1.weight", 4)[0],
-            layers=tuple(stages),
+            layers=(one, two, three, four),
         )
     block = "visual.transformer.resblocks.{}.mlp.c_fc.weight"
     layers = layers_in(shapes, block)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pydantic
@@ -69,7 +69,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def parse(kind: type[T], value: Any, path: Path, field: str = "", extra: str = "ignore") -> T:
+def parse(
+    kind: type[T],
+    value: Any,
+    path: Path,
+    field: str = "",
+    extra: Literal["ignore", "forbid"] = "ignore",
+) -> T:
     """`value`, found in `path` under `field`, as the dataclass `kind`.
 
     Raises:

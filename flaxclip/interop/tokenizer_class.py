@@ -1,7 +1,7 @@
 """transformers' class of a directory's tokenizer, and what it does to texts (5.24)."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flaxclip.errors import InputError
 from flaxclip.interop.source import read_json
@@ -66,5 +66,5 @@ def read_tokenizer_class(folder: Path, default: str) -> TokenizerClass:
 def is_json_alone(folder: Path) -> bool:
     """Whether the tokenizer is what its tokenizer.json says, whatever lies beside that."""
     path = folder / CONFIG_FILE
-    name = read_json(path).get("tokenizer_class") if path.is_file() else None
+    name: Any = read_json(path).get("tokenizer_class") if path.is_file() else None
     return _OLD_NAMES.get(name, name) == BACKEND

@@ -85,7 +85,7 @@ def _write_siglip(
         if source.suffix != ".json":
             plain, cleans = _SENTENCEPIECE[config.name]
             name = plain if cleaning in ("none", "whitespace") else cleans
-            theirs = cleaning_of_class(name)
+            theirs: str = cleaning_of_class(name)
             shutil.copyfile(source, folder / _SENTENCEPIECE_NAMES[config.name])
         elif config.name == "siglip2" and cleaning in (
             "transformers_siglip2",

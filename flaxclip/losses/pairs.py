@@ -199,6 +199,8 @@ def _on_device(
     )
     if not with_gradients:
         return loss, None
+    assert result.weighted_texts is not None
+    assert result.weighted_images is not None
     zimg_gradient = (result.weighted_texts - ztxt) * (scale / batch)
     return loss, Gradients(
         zimg=zimg_gradient,

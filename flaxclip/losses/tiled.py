@@ -85,6 +85,8 @@ def tiled_result(
             Sums(no_stats(local), jnp.zeros(local), no_weighted(local) if in_one_pass else None),
         ),
     )
+    assert image_sums.stats is not None, "asked for above"
+    assert text_sums.stats is not None, "asked for above"
     rows = merge_over(objective, grid, image_sums.stats, "row")
     columns, positives = text_sums.stats, text_sums.positives
     if with_gradients and not in_one_pass:
@@ -92,11 +94,13 @@ def tiled_result(
             Side(images, rows, Sums(None, None, no_weighted(held))),
             Side(ztxt, columns, Sums(None, None, no_weighted(local))),
         )
+    assert positives is not None, "the first pass has added them up"
+    weighted = image_sums.weighted
     return LocalResult(
         rows=own_part(rows, grid_column, local),
         columns=columns,
         positives=positives,
-        weighted_texts=grid.scatter_sum(image_sums.weighted, "row") if with_gradients else None,
+        weighted_texts=None if weighted is None else grid.scatter_sum(weighted, "row"),
         weighted_images=text_sums.weighted,
     )
 
@@ -201,15 +205,15 @@ def _add_tile(
     """Sums of either side, with those of one tile of logits added."""
     logits = scale * similarity(images.z, texts.z) + bias
     image_sums, text_sums = images.sums, texts.sums
-    if image_sums.stats is not None:
-        image_sums, text_sums = (
-            sums._replace(stats=_add_stats(objective, sums.stats, logits, axis))
-            for sums, axis in ((image_sums, 1), (text_sums, 0))
-        )
+    if image_sums.stats is not None and text_sums.stats is not None:
+        rows = _add_stats(objective, image_sums.stats, logits, 1)
+        columns = _add_stats(objective, text_sums.stats, logits, 0)
+        image_sums, text_sums = image_sums._replace(stats=rows), text_sums._replace(stats=columns)
         if is_pair is not None:
+            assert text_sums.positives is not None, "added up in the pass of the statistics"
             positives = text_sums.positives + jnp.where(is_pair, logits, 0).sum(0)
             text_sums = text_sums._replace(positives=positives)
-    if image_sums.weighted is not None:
+    if image_sums.weighted is not None and text_sums.weighted is not None:
         weights = objective.weights(logits, images.stats, texts.stats)
         image_sums = image_sums._replace(weighted=image_sums.weighted + matmul(weights, texts.z))
         text_sums = text_sums._replace(weighted=text_sums.weighted + matmul(weights.T, images.z))

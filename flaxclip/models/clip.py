@@ -87,6 +87,7 @@ class CLIP(nn.Module):
 
     def setup(self) -> None:
         c = self.config
+        self.vision: ModifiedResNet | VisionTransformer
         if isinstance(c.vision, ResNetConfig):
             self.vision = ModifiedResNet(c.vision, c.embed_dim, self.compute)
         else:

@@ -64,8 +64,8 @@ def _tower_cost(config: CLIPConfig, tower: Literal["vision", "text"], **inputs: 
     """Of one tower, from one trace: initialisers multiply no matrices, so the products of `init`
     are those of the forward pass that it makes.
     """
-    method = {"vision": CLIP.encode_image, "text": CLIP.encode_text}[tower]
-    init = functools.partial(CLIP(config).init, method=method)
+    methods: dict[str, Any] = {"vision": CLIP.encode_image, "text": CLIP.encode_text}
+    init = functools.partial(CLIP(config).init, method=methods[tower])
     jaxpr, variables = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0), **inputs)
     parameters = jax.tree.leaves(variables["params"][tower])
     return _TowerCost(sum(leaf.size for leaf in parameters), count_flops(jaxpr))

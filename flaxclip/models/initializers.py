@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-Initializer = Callable[..., Array]
+Initializer = Callable[..., Any]
+"""Makes an array, or one whose axes have names."""
 
 
 def logical(init: Initializer, *axes: str | None) -> Initializer:

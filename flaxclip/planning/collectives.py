@@ -110,7 +110,8 @@ def _exchanges(program: Program) -> Iterator[tuple[Computation, Instruction, Kin
         for line in outer.instructions.values():
             if line.opcode in _OPCODES:
                 yield outer, line, _OPCODES[line.opcode], repeats
-            elif line.opcode == "fusion" and (name := line.called("calls")):
+            elif line.opcode == "fusion":
+                name = line.called("calls")
                 inner = program.computations[name]
                 if _continues_another(inner):
                     continue

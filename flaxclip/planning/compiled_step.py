@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import re
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -97,9 +97,10 @@ def lower_step(config: TrainConfig, topology: Topology) -> LoweredStep:
     check_tensor_divides(config.model, config.mesh.tensor)
     tx, schedule = make_optimizer(config.optim, config.steps)
     state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
-    batch = Batch(*example_inputs(config.model, config.batch_size))
+    shapes: Any = example_inputs(config.model, config.batch_size)
     with jax.set_mesh(mesh):
-        traced = make_train_step(config, tx, schedule, mesh, state).trace(state, batch)
+        jitted: Any = make_train_step(config, tx, schedule, mesh, state)
+        traced = jitted.trace(state, Batch(*shapes))
         platform = topology.devices[0].platform
         lowered = traced.lower(lowering_platforms=(platform,))
     flops = count_bfloat16_passes(traced.jaxpr) / mesh.size
@@ -117,7 +118,10 @@ def compile_step(step: LoweredStep) -> CompiledStep | Refusal:
             raise
         return refusal
     memory = compiled.memory_analysis()
-    program = parse_program(compiled.as_text())
+    text = compiled.as_text()
+    assert memory is not None, "both of XLA's compilers tell"
+    assert text is not None, "both of XLA's compilers tell"
+    program = parse_program(text)
     return CompiledStep(
         argument_bytes=memory.argument_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,

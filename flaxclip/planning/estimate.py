@@ -120,4 +120,5 @@ def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> fl
     parameter_bytes = 4 * model_cost(config.model).parameters / config.mesh.tensor
     # Gathered for the forward and for the backward pass, and gradients reduced over all.
     received = 2 * parameter_bytes * (fsdp - 1) / fsdp + 2 * parameter_bytes
+    assert chip.ici_bandwidth is not None, "of chips that can be planned for, all figures are known"
     return products / chips / chip.peak_flops + received / chip.ici_bandwidth

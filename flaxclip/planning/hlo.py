@@ -48,10 +48,16 @@ class Instruction:
     """The rest of the line."""
     is_root: bool
 
-    def called(self, attribute: str) -> str | None:
-        """Name of the computation that an attribute such as `body=%name` names."""
-        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return match.group(1) if match else None
+    def called(self, *attributes: str) -> str:
+        """Name of the computation that an attribute such as `body=%name` names.
+
+        Raises:
+            ValueError: it has none of these attributes.
+        """
+        for attribute in attributes:
+            if match := re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes):
+                return match.group(1)
+        raise ValueError(f"{self.opcode} {self.name} has no {' nor '.join(attributes)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Program:
                 if line.opcode == "while":
                     walk(line.called("body"), times * self.trip_count(line))
                 elif line.opcode in ("call", "async-start"):
-                    walk(line.called("to_apply") or line.called("calls"), times)
+                    walk(line.called("to_apply", "calls"), times)
                 elif line.opcode == "conditional":
                     # Either branch may run; the training step has none that matter.
                     branches = _BRANCHES.search(line.attributes)
@@ -125,9 +131,11 @@ class Program:
             return int(noted.group(1))
         condition = self.computations[loop.called("condition")]
         bounds = [
-            int(re.match(r"-?\d+", line.attributes).group())
+            int(number.group())
             for line in condition.instructions.values()
-            if line.opcode == "constant" and line.result[0].dtype in ("s32", "u32", "s64")
+            if line.opcode == "constant"
+            and line.result[0].dtype in ("s32", "u32", "s64")
+            and (number := re.match(r"-?\d+", line.attributes))
         ]
         if len(bounds) != 1:
             raise ValueError(f"loop {loop.name}: cannot tell its trip count from {bounds}")

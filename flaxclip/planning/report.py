@@ -13,7 +13,7 @@ from flaxclip.models.cost import model_cost, published_flops
 from flaxclip.models.inputs import OPENAI_MEAN
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS
-from flaxclip.planning.compiled_step import Refusal
+from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.roofline import network_seconds, roofline
 from flaxclip.planning.run_plan import RunPlan
 from flaxclip.planning.search import Trial, pairs_per_second
@@ -52,7 +52,7 @@ def derived(plan: RunPlan) -> dict[str, Any]:
 
 def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
     """The whole report of a step that fits."""
-    step, config, chips = plan.step, plan.config, plan.chips
+    step, config, chips = _fitting(plan), plan.config, plan.chips
     mesh = make_mesh(config.mesh, topology.devices)
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     what = f"{plan.chip.device_kind}" if plan.chip else "virtual CPU devices"
@@ -75,13 +75,18 @@ def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
         console.print(_run_table(plan))
 
 
+def _fitting(plan: RunPlan) -> CompiledStep:
+    assert isinstance(plan.step, CompiledStep), "a step that is refused has no report"
+    return plan.step
+
+
 def _memory(plan: RunPlan) -> str:
-    step = plan.step
+    step = _fitting(plan)
     text = (
         f"{binary(step.peak_bytes)}B a chip at the peak: {binary(step.argument_bytes)}B arguments "
         f"(state and batch), {binary(step.peak_bytes - step.argument_bytes)}B temporaries"
     )
-    if plan.chip is not None:
+    if plan.chip is not None and plan.chip.hbm_bytes is not None:
         free = plan.chip.hbm_bytes - step.peak_bytes
         text += f"; fits {binary(plan.chip.hbm_bytes)}B with {binary(free)}B to spare"
     return text
@@ -92,7 +97,7 @@ def _traffic_table(plan: RunPlan) -> Table:
     table.add_column("kind")
     for column in ("over", "chips", "torus axes", "times", "puts in", "receives", "ms"):
         table.add_column(column, justify="right")
-    for row in plan.step.traffic:
+    for row in _fitting(plan).traffic:
         seconds = None if plan.chip is None else network_seconds(row, plan.chip)
         table.add_row(
             row.kind,
@@ -108,7 +113,9 @@ def _traffic_table(plan: RunPlan) -> Table:
 
 
 def _roofline_table(plan: RunPlan) -> Table:
-    step, chip, roof = plan.step, plan.chip, plan.roofline
+    step, chip, roof = _fitting(plan), plan.chip, plan.roofline
+    assert chip is not None, "virtual devices have no figures"
+    assert roof is not None, "virtual devices have no figures"
     table = Table(
         box=SIMPLE_HEAD,
         title="What limits a step, one chip",
@@ -130,13 +137,14 @@ def _roofline_table(plan: RunPlan) -> Table:
         ("DCN", received["DCN"], chip.dcn_bandwidth, "TB", roof.dcn),
     ):
         if demand:
+            assert supply is not None, "`roofline` has divided by it"
             table.add_row(
                 name,
                 f"{demand / 1e12:.4g} {unit}",
                 f"{supply / 1e12:.4g} {unit}/s",
                 f"{1e3 * seconds:.2f}",
             )
-    if roof.compiler is not None:
+    if roof.compiler is not None and step.estimated_cycles is not None and chip.clock is not None:
         table.add_row(
             "the compiler's cost model",
             f"{step.estimated_cycles / 1e6:.4g} Mcycles",
@@ -163,9 +171,11 @@ def _run_table(plan: RunPlan) -> Table:
     )  # fmt: skip
     for column in names:
         table.add_column(column, justify="right")
+    roof = plan.roofline
+    assert roof is not None, "virtual devices have no figures"
     for name, figures in derived(plan).items():
         table.add_row(
-            f"bound ({plan.roofline.limit})" if name == "bound" else name,
+            f"bound ({roof.limit})" if name == "bound" else name,
             f"{1e3 * figures['step_seconds']:.1f}",
             f"{figures['mfu']:.1%}",
             f"{figures['pairs_per_second']:,.0f}",
@@ -184,14 +194,18 @@ def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
         table.add_column(column, justify="right")
     for trial in trials:
         step, config = trial.step, trial.config
-        refused = isinstance(step, Refusal)
+        seconds, rate = "does not fit", ""
+        if not isinstance(step, Refusal):
+            assert topology.chip is not None, "a search has a machine with figures"
+            seconds = f"{1e3 * roofline(step, topology.chip).expected:.1f}"
+            rate = f"{pairs_per_second(trial, topology):,.0f}"
         table.add_row(
             str(config.mesh.fsdp),
             f"{config.batch_size:,}",
             f"{config.batch_size / len(topology.devices):g}",
-            f"{(step.needed_bytes if refused else step.peak_bytes) / 2**30:.2f}",
-            "does not fit" if refused else f"{1e3 * roofline(step, topology.chip).expected:.1f}",
-            "" if refused else f"{pairs_per_second(trial, topology):,.0f}",
+            f"{trial.used_bytes / 2**30:.2f}",
+            seconds,
+            rate,
         )
     return table
 

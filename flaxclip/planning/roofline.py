@@ -5,6 +5,8 @@ import dataclasses
 from flaxclip.chips import Chip
 from flaxclip.planning.compiled_step import CompiledStep, Traffic
 
+_PLANNED = "of chips that can be planned for, all figures are known"
+
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
@@ -42,6 +44,8 @@ class Roofline:
 
 def roofline(step: CompiledStep, chip: Chip) -> Roofline:
     """The limits of `step` on `chip`, by the chip's published figures."""
+    assert chip.hbm_bandwidth is not None, _PLANNED
+    assert chip.clock is not None, _PLANNED
     return Roofline(
         matrix_units=step.matrix_flops / chip.peak_flops,
         hbm=step.hbm_bytes / chip.hbm_bandwidth,
@@ -58,6 +62,9 @@ def network_seconds(row: Traffic, chip: Chip) -> float:
     a chip has its share of its host's cards.
     """
     if row.network == "DCN":
+        assert chip.dcn_bandwidth is not None, _PLANNED
         return row.received_bytes / chip.dcn_bandwidth
+    assert chip.torus_axes is not None, _PLANNED
+    assert chip.ici_bandwidth is not None, _PLANNED
     share = min(1.0, row.torus_axes / chip.torus_axes)
     return row.received_bytes / (chip.ici_bandwidth * share)

@@ -37,6 +37,7 @@ class RunPlan:
 
     def mfu(self, step_seconds: float) -> float:
         """Model FLOPs utilisation (Chowdhery et al. 2022, appendix B)."""
+        assert self.chip is not None, "virtual devices take no time"
         return self.model_flops_per_step / (self.chips * self.chip.peak_flops * step_seconds)
 
     def run_seconds(self, step_seconds: float) -> float:
@@ -63,7 +64,9 @@ def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> Ru
     )
     step = stored_or_compiled(config, topology)
     cost = model_cost(config.model, config.kept_patches)
-    can_bound = isinstance(step, CompiledStep) and topology.chip is not None
+    bounds = None
+    if isinstance(step, CompiledStep) and topology.chip is not None:
+        bounds = roofline(step, topology.chip)
     return RunPlan(
         topology=topology.name,
         chips=len(topology.devices),
@@ -74,6 +77,6 @@ def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> Ru
         forward_flops_per_pair=cost.forward_flops,
         model_flops_per_step=step_flops(config),
         step=step,
-        roofline=roofline(step, topology.chip) if can_bound else None,
+        roofline=bounds,
         decode_rate=decode_rate,
     )

@@ -17,6 +17,8 @@ Dimension = Literal["mesh", "remat", "batch"]
 MAX_PAIRS_PER_CHIP = 8192
 HOPELESS = 1.5
 
+_FIGURES = "searches are for machines of chips with published figures"
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -28,8 +30,9 @@ class Trial:
     @property
     def used_bytes(self) -> float:
         """Of a chip's memory; what it would take, where there is less."""
-        fits = isinstance(self.step, CompiledStep)
-        return self.step.peak_bytes if fits else self.step.needed_bytes
+        if isinstance(self.step, CompiledStep):
+            return self.step.peak_bytes
+        return self.step.needed_bytes
 
 
 def search(
@@ -54,7 +57,8 @@ def search(
         say: is told what happens, line by line.
     """
     candidates = list(_candidates(config, topology, frozenset(vary)))
-    chip = topology.chip
+    chip, available = topology.chip, _chip_memory(topology)
+    assert chip is not None, _FIGURES
     arithmetic = {
         candidate: (
             estimated_memory(candidate, topology),
@@ -75,7 +79,7 @@ def search(
             candidate
             for candidate in candidates
             if candidate not in {trial.config for trial in trials}
-            and corrected(candidate) <= chip.hbm_bytes
+            and corrected(candidate) <= available
             and not any(_is_harder(candidate, trial) for trial in trials)
         ]
         if not left:
@@ -99,7 +103,7 @@ def largest_batch(
     says corrects it. The next power is tried too, unless it should need `HOPELESS` times the
     memory that there is: a compiler that is short of memory finds some by recomputing.
     """
-    chips, available = len(topology.devices), topology.chip.hbm_bytes
+    chips, available = len(topology.devices), _chip_memory(topology)
     powers = _powers_of_two(MAX_PAIRS_PER_CHIP)
     correction = 1.0
 
@@ -135,7 +139,14 @@ def pairs_per_second(trial: Trial, topology: Topology) -> float:
     """By the expected step time; 0 for what does not fit."""
     if isinstance(trial.step, Refusal):
         return 0.0
+    assert topology.chip is not None, _FIGURES
     return trial.config.batch_size / roofline(trial.step, topology.chip).expected
+
+
+def _chip_memory(topology: Topology) -> float:
+    assert topology.chip is not None, _FIGURES
+    assert topology.chip.hbm_bytes is not None, _FIGURES
+    return topology.chip.hbm_bytes
 
 
 def describe(config: TrainConfig, topology: Topology) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -75,7 +76,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         raise InputError(f"slices is {slices}\nit must be at least 1")
     several = {} if slices == 1 else {"num_slices": slices}
     try:
-        devices = topologies.get_topology_desc(name, platform="tpu", **several).devices
+        devices: Any = topologies.get_topology_desc(name, platform="tpu", **several).devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
             f"the TPU compiler knows no topology {name!r}: {str(error).splitlines()[0]}\n"

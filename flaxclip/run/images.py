@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,8 +90,8 @@ class RunImages:
         def similarities(
             variables: dict, images: UInt8[Array, "b h w 3"], tokens: Int32[Array, "b l"]
         ) -> Float[Array, "b b"]:
-            zimg = model.apply(variables, images, method="encode_image")
-            ztxt = model.apply(variables, tokens, method="encode_text")
+            zimg: Any = model.apply(variables, images, method="encode_image")
+            ztxt: Any = model.apply(variables, tokens, method="encode_text")
             return similarity(zimg, ztxt)
 
         return jax.jit(similarities, out_shardings=NamedSharding(self._mesh, PartitionSpec()))

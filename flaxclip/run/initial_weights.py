@@ -57,6 +57,7 @@ def open_initial_weights(config: TrainConfig) -> InitialWeights:
     Raises:
         InputError: there is no such model, it is not whole, or not that of the run.
     """
+    assert config.init_from is not None, "asked for only where it is"
     weights = open_weights(config.init_from, config.init_model, config.init_weights)
     shapes = _shapes(weights.spec.model)
     names = [name for name in shapes if _is_taken(name, config.init_only)]

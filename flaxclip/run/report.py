@@ -104,7 +104,9 @@ class RunReport:
             "failed_saves": failed_saves,
         }
         self._writer.write(step, scalars)
-        seconds_left = (steps - step) * self._config.batch_size / rates["images_per_second"]
+        speed = rates["images_per_second"]
+        assert speed is not None, "only the MFU may be unknown"
+        seconds_left = (steps - step) * self._config.batch_size / speed
         self._progress.report(step, scalars, seconds_left)
 
     def images(self, step: int, state: TrainState) -> None:

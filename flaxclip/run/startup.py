@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,7 +16,8 @@ def keep_compiled_programs() -> None:
     In `$XDG_CACHE_HOME/flaxclip/compiled` or `~/.cache/flaxclip/compiled`, unless JAX has been
     told another folder; `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    options: Any = jax.config  # gets its attributes at run time
+    if options.jax_compilation_cache_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "flaxclip", "compiled"))
 

@@ -112,8 +112,8 @@ class StepMonitor:
             # All hosts save, or none: what a host sees of shared storage may be late.
             is_saved = broadcast_from_host_0(f"step {before} is saved", checkpoints.holds(before))
             if not is_saved:
-                counts = {"step": state.step - skipped, "skipped": state.skipped - skipped}
-                checkpoints.save(before, state._replace(**counts).trees, self.medians())
+                good = state._replace(step=state.step - skipped, skipped=state.skipped - skipped)
+                checkpoints.save(before, good.trees, self.medians())
                 is_saved = checkpoints.holds(before)
             checkpoints.close()
             self._watchdog.exempt("looking for what is not finite")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -19,6 +20,7 @@ def no_hidden_transfers() -> Iterator[None]:
     could show which readings a run on accelerators would be refused.
     """
     # Operations that are debugged run one by one, each with its own numbers from the host.
-    debugged = jax.config.jax_disable_jit or jax.config.jax_debug_nans
+    options: Any = jax.config  # gets its attributes at run time
+    debugged = options.jax_disable_jit or options.jax_debug_nans
     with jax.transfer_guard_host_to_device("allow" if debugged else "disallow"):
         yield

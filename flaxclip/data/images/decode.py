@@ -79,20 +79,23 @@ class UprightImage:
         """
         rgb, decoded_scale = self._rgb, 1.0
         if self._jpeg is not None:
-            rgb, decoded_scale = self._decode_jpeg(scale)
+            rgb, decoded_scale = self._decode_jpeg(self._jpeg, scale)
+        assert rgb is not None, "an image is either a JPEG or decoded"
         transposed, upside_down, mirrored = self._to_upright
         if transposed:
             rgb = rgb.swapaxes(0, 1)
         return rgb[:: -1 if upside_down else 1, :: -1 if mirrored else 1], decoded_scale
 
-    def _decode_jpeg(self, scale: float) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
+    def _decode_jpeg(
+        self, jpeg: bytes, scale: float
+    ) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
         scale = next((fast for fast in _FAST_SCALES if fast >= scale), 1.0)
         height, width = (math.ceil(side * scale) for side in self._stored)
         try:
-            rgb = simplejpeg.decode_jpeg(self._jpeg, min_height=height, min_width=width)
+            rgb = simplejpeg.decode_jpeg(jpeg, min_height=height, min_width=width)
         except ValueError:
             # Broken, or odd. Pillow decides, since it takes more oddities, and says what is wrong.
-            return np.asarray(over_white(load_image(self._jpeg))), 1.0
+            return np.asarray(over_white(load_image(jpeg))), 1.0
         return rgb, scale
 
 

@@ -118,8 +118,9 @@ def preprocess(
         resized = (size, size)
     else:
         short = min(image.size)
-        resized = tuple(size if side == short else int(size * side / short) for side in image.size)
-        check_pixels(*resized)
+        width, height = (size if side == short else int(size * side / short) for side in image.size)
+        check_pixels(width, height)
+        resized = width, height
     image = image.resize(resized, _RESAMPLING[transform.how.interpolation])
     width, height = resized
     rounded = round if transform.how.crop_rounding == "even" else math.floor
@@ -148,7 +149,8 @@ def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode.startswith("I;16") and "transparency" in image.info:
         # The grey that stands for transparency has 16 bits, and neighbours of the same high byte.
         clear = np.asarray(image) == image.info["transparency"]
-        return PIL.Image.fromarray(np.where(clear, 255, opaque).astype(np.uint8)).convert("RGB")
+        grey = np.where(clear, 255, np.asarray(opaque)).astype(np.uint8)
+        return PIL.Image.fromarray(grey).convert("RGB")
     if opaque.has_transparency_data:
         white = PIL.Image.new("RGBA", opaque.size, "white")
         opaque = PIL.Image.alpha_composite(white, opaque.convert("RGBA"))

@@ -100,7 +100,7 @@ def render_crop(
     """The second half, with the same `rng`."""
     left, top, right, bottom = crop.box
     pixels, scale = crop.image.decode(MARGIN * transform.size / min(right - left, bottom - top))
-    box = tuple(scale * edge for edge in crop.box)
+    box = (scale * left, scale * top, scale * right, scale * bottom)
     pixels = resize_part(pixels, box, transform.size, transform.how.interpolation)
     return _change_colors(_flip(pixels, augment, rng), augment, rng)
 
@@ -152,8 +152,8 @@ def _choose_box(
     if transform.how.resize == "squash":
         return 0, 0, width, height
     side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+    across, down = (width - side) / 2, (height - side) / 2
+    return across, down, across + side, down + side
 
 
 def _flip(

@@ -97,7 +97,7 @@ def inspect(command: Command) -> None:
     )
     sample = command.sample or len(source)
     inspection = inspect_source(source, sample, command.samples, command.seed)
-    images = [None] * len(inspection.samples)
+    images: list[Path | None] = [None] * len(inspection.samples)
     if command.images is not None:
         images = [
             _write_image(command.images, number, shown)

@@ -1,6 +1,7 @@
 """What a corpus looks like, from a sample of its records; what is exact and what is estimated."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspec
     """
     rng = np.random.default_rng(seed)
     records = len(source)
-    numbers = range(records)
+    numbers: Sequence[int] = range(records)
     if sample < records:
         numbers = sorted(rng.choice(records, sample, replace=False, shuffle=False).tolist())
     kept = set(rng.permutation(len(numbers))[: 2 * shown].tolist())  # some may be broken

@@ -50,11 +50,13 @@ def measure(pair: Pair) -> PairFacts:
         UnreadableRecordError: not an image, or one of too many pixels.
     """
     image = pair.image
+    image_format: str | None
     if isinstance(image, np.ndarray):
         (height, width), image_format, image_bytes = image.shape[:2], "pixels", image.nbytes
     else:
         header = open_image(image)
         (width, height), image_format, image_bytes = header.size, header.format, len(image)
+    assert image_format is not None, "an image that is opened has one"
     captions = tuple((len(caption), len(caption.split())) for caption in pair.captions)
     return PairFacts(image_format, width, height, image_bytes, captions)
 
@@ -97,6 +99,7 @@ class Distribution:
         """The lower edge of the bin at which `share` of all values is reached: exact below 64, at
         most 1/32 too low above.
         """
+        assert self.smallest is not None, "there is no quantile of nothing"
         wanted, seen = share * self.count, 0
         for edge in sorted(self.bins):
             seen += self.bins[edge]

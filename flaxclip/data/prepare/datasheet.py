@@ -61,7 +61,7 @@ def make_datasheet(
         dropped: what was left out.
         files: names of what there is beside shards and the datasheet.
     """
-    sheets = {}
+    sheets: dict[str, dict[str, Any]] = {}
     for split, shards in splits.items():
         statistics = PairStatistics()
         for _, report in shards:
@@ -147,6 +147,7 @@ def draw_samples(shards: Iterable[epath.Path], recipe: Recipe) -> list[dict[str,
         source = ArrayRecordSource(os.fspath(shard), recipe.corpus.captions)
         for number in range(min(SAMPLES - len(samples), len(source))):
             pair = source[number]
+            assert isinstance(pair.image, bytes), "shards hold images as files"
             image = decode_image(pair.image)
             size = "{} × {}".format(*image.size)
             captions = pair.captions[:3]
@@ -167,10 +168,11 @@ def thumbnail(image: PIL.Image.Image) -> str:
 
 def _bars(distribution: Distribution) -> list[dict[str, Any]]:
     """Bars of one width, up to the 99th percentile; the last one has all that lies above."""
+    assert distribution.smallest is not None, "there are no bars of nothing"
     low, high = distribution.smallest, distribution.quantile(0.99)
     width = max(-(-(high - low + 1) // _BARS), 1)
     bars = max(-(-(high - low + 1) // width), 1)
-    counts = collections.Counter()
+    counts: collections.Counter[int] = collections.Counter()
     for edge, count in distribution.bins.items():
         counts[min(max(edge - low, 0) // width, bars - 1)] += count
     most = max(counts.values())

@@ -54,15 +54,15 @@ def encode_for_storage(
     else:
         kind, shorter = None, min(image.shape[:2])
     shrink = encoding.resize is not None and shorter > encoding.resize
-    if kind is not None and not shrink and encoding.image_format in (None, kind):
+    if isinstance(image, bytes) and not shrink and encoding.image_format in (None, kind):
         decode_image(image)
         return image
     pixels, _ = UprightImage(image).decode(1.0)
     encoded = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-    if shrink:
+    if encoding.resize is not None and shrink:
         scale = encoding.resize / shorter
-        size = tuple(max(round(side * scale), 1) for side in encoded.size)
-        encoded = encoded.resize(size, PIL.Image.Resampling.BICUBIC)
+        width, height = (max(round(side * scale), 1) for side in encoded.size)
+        encoded = encoded.resize((width, height), PIL.Image.Resampling.BICUBIC)
     file = io.BytesIO()
     encoded.save(
         file, encoding.image_format or ("JPEG" if kind else "PNG"), quality=encoding.quality

@@ -84,10 +84,10 @@ class PairFilters:
                 return "short_caption", length
             if _above(words, self.max_words) or _above(characters, self.max_characters):
                 return "long_caption", length
-        return None if self.score_key is None else self._why_score(fields)
+        return None if self.score_key is None else self._why_score(fields, self.score_key)
 
-    def _why_score(self, fields: Mapping[str, Any]) -> tuple[str, str] | None:
-        score = fields.get(self.score_key)
+    def _why_score(self, fields: Mapping[str, Any], score_key: str) -> tuple[str, str] | None:
+        score = fields.get(score_key)
         # NaN is a number to JSON, but neither above nor below anything.
         if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
             return "no_score", f"{self.score_key}: {score!r:.40}"

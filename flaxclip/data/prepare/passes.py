@@ -116,7 +116,8 @@ def identify(pair: Pair, record: int, recipe: Recipe) -> tuple[int, int, int, in
 
     Its split is a function of the image, so that no image is in both, whatever its captions.
     """
-    image = hashlib.sha256(pair.image)
+    data: Any = pair.image  # an array is a buffer too
+    image = hashlib.sha256(data)
     if not isinstance(pair.image, bytes):
         image.update(repr(pair.image.shape).encode())
     digest = image.digest()

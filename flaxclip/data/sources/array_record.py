@@ -93,8 +93,8 @@ class ArrayRecordSource:
             counts = list(pool.map(count_records, self._files))
         self._ends = list(itertools.accumulate(counts))
         self._versions = [version_of(file) for file in self._files]
-        shards = zip(self.paths, counts, self._versions, strict=True)
-        empty = [(path, version.size) for path, count, version in shards if not count]
+        found = zip(self.paths, counts, self._versions, strict=True)
+        empty = [(path, version.size) for path, count, version in found if not count]
         self.empty_shards = len(empty)
         check_empty_shards(empty, len(self.paths), allow_empty_shards, _DOUBT)
 

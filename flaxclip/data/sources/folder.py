@@ -46,7 +46,8 @@ class FolderSource:
             raise InputError(f"no folder {folder}\nexpected one with images in it")
         self._folder = folder.rstrip("/")
         self._captions = captions
-        files, leftovers = {}, []
+        files: dict[str, dict[str, str]] = {}
+        leftovers: list[str] = []
         for path in files_below(self._folder):
             stem, extension = posixpath.splitext(path)
             if is_leftover(path):
@@ -107,7 +108,7 @@ class FolderSource:
         """`txt` and what the JSON has; or `class`: the folder's name, spaces for underscores."""
         path = self._path(index)
         stem = posixpath.splitext(f"{self._folder}/{path}")[0]
-        fields = {}
+        fields: dict[str, Any] = {}
         for extension in self._texts[index].as_py().split(".")[1:]:
             data = read_file(f"{stem}.{extension}", _MAX_TEXT_BYTES)
             fields |= {"txt": utf8(data)} if extension.lower() == "txt" else json_fields(data)

@@ -23,7 +23,7 @@ import pathlib
 import posixpath
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -262,7 +262,7 @@ def _parquet_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
     if not file.seek(0, os.SEEK_END):
         return  # told of by whoever counts the rows
     with parquet_errors(path):
-        table = open_parquet(file)
+        table = open_parquet(cast(BinaryIO, file))
         for group in range(table.num_row_groups):
             for batch in group_batches(table, group):
                 yield _without_categories(batch)
@@ -280,7 +280,7 @@ def _without_categories(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _csv_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
     # Not pyarrow's reader, which loses rows that are neither whole nor UTF-8 without a word. Bytes
     # that are not UTF-8 are kept, and refused row by row: one of them must not spoil the table.
-    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+    text = io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", "surrogateescape", newline="")
     reader = csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",")
     names = next(reader, [])
     if len(set(names)) < len(names):

@@ -58,7 +58,9 @@ class CLIPTokenizer(Tokenizer):
                 "expected at least 3: start marker, one token of text, end marker"
             )
         self.context_length = context_length
-        self._cleaning = cleaning_of("clip", cleaning)
+        own = cleaning_of("clip", cleaning)
+        assert own is not None, "only BERT's has no name"
+        self._cleaning = own
 
     def _ids(self, text: str) -> list[int]:
         ids = [_CLIP_VOCAB_SIZE - 2]
@@ -77,7 +79,8 @@ def clip_vocabulary(start: str, end: str) -> tuple[dict[str, int], list[tuple[st
     merge_count = _CLIP_VOCAB_SIZE - 2 * len(letters) - 2
     with gzip.open(_CLIP_MERGES, "rt", encoding="utf-8") as lines:
         # The first line is a comment; the file goes on after the merges that CLIP uses.
-        merges = [tuple(line.split()) for line in islice(lines, 1, 1 + merge_count)]
+        pairs = (line.split() for line in islice(lines, 1, 1 + merge_count))
+        merges = [(left, right) for left, right in pairs]
     names = [
         *letters,
         *(f"{letter}</w>" for letter in letters),
@@ -136,9 +139,9 @@ def transformers_clip_tokenizer() -> tokenizers.Tokenizer:
         ]
     )
     tokenizer.add_special_tokens([TRANSFORMERS_START, TRANSFORMERS_END])
-    ends = [(name, vocab[name]) for name in (TRANSFORMERS_END, TRANSFORMERS_START)]
+    end, start = ((name, vocab[name]) for name in (TRANSFORMERS_END, TRANSFORMERS_START))
     tokenizer.post_processor = processors.RobertaProcessing(
-        *ends, trim_offsets=False, add_prefix_space=False
+        end, start, trim_offsets=False, add_prefix_space=False
     )
     return tokenizer
 

@@ -54,7 +54,9 @@ class SigLIPTokenizer(Tokenizer):
         self.context_length = context_length
         self._vocabulary = _open_vocabulary(file)
         self.vocab_size = self._vocabulary.size
-        self._cleaning = cleaning_of("siglip" if version == 1 else "siglip2", cleaning)
+        own = cleaning_of("siglip" if version == 1 else "siglip2", cleaning)
+        assert own is not None, "only BERT's has no name"
+        self._cleaning = own
         self._end = self._marker(file, "<eos>", "</s>")
         self._pad = self._end if version == 1 else self._marker(file, "<pad>")
 

@@ -25,6 +25,7 @@ import ftfy
 from tokenizers import normalizers
 
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import TextCleaning
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _PUNCTUATION_BUT_UNDERSCORE = str.maketrans("_", " ", string.punctuation.replace("_", ""))
@@ -32,19 +33,19 @@ _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _SPACE = "\u2581"
 _LETTER_BY_LETTER = normalizers.Lowercase()
 
-_OPEN_CLIP: tuple[str, ...] = ("lower", "whitespace", "canonicalize")
-_OTHERS: tuple[str, ...] = (
+_OPEN_CLIP: tuple[TextCleaning, ...] = ("lower", "whitespace", "canonicalize")
+_OTHERS: tuple[TextCleaning, ...] = (
     "transformers_siglip", "transformers_siglip2", "big_vision", "unicode_lower", "none",
 )  # fmt: skip
 # The first is what a model means whose configuration does not say.
-_CLEANINGS: dict[str, tuple[str, ...]] = {
+_CLEANINGS: dict[str, tuple[TextCleaning, ...]] = {
     "clip": (*_OPEN_CLIP, "transformers_clip"),
     "siglip": ("canonicalize", "lower", "whitespace", *_OTHERS),
     "siglip2": ("unicode_lower", *_OPEN_CLIP, *_OTHERS),
 }
 
 
-def cleaning_of(tokenizer: str, cleaning: str | None) -> str | None:
+def cleaning_of(tokenizer: str, cleaning: str | None) -> TextCleaning | None:
     """`cleaning`, or where it is None the own one of `tokenizer`; BERT's has no name.
 
     Raises:
@@ -58,7 +59,7 @@ def cleaning_of(tokenizer: str, cleaning: str | None) -> str | None:
             f"tokenizer.cleaning is {cleaning!r}, and the tokenizer {tokenizer!r}\nwith that one, "
             f"it can be {', '.join(map(repr, known)) or 'None alone'}"
         )
-    return cleaning
+    return known[known.index(cleaning)]
 
 
 def clean(text: str, cleaning: str) -> str:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import cloudpickle
 
@@ -172,7 +173,8 @@ class WorkerPool:
             self._ready.put(error)
 
     def _hand_out_and_collect(self) -> None:
-        steps, tasks = iter(self._steps), collections.deque()
+        steps = iter(self._steps)
+        tasks: collections.deque[Task] = collections.deque()
         filling: dict[int, _Filling] = {}  # by step, in order
         by_connection = {worker.connection: worker for worker in self._workers}
         ticked = time.monotonic()
@@ -184,9 +186,9 @@ class WorkerPool:
             for worker in sorted(self._workers, key=lambda worker: worker.tasks):
                 while tasks and worker.tasks < _TASKS_A_WORKER:
                     self._send(worker, tasks.popleft())
-            for connection in multiprocessing.connection.wait(
-                [self._released, *by_connection], _TICK_SECONDS
-            ):
+            connections: list[Any] = [self._released, *by_connection]
+            ready: list[Any] = multiprocessing.connection.wait(connections, _TICK_SECONDS)
+            for connection in ready:
                 if connection is self._released:
                     slot = connection.recv()
                     if slot is None:
@@ -269,7 +271,10 @@ class WorkerPool:
 
 def available_cores() -> int:
     """Cores that this process may use, by its affinity and its control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:  # what Kubernetes limits
             quota, period = file.read().split()

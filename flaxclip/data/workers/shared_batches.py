@@ -54,6 +54,10 @@ class SharedBatches:
         positions: [workers] int64, the position in the stream that each is loading, or -1.
     """
 
+    images: np.ndarray
+    tokens: np.ndarray
+    positions: np.ndarray
+
     def __init__(self, descriptor: int, shape: BatchShape, slots: int, workers: int):
         """Map the memory behind `descriptor`, which `create_shared_memory` has made."""
         size, rows = shape.image_size, shape.rows

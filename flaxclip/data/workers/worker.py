@@ -58,8 +58,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # sent by the pool to a worker that stalls
-    number, connection, setup, memory = map(int, sys.argv[1:])
-    connection = Connection(connection)
+    number, descriptor, setup, memory = map(int, sys.argv[1:])
+    connection = Connection(descriptor)
     # Read by position: the workers share the descriptor's own.
     load, *layout = cloudpickle.loads(os.pread(setup, os.fstat(setup).st_size, 0))
     shared = SharedBatches(memory, *layout)

@@ -5,6 +5,7 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import ml_dtypes
 import numpy as np
@@ -46,7 +47,7 @@ def open_npz(
         name = file_name.removesuffix(".npy")
         try:
             with archive.open(entry) as file:
-                shape, dtype, start = _npy_header(file)
+                shape, dtype, start = _npy_header(cast(zipfile.ZipExtFile, file))
         except DAMAGED as error:
             raise InputError(f"tensor {name} has no usable header: {error}") from None
         if dtype.hasobject:

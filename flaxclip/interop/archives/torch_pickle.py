@@ -175,8 +175,9 @@ class _Machine:
         _check_counts((size,))
         if kind != "storage" or not _expect(key, str).isalnum():
             raise ValueError(f"a storage named {_shown(key)}")
-        storage = self.storages.setdefault(key, Storage(key, dtype, size))
-        if storage != (key, dtype, size):
+        described = Storage(key, dtype, size)
+        storage = self.storages.setdefault(key, described)
+        if storage != described:
             raise ValueError(f"storage {key} is described twice, and not the same")
         return storage
 

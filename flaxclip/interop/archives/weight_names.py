@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flaxclip.errors import InputError
 
@@ -82,7 +82,10 @@ def find_weights_file(listing: Listing) -> str | None:
             return name
     if is_run:
         return None
-    return _variant(listing) or _refuse(listing)
+    variant = _variant(listing)
+    if variant is None:
+        _refuse(listing)
+    return variant
 
 
 def _variant(listing: Listing) -> str | None:
@@ -138,8 +141,7 @@ def _clip_module(listing: Listing) -> str | None:
     is_list = isinstance(modules, list) and all(isinstance(module, dict) for module in modules)
     if not is_list or not modules:
         return None
-    first, *rest = modules
-    for module in rest:
+    for module in modules[1:]:
         kind = str(module.get("type", "of no type")).rpartition(".")[2]
         if kind != "Normalize":  # which is done to every embedding here
             raise InputError(
@@ -147,11 +149,11 @@ def _clip_module(listing: Listing) -> str | None:
                 "follows the first one\nthat cannot be read; a CLIP alone, or with Normalize, can"
             )
     # A name, not a path: the list must not make us read files elsewhere.
-    path = str(first.get("path", ""))
+    path = str(modules[0].get("path", ""))
     return path if re.fullmatch(r"\w[\w.-]*", path) else None
 
 
-def _json(listing: Listing, name: str) -> object:
+def _json(listing: Listing, name: str) -> Any:
     try:
         return json.loads(listing.read(name))
     except (OSError, ValueError, RecursionError):

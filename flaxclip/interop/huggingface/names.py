@@ -121,12 +121,12 @@ def huggingface_table(config: CLIPConfig, flat_patches: bool = False) -> NameTab
         )
     if flat_patches:
         peer = "a Siglip2Model"
-        vision_rules = [
+        vision_rules = tuple(
             rule._replace(axes="w (p q rgb) -> (p q rgb) w")
             if rule.ours.endswith("patch_embedding/kernel")
             else rule
             for rule in vision_rules
-        ]
+        )
     return NameTable(
         peer,
         [*bind(vision_rules, vision_axes(config)), *bind(text_rules, text_axes(config))],

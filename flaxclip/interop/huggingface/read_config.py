@@ -138,7 +138,7 @@ def read_config(folder: Path) -> tuple[ModelSpec, str]:
             f"{path}: text_config.eos_token_id is {text.eos_token_id}\n"
             f"expected the highest id, {text.vocab_size - 1}: captions are read out there"
         )
-    family = "clip" if kind == "clip" else "siglip"
+    family: Literal["clip", "siglip"] = "clip" if kind == "clip" else "siglip"
     embed_dim = vision.hidden_size
     if kind == "clip":
         embed_dim = parse(int, config.get("projection_dim", 512), path, "projection_dim")
@@ -210,7 +210,7 @@ def _preprocessing(folder: Path, image_size: int, kind: str) -> ImageTransform:
     square = {"height": image_size, "width": image_size}
     crops = processor.do_center_crop
     if size == {"shortest_edge": image_size} and crops and crop == square:
-        resize = "shortest"
+        resize: Literal["shortest", "squash"] = "shortest"
     elif size == square and (not crops or crop == square):
         resize = "squash"
     else:

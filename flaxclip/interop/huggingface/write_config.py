@@ -24,6 +24,7 @@ def huggingface_json(config: CLIPConfig) -> dict[str, Any]:
         }
 
     vision, text = config.vision, config.text
+    assert isinstance(vision, ViTConfig), "`huggingface_table` has refused a ResNet"
     vision_config = tower(vision) | {
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,

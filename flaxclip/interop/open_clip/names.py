@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from flaxclip.errors import InputError
 from flaxclip.interop.name_table import (
+    Axes,
     Binding,
     NameTable,
     Rule,
@@ -161,7 +162,13 @@ def _resnet_bindings(config: CLIPConfig, resnet: ResNetConfig) -> list[Binding]:
         ours: str, conv: str, norm: str, kernel: int, channels: tuple[int, int], blocks: range
     ) -> None:
         layer = "layer " if len(blocks) else ""
-        axes = {"kh": kernel, "kw": kernel, "i": channels[0], "o": channels[1], "layer": blocks}
+        axes: Axes = {
+            "kh": kernel,
+            "kw": kernel,
+            "i": channels[0],
+            "o": channels[1],
+            "layer": blocks,
+        }
         rules = [
             Rule(f"params/vision/{ours}/conv/kernel", f"visual.{conv}.weight",
                  f"o i kh kw -> {layer}kh kw i o"),
@@ -175,10 +182,8 @@ def _resnet_bindings(config: CLIPConfig, resnet: ResNetConfig) -> list[Binding]:
         bindings.extend(bind(rules, axes))
 
     none = range(0)
-    for n, channels in enumerate(
-        ((3, width // 2), (width // 2, width // 2), (width // 2, width)), 1
-    ):
-        add(f"stem/conv{n}", f"conv{n}", f"bn{n}", 3, channels, none)
+    for n, sizes in enumerate(((3, width // 2), (width // 2, width // 2), (width // 2, width)), 1):
+        add(f"stem/conv{n}", f"conv{n}", f"bn{n}", 3, sizes, none)
     entering = width
     for stage, layers in enumerate(resnet.layers, 1):
         narrow, wide = width * 2 ** (stage - 1), 4 * width * 2 ** (stage - 1)
@@ -201,19 +206,20 @@ def _resnet_bindings(config: CLIPConfig, resnet: ResNetConfig) -> list[Binding]:
             (entering, wide), none)  # fmt: skip
         entering = wide
 
-    pool_axes = {
+    parts = ("query", "key", "value")
+    pool_axes: Axes = {
         "position": resnet.grid**2 + 1,
         "w": entering,
         "head": resnet.heads,
         "k": entering // resnet.heads,
-        "part": ("query", "key", "value"),
+        "part": parts,
         "qkv": ("q", "k", "v"),
         "embed": config.embed_dim,
     }
     # The same three, called by two sets of labels.
     pool = [
         rule._replace(ours=rule.ours.format(part=part), theirs=rule.theirs.format(qkv=part[0]))
-        for part in pool_axes["part"]
+        for part in parts
         for rule in _RESNET_POOL
         if "{" in rule.ours
     ]

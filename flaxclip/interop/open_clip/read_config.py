@@ -165,7 +165,10 @@ def read_config(path: Path) -> ModelSpec:
             f"expected the image tower's {vision.image_size}"
         )
     ways = (text.pool_type, text.no_causal_mask, text.proj_bias)
-    families = {("argmax", False, False): "clip", ("last", True, True): "siglip"}
+    families: dict[Any, Literal["clip", "siglip"]] = {
+        ("argmax", False, False): "clip",
+        ("last", True, True): "siglip",
+    }
     if ways not in families:
         raise InputError(
             f"{path}: text_cfg has pool_type {ways[0]!r}, no_causal_mask {ways[1]}, "
@@ -251,8 +254,8 @@ def _tokenizer(text: _Text, family: str, path: Path) -> TokenizerConfig:
         return TokenizerConfig("clip", cleaning="lower" if lowers else given.clean)
     # SigLIP 2 has Gemma's vocabulary of 256,000, and its repositories have it in their names.
     is_2 = text.vocab_size == 256_000 or "siglip2" in (name or "").lower()
-    tokenizer = "siglip2" if is_2 else "siglip"
-    cleaning = "canonicalize"
+    tokenizer: Literal["siglip", "siglip2"] = "siglip2" if is_2 else "siglip"
+    cleaning: TextCleaning = "canonicalize"
     if name:
         cleaning = _cleaning_and_class(given.clean or "whitespace", path)
     # None, as named architectures have it, which is written as what it means.

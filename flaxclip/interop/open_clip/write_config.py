@@ -48,7 +48,8 @@ def open_clip_json(spec: ModelSpec) -> dict[str, Any]:
         text_cfg["hf_tokenizer_name"] = f"flaxclip/{tokenizer.name}"
     if tokenizer.name != "clip" or tokenizer.cleaning is not None:
         cleaning = cleaning_of(tokenizer.name, tokenizer.cleaning)
-        text_cfg["tokenizer_kwargs"] = {"clean": NEAREST_CLEANING.get(cleaning, cleaning)}
+        clean = None if cleaning is None else NEAREST_CLEANING.get(cleaning, cleaning)
+        text_cfg["tokenizer_kwargs"] = {"clean": clean}
     model_cfg = {
         "embed_dim": config.embed_dim,
         "vision_cfg": vision_cfg,

@@ -63,10 +63,13 @@ class Scanner:
         Raises:
             InputError: the process was killed or has crashed.
         """
+        requests, answers = self.process.stdin, self.process.stdout
+        assert requests is not None, "a pipe"
+        assert answers is not None, "a pipe"
         try:
-            pickle.dump(path, self.process.stdin)
-            self.process.stdin.flush()
-            return pickle.load(self.process.stdout)
+            pickle.dump(path, requests)
+            requests.flush()
+            return pickle.load(answers)
         except (EOFError, OSError, pickle.UnpicklingError):
             code = self.process.wait()
         how = f"ended with exit code {code}; its own message is above"

@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class _Header(tarfile.TarInfo):
     """tarfile's, which does not read headers of any length that a damaged one claims."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         header = super().frombuf(buf, encoding, errors)
         if header.type in _READ_WHOLE and not 0 <= header.size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"header of {header.size:,} bytes")
@@ -111,8 +111,9 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
     groups: list[tuple[str, dict[str, tuple[int, int]]]] = []
     last_of_key: dict[str, dict[str, tuple[int, int]]] = {}
     counts = dict.fromkeys((*COUNTS, *MEMBER_REASONS), 0)
-    size = tar.fileobj.seek(0, os.SEEK_END)
-    tar.fileobj.seek(0)
+    file: Any = tar.fileobj
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     members, first, dotted = 0, None, set()
     while (member := _next_member(tar, path, members, size)) is not None:
         members += 1
@@ -177,7 +178,8 @@ def _next_member(tar: tarfile.TarFile, path: str, number: int, size: int) -> _Me
         member = tar.next()
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise _broken(path, number, start, str(error)) from None
-    tar.members.clear()  # tarfile would keep every header
+    # tarfile would keep every header, in a list that its type stubs leave out.
+    tar.members.clear()  # type: ignore[attr-defined]
     if member is not None:
         if member.size < 0:  # would send tarfile round in circles
             raise _broken(path, number, member.offset, f"{member.name} has a negative size")

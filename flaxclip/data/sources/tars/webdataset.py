@@ -90,10 +90,11 @@ class WebDatasetSource:
         record = self._index.records[_checked(index, len(self))]
         keys = self._captions.keys
         # Only what a caption may be in.
-        wanted = ("txt", "json") if record["txt_offset"] == 0 else ("txt",)
+        wanted: tuple[str, ...] = ("txt", "json") if record["txt_offset"] == 0 else ("txt",)
         if keys:
             wanted = ("txt",) * ("txt" in keys) + ("json",) * (set(keys) != {"txt"})
         image, *texts = self._read(record, ("image", *wanted))
+        assert image is not None, "no record is without one"
         captions = make_captions(_fields(wanted, texts), self._captions, DEFAULT_CAPTION_KEYS)
         return Pair(image, *captions)
 
@@ -171,9 +172,10 @@ class WebDatasetSource:
 
 def _fields(members: Sequence[str], texts: Sequence[bytes | None]) -> dict[str, Any]:
     found = dict(zip(members, texts, strict=True))
-    fields = json_fields(found["json"]) if found.get("json") is not None else {}
-    if found.get("txt") is not None:
-        fields["txt"] = utf8(found["txt"])
+    json, text = found.get("json"), found.get("txt")
+    fields = {} if json is None else json_fields(json)
+    if text is not None:
+        fields["txt"] = utf8(text)
     return fields
 
 
