@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,20 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from etils import epath
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from flaxclip.class_prompts import Names, Templates
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.errors import InputError
 from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.interop.name_table import unflatten
 from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
-from flaxclip.numerics import similarity
 from flaxclip.weights import Weights, open_weights
+from flaxclip.zero_shot import build_zero_shot_classifier, class_similarities, softmax
 
-Images = Sequence[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
+Images = Iterable[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
+
+BATCH_SIZE = 32
+"""Rows that `CLIPModel` encodes at once: enough to keep a small accelerator busy, and few enough
+that one image on a CPU does not wait long for the rows that fill its batch up."""
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "compute"))
@@ -100,28 +107,96 @@ class CLIPModel:
         """Token ids; a text beyond the context length loses its end."""
         return self.tokenizer(texts)
 
-    def encode_image(self, images: UInt8[np.ndarray, "b h w 3"] | Images) -> Float[Array, "b d"]:
-        """Unit embeddings of images, preprocessed or not."""
-        side = self.transform.size
-        if not (isinstance(images, np.ndarray) and images.shape[1:] == (side, side, 3)):
-            images = self.preprocess(images)
-        return encode_image(self.variables, images, self.spec, self.compute)
+    def encode_image(
+        self, images: UInt8[np.ndarray, "n h w 3"] | Images, batch_size: int = BATCH_SIZE
+    ) -> Float[Array, "n d"]:
+        """Unit embeddings of images, preprocessed or not, however many.
 
-    def encode_text(self, texts: Sequence[str]) -> Float[Array, "b d"]:
-        """Unit embeddings of texts."""
-        return encode_text(self.variables, self.tokenize(texts), self.spec, self.compute)
+        They are read, preprocessed and encoded `batch_size` at a time. All batches have one shape,
+        and so are compiled once: the last one is filled up, and one image takes as long as
+        `batch_size`. Of an iterator that opens images as they are asked for, no more than two
+        batches are in memory.
+
+        Raises:
+            InputError: `batch_size` is not positive.
+            UnreadableRecordError: an image is broken.
+        """
+
+        def encode(batch: Sequence[Any]) -> Array:
+            pixels = _fill_up(self.preprocess(batch), batch_size)
+            return encode_image(self.variables, pixels, self.spec, self.compute)
+
+        return self._encode_all(images, batch_size, encode)
+
+    def encode_text(
+        self, texts: Iterable[str], batch_size: int = BATCH_SIZE
+    ) -> Float[Array, "n d"]:
+        """Unit embeddings of texts, however many, in batches as those of `encode_image`.
+
+        Raises:
+            InputError: `batch_size` is not positive, or `texts` is a single string, or holds
+                something that is no string.
+        """
+        if isinstance(texts, str):
+            self.tokenize(texts)  # which says what is wrong with it
+
+        def encode(batch: Sequence[str]) -> Array:
+            tokens = _fill_up(self.tokenize(batch), batch_size)
+            return encode_text(self.variables, tokens, self.spec, self.compute)
+
+        return self._encode_all(texts, batch_size, encode)
+
+    def _encode_all(
+        self, items: Iterable[Any], batch_size: int, encode: Callable[[Sequence[Any]], Array]
+    ) -> Float[Array, "n d"]:
+        z, pending, count = [np.zeros((0, self.config.embed_dim), np.float32)], None, 0
+        for batch in _batched(items, batch_size):
+            count += len(batch)
+            encoded = encode(batch)
+            # The previous batch is fetched while this one is computed.
+            if pending is not None:
+                z.append(np.asarray(pending))
+            pending = encoded
+        if pending is not None:
+            z.append(np.asarray(pending))
+        return jnp.asarray(np.concatenate(z)[:count])
 
     def classify(
-        self, images: Images, class_names: Sequence[str], template: str = "a photo of a {}"
-    ) -> Float[np.ndarray, "b classes"]:
+        self,
+        images: Images,
+        class_names: Names,
+        templates: Templates = ("a photo of a {}",),
+    ) -> Float[np.ndarray, "n classes"]:
         """Probabilities of each class for each image, from the classes' names alone.
 
-        Radford et al. 2021, section 3.1: softmax over scaled similarities with each class's prompt.
+        Radford et al. 2021, section 3.1: softmax over scaled similarities with each class's
+        prompts, whose embeddings are averaged where a class has several.
+
+        Args:
+            images: as for `encode_image`.
+            class_names: a name a class, or several that mean the same.
+            templates: sentences with `{}` for a class's name; or for each class its own prompts.
+
+        Raises:
+            InputError: see `build_zero_shot_classifier`.
+            UnreadableRecordError: an image is broken.
         """
-        zimg = self.encode_image(images)
-        ztxt = self.encode_text([template.format(name) for name in class_names])
-        logits = self.logit_scale * similarity(zimg, ztxt)
-        return np.asarray(jax.nn.softmax(logits, axis=-1))
+        classifier = build_zero_shot_classifier(self.encode_text, class_names, templates)
+        similarities = class_similarities(self.encode_image(images), classifier)
+        return softmax(self.logit_scale * similarities)
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    if size < 1:
+        raise InputError(f"batch size is {size}\nit must be at least 1")
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
+def _fill_up(rows: Shaped[np.ndarray, "n ..."], size: int) -> Shaped[np.ndarray, "size ..."]:
+    """Repeats the first row: one of zeros alone would be a text without an end marker."""
+    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
 
 
 def load(

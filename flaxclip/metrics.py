@@ -20,9 +20,8 @@ from tensorboardX.summary import image as image_summary
 
 from flaxclip.chips import find_chip
 from flaxclip.errors import InputError
-from flaxclip.storage import is_remote, replace_text
+from flaxclip.storage import METRICS_FILE, is_remote, replace_text
 
-METRICS_FILE = "metrics.jsonl"
 _COPY_SECONDS = 60.0
 
 

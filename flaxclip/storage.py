@@ -2,6 +2,9 @@
 
 from etils import epath
 
+METRICS_FILE = "metrics.jsonl"
+"""Of a run, in its workdir: a line of scalars a report."""
+
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether `path` is in object storage, as `gs://bucket/run` is."""

@@ -57,6 +57,10 @@ class Weights:
     """That there are other weights in the file, and nobody has said which to take; may be empty."""
     compute: ComputeConfig = ComputeConfig()
     """How a run of ours computed it."""
+    workdir: epath.Path | None = None
+    """Of a run of ours that is read where it lies."""
+    step: int | None = None
+    """Of its checkpoints, the one that is read."""
 
 
 def open_weights(path: str, model: str | None = None, which: WhichWeights | None = None) -> Weights:
@@ -85,7 +89,8 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
             if foreign.has_both
             else "",
         )
-    if "://" in path and path.split("://", 1)[0] not in _READ_IN_PLACE:
+    is_fetched = "://" in path and path.split("://", 1)[0] not in _READ_IN_PLACE
+    if is_fetched:
         path = str(_fetch_run(path))
     workdir, step = resolve_checkpoint(path)
     spec = load_spec(workdir)
@@ -110,7 +115,8 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
         ).items()
 
     compute = load_config(workdir, "compute", ComputeConfig, ComputeConfig())
-    return Weights(f"flaxclip, step {step}{kind}", "float32", spec, read, compute=compute)
+    found = Weights(f"flaxclip, step {step}{kind}", "float32", spec, read, compute=compute)
+    return found if is_fetched else dataclasses.replace(found, workdir=workdir, step=step)
 
 
 def _fetch_run(url: str) -> Path:

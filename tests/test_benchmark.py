@@ -19,7 +19,7 @@ import flaxclip
 from flaxclip.benchmark.__main__ import Command, follow, run
 from flaxclip.benchmark.datasets import image_batches
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.methods.zero_shot import build_zero_shot_classifier
+from flaxclip.benchmark.methods.zero_shot import task_classifier
 from flaxclip.benchmark.readers.own import read_scenes
 from flaxclip.benchmark.report.report import write_report
 from flaxclip.benchmark.tasks import DataSource, all_tasks
@@ -134,19 +134,14 @@ def test_a_set_that_cannot_be_read_is_given_up_at_once(model, tmp_path, monkeypa
 
 def test_a_class_is_the_renormalised_mean_of_its_prompts(model, tmp_path):
     templates, names = ("a {}", "the {} there"), ("red star", ("blue ring", "blue circle"))
-    classifier = build_zero_shot_classifier(Embedder(model, 8, tmp_path), names, templates)
-    for row, synonyms in zip(classifier.weights, (("red star",), names[1]), strict=True):
+    classifier, cut = task_classifier(Embedder(model, 8, tmp_path), names, templates)
+    for row, synonyms in zip(classifier, (("red star",), names[1]), strict=True):
         prompts = [template.format(name) for name in synonyms for template in templates]
         mean = np.asarray(model.encode_text(prompts)).mean(axis=0)
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
-    assert classifier.cut == ()
-    long = build_zero_shot_classifier(Embedder(model, 8, tmp_path), names, ("{} " + "long " * 30,))
-    assert len(long.cut) == 3
-
-
-def test_a_template_without_a_place_for_the_name_is_refused(model, tmp_path):
-    with pytest.raises(InputError, match=r"has no \{\}"):
-        build_zero_shot_classifier(Embedder(model, 8, tmp_path), ("a", "b"), ("x",))
+    assert cut == ()
+    long = ("{} " + "long " * 30,)
+    assert len(task_classifier(Embedder(model, 8, tmp_path), names, long)[1]) == 3
 
 
 def test_the_notebook_face(model):
@@ -287,7 +282,7 @@ def test_the_number_of_unreadable_images_stands_beside_scores(
     (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"{a},{b}\n" for a, b in rows))
     arguments = ("--tasks", "retrieval:pairs.csv", "--out", "out")
     (record,) = measure(finished_run, *arguments).records
-    assert (record["unreadable_images"], record["examples"]) == (1, 120)
+    assert (len(record.unreadable), record.examples) == (1, 120)
     said = capsys.readouterr().out
     assert re.search(r"retrieval, n = 120 +1 unreadable", said)
     assert "counted as black, because unreadable: pairs.csv/0: " in said
@@ -301,7 +296,7 @@ def test_the_number_of_unreadable_images_stands_beside_scores(
 
     (tmp_path / rows[0][0]).write_bytes(png(0))
     capsys.readouterr()
-    assert measure(finished_run, *arguments).records[0]["unreadable"] == []
+    assert measure(finished_run, *arguments).records[0].unreadable == ()
     assert "measured before, kept" not in capsys.readouterr().out
     measure(finished_run, *arguments)
     assert "measured before, kept" in capsys.readouterr().out
@@ -314,8 +309,8 @@ def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monk
         (tmp_path / "pets" / name).write_bytes(png(len(name)))
     for arguments in (("--tasks", "folder:pets"), ("--images", "pets")):
         (record,) = measure(finished_run, *arguments, "--out", "out").records
-        assert record["examples"] == 2
-        assert record["left_out"] == {"leftovers_of_other_programs": 2}
+        assert record.examples == 2
+        assert record.details["left_out"] == {"leftovers_of_other_programs": 2}
         assert "left out of the set: 2 leftovers of other programs" in capsys.readouterr().out
     (tmp_path / "pets/cat/.ipynb_checkpoints").mkdir()
     (tmp_path / "pets/cat/c: d.png").write_bytes(b"no image")

@@ -15,10 +15,11 @@ from flaxclip.benchmark.datasets import MissingDataError, image_batches
 from flaxclip.benchmark.embeddings import Embedded, Embedder
 from flaxclip.benchmark.methods.choice import associate_task
 from flaxclip.benchmark.own_images import own_task, split_labels
-from flaxclip.benchmark.prompts import choose_wording, class_prompts, read_prompts
+from flaxclip.benchmark.prompts import choose_wording, read_prompts
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.readers.parquet import ParquetImages
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
+from flaxclip.class_prompts import class_prompts
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
@@ -202,7 +203,7 @@ def test_a_link_to_nowhere_is_an_unreadable_image(tmp_path):
     root = write_pets(tmp_path / "pets")
     (root / "dog/d.png").symlink_to(tmp_path / "unmounted.png")
     _, data = open_own(f"folder:{root}", tmp_path)
-    (batch,) = image_batches(data.images, ImageTransform(16), 4)
+    (batch,) = image_batches(data.images, SizedTransform(16), 4)
     assert batch.unreadable == ("dog/d.png: No such file or directory",)
 
 
@@ -212,7 +213,7 @@ def test_pairs_whose_images_are_missing_keep_their_captions(tmp_path, monkeypatc
     (tmp_path / "pairs.csv").write_text("image,caption\n0.png,a cat\n1.png,a dog\n")
     _, data = open_own(f"retrieval:{tmp_path / 'pairs.csv'}", tmp_path)
     assert data.captions == ("a cat", "a dog")
-    (batch,) = image_batches(data.images, ImageTransform(16), 2)
+    (batch,) = image_batches(data.images, SizedTransform(16), 2)
     assert len(batch.unreadable) == 1
     leave_behind(write_pets(tmp_path / "pets"))
     (tmp_path / "pets/cat/a.txt").write_text("one cat")

@@ -115,9 +115,9 @@ def test_names_with_parents_are_scored_on_every_level():
 def test_examples_that_are_all_wrong_or_all_right_leave_room_for_others():
     wrong, right = (share_of_hits(np.full(46, hit), 0.1) for hit in (False, True))
     # Of a share below p, 46 misses in a row have a probability above 2.5%: (1 - p)^46.
-    assert wrong[:3] == (0, 0.1, 0)
+    assert (wrong.value, wrong.chance, wrong.low) == (0, 0.1, 0)
     assert (1 - wrong.high) ** 46 == pytest.approx(0.025)
-    assert right[:2] == (1, 0.1)
+    assert (right.value, right.chance) == (1, 0.1)
     assert (right.low, right.high) == pytest.approx((1 - wrong.high, 1))
 
 

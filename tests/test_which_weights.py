@@ -142,10 +142,10 @@ def test_scores_of_either_lie_apart_and_say_whose_they_are(both, tmp_path, capsy
         command = Command(str(both), images=tmp_path / "images", cache=tmp_path, weights=which)
         records += measure(command).records
     assert capsys.readouterr().out.count("holds weights and their average, which is taken") == 1
-    assert [record["checkpoint"]["weights"] for record in records] == [None, "raw"]
-    assert records[0]["checkpoint"]["format"].endswith("'state_dict_ema', not 'state_dict'")
-    assert records[1]["checkpoint"]["format"].endswith("'state_dict', not 'state_dict_ema'")
-    assert records[0]["parameters_sha256"] != records[1]["parameters_sha256"]
+    assert [record.checkpoint.weights for record in records] == [None, "raw"]
+    assert records[0].checkpoint.format.endswith("'state_dict_ema', not 'state_dict'")
+    assert records[1].checkpoint.format.endswith("'state_dict', not 'state_dict_ema'")
+    assert records[0].parameters_sha256 != records[1].parameters_sha256
     assert [checkpoint_name(record).split("/")[1] for record in records] == [
         "best.pt",
         "best.pt raw",

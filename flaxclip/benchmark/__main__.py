@@ -18,24 +18,27 @@ from typing import Annotated, Literal
 
 import jax
 import tyro
-from etils import epath
 
 from flaxclip.api import CLIPModel, read_model
+from flaxclip.benchmark.checkpoint import Checkpoint, find_checkpoint, results_of_run
 from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder
 from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
 from flaxclip.benchmark.own_images import name_images, own_task, split_labels
 from flaxclip.benchmark.prompts import read_prompts
 from flaxclip.benchmark.readers.folder import class_folders
-from flaxclip.benchmark.results import print_table, unreadable_lines, write_text
-from flaxclip.benchmark.tasks import PromptSet, Task, default_tasks, find_tasks
+from flaxclip.benchmark.results import (
+    MeasuredCheckpoint,
+    print_table,
+    unreadable_lines,
+    write_text,
+)
+from flaxclip.benchmark.tasks import PromptSet, Task, find_tasks
 from flaxclip.benchmark.tensorboard import write_events
 from flaxclip.benchmark.watch import watch
-from flaxclip.checkpoint.layout import CHECKPOINTS, load_config, resolve_checkpoint
-from flaxclip.data.loader import DataConfig
+from flaxclip.checkpoint.layout import CHECKPOINTS
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.sharding import join_hosts
-from flaxclip.weights import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +121,7 @@ def follow(command: Command) -> None:
         raise InputError("--watch runs on one host\nhosts may see a checkpoint at different times")
     from flaxclip.benchmark.report.report import write_report
 
-    out = command.out or _default_out(command.checkpoint, Path(command.checkpoint), 0).parent
+    out = command.out or results_of_run(command.checkpoint, command.checkpoint)
 
     failed: dict[int, str] = {}
 
@@ -135,26 +138,6 @@ def follow(command: Command) -> None:
         raise InputError(f"tasks failed at steps {steps}; at the last:\n{failed[max(failed)]}")
 
 
-def _default_out(
-    checkpoint: str,
-    workdir: epath.PathLike | None,
-    step: int | None,
-    which: WhichWeights | None = None,
-) -> Path:
-    """Beside what is measured; here, in a folder of its name, where that lies in a bucket.
-
-    Weights that are asked for have a folder of their own.
-    """
-    suffix = "" if which is None else f"-{which}"
-    name = checkpoint.rstrip("/").rpartition("/")[2]
-    if workdir is None:
-        folder = Path() if "://" in checkpoint else Path(checkpoint).parent
-        return folder / "benchmark" / f"{Path(name).stem}{suffix}"
-    if "://" in checkpoint:
-        return Path("benchmark") / str(workdir).rstrip("/").rpartition("/")[2] / f"{step}{suffix}"
-    return Path(workdir) / "benchmark" / f"{step}{suffix}"
-
-
 def run(command: Command) -> Measured:
     """Measure, print a table, and write a JSON file, arrays and images for each task.
 
@@ -168,19 +151,14 @@ def run(command: Command) -> Measured:
         raise InputError(
             f"--max-unreadable is {command.max_unreadable}\nit is a share: from 0 to 1"
         )
-    try:
-        workdir, step = resolve_checkpoint(command.checkpoint)
-    except InputError:
-        workdir, step = None, None  # others' weights, or nothing: `load` knows
-    # A misspelt task is found before anything is loaded; but first, that there is nothing to load.
-    tasks = [] if workdir is None else _tasks(command, workdir)
     own_prompts = {} if command.prompt_file is None else read_prompts(command.prompt_file)
-    weights = open_weights(command.checkpoint, command.model, command.weights)
-    if weights.notice:
-        _say(weights.notice)
-    model = _with_dtype(read_model(weights, command.tokenizer), command.dtype)
-    tasks = tasks or _tasks(command, workdir)
-    out = command.out or _default_out(command.checkpoint, workdir, step, command.weights)
+    checkpoint = find_checkpoint(command.checkpoint, command.model, command.weights)
+    # A misspelt task is found before the weights are read.
+    tasks = _tasks(command, checkpoint)
+    if checkpoint.weights.notice:
+        _say(checkpoint.weights.notice)
+    model = _with_dtype(read_model(checkpoint.weights, command.tokenizer), command.dtype)
+    out = command.out or checkpoint.default_out()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,17 +168,14 @@ def run(command: Command) -> Measured:
 
     cache = command.cache.expanduser()
     embedder = Embedder(model, command.batch_size, cache, command.max_unreadable)
-    checkpoint = {
-        "path": str(workdir or command.checkpoint), "step": step, "weights": command.weights,
-        "format": weights.kind,
-    }  # fmt: skip
     if command.images is not None and command.labels and not _has_folders(command):
         name_images(embedder, command.images, split_labels(command.labels), out)
         return Measured([], {}, {}, [])
     settings = Settings(command.data, out, command.prompts, command.methods, own_prompts)
-    measured = measure_tasks(embedder, checkpoint, tasks, settings, _say)
+    measured = measure_tasks(embedder, checkpoint.named(), tasks, settings, _say)
     if jax.process_index() == 0:
-        _summarise(measured, checkpoint, out)
+        _summarise(measured, checkpoint.named(), out)
+        step = checkpoint.weights.step
         if step is not None and measured.fresh and command.weights is None:
             write_events(out.parent / "tensorboard", step, measured.fresh, out)
     if measured.failed:
@@ -210,7 +185,7 @@ def run(command: Command) -> Measured:
     return measured
 
 
-def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
+def _tasks(command: Command, checkpoint: Checkpoint) -> list[Task]:
     if command.images is not None:
         labels = split_labels(command.labels) if command.labels else ()
         return [own_task(command.images, labels)] if _has_folders(command) else []
@@ -218,7 +193,7 @@ def _tasks(command: Command, workdir: epath.PathLike | None) -> list[Task]:
         raise InputError("--labels without --images\nsay which images they are for")
     if command.tasks:
         return find_tasks(command.tasks)
-    return default_tasks(None if workdir is None else load_config(workdir, "data", DataConfig))
+    return checkpoint.default_tasks()
 
 
 def _has_folders(command: Command) -> bool:
@@ -245,16 +220,16 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _summarise(measured: Measured, checkpoint: dict, out: Path) -> None:
-    step = "" if checkpoint["step"] is None else f", step {checkpoint['step']}"
-    print(f"{checkpoint['path']}{step}")
+def _summarise(measured: Measured, checkpoint: MeasuredCheckpoint, out: Path) -> None:
+    step = "" if checkpoint.step is None else f", step {checkpoint.step}"
+    print(f"{checkpoint.path}{step}")
     if measured.records:
         print_table(measured.records)
     for record in measured.records:
         for line in unreadable_lines(record):
-            print(f"{record['task']}: {line}")
-        for note in record["notes"]:
-            print(f"{record['task']}: {note}")
+            print(f"{record.task}: {line}")
+        for note in record.notes:
+            print(f"{record.task}: {note}")
     for message in measured.missing.values():
         print(f"left out: {message}")
     missing = out / "missing.txt"

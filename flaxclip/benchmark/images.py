@@ -16,8 +16,9 @@ from flaxclip.benchmark.datasets import (
     measured_pixels,
 )
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.methods.zero_shot import Result
-from flaxclip.benchmark.prompts import Wording, class_prompts
+from flaxclip.benchmark.prompts import Wording
+from flaxclip.benchmark.results import Result
+from flaxclip.class_prompts import class_prompts
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.figures import draw_predictions, draw_similarities, save_figure
@@ -129,7 +130,10 @@ def _draw_overview(
         draw_predictions(pixels, truths, guesses), stem.with_name(f"{stem.name}-predictions.png")
     )
     model = embedder.model
-    zimg, ztxt = model.encode_image(np.stack(pixels)), model.encode_text(list(captions))
+    zimg, ztxt = (
+        model.encode_image(np.stack(pixels), len(pixels)),
+        model.encode_text(captions, len(captions)),
+    )
     similarities = np.asarray(similarity(zimg, ztxt))
     path = stem.with_name(f"{stem.name}-similarities.png")
     save_figure(draw_similarities(pixels, captions, similarities), path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,16 +29,27 @@ from flaxclip.benchmark.methods.linear_probe import (
     set_aside,
 )
 from flaxclip.benchmark.methods.retrieval import retrieve_task
-from flaxclip.benchmark.methods.zero_shot import Result, classify_task
-from flaxclip.benchmark.prompts import Wording, check_distinct, choose_wording
+from flaxclip.benchmark.methods.zero_shot import classify_task
+from flaxclip.benchmark.prompts import Wording, choose_wording
 from flaxclip.benchmark.readers import open_split, open_test
-from flaxclip.benchmark.results import digest, make_record, read_record, write_record
+from flaxclip.benchmark.results import (
+    MeasuredCheckpoint,
+    Record,
+    Result,
+    digest,
+    read_record,
+    write_record,
+)
 from flaxclip.benchmark.robustness import published_scores
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
 from flaxclip.data.sources.left_out import describe_counts
 from flaxclip.errors import InputError
 
 Method = Literal["zero-shot", "linear-probe", "few-shot", "knn"]
+
+PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers", "ftfy")
+"""Whose versions a result keeps."""
+_PROBE_METRICS = {"linear-probe": "top1", "few-shot": "top1_16_shot", "knn": "top1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +67,16 @@ class Settings:
 class Measured(NamedTuple):
     """Records of results, and what could not be measured: task -> what to do about it."""
 
-    records: list[dict[str, Any]]
+    records: list[Record]
     missing: dict[str, str]
     failed: dict[str, str]
-    fresh: list[dict[str, Any]]
+    fresh: list[Record]
     """Those of `records` that were not there already."""
 
 
 def measure_tasks(
     embedder: Embedder,
-    checkpoint: dict[str, Any],
+    checkpoint: MeasuredCheckpoint,
     tasks: Sequence[Task],
     settings: Settings,
     say: Callable[[str], None],
@@ -125,49 +137,51 @@ def _can_be_probed(source: DataSource, data: Dataset) -> bool:
 
 def _measure(
     embedder: Embedder,
-    checkpoint: dict[str, Any],
+    checkpoint: MeasuredCheckpoint,
     task: Task,
     source: DataSource,
     data: Dataset,
     method: Method,
     settings: Settings,
     say: Callable[[str], None],
-) -> tuple[dict[str, Any], bool]:
-    """The record, and whether it was made now."""
+) -> tuple[Record, bool]:
+    """The record, and whether it was made now; scores of one that was kept are on host 0 alone."""
     wording = None
     if isinstance(data, Labelled):
-        if task.name.startswith("images-"):
-            check_distinct(data.class_names)
         own = settings.own_prompts.get(task.name, settings.own_prompts.get(source.name))
         wording = choose_wording(task, data, settings.prompts, own)
-    identity = {
+    asked = {
         "task": task.name,
         "title": task.title,
         "method": method,
         "kind": task.kind if method == "zero-shot" else method,
-        "metric": task.metric if method == "zero-shot" else _probe_metric(method),
-        "checkpoint": checkpoint,
+        "metric": task.metric if method == "zero-shot" else _PROBE_METRICS[method],
         "parameters_sha256": embedder.checkpoint,
-        "source": dataclasses.asdict(source),
         "data_sha256": digest([data.images.identity, len(data.images)]),
     }
+    words = {}
     if wording is not None:
-        identity |= _words(task, wording, settings.prompts if method == "zero-shot" else None)
-    kept = {name: identity[name] for name in identity if name not in ("checkpoint", "source")}
-    identity["task_preprocessing"] = task.preprocessing
-    identity["identity_sha256"] = digest(kept | {"batch_size": embedder.batch_size})
+        words = _words(task, wording, settings.prompts if method == "zero-shot" else None)
+    record = Record(
+        **asked,
+        checkpoint=checkpoint,
+        source=dataclasses.asdict(source),
+        task_preprocessing=task.preprocessing,
+        identity_sha256=digest(asked | words | {"batch_size": embedder.batch_size}),
+        examples=len(data.images),
+    )
     suffix = "" if method == "zero-shot" else f".{method}"
     stem = settings.out / f"{task.name}{suffix}"
     done = stem.with_name(stem.name + ".json")
-    record = read_record(done) if _main() and done.exists() else None
+    before = read_record(done) if _main() and done.exists() else None
     is_done = (
-        record is not None
-        and record["identity_sha256"] == identity["identity_sha256"]
-        and not record["unreadable"]  # which may be readable by now, or too many
+        before is not None
+        and before.identity_sha256 == record.identity_sha256
+        and not before.unreadable  # which may be readable by now, or too many
     )
     if is_word_of_host_0(is_done):
         say(f"{task.name}, {method}: measured before, kept")
-        return (record if _main() else {}), False
+        return before or record, False
 
     say(f"{task.name}, {method}: {len(data.images):,} images")
     if method == "zero-shot":
@@ -194,8 +208,13 @@ def _measure(
         )
     if _main() and method == "zero-shot":
         details |= draw_result(embedder, data, wording, result, stem)
-    result = result._replace(details=details, notes=tuple(notes))
-    record = make_record(identity, embedder, len(data.images), result)
+    record = dataclasses.replace(
+        record,
+        scores=result.scores,
+        unreadable=result.unreadable,
+        notes=tuple(notes),
+        details=words | details | _how_computed(embedder),
+    )
     if _main():
         write_record(record, result.arrays, stem)
     return record, True
@@ -205,8 +224,16 @@ def _main() -> bool:
     return jax.process_index() == 0
 
 
-def _probe_metric(method: Method) -> str:
-    return "top1_16_shot" if method == "few-shot" else "top1"
+def _how_computed(embedder: Embedder) -> dict[str, Any]:
+    model = embedder.model
+    return {
+        "model": dataclasses.asdict(model.config),
+        "compute": dataclasses.asdict(model.compute),
+        "preprocessing": {"size": model.transform.size} | dataclasses.asdict(model.spec.preprocess),
+        "tokenizer": dataclasses.asdict(model.spec.tokenizer),
+        "versions": {name: version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+    }
 
 
 def _words(task: Task, wording: Wording, prompt_set: PromptSet | None) -> dict[str, Any]:
@@ -268,4 +295,4 @@ def _probe(
             validation = embed(held_out, "validation split, ")
         fit = linear_probe if method == "linear-probe" else few_shot
         result = fit(train, validation, test, classes)
-    return result._replace(unreadable=tuple(unreadable), notes=(*result.notes, *notes))
+    return dataclasses.replace(result, unreadable=tuple(unreadable), notes=(*result.notes, *notes))

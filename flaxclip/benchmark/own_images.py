@@ -4,17 +4,18 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.methods.zero_shot import build_zero_shot_classifier, class_similarities
-from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES, check_distinct
+from flaxclip.benchmark.methods.zero_shot import task_classifier
+from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
+from flaxclip.class_prompts import check_distinct
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
+from flaxclip.zero_shot import class_similarities, softmax
 
 PRINTED = 20
 
@@ -57,6 +58,7 @@ def own_task(images: Path, labels: Sequence[str]) -> Task:
             "with folders, labels are their names: leave --labels out, or name them all"
         )
     names = tuple(name.replace("_", " ") for name in folders)
+    check_distinct(names)
     prompts = dict.fromkeys(PromptSet.__args__, Prompts(names, DEFAULT_TEMPLATES))
     source = DataSource("folder", str(images), train=None)
     title = f"images of {images}"
@@ -75,11 +77,9 @@ def name_images(embedder: Embedder, folder: Path, names: Sequence[str], out: Pat
     if not paths:
         raise InputError(f"no images in {folder}\nexpected .jpg, .png, .webp, ...")
     images = FileImages(folder, paths)
-    classifier, _ = build_zero_shot_classifier(embedder, names, DEFAULT_TEMPLATES)
+    classifier, _ = task_classifier(embedder, names, DEFAULT_TEMPLATES)
     zimg, unreadable = embedder.embed_images(images, limited=False)
-    logits = embedder.model.logit_scale * class_similarities(zimg, classifier)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = odds / odds.sum(axis=1, keepdims=True)
+    probabilities = softmax(embedder.model.logit_scale * class_similarities(zimg, classifier))
     rows, broken = [], list(reversed(unreadable))
     for index, row in enumerate(probabilities):
         name = images.name(index)

@@ -1,7 +1,6 @@
 """The words a task is asked in: whose class names and templates, and whether they fit the data."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,17 +8,11 @@ import numpy as np
 
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.tasks import Prompts, PromptSet, Task
+from flaxclip.class_prompts import Names, Templates, class_prompts, first_name
 from flaxclip.errors import InputError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Radford et al. 2021, section 3.1.4."""
-
-Names = tuple[str | tuple[str, ...], ...]
-"""A name a class, or several that mean the same. `animal > dog` is a dog, a kind of animal."""
-
-Templates = tuple[str, ...] | dict[str, tuple[str, ...]]
-"""For all classes, with `{}` for the class's name and `{parent}` for what it is a kind of; or for
-each class its own whole prompts."""
 
 
 class Wording(NamedTuple):
@@ -119,57 +112,6 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def path_of(name: str) -> tuple[str, ...]:
-    """`animal > dog` -> ("animal", "dog")."""
-    return tuple(part.strip() for part in name.split(" > "))
-
-
-def first_name(name: str | tuple[str, ...]) -> str:
-    """Of several names, the first."""
-    return name if isinstance(name, str) else name[0]
-
-
-def class_prompts(class_names: Names, templates: Templates) -> list[tuple[str, ...]]:
-    """For each class its prompts; those of all its names, where it has several.
-
-    Raises:
-        InputError: a template has no `{}`, a class has no prompts or no parent to put into
-            them, or there are no names or no templates.
-    """
-    if not class_names or not templates:
-        raise InputError("no class names or no templates\nthere must be at least one of each")
-    if isinstance(templates, Mapping):
-        if without := [name for name in map(first_name, class_names) if name not in templates]:
-            raise InputError(
-                f"{len(without)} classes have no prompts of their own, e.g. {without[0]!r}\n"
-                "a dict of prompts must have every class by its name"
-            )
-        return [tuple(templates[first_name(name)]) for name in class_names]
-    if not_templates := [template for template in templates if "{}" not in template]:
-        raise InputError(
-            f"template {not_templates[0]!r} has no {{}}\nit is where the class's name goes"
-        )
-    return [
-        tuple(
-            _fill(template, path_of(synonym))
-            for synonym in ((name,) if isinstance(name, str) else name)
-            for template in templates
-        )
-        for name in class_names
-    ]
-
-
-def _fill(template: str, path: Sequence[str]) -> str:
-    if "{parent}" in template:
-        if len(path) < 2:
-            raise InputError(
-                f"template {template!r} asks for a parent, but {path[0]!r} has none\n"
-                "write names as 'parent > name'"
-            )
-        template = template.replace("{parent}", path[-2])
-    return template.replace("{}", path[-1])
-
-
 def _plain(name: str | tuple[str, ...]) -> str:
     return "".join(filter(str.isalnum, first_name(name).lower()))
 
@@ -212,14 +154,6 @@ def check_labels(task: str, names: Names, labels: np.ndarray) -> None:
             f"{task}: label {labels[outside[0]]} of image {outside[0]} is out of range, "
             f"as are {len(outside) - 1} more\n"
             f"{len(names)} class names: labels must be 0 to {len(names) - 1}"
-        )
-
-
-def check_distinct(names: Names) -> None:
-    """Raise `InputError` where two classes share a name."""
-    if repeated := {name for name in names if list(names).count(name) > 1}:
-        raise InputError(
-            f"two classes are named {sorted(repeated)[0]!r}\nthey cannot be told apart by name"
         )
 
 

@@ -3,6 +3,8 @@
 OUT/TASK.json               scores, prompts, preprocessing, versions
 OUT/TASK.npz                what each example came out as
 OUT/TASK-images/*.jpg     mistakes and findings worth looking at
+
+Free of JAX, as all that reads results is.
 """
 
 import dataclasses
@@ -10,21 +12,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.methods.zero_shot import Result
 from flaxclip.errors import InputError
 
-PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers", "ftfy")
 FORMAT = 3
 """Of result files."""
 
@@ -39,36 +36,111 @@ def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
 
 
-def make_record(
-    identity: Mapping[str, Any], embedder: Embedder, examples: int, result: Result
-) -> dict[str, Any]:
-    """Everything that it takes to repeat a score; `identity` says what was measured and how."""
-    model = embedder.model
-    return {
-        **identity,
-        "examples": examples,
-        "scores": {name: score._asdict() for name, score in result.scores.items()},
-        "unreadable_images": len(result.unreadable),
-        "unreadable": list(result.unreadable),
-        "notes": list(result.notes),
-        **result.details,
-        "model": dataclasses.asdict(model.config),
-        "compute": dataclasses.asdict(model.compute),
-        "preprocessing": {"size": model.transform.size} | dataclasses.asdict(model.spec.preprocess),
-        "tokenizer": dataclasses.asdict(model.spec.tokenizer),
-        "versions": {name: version(name) for name in PACKAGES},
-        "device": jax.devices()[0].device_kind,
-        "format": FORMAT,
-    }
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A share of 0..1, what a blind guess is expected to reach, and how sure it is."""
+
+    value: float
+    chance: float
+    low: float | None = None
+    """Lower end of the 95% interval over examples: another test set of the same kind would give
+    a score between `low` and `high` 19 times of 20. Training anew is not in it."""
+    high: float | None = None
 
 
-def write_record(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray], stem: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one measurement found."""
+
+    scores: dict[str, Score]
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further findings, as JSON."""
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """What each example came out as: for tables, images and paired tests."""
+    unreadable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredCheckpoint:
+    """Whose score it is."""
+
+    path: str
+    step: int | None
+    """None for weights that are of no run of ours."""
+    weights: str | None = None
+    """"ema" or "raw", where one was asked for."""
+    format: str | None = None
+    """Whose format it was read in, for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A result with all that it takes to repeat it, as its file holds it."""
+
+    task: str
+    title: str
+    method: str
+    kind: str
+    metric: str
+    """The score that is quoted."""
+    checkpoint: MeasuredCheckpoint
+    parameters_sha256: str
+    source: dict[str, Any]
+    """Where the images were read: the fields of a `DataSource`."""
+    data_sha256: str
+    task_preprocessing: str | None
+    identity_sha256: str
+    """Of what was measured and how: a result with the same one need not be made again."""
+    examples: int
+    scores: dict[str, Score] = dataclasses.field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
+    """Images that count as black, and why."""
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What only some kinds of tasks have, such as words, and what is kept for people alone, such
+    as versions; in the file these lie beside the fields above."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a result file."""
+        return {
+            **{field.name: getattr(self, field.name) for field in _FIELDS},
+            "checkpoint": dataclasses.asdict(self.checkpoint),
+            "scores": {name: dataclasses.asdict(score) for name, score in self.scores.items()},
+            "unreadable": list(self.unreadable),
+            "unreadable_images": len(self.unreadable),
+            "notes": list(self.notes),
+            **self.details,
+            "format": FORMAT,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Record":
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError: it does not hold what a result file does.
+        """
+        rest = dict(content)
+        for derived in ("format", "unreadable_images"):
+            rest.pop(derived, None)
+        known = {field.name: rest.pop(field.name) for field in _FIELDS if field.name in rest}
+        known["checkpoint"] = MeasuredCheckpoint(**known["checkpoint"])
+        known["scores"] = {name: Score(**score) for name, score in known["scores"].items()}
+        known |= {name: tuple(known[name]) for name in ("unreadable", "notes")}
+        return cls(**known, details=rest)
+
+
+_FIELDS = [field for field in dataclasses.fields(Record) if field.name != "details"]
+
+
+def write_record(record: Record, arrays: Mapping[str, np.ndarray], stem: Path) -> None:
     """`stem`.npz, then `stem`.json, each whole or not at all: the JSON says that all is there."""
     partial = stem.with_name(stem.name + ".npz.partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
     os.replace(partial, stem.with_name(stem.name + ".npz"))
-    write_text(stem.with_name(stem.name + ".json"), as_json(record))
+    write_text(stem.with_name(stem.name + ".json"), as_json(record.to_json()))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,18 +155,18 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n"
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> Record:
     """A result file.
 
     Raises:
         InputError: it is none, or of another version of this program.
     """
     try:
-        record = json.loads(path.read_text())
-        if record["format"] == FORMAT:
-            return record
-        found = f"of format {record['format']}, not {FORMAT}"
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text())
+        if content["format"] == FORMAT:
+            return Record.from_json(content)
+        found = f"of format {content['format']}, not {FORMAT}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"damaged: {error!r}"
     raise InputError(f"result file {path} is {found}\ndelete it, and measure again")
 
@@ -108,25 +180,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
 
 
-def unreadable_lines(record: Mapping[str, Any], shown: int = 10) -> list[str]:
+def unreadable_lines(record: Record, shown: int = 10) -> list[str]:
     """The first images that a result counts as black, and how many more there are."""
-    unreadable = record["unreadable"]
-    lines = [f"counted as black, because unreadable: {line}" for line in unreadable[:shown]]
-    if len(unreadable) > shown:
-        lines.append(f"and {len(unreadable) - shown:,} more: {record['task']}'s JSON has all")
+    lines = [f"counted as black, because unreadable: {line}" for line in record.unreadable[:shown]]
+    if len(record.unreadable) > shown:
+        lines.append(f"and {len(record.unreadable) - shown:,} more: {record.task}'s JSON has all")
     return lines
 
 
-def print_table(records: Sequence[Mapping[str, Any]]) -> None:
+def print_table(records: Sequence[Record]) -> None:
     """One row a score, with its 95% interval and what a blind guess would reach beside it; above
     them how many images the set has, and how many of these were unreadable and count as black.
     """
     table = Table("task", "score", "value", "95% interval", "chance", box=SIMPLE_HEAD)
     for record in records:
-        examples = f"{record['kind']}, n = {record['examples']:,}"
-        unreadable = f"{len(record['unreadable']):,} unreadable"
-        table.add_row(record["task"], examples, "", unreadable, style="bold")
-        for name, score in record["scores"].items():
-            interval = f"{score['low']:.1%} – {score['high']:.1%}"
-            table.add_row("", name, f"{score['value']:.1%}", interval, f"{score['chance']:.1%}")
+        examples = f"{record.kind}, n = {record.examples:,}"
+        unreadable = f"{len(record.unreadable):,} unreadable"
+        table.add_row(record.task, examples, "", unreadable, style="bold")
+        for name, score in record.scores.items():
+            interval = f"{score.low:.1%} – {score.high:.1%}"
+            table.add_row("", name, f"{score.value:.1%}", interval, f"{score.chance:.1%}")
     Console().print(table)

@@ -4,27 +4,19 @@ A statistic is a function of weights, one a example: `statistic(np.ones(n))` is 
 and a bootstrap sample is a row of counts of how often each example was drawn.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
+from flaxclip.benchmark.results import Score
+
 RESAMPLES = 1000
 """Bootstrap samples; the 2.5% points of 1,000 lie within about 0.1 standard errors."""
 
 Statistic = Callable[[np.ndarray], float]
-
-
-class Score(NamedTuple):
-    """A share of 0..1, what a blind guess is expected to reach, and how sure it is."""
-
-    value: float
-    chance: float
-    low: float | None = None
-    """Lower end of the 95% interval over examples: another test set of the same kind would give
-    a score between `low` and `high` 19 times of 20. Training anew is not in it."""
-    high: float | None = None
 
 
 def with_interval(statistic: Statistic, examples: int, chance: float, seed: int = 0) -> Score:
@@ -45,7 +37,7 @@ def share_of_hits(hits: Bool[np.ndarray, " n"], chance: float) -> Score:
     from scipy.stats import binomtest  # slow to import, and seldom needed
 
     exact = binomtest(int(hits.sum()), len(hits)).proportion_ci()
-    return score._replace(low=float(exact.low), high=float(exact.high))
+    return dataclasses.replace(score, low=float(exact.low), high=float(exact.high))
 
 
 def _bootstrap(statistic: Statistic, examples: int, seed: int) -> tuple[float, float]:

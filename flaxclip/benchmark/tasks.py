@@ -10,7 +10,6 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
-from flaxclip.data.loader import DataConfig
 from flaxclip.data.sources import scenes
 from flaxclip.errors import InputError
 
@@ -126,25 +125,6 @@ def _find(name: str) -> list[Task]:
             f"or data of your own: {', '.join(f'{own}:PATH' for own in OWN_DATA)}"
         )
     return [tasks[name]]
-
-
-def default_tasks(data: DataConfig | None) -> list[Task]:
-    """The tasks that go with the data that a checkpoint was trained on.
-
-    Raises:
-        InputError: there are none.
-    """
-    if data is not None and data.path == ("scenes",) and not data.mixture:
-        return find_tasks(["scenes"])
-    if data is not None and data.heldout:
-        sources = (DataSource("pairs", "\n".join(data.heldout)),)
-        metric = "text_to_image_recall@1"
-        return [Task("retrieval", "held-out pairs", "retrieval", metric, sources)]
-    raise InputError(
-        "no task named, and the checkpoint's data has none of its own\n"
-        f"name some with --tasks: {', '.join(all_suites())}, a task, "
-        "or retrieval:SHARDS for image–caption pairs that were held out of training"
-    )
 
 
 @functools.cache

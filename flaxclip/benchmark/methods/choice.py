@@ -7,7 +7,8 @@ import numpy as np
 
 from flaxclip.benchmark.datasets import Associations, Choices
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.methods.zero_shot import Result, note_cut_texts
+from flaxclip.benchmark.methods.zero_shot import note_cut_texts
+from flaxclip.benchmark.results import Result
 from flaxclip.benchmark.scores import mean_of, share_of_hits, with_interval
 
 

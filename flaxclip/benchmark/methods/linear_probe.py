@@ -1,5 +1,6 @@
 """What a linear classifier, neighbours, or a few examples get out of frozen embeddings."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from flaxclip.benchmark.methods.zero_shot import Result, best_classes, score_ranking
-from flaxclip.benchmark.scores import Score
+from flaxclip.benchmark.methods.zero_shot import best_classes, score_ranking
+from flaxclip.benchmark.results import Result, Score
 from flaxclip.numerics import matmul, similarity
 
 STEPS_PER_DECADE = 8
@@ -121,7 +122,7 @@ def linear_probe(train: Split, validation: Split, test: Split, classes: int) -> 
         "validation_accuracy": [{"cost": c, "accuracy": a} for c, a in tried.items()],
         "train_examples": len(both.labels),
     }
-    return result._replace(details=details)
+    return dataclasses.replace(result, details=details)
 
 
 def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Result:
@@ -171,7 +172,7 @@ def nearest_neighbours(train: Split, test: Split, classes: int) -> Result:
 
     votes = [np.asarray(vote(test.z[at : at + 1024])) for at in range(0, len(test.z), 1024)]
     result = _score(np.concatenate(votes), test.labels, classes)
-    return result._replace(details={"neighbours": k, "temperature": TEMPERATURE})
+    return dataclasses.replace(result, details={"neighbours": k, "temperature": TEMPERATURE})
 
 
 def _score(logits: np.ndarray, labels: np.ndarray, classes: int) -> Result:

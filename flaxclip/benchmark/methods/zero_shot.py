@@ -1,25 +1,18 @@
 """Zero-shot classification: class names become a linear classifier."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.prompts import (
-    Names,
-    Templates,
-    Wording,
-    class_prompts,
-    first_name,
-    path_of,
-)
+from flaxclip.benchmark.prompts import Wording
+from flaxclip.benchmark.results import Result, Score
 from flaxclip.benchmark.scores import (
-    Score,
     expected_calibration_error,
     f1_macro,
     hits_at_k,
@@ -33,49 +26,11 @@ from flaxclip.benchmark.scores import (
     worst_group,
 )
 from flaxclip.benchmark.tasks import Task
-from flaxclip.models.clip import l2_normalise
-from flaxclip.numerics import similarity
+from flaxclip.class_prompts import Names, Templates, class_prompts, first_name, path_of
+from flaxclip.zero_shot import IMAGES_AT_ONCE, average_prompts, class_similarities
 
-IMAGES_AT_ONCE = 8192
-
-
-class Result(NamedTuple):
-    """What one measurement found."""
-
-    scores: dict[str, Score]
-    details: dict[str, Any] = {}  # noqa: RUF012  (never changed)
-    """Further findings, as JSON."""
-    arrays: dict[str, np.ndarray] = {}  # noqa: RUF012
-    """What each example came out as: for tables, images and paired tests."""
-    unreadable: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-class Classifier(NamedTuple):
-    """One unit vector a class."""
-
-    weights: Float[Array, "classes embed"]
-    cut: tuple[str, ...]
-    """Prompts that were too long for the model and lost their end."""
-
-
-def build_zero_shot_classifier(
-    embedder: Embedder, class_names: Names, templates: Templates
-) -> Classifier:
-    """One unit vector per class: the renormalised mean of its prompts' embeddings.
-
-    Prompt ensembling (Radford et al. 2021, section 3.1.4): averaging embeddings rather than
-    probabilities lets a class cost one dot product, however many templates describe it. A class
-    with several names has the prompts of all of them in the mean.
-
-    Raises:
-        InputError: a template has no `{}`, or there are no names or no templates.
-    """
-    prompts = class_prompts(class_names, templates)
-    zprompts, cut = embedder.embed_texts([prompt for texts in prompts for prompt in texts])
-    class_of = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
-    sums = jax.ops.segment_sum(jnp.asarray(zprompts), class_of, len(prompts))
-    return Classifier(l2_normalise(sums), cut)
+WORST_GROUP = {"worst_group_top1": 1, "worst_group_top5": 5}
+"""Metric -> how many guesses an image has."""
 
 
 def note_cut_texts(kind: str, cut: Sequence[str]) -> tuple[str, ...]:
@@ -85,23 +40,25 @@ def note_cut_texts(kind: str, cut: Sequence[str]) -> tuple[str, ...]:
     return (f"{len(cut):,} {kind} were too long for the model and lost their end: {cut[0]!r}, ...",)
 
 
-@jax.jit
-def _similarities(
-    zimg: Float[Array, "n d"], classifier: Float[Array, "classes d"]
-) -> Float[Array, "n classes"]:
-    return similarity(zimg, classifier)
+def task_classifier(
+    embedder: Embedder, class_names: Names, templates: Templates
+) -> tuple[Float[Array, "classes embed"], tuple[str, ...]]:
+    """One unit vector per class, and the prompts that were too long and lost their end.
 
+    Classes may share a name: ImageNet's do, and a score counts what that costs.
 
-def class_similarities(
-    zimg: Float[np.ndarray, "n d"], classifier: Float[Array, "classes d"]
-) -> Float[np.ndarray, "n classes"]:
-    """Cosine of each image with each class."""
-    return np.concatenate(
-        [
-            np.asarray(_similarities(zimg[start : start + IMAGES_AT_ONCE], classifier))
-            for start in range(0, len(zimg), IMAGES_AT_ONCE)
-        ]
-    )
+    Raises:
+        InputError: see `class_prompts`.
+    """
+    cut: list[str] = []
+
+    def encode_text(texts: Sequence[str]) -> Float[np.ndarray, "texts embed"]:
+        ztxt, lost_their_end = embedder.embed_texts(texts)
+        cut.extend(lost_their_end)
+        return ztxt
+
+    classifier = average_prompts(encode_text, class_prompts(class_names, templates))
+    return classifier, tuple(cut)
 
 
 def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wording) -> Result:
@@ -111,7 +68,7 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
         InputError: the task's names or templates cannot be used.
     """
     names = (*wording.class_names, *task.distractors)
-    classifier, cut = build_zero_shot_classifier(embedder, names, wording.templates)
+    classifier, cut = task_classifier(embedder, names, wording.templates)
     zimg, unreadable = embedder.embed_images(data.images)
     similarities = class_similarities(zimg, classifier)
     scale = embedder.model.logit_scale
@@ -126,7 +83,7 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
         hits = similarities.argmax(axis=1) == data.labels
         result.scores["top1_among_all"] = share_of_hits(hits, 1 / len(names))
     notes = wording.notes + note_cut_texts("prompts", cut)
-    return result._replace(unreadable=unreadable, notes=notes)
+    return dataclasses.replace(result, unreadable=unreadable, notes=notes)
 
 
 def score_single_label(
@@ -154,8 +111,7 @@ def score_single_label(
     if metric == "mean_top1_top5":
         both = (first.astype(float) + hits_at_k(ranking, labels, 5)) / 2
         add("mean_top1_top5", mean_of(both), (1 + min(5, classes)) / classes / 2)
-    if metric.startswith("worst_group"):
-        k = int(metric[-1])
+    if (k := WORST_GROUP.get(metric)) is not None:
         statistic = worst_group(hits_at_k(ranking, labels, k), data.groups)
         add(metric, statistic, min(k / classes, 1.0))
     details = {

@@ -5,7 +5,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Records = Sequence[Mapping[str, Any]]
+from flaxclip.benchmark.results import Record
+
+Records = Sequence[Record]
 
 CLIP_BENCHMARK_SCORES = {
     "top1": "acc1",
@@ -32,11 +34,11 @@ _CLIP_BENCHMARK_COLUMNS = (
 )  # fmt: skip
 
 
-def checkpoint_name(record: Mapping[str, Any]) -> str:
+def checkpoint_name(record: Record) -> str:
     """How a checkpoint is called in tables: the end of its path, its step, and which weights."""
-    path, step = record["checkpoint"]["path"], record["checkpoint"]["step"]
+    path, step = record.checkpoint.path, record.checkpoint.step
     short = "/".join(path.rstrip("/").split("/")[-2:])
-    parts = [short, "" if step is None else f"step {step}", record["checkpoint"].get("weights")]
+    parts = [short, "" if step is None else f"step {step}", record.checkpoint.weights]
     return " ".join(filter(None, parts))
 
 
@@ -49,12 +51,12 @@ def to_csv(records: Records) -> str:
          "high", "chance", "unreadable", "weights"]
     )  # fmt: skip
     for r in records:
-        for name, score in r["scores"].items():
+        for name, score in r.scores.items():
             writer.writerow(
-                [r["checkpoint"]["path"], r["checkpoint"]["step"], r["task"], r["method"],
-                 r.get("prompt_set", ""), r["examples"], name,
-                 *(score[field] for field in ("value", "low", "high", "chance")),
-                 len(r["unreadable"]), r["checkpoint"].get("weights") or ""]
+                [r.checkpoint.path, r.checkpoint.step, r.task, r.method,
+                 r.details.get("prompt_set", ""), r.examples, name,
+                 score.value, score.low, score.high, score.chance,
+                 len(r.unreadable), r.checkpoint.weights or ""]
             )  # fmt: skip
     return out.getvalue()
 
@@ -66,12 +68,12 @@ def to_markdown(records: Records, comparisons: Sequence[Mapping[str, Any]] = ())
         "|---|---|---|---|---|---|---|",
     ]
     for r in records:
-        if (score := r["scores"].get(r["metric"])) is not None:
-            interval = f"{score['low']:.2%} – {score['high']:.2%}"
+        if (score := r.scores.get(r.metric)) is not None:
+            interval = f"{score.low:.2%} – {score.high:.2%}"
             lines.append(
-                f"| {checkpoint_name(r)} | {r['task']}, {r['method']} | {r['metric']} "
-                f"| {score['value']:.2%} | {interval} | {score['chance']:.2%} "
-                f"| {len(r['unreadable']):,} |"
+                f"| {checkpoint_name(r)} | {r.task}, {r.method} | {r.metric} "
+                f"| {score.value:.2%} | {interval} | {score.chance:.2%} "
+                f"| {len(r.unreadable):,} |"
             )
     if comparisons:
         lines += [
@@ -95,19 +97,19 @@ def to_clip_benchmark(records: Records) -> dict[str, dict[str, Any]]:
     """
     results = {}
     for r in records:
-        if r["kind"] not in _CLIP_BENCHMARK_TASKS:
+        if r.kind not in _CLIP_BENCHMARK_TASKS:
             continue
-        prefix = "lp_" if r["kind"] == "linear-probe" else ""
+        prefix = "lp_" if r.kind == "linear-probe" else ""
         metrics = {
-            prefix + theirs: r["scores"][ours]["value"]
+            prefix + theirs: r.scores[ours].value
             for ours, theirs in CLIP_BENCHMARK_SCORES.items()
-            if ours in r["scores"]
+            if ours in r.scores
         }
         result = {
             "dataset": _clip_benchmark_dataset(r),
             "model": "flaxclip",
             "pretrained": checkpoint_name(r),
-            "task": _CLIP_BENCHMARK_TASKS[r["kind"]],
+            "task": _CLIP_BENCHMARK_TASKS[r.kind],
             "metrics": metrics,
             "language": "en",
         }
@@ -116,15 +118,13 @@ def to_clip_benchmark(records: Records) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _clip_benchmark_dataset(record: Mapping[str, Any]) -> str:
+def _clip_benchmark_dataset(record: Record) -> str:
     """`wds/vtab/cifar10`, as it is asked for there; a set of one's own by its task's name."""
-    source = record["source"]
+    source = record.source
     own = (
-        source["reader"] != "wds"
-        or source["name"].startswith((".", "/"))
-        or (":" in record["title"])
+        source["reader"] != "wds" or source["name"].startswith((".", "/")) or (":" in record.title)
     )
-    return record["task"] if own else f"wds/{source['name']}"
+    return record.task if own else f"wds/{source['name']}"
 
 
 def to_clip_benchmark_csv(records: Records) -> str:

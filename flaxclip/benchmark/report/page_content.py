@@ -1,18 +1,19 @@
 """What a page of results shows: rows and charts made of result files."""
 
 import base64
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flaxclip.benchmark.prompts import first_name
 from flaxclip.benchmark.report.charts import Axes, Point, chart
 from flaxclip.benchmark.report.exports import checkpoint_name
-from flaxclip.benchmark.results import read_arrays, unreadable_lines
+from flaxclip.benchmark.results import Record, read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
 from flaxclip.benchmark.scores import confusion_matrix, paired_difference
+from flaxclip.class_prompts import first_name
 from flaxclip.errors import InputError
 
 REFERENCE_MODELS = ("ViT-B-32 openai", "ViT-B-16 openai", "ViT-L-14 openai")
@@ -21,7 +22,7 @@ STEPS_SHOWN = 3
 _MATRIX_CLASSES = 40
 """Beyond these a confusion matrix is too fine to be read: its largest entries are listed alone."""
 
-Found = list[tuple[Path, dict[str, Any]]]
+Found = list[tuple[Path, Record]]
 """Result files and what they hold."""
 
 
@@ -29,12 +30,12 @@ def latest_steps(found: Found) -> Found:
     """Those of the latest `STEPS_SHOWN` steps of each run."""
     steps: dict[str, set[int]] = {}
     for _, record in found:
-        steps.setdefault(record["checkpoint"]["path"], set()).add(record["checkpoint"]["step"] or 0)
+        steps.setdefault(record.checkpoint.path, set()).add(record.checkpoint.step or 0)
     shown = {path: sorted(of_run)[-STEPS_SHOWN:] for path, of_run in steps.items()}
     return [
         (path, record)
         for path, record in found
-        if (record["checkpoint"]["step"] or 0) in shown[record["checkpoint"]["path"]]
+        if (record.checkpoint.step or 0) in shown[record.checkpoint.path]
     ]
 
 
@@ -46,28 +47,30 @@ def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any
     }
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for _, record in found:
-        metric = record["metric"]
-        if metric not in record["scores"]:
+        metric = record.metric
+        if metric not in record.scores:
             continue
         row = rows.setdefault(
-            (record["task"], record["method"]),
+            (record.task, record.method),
             {
-                "task": record["task"],
-                "title": record["title"],
-                "method": record["method"],
+                "task": record.task,
+                "title": record.title,
+                "method": record.method,
                 "metric": metric,
-                "chance": record["scores"][metric]["chance"],
+                "chance": record.scores[metric].chance,
                 "scores": dict.fromkeys(checkpoints),
                 "published": {
-                    model: published.get((record["task"], metric, model))
-                    if record["method"] == "zero-shot"
+                    model: published.get((record.task, metric, model))
+                    if record.method == "zero-shot"
                     else None
                     for model in REFERENCE_MODELS
                 },
             },
         )
-        unreadable = {"unreadable": len(record["unreadable"])}
-        row["scores"][checkpoint_name(record)] = record["scores"][metric] | unreadable
+        unreadable = {"unreadable": len(record.unreadable)}
+        row["scores"][checkpoint_name(record)] = (
+            dataclasses.asdict(record.scores[metric]) | unreadable
+        )
     return list(rows.values())
 
 
@@ -75,14 +78,14 @@ def curves(found: Found) -> list[dict[str, Any]]:
     """Of every run with several steps: scores against training step, as a chart and a table."""
     runs: dict[str, dict[str, list[Point]]] = {}
     for _, record in found:
-        step, score = record["checkpoint"]["step"], record["scores"].get(record["metric"])
+        step, score = record.checkpoint.step, record.scores.get(record.metric)
         if step is None or score is None:
             continue
-        which = record["checkpoint"].get("weights")
-        name = ", ".join(filter(None, [record["task"], record["method"], which]))
-        label = f"{name}, step {step}: {score['value']:.1%}"
-        point = Point(step, score["value"], label, score["low"], score["high"])
-        runs.setdefault(record["checkpoint"]["path"], {}).setdefault(name, []).append(point)
+        which = record.checkpoint.weights
+        name = ", ".join(filter(None, [record.task, record.method, which]))
+        label = f"{name}, step {step}: {score.value:.1%}"
+        point = Point(step, score.value, label, score.low, score.high)
+        runs.setdefault(record.checkpoint.path, {}).setdefault(name, []).append(point)
     charts = []
     for path, series in runs.items():
         steps = sorted({point.x for points in series.values() for point in points})
@@ -99,9 +102,9 @@ def robustness(found: Found) -> dict[str, Any] | None:
     """Top-1 on shifted sets against ImageNet, with published models and their line."""
     models: dict[str, dict[str, float]] = {}
     for _, record in found:
-        if record["method"] == "zero-shot" and "top1" in record["scores"]:
+        if record.method == "zero-shot" and "top1" in record.scores:
             accuracies = models.setdefault(checkpoint_name(record), {})
-            accuracies[record["task"]] = record["scores"]["top1"]["value"]
+            accuracies[record.task] = record.scores["top1"].value
     rows = [(name, shift) for name, a in models.items() for shift in summarise_shifts(a)]
     if not rows:
         return None
@@ -131,13 +134,13 @@ def comparisons(found: Found) -> list[dict[str, Any]]:
     for path, record in found:
         name = checkpoint_name(record)
         for score, hits in _hits(read_arrays(path)):
-            key = record["task"], record["method"], record["data_sha256"], score
+            key = record.task, record.method, record.data_sha256, score
             if key not in first:
                 first[key] = name, hits
                 continue
             other, other_hits = first[key]
             rows.append(
-                {"task": record["task"], "method": record["method"], "score": score,
+                {"task": record.task, "method": record.method, "score": score,
                  "checkpoint": name, "other": other,
                  **paired_difference(hits, other_hits)._asdict()}
             )  # fmt: skip
@@ -157,23 +160,23 @@ def _hits(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
             yield name, hits
 
 
-def result_detail(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+def result_detail(path: Path, record: Record) -> dict[str, Any]:
     arrays = read_arrays(path)
     detail = {
         "record": record,
         "unreadable": unreadable_lines(record),
         "checkpoint": checkpoint_name(record),
-        "mistakes": _with_images(path, record.get("mistakes", [])),
-        "retrieved": _with_images(path, record.get("retrieved", [])),
+        "mistakes": _with_images(path, record.details.get("mistakes", [])),
+        "retrieved": _with_images(path, record.details.get("retrieved", [])),
         "per_class": [], "confusions": [], "matrix": None,
     }  # fmt: skip
     if "ranking" not in arrays:
         return detail
-    names = [first_name(name) for name in record["class_names"]]
+    names = [first_name(name) for name in record.details["class_names"]]
     matrix = confusion_matrix(arrays["ranking"][:, 0], arrays["labels"], len(names))
     detail["per_class"] = [
         {"name": name, **row}
-        for name, row in zip(names, record.get("per_class", []), strict=False)
+        for name, row in zip(names, record.details.get("per_class", []), strict=False)
         if row["examples"]
     ]
     off = matrix - np.diag(np.diag(matrix))

@@ -75,7 +75,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """
     found = find_results(folders)
     records = [record for _, record in found]
-    runs = find_runs(folders, {record["checkpoint"]["path"] for record in records})
+    runs = find_runs(folders, {record.checkpoint.path for record in records})
     if not found and not runs:
         raise InputError(
             f"no results in {', '.join(map(str, folders))}\n"
@@ -84,7 +84,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     tables = {
         ".csv": to_csv(records),
         ".md": to_markdown(records, comparisons(latest_steps(found))),
-        ".json": json.dumps(records, indent=1, ensure_ascii=False),
+        ".json": json.dumps([record.to_json() for record in records], indent=1, ensure_ascii=False),
         ".clip_benchmark.csv": to_clip_benchmark_csv(records),
     }
     folder = out.with_suffix(".clip_benchmark")
@@ -127,7 +127,7 @@ def find_results(folders: Sequence[Path]) -> Found:
     return sorted(
         found,
         key=lambda item: (
-            item[1]["checkpoint"]["path"], item[1]["checkpoint"]["step"] or 0, item[1]["task"]
+            item[1].checkpoint.path, item[1].checkpoint.step or 0, item[1].task
         ),
     )  # fmt: skip
 

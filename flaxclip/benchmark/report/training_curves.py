@@ -10,7 +10,7 @@ from etils import epath
 
 from flaxclip.benchmark.report.charts import Axes, Point, chart
 from flaxclip.errors import InputError
-from flaxclip.metrics import METRICS_FILE
+from flaxclip.storage import METRICS_FILE
 
 POINTS = 300
 """Of a line: more cannot be told apart."""

@@ -1,0 +1,92 @@
+"""Names of classes put into sentences: the words of a zero-shot classifier."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from flaxclip.errors import InputError
+
+Name = str | Sequence[str]
+"""A class's name, or several that mean the same. `animal > dog` is a dog, a kind of animal."""
+
+Names = Sequence[Name]
+"""One for each class."""
+
+Templates = Sequence[str] | Mapping[str, Sequence[str]]
+"""For all classes, with `{}` for the class's name and `{parent}` for what it is a kind of; or for
+each class its own whole prompts. A single template may stand alone."""
+
+
+def path_of(name: str) -> tuple[str, ...]:
+    """`animal > dog` -> ("animal", "dog")."""
+    return tuple(part.strip() for part in name.split(" > "))
+
+
+def first_name(name: Name) -> str:
+    """Of several names, the first."""
+    return name if isinstance(name, str) else name[0]
+
+
+def class_prompts(class_names: Names, templates: Templates) -> list[tuple[str, ...]]:
+    """For each class its prompts; those of all its names, where it has several.
+
+    Raises:
+        InputError: a template has no `{}`, a class has no prompts or no parent to put into
+            them, or there are no names or no templates.
+    """
+    if isinstance(templates, str):
+        templates = (templates,)
+    if isinstance(class_names, str):
+        raise InputError(
+            f"got one string, {class_names[:40]!r}, where names of classes are expected\n"
+            "put them into a list"
+        )
+    if not class_names or not templates:
+        raise InputError("no class names or no templates\nthere must be at least one of each")
+    if unnamed := [index for index, name in enumerate(class_names) if not name]:
+        raise InputError(f"class {unnamed[0]} has no name\nevery class must have one")
+    if isinstance(templates, Mapping):
+        if without := [name for name in map(first_name, class_names) if name not in templates]:
+            raise InputError(
+                f"{len(without)} classes have no prompts of their own, e.g. {without[0]!r}\n"
+                "a dict of prompts must have every class by its name"
+            )
+        prompts = [tuple(templates[first_name(name)]) for name in class_names]
+        if not all(prompts):
+            empty = first_name(class_names[prompts.index(())])
+            raise InputError(
+                f"class {empty!r} has an empty list of prompts\n"
+                "there must be at least one for each class"
+            )
+        return prompts
+    if not_templates := [template for template in templates if "{}" not in template]:
+        raise InputError(
+            f"template {not_templates[0]!r} has no {{}}\nit is where the class's name goes"
+        )
+    return [
+        tuple(
+            _fill(template, path_of(synonym))
+            for synonym in ((name,) if isinstance(name, str) else name)
+            for template in templates
+        )
+        for name in class_names
+    ]
+
+
+def _fill(template: str, path: Sequence[str]) -> str:
+    if "{parent}" in template:
+        if len(path) < 2:
+            raise InputError(
+                f"template {template!r} asks for a parent, but {path[0]!r} has none\n"
+                "write names as 'parent > name'"
+            )
+        template = template.replace("{parent}", path[-2])
+    return template.replace("{}", path[-1])
+
+
+def check_distinct(names: Names) -> None:
+    """Raise `InputError` where two classes share a name."""
+    counts = Counter(name if isinstance(name, str) else tuple(name) for name in names)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise InputError(
+            f"two classes are named {repeated[0]!r}\nthey cannot be told apart by name"
+        )

@@ -1,0 +1,79 @@
+"""Class names become a linear classifier, by any function that encodes texts.
+
+Below both the notebook's face and the benchmark, so that one ensemble of prompts has the same
+logits in either.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flaxclip.class_prompts import Names, Templates, check_distinct, class_prompts
+from flaxclip.models.clip import l2_normalise
+from flaxclip.numerics import similarity
+
+IMAGES_AT_ONCE = 8192
+
+EncodeText = Callable[[Sequence[str]], Float[Array | np.ndarray, "texts embed"]]
+
+
+def build_zero_shot_classifier(
+    encode_text: EncodeText, class_names: Names, templates: Templates
+) -> Float[Array, "classes embed"]:
+    """One unit vector per class: the renormalised mean of its prompts' embeddings.
+
+    Prompt ensembling (Radford et al. 2021, section 3.1.4): averaging embeddings rather than
+    probabilities lets a class cost one dot product, however many templates describe it. A class
+    with several names has the prompts of all of them in the mean.
+
+        classifier = build_zero_shot_classifier(model.encode_text, names, ["a {}", "my {}"])
+
+    Args:
+        encode_text: a list of texts to their unit embeddings, as `CLIPModel.encode_text`.
+        class_names: see `Names`.
+        templates: see `Templates`.
+
+    Raises:
+        InputError: a template has no `{}`, two classes share a name, there are no names or no
+            templates, or a class has no prompts or no parent to put into them.
+    """
+    prompts = class_prompts(class_names, templates)
+    check_distinct(class_names)
+    return average_prompts(encode_text, prompts)
+
+
+def average_prompts(
+    encode_text: EncodeText, prompts: Sequence[Sequence[str]]
+) -> Float[Array, "classes embed"]:
+    """One unit vector per class, of the prompts that each class has."""
+    zprompts = encode_text([prompt for texts in prompts for prompt in texts])
+    class_of = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
+    sums = jax.ops.segment_sum(jnp.asarray(zprompts), class_of, len(prompts))
+    return l2_normalise(sums)
+
+
+@jax.jit
+def _similarities(
+    zimg: Float[Array, "n d"], classifier: Float[Array, "classes d"]
+) -> Float[Array, "n classes"]:
+    return similarity(zimg, classifier)
+
+
+def class_similarities(
+    zimg: Float[Array | np.ndarray, "n d"], classifier: Float[Array, "classes d"]
+) -> Float[np.ndarray, "n classes"]:
+    """Cosine of each image with each class."""
+    parts = [
+        np.asarray(_similarities(zimg[start : start + IMAGES_AT_ONCE], classifier))
+        for start in range(0, len(zimg), IMAGES_AT_ONCE)
+    ]
+    return np.concatenate([np.zeros((0, len(classifier)), np.float32), *parts])
+
+
+def softmax(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
+    """Probabilities of classes that exclude each other."""
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
