@@ -1,8 +1,9 @@
-"""The gradient of a loss over a whole batch, with the activations of a part of the batch.
+"""Exact gradient of a loss over a whole batch, with activations of only a part of it in memory.
 
-GradCache (Gao et al. 2021, section 3.2): embed part after part and keep no activations, take the
-loss and its gradient in the embeddings over the whole batch, embed part after part again and pull
-that gradient back. To average the parts' own losses would drop the negatives between them.
+GradCache (Gao et al. 2021, section 3.2): embed the batch part by part and keep no activations,
+compute the loss over the whole batch and its gradient with respect to the embeddings, then embed
+each part again and backpropagate that gradient. Averaging the losses of the parts instead would
+drop the negatives between them.
 """
 
 from collections.abc import Callable
@@ -94,5 +95,5 @@ def _join(tree: Any) -> Any:
 
 
 def _shards() -> int:
-    """Devices that a batch is divided over, on the context's mesh."""
+    """Number of devices that a batch is divided over, on the context's mesh."""
     return count_shards("batch", jax.sharding.get_abstract_mesh())

@@ -1,4 +1,4 @@
-"""Published figures of accelerator chips: what a run is measured against, and planned by."""
+"""Published figures of accelerator chips, for MFU and for planning."""
 
 import dataclasses
 
@@ -7,16 +7,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip as its maker describes it. None: not published, or nothing is planned for it."""
+    """Published figures of one chip. If None, not published, or not needed to plan."""
 
     device_kind: str
-    """As JAX calls it."""
+    """The name that JAX gives to the chip."""
     peak_flops: float
     """Dense bfloat16 FLOP/s."""
     source: str
-    """Where the figures stand."""
+    """Source of the figures."""
     hbm_bytes: float | None = None
-    """What the TPU compiler lets a program use; some of the chip's memory is the system's."""
+    """Memory that the TPU compiler lets a program use; the system takes some of the chip's."""
     hbm_bandwidth: float | None = None
     """Bytes/s."""
     ici_bandwidth: float | None = None

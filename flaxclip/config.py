@@ -29,69 +29,71 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What `python -m flaxclip.train` runs, and what `config.json` in the workdir records."""
+    """The configuration of `python -m flaxclip.train`, recorded as `config.json` in the workdir."""
 
     workdir: str
-    """Where checkpoints, metrics and this configuration go. The same workdir again resumes."""
+    """Folder of checkpoints, metrics and this configuration. Given again, the run resumes."""
     steps: int
     """Updates in the whole run."""
     batch_size: int
     """Pairs a step over all devices; each is contrasted with all others in the batch."""
     seed: int = 0
-    """Decides the first parameters and the order of the data."""
+    """Seed of the initial parameters and of the order of the data."""
     model: CLIPConfig = CLIPConfig()
     preprocess: ImageTransform = ImageTransform()
     tokenizer: TokenizerConfig = TokenizerConfig()
     compute: ComputeConfig = ComputeConfig()
-    """How the model is computed. A resumed run may change it: it decides speed and memory, and of
-    the numbers no more than their rounding."""
+    """Computation of the model. A resumed run may change it: it affects speed and memory, and the
+    results by rounding alone."""
     init_from: str | None = None
     """Weights to start from, anything that `flaxclip.load` takes: a run, a file or directory of
-    another library, a URL. On the command line the run's model is then that of the weights, but
-    for what --model and its fields say; resolution and context length may be others. None: random
-    parameters."""
+    another library, a URL. On the command line, the weights also bring the run's model, which
+    --model and its flags can change in resolution and context length. If None, random
+    initialization."""
     init_model: str | None = None
-    """Architecture of the weights, as --model takes it, for a file that does not tell."""
+    """Architecture of the weights, as for --model, if their file does not say."""
     init_weights: WhichWeights | None = None
-    """Of weights and their average (EMA), where `init_from` holds both. None: the average."""
+    """The choice between weights and their average (EMA), if `init_from` holds both. If None, the
+    average."""
     init_only: tuple[str, ...] = ()
-    """Regular expressions: of the weights those in whose names one is found are taken, such as
-    ^vision/, and the rest of the model starts from random parameters. Empty: all."""
+    """Regular expressions for the names of the weights to take, such as ^vision/; the rest of the
+    model is initialized at random. If empty, all are taken."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """CLIP's cross-entropy over the batch, or SigLIP's over single pairs, which learns a bias."""
     bias_for_batch: bool = False
     """Sets `model.init_logit_bias` to the log-odds of a match in a batch of `batch_size`, at which
     the sigmoid loss starts lowest; SigLIP's -10 is that of 22,027 pairs."""
     loss_form: Implementation = "auto"
-    """Implementation of the loss: a device's part of the similarity matrix as a whole (gathered) or
-    a tile at a time (tiled). Memory and speed alone. auto: gathered up to 256 MiB of it."""
+    """Implementation of the loss: a device's part of the similarity matrix is stored whole
+    (gathered) or computed a tile at a time (tiled). Affects memory and speed alone. auto: gathered
+    up to 256 MiB of it."""
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     accumulate: int = 1
-    """Parts that a batch is embedded in, one after another, for the memory of one of them and the
-    time of another forward pass. Exact: the loss is that of the whole batch. A ResNet's batch norms
-    alone see a part at a time."""
+    """Parts that a batch is embedded in, one after another: takes the memory of one part, and the
+    time of another forward pass. Exact: the loss is that of the whole batch. Only a ResNet's batch
+    norms see a part at a time."""
     patch_dropout: float = 0.0
     """Share of an image's patches that the image tower does not see in an update, at random (FLIP,
     Li et al. 2023): 0.5 halves the tower's work. Finish with a few hundred steps without it."""
     log_every: int = 50
     """Steps between two reports."""
     wandb: str | None = None
-    """Project of Weights & Biases that the run reports to, besides its files. None: none."""
+    """Weights & Biases project that the run reports to, besides its files. If None, disabled."""
     shown_pairs: int = 12
-    """Held-out pairs of which each save shows images, similarities and predictions in TensorBoard
-    and W&B. 0: none, where images must not leave the machine."""
+    """Held-out pairs whose images, similarities and predictions each save shows in TensorBoard and
+    W&B. If 0, none, e.g. because images must not leave the machine."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     health: HealthConfig = HealthConfig()
 
     @property
     def spec(self) -> ModelSpec:
-        """What the run's weights need to be of use."""
+        """The specification that is needed to use the run's weights."""
         return ModelSpec(self.model, self.preprocess, self.tokenizer)
 
     def with_spec(self, spec: ModelSpec) -> "TrainConfig":
-        """The same run of another model."""
+        """The same run with another model."""
         return dataclasses.replace(self, **spec._asdict())
 
     @property
@@ -144,9 +146,9 @@ RESUMABLE_FIELDS = (
 
 
 def differing_fields(ours: T, theirs: T, part: str = "") -> dict[str, str]:
-    """Field -> `theirs -> ours`, for each that decides what a run computes, and differs.
+    """Field -> `theirs -> ours`, for each field that affects the results of a run, and differs.
 
-    `part` is the field that the two are of, such as `compute`, where they are no whole runs.
+    `part` is the field that both belong to, such as `compute`, if they are not whole runs.
     """
 
     def flatten(value: object, prefix: str = "") -> dict[str, object]:
@@ -205,7 +207,7 @@ def load_experiment(name: str) -> TrainConfig:
 
 @contextlib.contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in the experiment itself into an `InputError` that names the line."""
+    """Turn an error in the experiment's own code into an `InputError` that names the line."""
     try:
         yield
     except InputError:

@@ -12,7 +12,7 @@ import pydantic
 from flaxclip.errors import InputError
 
 FORMAT = 1
-"""Of the files that are written now; the field `format` of `config.json`."""
+"""Format that is written now; the field `format` of `config.json`."""
 
 T = TypeVar("T")
 
@@ -41,14 +41,14 @@ def from_json(kind: type[T] | UnionType, text: str | bytes, path: PurePath | str
 
 
 def _of_likeliest_kinds(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without complaints of kinds that were not meant.
+    """The errors for the likeliest kind of a field.
 
-    Where a field may be of several kinds, such as the two image towers, pydantic reports why it is
-    none of them. The one that has the fewest complaints is the one that was meant.
+    If a field may be of several kinds, such as the two image towers, pydantic reports the errors of
+    each of them. The kind with the fewest errors is the likeliest.
     """
 
     def kind(item: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The place up to the name of a class; empty where the field has one kind alone."""
+        """The error's location up to the name of a class; empty if the field has only one kind."""
         loc = item["loc"]
         return next((loc[: i + 1] for i, part in enumerate(loc) if str(part)[0].isupper()), ())
 
@@ -82,7 +82,7 @@ def run_field_from_json(
 ) -> T:
     """One field of a `config.json`, for readers that know only the type of that one.
 
-    Where the file has no such field, `default`.
+    If the file has no such field, `default`.
 
     Raises:
         InputError: not JSON, of a newer format, or the field is not of that type, or is missing
@@ -136,7 +136,7 @@ _FAMILIES = {
 def migrate(config: dict[str, Any]) -> dict[str, Any]:
     """`config`, of any format up to the present one, in the present format and without its number.
 
-    What format 0 lacked is left out: the defaults mean what it did.
+    Fields that format 0 lacked are left out: the defaults have the same meaning.
     """
     config = dict(config)
     if config.pop("format", 0) >= FORMAT or not isinstance(config.get("model"), dict):

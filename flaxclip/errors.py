@@ -1,4 +1,4 @@
-"""The one error that users are meant to meet: something they gave cannot be used."""
+"""The only error that users should meet: an input that cannot be used."""
 
 import sys
 import traceback
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """What the user gave (a path, a file, a field, a flag) cannot be used as it is.
+    """An input of the user (a path, a file, a field, a flag) that cannot be used as it is.
 
     The message's first line says what was found and where; the lines after it say what was
     expected and what to do. Command lines print it without a traceback and exit with 2.
@@ -18,7 +18,7 @@ class InputError(ValueError):
 def exit_on_input_error(program: str) -> Iterator[None]:
     """Turn an `InputError` into a message on standard error and exit code 2.
 
-    `--debug` on the command line, wherever, adds the traceback.
+    `--debug`, anywhere on the command line, adds the traceback.
     """
     debug = "--debug" in sys.argv
     if debug:

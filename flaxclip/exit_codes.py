@@ -1,12 +1,12 @@
-"""How a training process ends, for whoever started it.
+"""Exit codes of a training process, for launchers.
 
 0    the run is finished
-2    something given cannot be used: the message says what
+2    an input cannot be used; the message says which and why
 3    training itself went wrong; starting it again unattended would not help
-75   stopped on a signal, or because a host or a process that loads data was lost: the same
-     command continues the run
+75   stopped on a signal, or because a host or a data worker was lost: the same command continues
+     the run
 
-Launchers restart on 75 (EX_TEMPFAIL of sysexits.h), and where a process was killed by a signal.
+Launchers restart on 75 (EX_TEMPFAIL of sysexits.h), and if a process was killed by a signal.
 """
 
 import sys
@@ -18,11 +18,11 @@ PREEMPTED = 75
 
 
 class TrainingFailedError(Exception):
-    """The numbers went bad; the message says where, and what is left to continue from."""
+    """Training went wrong; the message says where, and how to continue."""
 
 
 class PreemptedError(Exception):
-    """The run was told to stop and has saved its state, or has lost a host or a worker process."""
+    """The run was stopped and has saved its state, or has lost a host or a worker process."""
 
 
 @contextmanager

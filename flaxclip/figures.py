@@ -1,4 +1,4 @@
-"""Figures of what a model sees: similarity matrices, and grids of predictions."""
+"""Figures of a model's view: similarity matrices, and grids of predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,12 +68,12 @@ def _short(text: str, length: int = 34) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write it as the format that the name of `path` says."""
+    """Write the figure in the format of the extension of `path`."""
     figure.savefig(path, dpi=_DOTS_PER_INCH)
 
 
 def figure_pixels(figure: Figure) -> UInt8[np.ndarray, "h w 3"]:
-    """The figure as an image, for writers that take no figures."""
+    """The figure as pixels, for writers that take no figures."""
     figure.set_dpi(_DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

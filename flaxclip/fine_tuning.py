@@ -1,8 +1,8 @@
-"""What becomes of each parameter in fine-tuning, by its name: frozen, or at a rate of its own.
+"""Freeze parameters in fine-tuning, or give them learning rates of their own, by their names.
 
 A parameter's name is its path, such as `vision/transformer/blocks/mlp/fc1/kernel`; a pattern is a
-regular expression that is found anywhere in it. Layers are stacked, so a name stands for all of
-them, and a rate may be an array of one number a layer.
+regular expression that may match anywhere in it. Layers are stacked, so one name stands for all of
+them, and a rate may be an array with one number a layer.
 """
 
 import re
@@ -27,7 +27,7 @@ _STACKS = re.compile(r"(^|/)(transformer/blocks|stage\d+/rest)/")
 
 
 def map_names(function: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """A tree like `params`, of `function` of each parameter's name, value and those in `others`."""
+    """A tree like `params`: `function` of each name, its value and its values in `others`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(
             jax.tree_util.keystr(path, simple=True, separator="/"), *leaves
@@ -38,17 +38,17 @@ def map_names(function: Callable[..., Any], params: Any, *others: Any) -> Any:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether a parameter's first axis is that of a stack's layers."""
+    """True if a parameter's first axis is that of a stack's layers."""
     return _STACKS.search(name) is not None
 
 
 def frozen_mask(patterns: Sequence[str], params: Any) -> Any:
-    """A tree of booleans: which parameters a pattern freezes."""
+    """A tree of booleans: True for parameters that a pattern freezes."""
     return map_names(lambda name, _: any(re.search(p, name) for p in patterns), params)
 
 
 def stop_frozen_gradients(patterns: Sequence[str], params: Any) -> Any:
-    """`params`, of which the frozen ones are constants: no gradient is computed for these."""
+    """`params` with constants for the frozen ones, so that no gradient is computed for them."""
     return jax.tree.map(
         lambda frozen, leaf: jax.lax.stop_gradient(leaf) if frozen else leaf,
         frozen_mask(patterns, params),
@@ -87,7 +87,7 @@ def rate_multipliers(
 
 
 def _layers_above(name: str, leaf: Any, tower: Mapping[str, Any]) -> Rate:
-    """How many steps of the layers' decay lie between a parameter and the tower's output."""
+    """Number of layer decay steps between a parameter and the tower's output."""
     layers, count = _numbered_layers(tower)
     for prefix, (first, stacked) in layers.items():
         if name.startswith(prefix):
@@ -100,10 +100,7 @@ def _layers_above(name: str, leaf: Any, tower: Mapping[str, Any]) -> Rate:
 
 
 def _numbered_layers(tower: Mapping[str, Any]) -> tuple[dict[str, tuple[int, bool]], int]:
-    """Prefix of names -> number of its first layer, from 1, and whether it is a stack.
-
-    And how many layers there are.
-    """
+    """By prefix, its first layer's number, from 1, and whether it is a stack; and the depth."""
 
     def length(stack: Any) -> int:
         return jax.tree.leaves(stack)[0].shape[0]
@@ -121,10 +118,10 @@ def _numbered_layers(tower: Mapping[str, Any]) -> tuple[dict[str, tuple[int, boo
 
 
 def check_patterns(field: str, patterns: Iterable[str], params: Any) -> None:
-    """That each pattern can be read and is found in a parameter's name.
+    """Check that each pattern is a regular expression and matches a parameter's name.
 
     Raises:
-        InputError: it cannot, or is in none: a typing error would train, or freeze, the wrong ones.
+        InputError: one is not, or matches none: a typo would train or freeze the wrong ones.
     """
     names: list[str] = []
     map_names(lambda name, _: names.append(name), params)

@@ -1,4 +1,4 @@
-"""Whether a run's numbers are still good: losses that are not finite, or that jump."""
+"""Detection of losses that are not finite, or that jump."""
 
 import collections
 import dataclasses
@@ -26,16 +26,16 @@ _NAMED = 3  # records named on the terminal; the file has all
 
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
-    """When a run is warned about, and when it stops itself."""
+    """Thresholds at which a run warns, or stops itself."""
 
     max_skipped: int = 10
-    """Updates in a row that may be skipped, since the loss or a gradient is not finite."""
+    """Updates in a row that may be skipped because the loss or a gradient is not finite."""
     spike_deviations: float = 10.0
-    """A loss is a spike when it lies this many deviations above the running median."""
+    """Running deviations above the running median from which a loss is a spike."""
     check_replicas_every: int = 1000
-    """Steps between two comparisons of the copies of the state on different devices."""
+    """Steps between comparisons of the copies of the state on different devices."""
     host_timeout_seconds: float = 300.0
-    """A host that is dead or hangs makes the others stop after this long."""
+    """Seconds after which the others stop if a host is dead or hangs."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -46,7 +46,7 @@ class HealthConfig:
 
 
 class LossMonitor:
-    """Looks at every step's numbers, in order; alike on every host, since the numbers are."""
+    """Checks the metrics of every step, in order; all hosts have the same metrics, and so agree."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class LossMonitor:
         """Updates up to the last one checked that were not finite."""
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Warn about `step` where something is wrong with it, with the records of its batch."""
+        """Warn about a bad `step`, and note the records of its batch."""
         loss, grad_norm = metrics["loss"], metrics["grad_norm"]
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.skipped_in_a_row += 1
@@ -82,7 +82,7 @@ class LossMonitor:
             self._recent[name].append(value)
 
     def medians(self) -> dict[str, float]:
-        """Of each metric over the last hundred finite steps."""
+        """Medians of each metric over the last hundred finite steps."""
         return {name: statistics.median(values) for name, values in self._recent.items()}
 
     def _spike_limit(self) -> float | None:
@@ -111,7 +111,7 @@ class LossMonitor:
 
 
 def check_replicas(state: Any, mesh: Mesh, step: int) -> None:
-    """Raise `TrainingFailedError` where copies of an array differ between devices."""
+    """Raise `TrainingFailedError` if copies of an array differ between devices."""
     if diverged := diverged_replicas(state, mesh):
         raise TrainingFailedError(
             "\n".join(

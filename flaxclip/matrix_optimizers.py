@@ -1,7 +1,7 @@
-"""Adafactor and Muon take a parameter for a matrix: which of its axes that are.
+"""The axes that Adafactor and Muon take for those of a matrix, for each parameter.
 
-A layer of a stack is a parameter by itself: what is computed for one of them never depends on how
-many there are, nor on the others.
+A layer of a stack is a parameter by itself: results for a layer never depend on the number of
+layers, nor on other layers.
 """
 
 import re
@@ -39,11 +39,11 @@ def scale_by_adafactor(momentum: float, momentum_dtype: DTypeLike) -> optax.Grad
     """Adafactor (Shazeer & Stern 2018) as Zhai et al. 2022 changed it, section 3.4.
 
     With momentum, and without scaling steps by parameters or limiting their mean square; the decay
-    of second moments grows with the steps to 0.999 and no further. In numbers this is big_vision's
+    of second moments grows with the steps to 0.999 and no further. Numerically this is big_vision's
     `scale_by_adafactor`: the two largest axes of a layer's parameter are factored, if both have 32
-    or more, so that every layer, head, and one of queries, keys and values has its own factors.
-    Two shapes differ from there: patch embeddings are matrices here, and factored; queries, keys
-    and values are one parameter, which changes nothing.
+    or more, so that every layer and head, and each of queries, keys and values, has its own
+    factors. Two shapes differ: patch embeddings are matrices here, and factored; queries, keys and
+    values are one parameter, which changes nothing.
     """
     return optax.chain(
         _layer_by_layer(
@@ -90,7 +90,7 @@ def _layer_by_layer(rms: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def muon_matrices(params: Any) -> Any:
-    """A tree of the axes that Muon takes for a matrix, by `MUON_RULES`; None where AdamW is used.
+    """A tree of the axes that Muon takes for a matrix, by `MUON_RULES`; None for AdamW.
 
     Raises:
         ValueError: a parameter's name matches no rule.
@@ -106,7 +106,7 @@ def muon_matrices(params: Any) -> Any:
 
 
 def _behind_layers(axes: MuonDimensionNumbers) -> MuonDimensionNumbers:
-    """The same axes where those of a stack come first."""
+    """The same axes, shifted behind those of a stack."""
 
     def shifted(axes: Sequence[int] | int) -> tuple[int, ...]:
         return tuple(axis + 1 for axis in ((axes,) if isinstance(axes, int) else axes))

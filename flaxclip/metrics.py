@@ -1,4 +1,4 @@
-"""What a run reports of itself: metric files, throughput, model FLOPs utilisation."""
+"""Metrics of a run: metric files, throughput, model FLOPs utilisation."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ class Throughput:
         self._waited = 0.0
 
     def waited_for_data(self, seconds: float) -> None:
-        """The loop stood still that long because no batch was ready."""
+        """Count time in which the loop waited because no batch was ready."""
         self._waited += seconds
 
     def lap(self, step: int) -> dict[str, float | None]:
@@ -62,12 +62,11 @@ class Throughput:
 
 
 class MetricWriter:
-    """Scalars into `metrics.jsonl`; they and images for TensorBoard, and for W&B on request.
+    """Scalars to `metrics.jsonl`; scalars and images to TensorBoard, and to W&B on request.
 
-    On process 0 alone; on the others it does nothing. What cannot be written, e.g. on a full disk,
-    is reported through `warn` once and never stops training: lines wait until there is room, for
-    TensorBoard it is lost. In object storage, where nothing can be appended to, both are copied
-    from a local folder every minute.
+    Writes on process 0 alone. A failed write, e.g. on a full disk, is reported through `warn` once
+    and never stops training: lines wait until there is room, TensorBoard's are lost. In object
+    storage, where files cannot be appended to, both are copied from a local folder every minute.
     """
 
     def __init__(
@@ -78,9 +77,10 @@ class MetricWriter:
         config: Mapping[str, Any] | None = None,
         warn: Callable[[str], None] = print,
     ):
-        """What a killed run has reported of steps after `start_step`, which come again, goes.
+        """Open the metric files, and delete lines that a killed run wrote after `start_step`.
 
-        W&B keeps the first report of a step. `config` is what it shows beside the run.
+        Those steps are about to be reported again. W&B keeps the first report of a step, and shows
+        `config` beside the run.
         """
         self._writes = jax.process_index() == 0
         if not self._writes:
@@ -103,7 +103,7 @@ class MetricWriter:
             self._wandb = _open_wandb(self._workdir, wandb_project, config)
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """One line; a scalar that is None (not known) is null there and nowhere else."""
+        """Write one line; a scalar that is None (unknown) is null in it, and omitted elsewhere."""
         if not self._writes:
             return
         # JSON has no NaN: a diverged loss is written as its name, and stays readable by any tool.
@@ -163,7 +163,7 @@ class MetricWriter:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def _write_events(self, step: int, summaries: Sequence[Summary]) -> None:
-        """Written at once: tensorboardX's own thread would end at the first error, unnoticed."""
+        """Write at once: tensorboardX's own thread would end at the first error, unnoticed."""
         if self._events is None:
             folder = self._folder / "tensorboard"
             folder.mkdir(exist_ok=True)
@@ -187,7 +187,7 @@ class MetricWriter:
 
 
 def check_wandb(project: str | None) -> None:
-    """Raise `InputError` where W&B is asked for and not installed."""
+    """Raise `InputError` if W&B is requested and not installed."""
     if project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError(
             f"--wandb {project}: Weights & Biases is not installed\n"

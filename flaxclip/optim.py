@@ -36,8 +36,9 @@ class OptimConfig:
     Nesterov's momentum for the rest."""
     peak_lr: float = 5e-4
     schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
-    """What follows the warm-up. cosine, linear: down to 0 at the last step. rsqrt: proportional to
-    1 / sqrt(step), so that a run can be prolonged (Zhai et al. 2022, section 3.5)."""
+    """Learning rate after the warm-up. cosine, linear: down to 0 at the last step. rsqrt:
+    proportional to 1 / sqrt(step), so that a run can be prolonged (Zhai et al. 2022, section
+    3.5)."""
     warmup_steps: int = 2000
     """Steps over which the learning rate rises linearly from 0."""
     cooldown_steps: int = 0
@@ -48,25 +49,27 @@ class OptimConfig:
     """AdamW, that of Muon too: decay of the second moment. Lion: of the momentum that is kept,
     where b1 is that of the one that is used. Adafactor has a rule of its own instead."""
     eps: float = 1e-6
-    """AdamW's and Muon's."""
+    """Epsilon of AdamW and Muon."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 saves 2 bytes a parameter."""
+    """Type of the momentum; bfloat16 saves 2 bytes a parameter."""
     weight_decay: float = 0.2
     """Multiplied by the learning rate, and not applied to biases, norms and the logit scale."""
     ema_decay: float | None = None
-    """Share of the averaged parameters that a step keeps; at first, while they are few, less. They
-    are saved beside the others, and are what `flaxclip.load` reads. None: no average."""
+    """Share of the averaged parameters that a step keeps; smaller at first, while there are few
+    steps. The average is saved beside the parameters, and `flaxclip.load` reads it. If None,
+    disabled."""
     max_grad_norm: float | None = None
-    """Gradients whose global norm is larger are scaled down to it. None: never."""
+    """Gradients with a larger global norm are scaled down to it. If None, disabled."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions: parameters in whose names one is found stay as they are, and take no
-    memory for momentum. ^vision/ locks the image tower (LiT, Zhai et al. 2022)."""
+    """Regular expressions: parameters whose names match are not trained, and need no memory for
+    momentum. ^vision/ locks the image tower (LiT, Zhai et al. 2022)."""
     lr_multipliers: tuple[tuple[str, float], ...] = ()
-    """Regular expressions, and factors on the learning rate of parameters in whose names they are
-    found; the first that is counts."""
+    """Regular expressions, and factors on the learning rate of parameters whose names match; the
+    first match counts."""
     layer_decay: tuple[tuple[str, float], ...] = ()
-    """Likewise, and factors once for each layer from a parameter up to its tower's output: with
-    ^vision/ 0.75 the last block has 0.75 of the learning rate, the one below it 0.5625."""
+    """Likewise, but the factor applies once for each layer between a parameter and its tower's
+    output: with ^vision/ 0.75 the last block has 0.75 of the learning rate, the one below it
+    0.5625."""
 
     def __post_init__(self) -> None:
         for name in ("peak_lr", "warmup_steps", "cooldown_steps", "weight_decay"):
@@ -136,7 +139,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """A tree of booleans: which parameters weight decay applies to, by `DECAY_RULES`.
+    """A tree of booleans: True for parameters with weight decay, by `DECAY_RULES`.
 
     Raises:
         ValueError: a parameter's name matches no rule.
@@ -152,7 +155,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def check_optim_patterns(config: OptimConfig, params: Any) -> None:
-    """Raise `InputError` where a pattern of `config` is in the name of no parameter, or all freeze.
+    """Raise `InputError` if a pattern of `config` matches no parameter, or if all are frozen.
 
     `params` may be shapes.
     """
@@ -171,11 +174,12 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of `config`, for a run of `steps` updates, and the schedule that it follows.
 
-    The schedule gives the learning rate of the next update after so many (`applied_updates`).
+    The schedule maps the number of updates applied so far (`applied_updates`) to the learning rate
+    of the next one.
 
-    What tells one from another is the direction of a step; clipping, weight decay and learning
-    rate are the same for all. Frozen parameters are out of it: their gradients do not count for
-    clipping, and there is no momentum of theirs.
+    Optimizers differ in the direction of a step; clipping, weight decay and learning rate are the
+    same for all. Frozen parameters are excluded: their gradients do not count for clipping, and
+    they have no momentum.
     """
     schedule = make_schedule(config, steps)
     clip = (
@@ -202,9 +206,9 @@ def make_optimizer(
 
 
 def applied_updates(opt_state: optax.OptState) -> Int[Array, ""]:
-    """Updates that an optimizer of `make_optimizer` has made: what its learning rate goes by.
+    """Number of updates that an optimizer of `make_optimizer` has applied; sets its learning rate.
 
-    Not the steps of the run: where an update is skipped, the optimizer's state stays as it was.
+    Not the number of steps: if an update is skipped, the optimizer's state is unchanged.
     """
 
     def counts(state: Any) -> bool:

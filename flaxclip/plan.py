@@ -1,4 +1,4 @@
-"""What a run will need, before anything is rented: its step compiled for machines not here.
+"""Plan a run before renting anything: compile its step for machines that are not here.
 
     python -m flaxclip.plan EXPERIMENT --topology v5e:16x16
     python -m flaxclip.plan EXPERIMENT --topology v5p:4x4x4 --model ViT-L-14 --batch-size 16384
@@ -29,22 +29,22 @@ from flaxclip.run.command_line import RunCommand, parse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(RunCommand):
-    """Compile a run for a machine that is not here, and say what it needs."""
+    """Compile a run for a machine that is not here, and report its needs."""
 
     topology: str = "v5e:16x16"
     """Slice to plan for, as v5e:16x16, v6e:16x16, v5p:4x4x4; or cpu:8 for virtual devices."""
     slices: int = 1
     """Slices of that kind, joined by the data centre's network."""
     search: tuple[Dimension, ...] = ()
-    """Numbers to choose: the fastest ones that fit, as far as a few compilations can tell."""
+    """Numbers to search: finds the fastest ones that fit, as far as a few compilations can tell."""
     compiles: int = 5
-    """How many configurations a search compiles at most, a minute or more each."""
+    """Most configurations that a search compiles; each takes a minute or more."""
     decode_rate: float = 500.0
     """Images that one core of a host decodes, crops and resizes in a second."""
     json: bool = False
     """Print JSON, in bytes, FLOPs and seconds."""
     list: bool = False
-    """Print all named architectures instead, with what each costs."""
+    """Print all named architectures instead, with their cost."""
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def run(command: Command) -> None:
-    """Compile what `command` asks for, and print it.
+    """Compile the step that `command` describes, and print its plan.
 
     Raises:
         InputError: an unknown topology, a mesh or a batch that does not divide, or a step that
@@ -95,7 +95,7 @@ def run(command: Command) -> None:
 
 
 def make_console() -> Console:
-    """Standard output; a file or a pipe is as wide as the tables are."""
+    """A console on standard output; a file or a pipe is as wide as the tables."""
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 

@@ -1,4 +1,4 @@
-"""The device mesh, and the one table that says which array axis lies along which mesh axis."""
+"""The device mesh, and the one table that maps the axes of arrays to those of the mesh."""
 
 import dataclasses
 import math
@@ -32,13 +32,13 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
 }
-"""Logical axis of a parameter or an activation -> mesh axes that it is divided over; none: whole.
-`lookup_batch` is the batch on its way through `embedding_lookup`, where fsdp divides channels."""
+"""Logical axis of a parameter or an activation -> mesh axes that divide it; if empty, not divided.
+`lookup_batch` is the batch during `embedding_lookup`, when fsdp divides channels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis. `data` of -1 takes all that the others leave."""
+    """Devices along each mesh axis. `data` of -1 takes all that the other axes leave."""
 
     data: int = -1
     """Copies of the model, each on its own part of the batch."""
@@ -49,9 +49,9 @@ class MeshConfig:
 
 
 def join_hosts(timeout_seconds: float = 300.0) -> None:
-    """Connect to the other hosts of the job, where a cluster says that there are some.
+    """Connect to the other hosts of the job, if the cluster's environment names any.
 
-    Where they are not found in time, the process ends with the code of a restart: they may come.
+    If they are not found in time, the process ends with the code of a restart: they may come later.
     """
     seconds = int(timeout_seconds)
     # JAX would abort the process, with a stack of its own. This is earlier, and says why.
@@ -113,7 +113,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def _mesh_advice(config: MeshConfig, devices: int) -> str:
-    """The nearest sizes that fit, one of them changed at a time."""
+    """The nearest sizes that fit, with one of them changed at a time."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
 
     def nearest(size: int, others: int) -> int | None:
@@ -136,7 +136,7 @@ def _mesh_advice(config: MeshConfig, devices: int) -> str:
 def _arrange(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
     """Devices of a mesh of that shape, such that neighbours in it are neighbours in the network.
 
-    Other than TPUs come host by host: those of a host lie along the last axes.
+    Devices other than TPUs are ordered by host: those of a host lie along the last axes.
     """
     if devices[0].platform != "tpu":
         return np.asarray(devices, object).reshape(shape)
@@ -169,9 +169,9 @@ def count_shards(logical_axis: str, mesh: Mesh | AbstractMesh) -> int:
 
 
 def check_batch_divides(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raise `InputError` unless every device of the mesh's batch axes gets as many examples.
+    """Raise `InputError` unless every device of the mesh's batch axes gets equally many examples.
 
-    In each of the `accumulate` parts of a batch, that is.
+    This holds for each of the `accumulate` parts of a batch.
     """
     shards = count_shards("batch", mesh)
     unit = shards * accumulate
@@ -190,23 +190,23 @@ def check_batch_divides(batch_size: int, mesh: Mesh, accumulate: int = 1) -> Non
 def pair_axes(batch_size: int, mesh: Mesh) -> tuple[str, ...]:
     """Mesh axes that the loss divides pairs over.
 
-    Devices along `tensor` hold the same embeddings, and would all compute the same: where the batch
-    is divisible once more, each takes its part.
+    Devices along `tensor` hold the same embeddings, and would all compute the same: if the batch
+    can be divided further, each takes a part.
     """
     return tuple(mesh.axis_names) if batch_size % mesh.size == 0 else BATCH_AXES
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis divided over the batch axes, the others whole."""
+    """Sharding with the first axis divided over the batch axes, the others not divided."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def constrain(x: Shaped[Array, "*shape"], *logical_axes: str | None) -> Shaped[Array, "*shape"]:
     """Pin an activation to the context's mesh: `constrain(x, "batch", None, "mlp")`.
 
-    Where parameters are divided over fsdp too, the partitioner would rather leave them where they
-    are, and have every device compute a part of the channels of all examples. So both sides of a
-    product with such parameters are pinned: the gradient's product has them the other way around.
+    If parameters are divided over fsdp too, the partitioner would rather leave them in place, and
+    let every device compute a part of the channels of all examples. So both sides of a product with
+    such parameters are pinned: in the gradient's product their roles are reversed.
 
     Args:
         x: an activation of a batch; it is returned as it came where there is no mesh, or where the
@@ -233,11 +233,11 @@ def constrain(x: Shaped[Array, "*shape"], *logical_axes: str | None) -> Shaped[A
 def embedding_lookup(
     table: Shaped[Array, "rows w"], indices: Int[Array, "b l"]
 ) -> Shaped[Array, "b l w"]:
-    """`table[indices]`, on the devices that hold the channels where these are divided over fsdp.
+    """`table[indices]`, on the devices that hold the channels if these are divided over fsdp.
 
-    From there to where `constrain(x, "batch", ...)` wants activations, and back for their gradient,
-    is an all-to-all of a device's own part. Left alone, the partitioner would gather the
-    activations of the whole batch on every device, both ways.
+    Converting the result to the sharding of `constrain(x, "batch", ...)`, and its gradient back, is
+    an all-to-all of a device's own part. By default, the partitioner would gather the activations
+    of the whole batch on every device, both ways.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not _is_ours(mesh) or table.shape[-1] % count_shards("embed", mesh):
@@ -249,8 +249,8 @@ def embedding_lookup(
 def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:
     """Shardings for a tree of logical `PartitionSpec`s, by `LOGICAL_AXIS_RULES`.
 
-    An axis that its mesh axis does not divide stays whole: 1664 channels over 512 devices cannot
-    be divided evenly, and an uneven division would cost more than it saves.
+    An axis that its mesh axis does not divide evenly stays whole, e.g. 1664 channels over 512
+    devices: an uneven division would cost more than it saves.
 
     Raises:
         ValueError: two axes of one array map to the same mesh axis.
@@ -271,7 +271,7 @@ def _is_ours(mesh: AbstractMesh) -> bool:
 
 
 def _rules(logical_axes: Sequence[str | None]) -> list[tuple[str, ...]]:
-    """Mesh axes that each logical axis is divided over; raises `ValueError` where two collide."""
+    """Mesh axes that each logical axis is divided over; raises `ValueError` if two collide."""
     rules = [() if name is None else LOGICAL_AXIS_RULES[name] for name in logical_axes]
     used = [axis for axes in rules for axis in axes]
     if len(used) != len(set(used)):
@@ -282,7 +282,7 @@ def _rules(logical_axes: Sequence[str | None]) -> list[tuple[str, ...]]:
 def _partition(
     logical_axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-    """Mesh axes by the rules, but for those that do not divide their axis of `shape`."""
+    """Mesh axes by the rules, except for those that do not divide their axis of `shape`."""
     parts = zip(_rules(logical_axes), shape, strict=False)
     return PartitionSpec(*(axes if size % _size(axes, mesh) == 0 else None for axes, size in parts))
 

@@ -1,4 +1,4 @@
-"""Paths of local files and of objects in `gs://` and the like, where they differ."""
+"""Paths of local files and of objects in `gs://` and the like, and their differences."""
 
 from etils import epath
 
@@ -7,19 +7,19 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether `path` is in object storage, as `gs://bucket/run` is."""
+    """True if `path` is in object storage, such as `gs://bucket/run`."""
     return "://" in str(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """A path that Orbax takes, which refuses relative ones."""
+    """Make a path absolute, since Orbax refuses relative ones."""
     # `resolve` would take gs://bucket for a folder in the working directory.
     path = epath.Path(path)
     return path if is_remote(path) else path.expanduser().resolve()
 
 
 def append_text(path: epath.Path, text: str) -> None:
-    """Append to a file; in object storage, where that is not possible, write it anew."""
+    """Append to a file; in object storage, where that is impossible, rewrite it."""
     if is_remote(path):
         path.write_text((path.read_text() if path.exists() else "") + text)
     else:

@@ -46,7 +46,7 @@ from flaxclip.train_step import TrainStep, choose_remat, make_train_step, step_f
 def train(
     config: TrainConfig, resume_with_changes: Sequence[str] = (), profile_steps: str | None = None
 ) -> None:
-    """Run `config` from its workdir's latest whole checkpoint, or from the start, to its last step.
+    """Run `config` to its last step, from its workdir's latest intact checkpoint or from the start.
 
     `config` may differ from the run in the workdir in the fields `resume_with_changes`. The updates
     that `profile_steps` names (`parse_profile_steps`) are profiled.
@@ -103,19 +103,19 @@ def run_steps(
     profile: StepProfile,
     watchdog: Watchdog,
 ) -> None:
-    """The loop. Each thing has its place in it for a reason.
+    """Run the training loop. The order of its parts matters.
 
     1. A batch is taken. It is on the devices already: a thread puts batches there, two ahead.
     2. The update is dispatched before all else: the host does its work while the devices compute.
-       It donates the state, so that whatever reads a state comes after it and reads the new one.
-    3. The numbers of the update before are read: of this one, the devices would have to be waited
-       for. All hosts read the same numbers, so they decide alike.
-    4. The hosts agree on what was asked for. Not before the dispatch: another host may be an update
-       ahead, and waits for this one in the collectives of that update.
-    5. Before a save, or where this update may end the run, its own numbers are read too: what is
-       saved as good has been looked at, and the batch to blame is still there.
-    6. Copies of the state are compared before it is saved: what differs must not be.
-    7. Images are drawn last, when the state is on its way to safety.
+       It donates the state, so that all readers of the state come after it and read the new one.
+    3. The metrics of the previous update are read: those of this one would have to be waited for.
+       All hosts read the same metrics, so they make the same decisions.
+    4. The hosts agree on requests. Not before the dispatch: another host may be an update ahead,
+       and wait for this one in the collectives of that update.
+    5. Before a save, or if this update may end the run, its own metrics are read too: a state is
+       checked before it is saved, and the batch to blame is still there.
+    6. Copies of the state are compared before it is saved: if they differ, it must not be.
+    7. Images are drawn last, when the save of the state is under way.
     """
     state, save_wanted = start.state, False
     with (
@@ -165,12 +165,12 @@ class Command(RunCommand):
     """Pretrain CLIP. The same command again resumes where the run stopped."""
 
     resume_with_changes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD")] = ()
-    """Fields, such as optim.peak_lr, in which this run may differ from what its workdir holds.
-    `data` also lets the corpus be another one."""
+    """Fields, such as optim.peak_lr, in which this run may differ from the one in its workdir.
+    `data` also allows another corpus."""
     profile_steps: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     """Profile the updates after step A up to step B, for XProf, into WORKDIR/tensorboard."""
     debug_nans: bool = False
-    """Stop at the first loss or gradient that is not finite, and say in which layer it arises:
+    """Stop at the first loss or gradient that is not finite, and name the layer in which it arises:
     `--health.max-skipped 1`."""
 
 

@@ -1,4 +1,4 @@
-"""What a run is at a step, and its birth on the mesh."""
+"""The state of a run at a step, and its sharded initialization."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,29 +14,29 @@ from flaxclip.sharding import mesh_shardings
 
 
 class TrainState(NamedTuple):
-    """All that an update reads and writes. Data needs no state: a batch is f(seed, step)."""
+    """Everything that an update reads and writes. Data needs no state: a batch is f(seed, step)."""
 
     step: Int[Array, ""]
     params: dict[str, Any]
     opt_state: optax.OptState
     batch_stats: dict[str, Any]
-    """Running statistics of batch norms; empty where the model has none."""
+    """Running statistics of batch norms; empty if the model has none."""
     ema: dict[str, Any]
-    """The average of `params` over past steps; empty where none is kept."""
+    """The average of `params` over past steps; empty if none is kept."""
 
     skipped: Int[Array, ""]
-    """Steps whose update was left out, since the loss or a gradient was not finite."""
+    """Steps whose update was skipped because the loss or a gradient was not finite."""
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `CLIP.apply` reads, and what a checkpoint holds for everybody but the trainer."""
+        """The variables of `CLIP.apply`: all of a checkpoint that anyone but the trainer needs."""
         stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         average = {"ema": self.ema} if self.ema else {}
         return {"params": self.params} | stats | average
 
     @property
     def trees(self) -> dict[str, Any]:
-        """What a checkpoint holds: `variables`, and `training`, for the trainer alone."""
+        """The parts of a checkpoint: `variables`, and `training`, which only the trainer reads."""
         training = {"step": self.step, "opt_state": self.opt_state, "skipped": self.skipped}
         return self.variables | {"training": training}
 
@@ -66,10 +66,10 @@ def _new_state(
 def abstract_train_state(
     config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: bool = False
 ) -> TrainState:
-    """Shapes, types and shardings of the state, nothing allocated: what a restore fills in.
+    """Shapes, types and shardings of the state, without allocating: the target of a restore.
 
-    What is as large as a parameter lies like it: moments, and the average where `ema` asks for one.
-    All else, scalars and the factors of factored moments, is on every device.
+    Arrays as large as a parameter have its sharding: moments, and the average if `ema` asks for
+    one. All else, scalars and the factors of factored moments, is replicated.
     """
     shapes = jax.eval_shape(lambda key: _new_state(key, config, tx, ema), jax.random.key(0))
     param_shardings = mesh_shardings(logical_axes(config), shapes.params, mesh)
@@ -91,7 +91,7 @@ def abstract_train_state(
 
 
 def bytes_per_device(state: TrainState) -> int:
-    """What one device holds of `state`, which may be abstract."""
+    """Bytes of `state` on one device; `state` may be abstract."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)
@@ -121,7 +121,7 @@ def _like_params(
 def init_train_state(
     key: Array, config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: bool = False
 ) -> TrainState:
-    """A fresh state, born divided over the mesh: no device ever holds all of it."""
+    """Initialize the state, divided over the mesh: no device ever holds all of it."""
     abstract = abstract_train_state(config, tx, mesh, ema)
     init = jax.jit(
         _new_state,

@@ -34,10 +34,10 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def choose_remat(
     config: TrainConfig, platform: str, fits: Callable[[TrainConfig], bool]
 ) -> TrainConfig:
-    """`config` with the platform's fastest remat policy that `fits`, where it says `auto`.
+    """`config` with the platform's fastest remat policy that `fits`, if it says `auto`.
 
-    The last one is taken untried: if it does not fit either, whoever compiles it says so. Must be
-    called on every host.
+    The last policy is not tried: if it does not fit either, compiling the step later raises the
+    error. Must be called on every host.
     """
     compute = config.compute
     if compute.remat != "auto":
@@ -57,7 +57,7 @@ def choose_remat(
 def step_fits(
     config: TrainConfig, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
 ) -> bool:
-    """Whether the step of `config` compiles within the memory of the mesh's devices.
+    """True if the step of `config` compiles within the memory of the mesh's devices.
 
     Compiles it, a minute or so for a large model; the run itself then finds it in JAX's cache.
     """
@@ -90,7 +90,7 @@ def make_loss(
 
 
 def step_flops(config: TrainConfig) -> int:
-    """Model FLOPs of one update: nothing is recomputed, and the loss left out.
+    """Model FLOPs of one update, without recomputation and the loss.
 
     A tower that is frozen as a whole has no gradients.
     """
@@ -106,16 +106,16 @@ def make_train_step(
     mesh: Mesh,
     state: TrainState,
 ) -> TrainStep:
-    """The compiled update for states that are laid out like `state`.
+    """The compiled update for states with the sharding of `state`.
 
     `tx` and `schedule` are those of `make_optimizer`.
 
     The step donates its state: after `state, metrics = step(state, batch)` only the new one may be
     used. Call it under `jax.set_mesh(mesh)`.
 
-    Where the loss or a gradient is not finite, everything but `step` stays as it was, and
+    If the loss or a gradient is not finite, everything but `step` is unchanged, and
     `metrics["skipped_updates"]`, which counts such steps over the whole run, rises by one.
-    `metrics["learning_rate"]` is the rate of this update: the schedule goes by those applied.
+    `metrics["learning_rate"]` is the rate of this update: the schedule counts applied updates.
     """
     model = CLIP(config.model, config.compute, config.preprocess)
     compute_loss = make_loss(config, mesh)

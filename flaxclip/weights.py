@@ -1,4 +1,4 @@
-"""A model's weights wherever they are: of a run of ours, or in another library's files."""
+"""A model's weights, from a run of ours or another library's files."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.variants import ModelSpec
 
 _READ_IN_PLACE = ("gs", "s3", "az")
-"""What etils and Orbax read themselves; a run elsewhere is copied first."""
+"""Protocols that etils and Orbax read themselves; a run elsewhere is copied first."""
 
 _HOW_TO_CHOOSE = (
     "take either with --weights ema or raw (--init-weights in training; weights= in Python)"
@@ -41,34 +41,35 @@ _BESIDE = (CONFIG_FILE, *COMPANIONS)
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A model that is found, and whose numbers are not read yet."""
+    """A model whose files are found, and whose numbers are not read yet."""
 
     kind: str
-    """Whose format it is, and which of the weights there, for people."""
+    """The format, and the choice among the weights in it, for people."""
     stored: str
     """Types of the numbers, for people."""
     spec: ModelSpec
     read: Callable[[Any], Iterator[tuple[str, Float[Array | np.ndarray, "..."]]]]
     """Path and numbers of each variable, float32, one after the other. The argument is a tree of
-    shardings like the variables, or one for all: what is read by Orbax lies there."""
+    shardings like the variables, or one for all; Orbax reads arrays with these shardings."""
     file: str = ""
-    """The file of another library that they are read from, or that lists those."""
+    """The other library's file that they are read from, or that lists those files."""
     notice: str = ""
-    """That there are other weights in the file, and nobody has said which to take; may be empty."""
+    """A note that the file also holds other weights, if the choice was made by default; may be
+    empty."""
     compute: ComputeConfig = ComputeConfig()
-    """How a run of ours computed it."""
+    """Computation settings of the run, if a run of ours holds it."""
     workdir: epath.Path | None = None
-    """Of a run of ours that is read where it lies."""
+    """The workdir of a run of ours that is read where it lies."""
     step: int | None = None
-    """Of its checkpoints, the one that is read."""
+    """The step of its checkpoint."""
 
 
 def open_weights(path: str, model: str | None = None, which: WhichWeights | None = None) -> Weights:
-    """What `path` holds: everything is checked but the numbers themselves.
+    """Open the weights at `path` and check everything but their numbers.
 
     Args:
         path: as `flaxclip.load` takes it.
-        model: the architecture's name, for a file that does not tell.
+        model: the architecture's name, for a file that does not say.
         which: of weights and their average, where both are there. If None, the average.
 
     Raises:
@@ -146,7 +147,7 @@ def _fetch_run(url: str) -> Path:
 
 
 def load_spec(workdir: epath.Path) -> ModelSpec:
-    """What the weights of a run of ours need to be of use.
+    """Load the specification that is needed to use the weights of a run.
 
     Raises:
         InputError: its configuration is damaged.

@@ -1,8 +1,8 @@
-"""What XLA complains of, whichever class the complaint comes in.
+"""Recognize errors of XLA, whichever class they have.
 
 A jitted function raises `JaxRuntimeError` when it is called for the first time. Later calls take a
-shorter way, on which the same complaint is a plain `ValueError`: its text alone tells it from
-others, for it begins with one of the status codes of Abseil.
+shorter path, on which the same error is a plain `ValueError`, distinguished by its text alone: it
+begins with one of Abseil's status codes.
 """
 
 import re
@@ -19,7 +19,7 @@ _LOST_CONNECTION = re.compile(r"Gloo .* failed: ")
 
 
 def is_xla_error(error: BaseException | None) -> bool:
-    """Whether XLA has raised it: what runs on the devices, compiles for them, or joins hosts."""
+    """True if XLA raised it: while it ran on devices, compiled for them, or joined hosts."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return True
     # Of this very class: messages of ours, which are of classes below it, never count.
@@ -27,13 +27,14 @@ def is_xla_error(error: BaseException | None) -> bool:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the devices' memory is too small."""
+    """True if the devices' memory is too small."""
     return is_xla_error(error) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def is_lost_connection(error: BaseException | None) -> bool:
-    """Whether it is certain that another host is gone, or the network to it.
+    """True if the connection to another host is certainly lost.
 
-    Gloo joins hosts without accelerators. What others say of a lost host is not as clear.
+    Holds for Gloo, which joins hosts without accelerators. Other errors are less clear about a lost
+    host.
     """
     return is_xla_error(error) and _LOST_CONNECTION.search(str(error)) is not None

@@ -34,7 +34,7 @@ class LocalCluster:
     devices_per_process: Annotated[int, tyro.conf.arg(metavar="D")] = 1
     """Virtual CPU devices of each."""
     restarts: int = 0
-    """How often the job is started again after it was preempted or has lost a host."""
+    """Times that the job is started again after it was preempted or has lost a host."""
     patience: float = 360.0
     """Seconds that the other processes may take to end after one has: longer than it takes them to
     notice (health.host_timeout_seconds). What is left then, e.g. frozen, is killed."""

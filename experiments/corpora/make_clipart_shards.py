@@ -51,7 +51,7 @@ VAGUE = """
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A pair before it is split: what is written, and what tells it from others."""
+    """A pair before it is split: its contents, and the features that distinguish it."""
 
     source: str
     caption: str

@@ -268,7 +268,7 @@ def read_files(folder: Path) -> list[bytes]:
 
 
 def print_fidelity(folder: Path) -> None:
-    """How far training's crops are from Pillow's, which decodes all and then resizes."""
+    """Print how far training's crops differ from Pillow's, which decodes all and then resizes."""
     import numpy as np
     import PIL.Image
 
@@ -299,7 +299,7 @@ def print_fidelity(folder: Path) -> None:
 
 
 def print_profile(folder: Path) -> None:
-    """Where the time of an example goes, each part timed by itself in this process."""
+    """Print the time of each part of loading an example, each timed alone in this process."""
     import numpy as np
 
     from flaxclip.data.examples import ExampleLoader

@@ -1,11 +1,11 @@
-"""What each remat policy, and unrolling, costs and saves on TPU chips that are not here.
+"""Compare the cost and savings of remat policies and unrolling, compiled for TPUs on any machine.
 
     pip install 'flaxclip[plan]'
     python experiments/perf/remat.py --model ViT-B-16 --topology v5e:2x4 --pairs-per-chip 32
 
-The whole training step is compiled for each, data-parallel in bfloat16. Extra work is what the
-matrix units do beyond the same step that keeps everything; time, the compiler's own estimate. A
-compilation takes a minute or more on a core; results are kept.
+Compiles the whole training step for each, data-parallel in bfloat16. Extra work is the FLOPs of the
+matrix units beyond those of the same step when it keeps everything; time is the compiler's own
+estimate. A compilation takes a minute or more on a core; results are kept.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What saving every 50 steps costs a run: time that saves hold the loop up, and slow it down.
+"""Measure the cost of saving every 50 steps: time that saves block the loop, and slow it down.
 
     python experiments/perf/save_cost.py --out D
 

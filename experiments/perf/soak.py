@@ -143,7 +143,7 @@ def train_disturbed(
 
 
 def summarize(events: list[dict], samples: list[dict], rounds: list[dict]) -> dict:
-    """What there is to say about it all."""
+    """The totals over all events, samples and rounds."""
     faults = collections.Counter(event["fault"] for event in events)
     # Not those that ended before they said where they start, or had nothing left to do.
     started = [event for event in events if event["start"] is not None]

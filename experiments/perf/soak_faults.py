@@ -1,4 +1,4 @@
-"""What `soak.py` does to a job of two hosts."""
+"""The faults that `soak.py` inflicts on a job of two hosts."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ class Life:
         return max((line["step"] for line in self._last_reports()), default=0)
 
     def step_seconds(self) -> float:
-        """What a step takes, of the last that were reported."""
+        """Seconds a step takes: the median of the last ones that were reported."""
         return statistics.median(
             BATCH_SIZE / line["images_per_second"] for line in self._last_reports()
         )
@@ -75,7 +75,7 @@ class Life:
     def wait_until(
         self, condition: Callable[[], object], seconds: float = 300, poll: float = 0.1
     ) -> bool:
-        """Whether `condition` has become true in that time, while the job was alive."""
+        """Wait until `condition` is true; False if the time is over or the job has ended before."""
         deadline = time.monotonic() + seconds
         while self.alive() and time.monotonic() < deadline:
             if condition():

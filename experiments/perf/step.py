@@ -147,7 +147,7 @@ def profile_by_kind(run: Callable[[], object], program_text: str) -> dict[str, f
 
 
 def kind_of(program: Any, line: Any) -> str:
-    """What an instruction does, and for which part of the model."""
+    """The kind of work an instruction does, and the part of the model it is for."""
     opcodes, todo = set(), [line]
     while todo:
         current = todo.pop()

@@ -1,9 +1,9 @@
-"""Checksums of arrays, taken on the devices: of what a checkpoint holds, and between replicas.
+"""Checksums of arrays, computed on the devices, to verify checkpoints and compare replicas.
 
 A checksum is the sum, modulo 2^32, of a hash of every element's bits and position. Addition modulo
-2^32 is associative, so the sum is the same however an array is divided; the hash is a bijection of
-the bits, so a single element that differs always changes it, and any other damage goes unnoticed
-once in 2^32 times.
+2^32 is associative, so the sum is the same however an array is divided. The hash is a bijection of
+the bits, so a change of a single element always changes it; any other damage goes unnoticed once in
+2^32 times.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jaxtyping import Array, Shaped, UInt32
 
 
 def checksum(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """Of one array, by the module's formula; works on shards as well as on the whole."""
+    """Checksum of one array, by the module's formula; works on shards as well as on the whole."""
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")

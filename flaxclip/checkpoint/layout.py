@@ -30,7 +30,7 @@ class DamagedCheckpointError(Exception):
 
 
 class OtherArraysError(Exception):
-    """A checkpoint holds other arrays than asked for; the message says which."""
+    """A checkpoint holds arrays other than those asked for; the message says which."""
 
 
 def saved_steps(workdir: epath.PathLike) -> list[int]:
@@ -85,7 +85,7 @@ def load_config(workdir: epath.PathLike, field: str, kind: type[T], default: T |
 
 
 def keeps_average(workdir: epath.PathLike, step: int) -> bool:
-    """Whether a step holds an average of the parameters besides them."""
+    """True if a step also holds an average of the parameters."""
     return (absolute(workdir) / CHECKPOINTS / str(step) / "ema").is_dir()
 
 
@@ -94,8 +94,8 @@ def load_variables(
 ) -> dict[str, Any]:
     """`params`, and `batch_stats` if `abstract` has them, of a step, laid out like `abstract`.
 
-    Where the run keeps an average of its parameters, that is what `params` are, unless `averaged`
-    is False.
+    If the run keeps an average of its parameters, `params` is that average, unless `averaged` is
+    False.
 
     Raises:
         InputError: the checkpoint is damaged.
@@ -120,10 +120,9 @@ def load_variables(
 def save_variables(
     workdir: epath.PathLike, config: dict[str, Any], variables: dict[str, Any]
 ) -> None:
-    """Make `workdir`, with a model as its step 0: `config` holds the fields of `config.json` that
-    are about it.
+    """Make `workdir`, with a model as its step 0; `config` holds its fields of `config.json`.
 
-    It is read like that of a run, but no run: it has neither data nor optimizer, and cannot be
+    It can be read like a run, but it is not one: it has no data and no optimizer, and cannot be
     resumed.
     """
     workdir = absolute(workdir)
@@ -134,7 +133,7 @@ def save_variables(
         overwrite=True,
         custom_metadata=sealed_record({"checksums": tree_checksums(variables)}),
     )
-    # Last: without it nobody takes the folder for a workdir.
+    # Last: without it the folder is not taken for a workdir.
     (workdir / CONFIG_FILE).write_text(run_to_json(config))
 
 
@@ -185,7 +184,7 @@ def sealed_record(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_record(folder: epath.Path) -> dict[str, Any]:
-    """What was saved beside the arrays.
+    """Read the metadata that was saved beside the arrays.
 
     Raises:
         DamagedCheckpointError: it is missing, or not what was written.
@@ -197,7 +196,7 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
 
 
 def wrong_arrays(saved: dict[str, Any], checksums: dict[str, int]) -> list[str]:
-    """Names of the arrays in `saved` that are not those that the checksums are of."""
+    """Names of the arrays in `saved` that do not match their checksums."""
     return [name for name, value in tree_checksums(saved).items() if checksums.get(name) != value]
 
 
@@ -206,5 +205,5 @@ def _sha256(content: dict[str, Any]) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of its message: those of storage libraries go on for pages."""
+    """The first line of an error's message; messages of storage libraries can be pages long."""
     return (str(error).strip().splitlines() or [""])[0][:300] or type(error).__name__

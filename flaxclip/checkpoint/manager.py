@@ -16,22 +16,23 @@ from flaxclip.errors import InputError
 from flaxclip.storage import absolute
 
 _RETRY_SECONDS = 30.0
-"""After a save that failed, e.g. on a full disk."""
+"""Delay after a save that failed, e.g. on a full disk."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state is saved, and how long it is kept. The last step is always saved."""
+    """Intervals between saves, and retention of checkpoints. The last step is always saved."""
 
     every_steps: int = 1000
     every_minutes: float | None = 30.0
-    """Also save when the last save began this long ago. None: by steps alone."""
+    """Also save if the last save began this long ago. If None, steps alone decide."""
     keep: int = 3
     """Latest checkpoints that are kept; older ones are deleted."""
     keep_every: int | None = None
-    """Checkpoints of steps that this divides are never deleted. None: no such steps."""
+    """Checkpoints of steps that this divides are never deleted. If None, disabled."""
     keep_best: Literal["loss", "image_to_text_accuracy", "text_to_image_accuracy"] | None = None
-    """The checkpoint with the best value of this, the median of the last hundred steps, is kept."""
+    """Also keep the checkpoint with the best value of this metric, a median over the last hundred
+    steps."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "every_minutes", "keep", "keep_every"):
@@ -42,7 +43,7 @@ class CheckpointConfig:
 
 
 class CheckpointManager:
-    """Saves states in the background, each whole or not at all, and keeps those worth keeping.
+    """Saves states in the background, each whole or not at all, and deletes old ones.
 
     A save that fails is reported through `warn`, counted, and repeated; the run goes on.
     """
@@ -79,17 +80,17 @@ class CheckpointManager:
         )
 
     def take_stall_seconds(self) -> float:
-        """How long saves have held up the training loop since this was asked last."""
+        """Return for how long saves have blocked the training loop since the last call."""
         seconds, self._stall_seconds = self._stall_seconds, 0.0
         return seconds
 
     def holds(self, step: int) -> bool:
-        """Whether the state of `step` is saved, once the save that is under way has ended."""
+        """True if the state of `step` is saved; waits for the save that is under way."""
         self._settle(wait=True)
         return step in saved_steps(self._workdir)
 
     def due(self) -> bool:
-        """By this host's clock it is time to save, whatever the step."""
+        """True if it is time to save by this host's clock, whatever the step."""
         self._settle(wait=False)
         return time.monotonic() >= self._save_due
 
@@ -135,7 +136,7 @@ class CheckpointManager:
         return not self._last_failed
 
     def finish(self, step: int) -> None:
-        """Wait until `step`, the last to be saved, is there.
+        """Wait until `step`, the last one to save, is saved.
 
         Raises:
             InputError: it could not be saved.
@@ -147,7 +148,7 @@ class CheckpointManager:
             )
 
     def _settle(self, wait: bool) -> None:
-        """Take note of how the save under way has ended, if it has."""
+        """Record the result of the save under way, if it has ended."""
         if self._saving is None:
             return
         step, response = self._saving
@@ -177,7 +178,7 @@ class CheckpointManager:
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        """What failed saves have left takes room on a full disk."""
+        """Delete the remains of failed saves, which take room on a full disk."""
         if jax.process_index() == 0:
             for leftover in (self._workdir / CHECKPOINTS).glob("*tmp*"):
                 with contextlib.suppress(OSError):  # still being written: once more later, then

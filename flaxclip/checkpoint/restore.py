@@ -1,4 +1,4 @@
-"""Coming back to the newest state of a run that is whole."""
+"""Restore the newest intact state of a run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ DAMAGED = "damaged"
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gave back."""
+    """The contents of a restored checkpoint."""
 
     step: int
     trees: dict[str, Any]
@@ -34,10 +34,10 @@ class Restored(NamedTuple):
 def restore_latest(
     workdir: epath.PathLike, like: dict[str, Any], warn: Callable[[str], None] = print
 ) -> Restored | None:
-    """The newest state that is whole, laid out like the abstract trees; None if there is none.
+    """The newest intact state, laid out like the abstract trees; None if there are no checkpoints.
 
     Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
-    host, and before there is a `CheckpointManager`.
+    host, and before a `CheckpointManager` is created.
 
     Raises:
         InputError: there are checkpoints, but none of them can be read, or is of such a state.
@@ -83,7 +83,7 @@ def restore_latest(
 
 
 def _move_away(workdir: epath.Path, steps: list[int]) -> None:
-    """Make room for checkpoints of the same steps, without losing what may be of use to someone."""
+    """Make room for checkpoints of the same steps, without deleting the damaged ones."""
     if jax.process_index() == 0:
         for step in steps:
             target = workdir / DAMAGED / str(step)

@@ -1,6 +1,7 @@
-"""What the loader makes of a corpus, and the training step takes.
+"""Batches: the loader's output, and the training step's input.
 
-Not in `source.py`: naming JAX's arrays loads JAX, which worker processes do without.
+Apart from `source.py`, since importing JAX's array types loads JAX, which worker processes do
+without.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from jaxtyping import Array, Int32, UInt8
 
 
 class Batch(NamedTuple):
-    """Row i of both is a pair; a NumPy batch on the host, a `jax.Array` one on the mesh."""
+    """Row i of both is a pair. NumPy arrays on the host, `jax.Array`s on the mesh."""
 
     images: UInt8[Array, "batch height width 3"]
     tokens: Int32[Array, "batch length"]

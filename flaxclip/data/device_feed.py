@@ -1,4 +1,4 @@
-"""Host batches -> arrays on the mesh, while the step before is running."""
+"""Host batches -> arrays on the mesh, while the previous step is running."""
 
 import queue
 import threading
@@ -17,15 +17,15 @@ from flaxclip.sharding import batch_sharding
 
 
 class LoadedBatch(NamedTuple):
-    """A batch on the mesh, with what there is to say about how it was loaded on this host."""
+    """A batch on the mesh, with statistics of its loading on this host."""
 
     batch: Batch
     truncated: int
     """Captions that lost their end to the context length."""
     replaced: tuple[str, ...]
-    """Names of unreadable records, and why, for each of which another one stands in the batch."""
+    """Names of unreadable records that were replaced in the batch, and the reasons."""
     wait_seconds: float
-    """How long the training loop had to wait for this batch."""
+    """Seconds that the training loop waited for this batch."""
 
 
 def feed_devices(

@@ -23,7 +23,7 @@ MAX_REPLACEMENTS = 16
 
 @dataclasses.dataclass
 class _Row:
-    """An example in the making."""
+    """An example that is being loaded."""
 
     position: int
     draw: Draw
@@ -47,7 +47,7 @@ class ExampleLoader:
     seed: int
 
     def __call__(self, positions: range, begin: Callable[[int], None]) -> list[Example]:
-        """The examples at `positions`; in place of an unreadable record, another one.
+        """The examples at `positions`; an unreadable record is replaced by another one.
 
         Args:
             positions: in the stream.

@@ -29,7 +29,7 @@ from flaxclip.models.variants import ModelSpec
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(CorpusConfig):
-    """Which pairs, in which order, and how an image is cropped."""
+    """Selection, order and cropping of the training pairs."""
 
     mixture: tuple[MixtureCorpus, ...] = ()
     """Several corpora, each with captions of its own, in place of `path` and `captions`."""
@@ -38,10 +38,10 @@ class DataConfig(CorpusConfig):
     order: OrderConfig = OrderConfig()
     augment: AugmentConfig = AugmentConfig()
     workers: int | None = None
-    """Processes a host that read, decode and tokenise. None: one for each core that this process
-    may use. 0: the training process itself."""
+    """Processes a host that read, decode and tokenise. If None, one for each core that this process
+    may use. If 0, the training process itself."""
     prefetch_bytes: int | None = None
-    """Memory a host for batches on their way to the devices. None: 1 GiB, or two batches where
+    """Memory a host for batches on their way to the devices. If None, 1 GiB, or two batches if
     these are larger."""
     stall_seconds: float = 120.0
     """A worker that takes longer over one record ends the run, with the record's name."""
@@ -60,7 +60,7 @@ class DataConfig(CorpusConfig):
 
     @property
     def corpora(self) -> str:
-        """What is trained on, in words."""
+        """A description of the corpora that the run trains on."""
         if self.mixture:
             return " + ".join(f"{corpus.weight:g} x {corpus.path[0]}" for corpus in self.mixture)
         return " ".join(self.path)
@@ -90,8 +90,8 @@ def load_batches(
 ) -> Generator[LoadedBatch, None, None]:
     """Global batches of steps `start_step` up to `stop_step`, two ahead on the devices.
 
-    Each host loads its own rows of every global batch. Reading, decoding and tokenising happen in
-    worker processes; the transfer to devices in a thread, while the previous step runs.
+    Each host loads its own rows of every global batch. Worker processes read, decode and tokenise;
+    a thread transfers batches to the devices while the previous step runs.
 
     Raises:
         InputError: too little `prefetch_bytes`, or a corpus that is broken at large.

@@ -23,26 +23,26 @@ _STRETCHES = 16  # a window holds: enough to mix, few enough to be read in a row
 
 
 class Draw(NamedTuple):
-    """What stands at a position of the stream."""
+    """The record at one position of the stream."""
 
     record: int
     visit: int
-    """Tells this appearance of the record from its others: all randomness of an example is a
-    function of (seed, visit, record). In `epochs` it is the epoch."""
+    """Number that tells this appearance of the record from its others: all randomness of an example
+    is a function of (seed, visit, record). In `epochs` it is the epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OrderConfig:
-    """In which order a corpus is gone through."""
+    """The order of the examples of a corpus."""
 
     sampling: Literal["epochs", "with_replacement"] = "epochs"
     """`epochs`: every record once, in another order each time. `with_replacement`: each draw from
     all records."""
     window: int | None = None
-    """None: an epoch is shuffled as a whole, so that neighbours in a batch lie far apart in the
-    corpus. A number of records: runs of neighbouring records, a sixteenth of it each, are shuffled
-    as a whole, and records within each sixteen runs in a row. For disks and object storage that are
-    slow at random access."""
+    """If None, an epoch is shuffled as a whole, so that neighbours in a batch lie far apart in the
+    corpus. If a number of records, runs of neighbouring records, a sixteenth of it each, are
+    shuffled as a whole, and records within each sixteen runs in a row. For disks and object storage
+    that are slow at random access."""
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < _STRETCHES:
@@ -75,13 +75,13 @@ def draw_order(
 
 @dataclasses.dataclass(frozen=True)
 class CorpusOrder:
-    """The draws from one corpus, by their number."""
+    """The draws from one corpus, by index."""
 
     records: int
     config: OrderConfig
     seeds: tuple[int, ...]
     first_record: int = 0
-    """In the mixture that the corpus is a part of."""
+    """Index of its first record in the mixture."""
 
     def __len__(self) -> int:
         return 2**62  # Grain knows no endless source
@@ -118,7 +118,7 @@ class CorpusOrder:
 
 @functools.lru_cache(64)
 def _permutation(length: int, seeds: tuple[int, ...]) -> grain.MapDataset[int]:
-    """One of 0, …, length - 1, computed value by value: nothing of that length is kept."""
+    """A permutation of 0, …, length - 1, computed value by value without storing it."""
     return grain.MapDataset.range(length).shuffle(seed=_hash(seeds))
 
 
@@ -129,7 +129,7 @@ def _hash(seeds: tuple[int, ...]) -> int:
 
 
 def example_rng(seed: int, draw: Draw, purpose: Literal["caption", "image"]) -> np.random.Generator:
-    """The randomness of one example; captions and images have their own."""
+    """The random generator of one example; captions and images have their own."""
     # Philox counts upwards in the counter's first word: records must differ in another.
     counter = np.array([0, draw.record, ("caption", "image").index(purpose), 0], np.uint64)
     key = np.array([seed, draw.visit], np.uint64)
@@ -137,9 +137,9 @@ def example_rng(seed: int, draw: Draw, purpose: Literal["caption", "image"]) -> 
 
 
 def stand_in(source: Source, record: int, attempt: int) -> int:
-    """A record, of the same corpus, to take the place of an unreadable one.
+    """A record of the same corpus that replaces an unreadable one.
 
-    A function of the broken record's number alone, so that every host and every restart agrees.
+    A function of the broken record's index alone, so that every host and every restart agrees.
     """
     start, stop = 0, len(source)
     if isinstance(source, MixtureSource):
@@ -176,7 +176,7 @@ def repeated_in_batches(source: Source, batch_size: int) -> list[str]:
 class HostRows:
     """Positions in the endless stream of examples that one host loads, step after step.
 
-    Row r of the global batch at step s has position `s * batch_size + r`, whoever loads it.
+    Row r of the global batch at step s has position `s * batch_size + r`, on any number of hosts.
     """
 
     batch_size: int
@@ -196,9 +196,9 @@ class HostRows:
 def batch_records(
     source: Source, config: OrderConfig, seed: int, batch_size: int, step: int
 ) -> list[str]:
-    """Names of the records that the global batch of the `step`-th update holds, row by row.
+    """Names of the records in the global batch of the `step`-th update, row by row.
 
-    An unreadable record has its own name here, though another one stands in for it.
+    An unreadable record has its own name here, though another one replaces it.
     """
     order, first = draw_order(source, config, seed), (step - 1) * batch_size
     return [source.name(order[first + row].record) for row in range(batch_size)]

@@ -1,8 +1,8 @@
-"""Hosts without accelerators connect in one order, before a step has them do so in any.
+"""Connect hosts without accelerators in one order, before a step would connect them in any order.
 
-XLA on CPUs connects the hosts of a group when these first communicate, a group at a time, and runs
-collectives that do not depend on each other in any order. Hosts that begin with different groups
-would wait for each other, until Gloo gives up after 30 seconds.
+XLA on CPUs connects the hosts of a group when they first communicate, one group at a time, and runs
+independent collectives in any order. Hosts that begin with different groups would wait for each
+other, until Gloo gives up after 30 seconds.
 """
 
 import functools
@@ -20,7 +20,7 @@ from flaxclip.sharding import pair_axes
 
 
 def connect_hosts(mesh: Mesh, batch_size: int) -> None:
-    """Have all groups of devices of the context's `mesh` communicate once, where these are CPUs."""
+    """Let all groups of devices of the context's `mesh` communicate once, if they are CPUs."""
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return
     divided = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]

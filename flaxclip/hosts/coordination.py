@@ -1,8 +1,9 @@
-"""What hosts tell each other beside the devices: decisions of host 0, and requests of any host.
+"""Messages between hosts apart from the devices: decisions of host 0, and requests of any host.
 
-A host that is told to stop cannot stop alone: the others would wait in the next collective for
-ever. Requests travel through the coordination service that `jax.distributed` runs on host 0, which
-takes no device time. JAX has no public face for its key-value store; Orbax reaches it the same way.
+A host that receives a signal to stop cannot stop alone: the others would wait forever in the next
+collective. Requests travel through the coordination service that `jax.distributed` runs on host 0,
+which takes no device time. JAX has no public API for its key-value store; Orbax reaches it the same
+way.
 """
 
 import contextlib
@@ -26,10 +27,10 @@ def coordination_client() -> Any | None:
 
 
 def broadcast_from_host_0(name: str, value: bool) -> bool:
-    """Host 0's `value`, on all hosts; once a job for each `name`.
+    """Host 0's `value`, on all hosts; callable once a job for each `name`.
 
-    Not by the devices: hosts that come minutes apart, since one compiled longer, would be too late
-    for a collective. A host 0 that is lost is the watchdog's business.
+    It does not use the devices: hosts can arrive minutes apart, if one compiled longer, which is
+    too late for a collective. The watchdog handles the loss of host 0.
     """
     client = coordination_client()
     if client is None:
@@ -44,10 +45,10 @@ class Requests:
     """Requests, such as "stop" or "save", that one host makes and all follow at the same step.
 
     Context manager around the training loop. Every host calls `agreed` once after each step it has
-    dispatched. A thread of every host learns of a request and answers with the first step at which
-    its loop can still follow it; the furthest of these steps is the one at which all do. The loop
-    itself answers nothing and waits for no other loop: another may already be a step ahead, and
-    wait in a collective for this one.
+    dispatched. A thread of every host receives a request and answers with the first step at which
+    its loop can still follow it; all follow it at the latest of these steps. The loop itself does
+    not answer, and waits for no other loop: another may already be a step ahead, and wait in a
+    collective for this one.
     """
 
     def __init__(self, timeout_seconds: float):
@@ -78,7 +79,7 @@ class Requests:
             self._listener.join()
 
     def make(self, kind: str) -> None:
-        """Ask all hosts for `kind`; from any thread."""
+        """Ask all hosts for `kind`; callable from any thread."""
         with self._changed:
             if kind in self._wanted:
                 return
@@ -131,7 +132,7 @@ class Requests:
                 self._client.key_value_set(f"{_PREFIX}/{number}/kind", kind)
 
     def _listen(self) -> None:
-        """Learn of requests, and answer them, in a thread."""
+        """Receive requests, and answer them, in a thread."""
         while not self._closed:
             self._post()
             request = f"{_PREFIX}/{self._number}"
@@ -147,7 +148,7 @@ class Requests:
                     return  # the service is gone, and with it the job: the main thread will notice
 
     def _latest(self, key: str) -> int | None:
-        """The furthest of the steps that all hosts answer; None where the loop has ended."""
+        """The latest of the steps that all hosts answer; None if the loop has ended."""
         pause = 0.005
         while not self._closed:
             answers = self._client.key_value_dir_get(key)

@@ -1,6 +1,6 @@
-"""What each host of a job is doing, told to the others, so that one that falls silent has a name.
+"""Reports of each host's activity to the others, so that a host that falls silent can be named.
 
-JAX, too, notices a host that is gone, but by its number, after its own time, and with an abort.
+JAX also notices a lost host, but by its number, after a timeout of its own, and with an abort.
 """
 
 import json
@@ -20,24 +20,24 @@ _SOON = 4  # intervals without one, where an error already says that something i
 
 
 class HostReports:
-    """Tells the other hosts what this one is doing, every few seconds, and hears who is silent.
+    """Reports this host's activity to the others every few seconds, and learns which are silent.
 
-    Reports lie with the coordination service of host 0, which reads all of them and tells the
+    Reports are stored by the coordination service of host 0. It reads all of them and tells the
     others which host is lost: a thousand hosts that each read a thousand reports would be too much
-    for it. Does nothing where there is one host.
+    for it. Does nothing if there is one host.
     """
 
     def __init__(self, timeout_seconds: float):
         self.interval = min(5.0, timeout_seconds / 15)
         """Seconds between two reports."""
         self.lost: str | None = None
-        """The host that has stopped reporting, in words; known on all hosts."""
+        """Description of the host that has stopped reporting; known on all hosts."""
         self.heard_at = time.monotonic()
-        """When the coordination service has last answered."""
+        """Time of the coordination service's last answer."""
         self.curious = False
-        """Whether this host, too, shall read what all are doing, for `late`."""
+        """True if this host also reads the others' reports, for `late`."""
         self.failed = False
-        """Whether this host's devices have failed, perhaps since another is lost."""
+        """True if this host's devices have failed, perhaps because another host is lost."""
         self._timeout = timeout_seconds
         self._failed_anywhere = False
         self._doing, self._doing_since = "starting", time.monotonic()
@@ -51,23 +51,23 @@ class HostReports:
 
     @property
     def silent_seconds(self) -> float:
-        """Without a new report for so long, a host is lost; sooner where one's devices failed."""
+        """Seconds without a new report after which a host is lost; fewer if its devices failed."""
         soon = self.failed or self._failed_anywhere
         return min(_SILENT * self._timeout, _SOON * self.interval if soon else math.inf)
 
     def doing(self, what: str) -> None:
-        """What this host is about to do."""
+        """Set the activity that this host is about to begin."""
         self._doing, self._doing_since = what, time.monotonic()
 
     def own(self) -> str:
-        """What this host is doing, in words."""
+        """A description of this host's activity."""
         seconds = time.monotonic() - self._doing_since
         return (
             f"{_who(jax.process_index(), socket.gethostname())}, {self._doing} for {seconds:.0f} s"
         )
 
     def late(self) -> list[str]:
-        """Hosts that keep the others waiting: busy where those wait for their devices."""
+        """Hosts that keep the others waiting: busy while those wait for their devices."""
         return [
             f"{_who(host, report['name'])} is late, {report['doing']} for {report['since']:.0f} s"
             for host, (report, _) in sorted(self._heard.items())
@@ -75,7 +75,7 @@ class HostReports:
         ]
 
     def close(self) -> None:
-        """Stop; a coordination service that does not answer may hold this up for some seconds."""
+        """Stop; a coordination service that does not answer may delay this by some seconds."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(timeout=5)

@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT: the first asks the run to save and stop, the second ends it at once.
 
-SIGTERM is also how preemption is announced: by TPU VMs, Kubernetes and SLURM alike. A thread acts
-on signals: Python would call a handler only when the main thread is back from waiting for the
-devices, which may take a step, or for ever.
+TPU VMs, Kubernetes and SLURM also announce preemption with SIGTERM. A thread acts on signals:
+Python would call a handler only when the main thread returns from waiting for the devices, which
+may take a step, or forever.
 """
 
 import os
@@ -42,7 +42,7 @@ class StopSignals:
         if not self._before:
             return
         for number, handler in self._before.items():
-            # None: a handler that was not installed from Python, as jax.distributed's.
+            # None is a handler that was not installed from Python, as jax.distributed's.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._fd_before)
         self._outbox.close()
@@ -64,7 +64,7 @@ class StopSignals:
 
 
 def exit_on_signals() -> None:
-    """Until there is a loop, there is nothing to save: end at once, with the code of a restart.
+    """Exit on signals at once, with the code of a restart, until there is a loop that must save.
 
     `jax.distributed` catches SIGTERM without acting on it; this must come after it.
     """

@@ -1,6 +1,6 @@
-"""A thread that notices when a step takes far too long, or a host is lost, and ends the wait.
+"""A thread that notices when a step takes far too long, or a host is lost, and ends the process.
 
-Without it a job that has lost a host waits in a collective for ever.
+Without it, a job that has lost a host would wait in a collective forever.
 """
 
 import collections
@@ -21,7 +21,8 @@ from flaxclip.xla_errors import is_lost_connection, is_out_of_memory, is_xla_err
 _SLOW = 10  # times the median step: then all stacks are printed
 _SLOW_SECONDS = 10.0  # and at least this long: milliseconds are no reason to print stacks
 _WINDOW = 100
-_NEWS_SECONDS = 60.0  # after an error: by then it is known which host is lost, if one is
+_NEWS_SECONDS = 60.0
+"""Seconds to wait for news of a lost host after an error: by then its name is known."""
 
 
 class Watchdog:
@@ -31,7 +32,7 @@ class Watchdog:
     than `timeout_seconds`, or a host that is silent for so long, ends the process with the code of
     a restart, and with the name of that host. Where the devices have failed, silence counts much
     sooner, and a lost connection ends the process whether or not a host is found silent. The first
-    step is not timed: it compiles; and nothing is slow before there is a step to compare with.
+    step is not timed: it compiles, and there is no step to compare it with.
     """
 
     def __init__(self, timeout_seconds: float):
@@ -55,18 +56,18 @@ class Watchdog:
         self._hosts.close()
 
     def doing(self, what: str) -> None:
-        """What the training loop is about to do, for the messages."""
+        """Set the training loop's next activity, for the messages."""
         self._hosts.doing(what)
 
     def step_done(self) -> None:
-        """A step has been completed by the devices."""
+        """Note that the devices have completed a step."""
         now = time.monotonic()
         if self._step_done_at is not None:
             self._durations.append(now - self._step_done_at)
         self._step_done_at, self._printed = now, False
 
     def exempt(self, what: str) -> None:
-        """What comes now is not part of a step, e.g. a save; the next step begins after it."""
+        """Begin an activity that is not part of a step, e.g. a save; the next step follows it."""
         self._hosts.doing(what)
         self._step_done_at = None
 
@@ -91,7 +92,7 @@ class Watchdog:
                 self._leave("\n  ".join([f"no step in {late:.0f} s", *hosts]))
 
     def _await_news(self, error: BaseException | None) -> None:
-        """Wait until it is known whether a host is lost: then the watcher ends the process."""
+        """Wait until it is known whether a host is lost: if so, the watcher ends the process."""
         _say(f"{str(error).splitlines()[0]}\nwaiting to hear whether a host is lost")
         self.exempt("hit by an error")
         self._hosts.failed = True

@@ -1,1 +1,1 @@
-"""Names and files of other systems, in and out of our parameter tree."""
+"""Conversion of parameter trees from and to other libraries' names and files."""

@@ -1,10 +1,10 @@
-"""Other libraries' weights into ours, and ours into theirs.
+"""Convert other libraries' weights to flaxclip, and flaxclip's to theirs.
 
     python -m flaxclip.interop info ViT-B-32.pt
     python -m flaxclip.interop convert hf://google/siglip-base-patch16-224 runs/siglip --to flaxclip
     python -m flaxclip.interop convert runs/mine exported --to huggingface
 
-With `--debug`, an error says where in the code it arose.
+With `--debug`, an error includes its traceback.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """Say what a model is, without reading its numbers."""
+    """Print the description of a model, without reading its numbers."""
 
     src: Source
     """Workdir, step, file of weights, directory of open_clip or transformers, or a URL."""
     model: str | None = None
-    """Architecture, as --model of training takes it, where the file does not tell."""
+    """Architecture, as for --model of training, if the file does not say."""
     weights: WhichWeights | None = None
-    """Of a checkpoint with weights and their average. None: the average."""
+    """The choice between weights and their average in a checkpoint. If None, the average."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Convert:
     dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder to write."""
     to: Literal["flaxclip", "open_clip", "huggingface"]
-    """flaxclip: a workdir that flaxclip.load and the benchmark read."""
+    """Format to write. flaxclip: a workdir that flaxclip.load and the benchmark read."""
     model: str | None = None
-    """Architecture, as --model of training takes it, where the file does not tell."""
+    """Architecture, as for --model of training, if the file does not say."""
     tokenizer: str | None = None
-    """File of SigLIP's or LiT's vocabulary, where it does not lie beside the weights."""
+    """File of SigLIP's or LiT's vocabulary, if it is not beside the weights."""
     weights: WhichWeights | None = None
-    """Of a checkpoint with weights and their average. None: the average."""
+    """The choice between weights and their average in a checkpoint. If None, the average."""
     overwrite: bool = False
-    """Replace DST, if it is a folder with a model."""
+    """Replace DST if it is a folder with a model."""
 
 
 def main() -> None:

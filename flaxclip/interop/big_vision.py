@@ -111,7 +111,7 @@ def without_root(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]
 
 
 def is_stacked(tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether the layers are stacked in one tensor."""
+    """True if the layers are stacked in one tensor."""
     return any("/encoderblock/" in name for name in tensors)
 
 

@@ -1,4 +1,4 @@
-"""Our model -> files that open_clip and transformers open, tokenizer and preprocessing included."""
+"""Write our models as open_clip's and transformers', with tokenizer and preprocessing."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def _other_preprocessing(ours: ImageTransform, to: Format) -> list[str]:
 
 @contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that is named `folder` when all is written, and vanishes if that fails.
+    """A folder that gets the name `folder` when all is written, and is removed if that fails.
 
     Raises:
         InputError: `folder` exists and is not to be replaced, or holds no model.

@@ -1,8 +1,8 @@
-"""The files that a peer's model is made of: weights, and what lies beside them; here or elsewhere.
+"""The files of a peer's model: weights, and the files beside them; local or remote.
 
-What lies elsewhere, at gs://, s3://, hf:// and whatever else fsspec reads, is copied to a cache:
+Remote ones, at gs://, s3://, hf:// and other protocols of fsspec, are copied to a cache:
 `$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/weights`, one folder for each state of the remote file
-or directory. What has changed there is copied anew.
+or directory. If that changes, it is copied anew.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ COMPANIONS = (
     *_TOKENIZER_FILES,
     _BERT_VOCABULARY,
 )
-"""Files that say how to use the weights beside them."""
+"""Files that define how to use the weights beside them."""
 
 # The package that reads the protocols that people use; fsspec names others itself.
 _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
@@ -43,7 +43,7 @@ _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
 def find_weights(path: Path, is_module: bool = False) -> Path | None:
     """The file that holds a peer's weights, or lists those that do; None if `path` has no peer's.
 
-    `is_module`: whether another directory led here.
+    `is_module`: True if another directory refers to this one.
 
     Raises:
         InputError: there is no such file, or the directory is a peer's and holds no weights that
@@ -73,7 +73,7 @@ def find_weights(path: Path, is_module: bool = False) -> Path | None:
 
 
 def tokenizer_file(weights: Path, tokenizer: str, json_first: bool = False) -> str | None:
-    """The vocabulary of the tokenizer so named beside the weights, None where there is none."""
+    """The vocabulary of the tokenizer of that name beside the weights; None if there is none."""
     names = {"clip": (), "bert": _bert_vocabularies(weights.name)}.get(tokenizer, _TOKENIZER_FILES)
     if json_first:
         names = tuple(sorted(names, key=lambda name: not name.endswith(".json")))
@@ -99,7 +99,7 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def _errors_of(url: str) -> Iterator[None]:
-    """Whatever goes wrong is an InputError; every protocol has errors of its own."""
+    """Turn all errors into InputError; every protocol has its own."""
     try:
         yield
     except InputError:
@@ -109,10 +109,11 @@ def _errors_of(url: str) -> Iterator[None]:
 
 
 def fetch(url: str, is_module: bool = False) -> Path | None:
-    """A local copy of the weights at `url`, with the files beside them that say how to use them.
+    """A local copy of the weights at `url`, with the files beside them that define how to use them.
 
-    `url` is a file, or a directory as open_clip or transformers writes it. None: it is a directory
-    without weights, such as a run of ours. `is_module`: whether another directory led here.
+    `url` is a file, or a directory as open_clip or transformers writes it. Returns None for a
+    directory without weights, such as a run of ours. `is_module`: True if another directory refers
+    to this one.
 
     Raises:
         InputError: the protocol is not known or its package not installed, or nothing is there, or
@@ -156,7 +157,7 @@ def _listing(files: fsspec.AbstractFileSystem, folder: str, url: str) -> Listing
 
 
 def fetch_tree(url: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Path:
-    """A local copy of the files that `choose` takes from the names of all those under `url`.
+    """A local copy of the files under `url` that `choose` selects from all their names.
 
     Raises:
         InputError: the protocol is not known or its package not installed, or they cannot be read;
@@ -190,7 +191,7 @@ def _cache() -> Path:
 
 
 def _copy(files: fsspec.AbstractFileSystem, folder: str, names: list[str], target: Path) -> None:
-    """All of it or nothing: the folder gets its name when it is whole."""
+    """Copy all files or none: the folder gets its name when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
     try:

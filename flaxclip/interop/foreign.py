@@ -1,4 +1,4 @@
-"""Which peer's format a file or directory is of, and what model it holds."""
+"""Detect the peer's format of a file or directory, and the model in it."""
 
 import dataclasses
 from pathlib import Path
@@ -29,15 +29,15 @@ def find_foreign(
 
     Args:
         path: the file, the directory, or the URL of one. A file's configuration may lie beside it.
-        model: name of its architecture in `available_models()`, for a file that cannot tell.
+        model: name of its architecture in `available_models()`, for a file that does not say.
         which: weights of a file that holds them and their average. If None, the average.
 
     Returns:
-        None, if `path` does not look like weights of a peer, rather than like a run of ours.
+        None, if `path` does not look like weights of a peer, such as a run of ours.
 
     Raises:
-        InputError: it does, but is damaged or of no architecture that we have, or cannot tell all
-            about its model while `model` is not given; or without the weights that are asked for.
+        InputError: it does, but is damaged, has an unsupported architecture, lacks the weights
+            asked for, or needs `model`, which is not given.
     """
     local = fetch(path) if "://" in path else Path(path).expanduser()
     weights = local and find_weights(local)

@@ -30,7 +30,7 @@ from flaxclip.models.variants import ModelSpec
 from flaxclip.models.vision_transformer import ViTConfig
 
 CONTEXT_LENGTH = 16
-"""Tokens of a caption that the published models were trained with and read (`pp.max_len` of
+"""Tokens of a caption with which the published models were trained (`pp.max_len` of
 vision_transformer's `configs/models.py`); BERT has embeddings for 512."""
 
 # flaxformer's `bert.configs`: 12 heads of 768 channels, 16 of 1024. Its kernels are matrices, which
@@ -98,7 +98,7 @@ _TEXT = (
 
 
 def is_lit(tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether it is a LiT, and not a SigLIP."""
+    """True if it is a LiT, rather than a SigLIP."""
     return "img/cls" in tensors or any(name.startswith(_BERT) for name in tensors)
 
 

@@ -18,7 +18,7 @@ from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
 
 Axes = Mapping[str, int | Sequence[str | int]]
-"""Length of each axis, or the labels along it where it stands for several names."""
+"""Length of each axis, or the labels along it if it stands for several names."""
 
 Tensors = Mapping[str, np.ndarray | StoredTensor]
 
@@ -32,7 +32,7 @@ _SCALES = re.compile(
 
 
 class Rule(NamedTuple):
-    """Some of our variables and the tensors that they are made of."""
+    """Some of our variables and the tensors that they are built from."""
 
     ours: str
     """Path in our tree, `params` or `batch_stats` first."""
@@ -122,7 +122,7 @@ class NameTable:
         return {name: b.their_shape() for b in self.bindings for name in b.their_names()}
 
     def check(self, tensors: Tensors) -> None:
-        """That `tensors` are those of this model, all of them and no others; reads no numbers.
+        """Check that `tensors` are exactly those of this model; reads no numbers.
 
         Raises:
             InputError: a tensor is missing, unknown, of another shape than the model's, or does
@@ -209,12 +209,12 @@ def bind(rules: Iterable[Rule], axes: Axes) -> list[Binding]:
 
 
 def prefixed(rules: Iterable[Rule], ours: str, theirs: str) -> list[Rule]:
-    """The rules for a part of a model that lies under `ours` in our tree and `theirs` in names."""
+    """The rules for a part of a model under `ours` in our tree and `theirs` in their names."""
     return [Rule(ours + rule.ours, theirs + rule.theirs, rule.axes) for rule in rules]
 
 
 def axes_of(shapes: Mapping[str, tuple[int, ...]], name: str, rank: int) -> tuple[int, ...]:
-    """Lengths of the axes of a tensor that an architecture is read from.
+    """Lengths of the axes of a tensor, from which an architecture is derived.
 
     Raises:
         InputError: there is no such tensor, or it has another number of axes, or no numbers.
@@ -275,7 +275,7 @@ def _check_shape(what: str, name: str, found: tuple[int, ...], expected: tuple[i
 
 
 def _counts(name: str, tensor: np.ndarray | StoredTensor) -> bool:
-    """Whether it is a single count, or counts 0, 1, 2, ...; raises InputError if not."""
+    """True for a single count, and for counts 0, 1, 2, ...; raises InputError for others."""
     size = math.prod(tensor.shape)
     if tensor.shape == () or (
         size < 2**20 and np.array_equal(np.ravel(np.asarray(tensor)), np.arange(size))

@@ -15,7 +15,7 @@ from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
 
 CONSTANTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives hold among the tensors, and nobody else's files."""
+"""Numbers that only OpenAI's archives hold among the tensors."""
 
 HEAD_WIDTH = 64
 

@@ -1,4 +1,4 @@
-"""What every reader of a peer's format returns, and how the text files beside weights are read."""
+"""The result of all readers of peers' formats, and the reading of text files beside weights."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def _one_side(value: Any) -> Any:
-    """The one number of a square's two; whatever else is left to the check of its type."""
+    """The single number of a square's two sides; other values are left to the type check."""
     if isinstance(value, dict) and value.keys() == {"height", "width"}:
         value = value["height"], value["width"]
     if not isinstance(value, (list, tuple)) or len(value) != 2:
@@ -40,14 +40,14 @@ class ForeignModel:
     """A peer's model, recognised but not yet read."""
 
     kind: str
-    """Whose format it is, for people."""
+    """The name of its format, for people."""
     spec: ModelSpec
     tensors: Mapping[str, StoredTensor]
     table: NameTable
     file: str = ""
     """The file that its weights, or the list of their files, were found in."""
     has_both: bool = False
-    """Whether there are weights besides their average, which was taken unasked."""
+    """True if there are weights and their average, which was chosen by default."""
 
     def variables(self) -> Iterator[tuple[str, np.ndarray]]:
         """Path and numbers of our variables, float32, one after the other.

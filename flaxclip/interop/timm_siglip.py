@@ -1,7 +1,7 @@
 """timm's SigLIP image towers, which open_clip's configuration names without describing them.
 
-timm, `models/vision_transformer.py`. Google trained all with the approximation of GELU by tanh;
-timm has the exact one in those that it had first, and so do the models of open_clip made of them.
+timm, `models/vision_transformer.py`. Google trained all with the tanh approximation of GELU; the
+towers that timm added first, and open_clip's models with them, have the exact one.
 """
 
 from flaxclip.models.layers import Activation

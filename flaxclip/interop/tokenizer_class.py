@@ -1,4 +1,4 @@
-"""transformers' class of a directory's tokenizer, and what it does to texts (5.24)."""
+"""transformers' class of a directory's tokenizer, and its cleaning of texts (5.24)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ _OLD_NAMES = {"PreTrainedTokenizerFast": BACKEND}
 
 
 def cleaning_of_class(name: str) -> TextCleaning:
-    """What that class of transformers does to texts."""
+    """The cleaning that a class of transformers applies to texts."""
     return _CLEANINGS[name]
 
 
@@ -34,7 +34,7 @@ class TokenizerClass(NamedTuple):
     name: str
     cleaning: TextCleaning
     pad: str | None
-    """The token that rows are filled up with, where the directory says so."""
+    """The token that fills up rows, if the directory defines it."""
 
 
 def read_tokenizer_class(folder: Path, default: str) -> TokenizerClass:
@@ -64,7 +64,7 @@ def read_tokenizer_class(folder: Path, default: str) -> TokenizerClass:
 
 
 def is_json_alone(folder: Path) -> bool:
-    """Whether the tokenizer is what its tokenizer.json says, whatever lies beside that."""
+    """True if tokenizer.json alone defines the tokenizer, whatever files lie beside it."""
     path = folder / CONFIG_FILE
     name: Any = read_json(path).get("tokenizer_class") if path.is_file() else None
     return _OLD_NAMES.get(name, name) == BACKEND

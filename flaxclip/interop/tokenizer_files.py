@@ -112,7 +112,7 @@ def _write_siglip(
 
 
 def _write_cleaning_json(source: Path, target: Path, cleaning: str) -> str:
-    """A tokenizer.json that cleans by itself, but mends nothing; returns how it does."""
+    """Write a tokenizer.json that cleans by itself, but fixes no mojibake; describes it."""
     steps, theirs = _STEPS[cleaning]
     if not steps:
         shutil.copyfile(source, target)

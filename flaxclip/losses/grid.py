@@ -14,10 +14,10 @@ Over = Literal["row", "column"]
 class DeviceGrid:
     """`rows x columns` devices, device k at (k // columns, k % columns), seen from one of them.
 
-    Images and texts start out divided over all devices alike. A device's part of the matrix is
-    the images of its grid row against the texts of its grid column. So on n devices it receives
-    about 2 / sqrt(n) of all embeddings, where a device that compares its own images with all texts
-    would receive all of these.
+    Images and texts start out divided over all devices. A device's part of the matrix is the images
+    of its grid row against the texts of its grid column. So on n devices it receives about 2 /
+    sqrt(n) of all embeddings; comparing its own images with all texts, it would receive all of the
+    texts.
 
     Methods run inside a `jax.shard_map` over `axes`; on a grid of one device, anywhere.
     """
@@ -29,7 +29,7 @@ class DeviceGrid:
 
     @classmethod
     def squarest(cls, axes: tuple[str, ...] | None, max_columns: int | None = None) -> "DeviceGrid":
-        """All devices of the context mesh's `axes`, or one device where that is None."""
+        """All devices of the context mesh's `axes`, or one device if that is None."""
         if axes is None:
             return cls((), 1, 1)
         mesh = jax.sharding.get_abstract_mesh()
@@ -46,7 +46,7 @@ class DeviceGrid:
 
     @property
     def position(self) -> tuple[Int[Array, ""] | int, Int[Array, ""] | int]:
-        """Row and column of the device that asks."""
+        """Row and column of the calling device."""
         index = jax.lax.axis_index(self.axes) if self.size > 1 else 0
         return index // self.columns, index % self.columns
 
@@ -67,7 +67,7 @@ class DeviceGrid:
         return jax.lax.psum_scatter(x, self.axes, axis_index_groups=groups, tiled=True)
 
     def send_up(self, tree: Any) -> Any:
-        """Every array goes to the device above in the grid column; from the top, to the bottom."""
+        """Send every array one device up in the grid column; the top one sends to the bottom."""
         steps = [
             (group[row], group[row - 1])
             for group in self._groups("column")
@@ -76,7 +76,7 @@ class DeviceGrid:
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, steps), tree)
 
     def sum(self, x: Shaped[Array, ""]) -> Shaped[Array, ""]:
-        """Over all devices."""
+        """The sum over all devices."""
         return jax.lax.psum(x, self.axes) if self.size > 1 else x
 
     def _groups(self, over: Over) -> list[list[int]]:

@@ -4,8 +4,9 @@ With logits `s_ij = scale zimg_i . ztxt_j + bias`, both losses are
 
     (A(s) - sum_i s_ii) / B
 
-and differ in A alone, whose derivative by `s_ij` is here called the weight of a pair. So the
-gradient by `zimg_i` is `scale / B (sum_j weight_ij ztxt_j - ztxt_i)`, and alike for texts.
+and differ in A alone. The derivative of A with respect to `s_ij` is called the weight of a pair. So
+the gradient with respect to `zimg_i` is `scale / B (sum_j weight_ij ztxt_j - ztxt_i)`, and likewise
+for texts.
 """
 
 import functools
@@ -30,8 +31,8 @@ from flaxclip.losses.tiled import MAX_IMAGES, tiled_result
 from flaxclip.numerics import matmul, similarity
 
 Implementation = Literal["auto", "gathered", "tiled"]
-"""`gathered`: a device's part of the logit matrix exists as a whole. `tiled`: it never does.
-`auto`: gathered while that part takes no more than `MAX_MATRIX_BYTES`."""
+"""`gathered`: a device's part of the logit matrix is stored whole. `tiled`: it never is. `auto`:
+gathered while that part takes no more than `MAX_MATRIX_BYTES`."""
 
 MAX_MATRIX_BYTES = 2**28
 
@@ -39,8 +40,8 @@ MAX_MATRIX_BYTES = 2**28
 class ContrastiveLoss(NamedTuple):
     """Scalars of one batch; the accuracies are those of picking one's own partner out of it.
 
-    Where several tie for the largest logit they share the credit: else towers that map everything
-    to one point would score 100%.
+    If several tie for the largest logit, they share the credit: otherwise towers that map
+    everything to one point would score 100%.
     """
 
     loss: Float[Array, ""]
@@ -49,7 +50,7 @@ class ContrastiveLoss(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the loss."""
+    """Gradients of the loss."""
 
     zimg: Float[Array, "b d"]
     ztxt: Float[Array, "b d"]
@@ -155,7 +156,7 @@ def _evaluate(
     logit_scale: Float[Array, ""],
     logit_bias: Float[Array, ""],
 ) -> tuple[ContrastiveLoss, Gradients | None]:
-    """The loss, and where asked for its gradients, on the devices of `batch_axes`."""
+    """The loss, and its gradients if requested, on the devices of `batch_axes`."""
     grid = DeviceGrid.squarest(batch_axes)
     local = zimg.shape[0] // grid.size
     compute = gathered_result

@@ -1,7 +1,7 @@
 """The symmetric cross-entropy of CLIP over all pairs of a global batch.
 
-`softmax_contrastive_loss` defines it; `SoftmaxObjective` is how it is computed, on one device or
-a grid of them, by the sums in which `losses.pairs` writes every contrastive loss.
+`softmax_contrastive_loss` defines it. `SoftmaxObjective` computes it, on one device or a grid of
+them, by the sums in which `losses.pairs` writes every contrastive loss.
 """
 
 import dataclasses

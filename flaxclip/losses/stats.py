@@ -10,19 +10,19 @@ from flaxclip.losses.grid import DeviceGrid, Over
 
 
 class RowStats(NamedTuple):
-    """Of each row of the matrix, or each column, as far as it has been seen."""
+    """Statistics of each row of the matrix, or each column, over the part seen so far."""
 
     max: Float[Array, "*parts n"]
     """The largest logit."""
     sum: Float[Array, "*parts n"]
     """Sum of the objective's terms (`Objective.sum_terms`)."""
     num_max: Float[Array, "*parts n"]
-    """Number of logits that are as large as the largest."""
+    """Number of logits that equal the largest."""
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """The terms in which one contrastive loss differs from another; `losses.pairs` has the rest.
+    """The terms in which contrastive losses differ; `losses.pairs` has the rest.
 
     Equal to others of its kind, so that JAX can cache.
     """
@@ -44,13 +44,13 @@ class Objective(Protocol):
         old_max: Float[Array, "parts n"],
         new_max: Float[Array, "1 n"],
     ) -> Float[Array, "parts n"]:
-        """`sums` taken when the largest logit was `old_max`, for `new_max`."""
+        """Convert `sums`, taken when the largest logit was `old_max`, for `new_max`."""
         ...
 
     def value(
         self, rows: RowStats, columns: RowStats, positives: Float[Array, " n"]
     ) -> Float[Array, ""]:
-        """The part of B times the loss that these rows, columns and their crossings amount to."""
+        """The part of B times the loss that these rows, columns and their crossings contribute."""
         ...
 
     def weights(
@@ -59,23 +59,23 @@ class Objective(Protocol):
         rows: RowStats | None,
         columns: RowStats | None,
     ) -> Float[Array, "rows columns"]:
-        """Derivative of A (`losses.pairs`) by the logits, of statistics that are complete."""
+        """Derivative of A (`losses.pairs`) with respect to the logits, from complete statistics."""
         ...
 
     def bias_gradient(self, columns: RowStats) -> Float[Array, ""]:
-        """The part of B dloss / dbias that these columns amount to."""
+        """The part of B dloss / dbias that these columns contribute."""
         ...
 
 
 class LocalResult(NamedTuple):
-    """A device's knowledge of its own images and texts once all pairs have been compared."""
+    """A device's results for its own images and texts, after all pairs have been compared."""
 
     rows: RowStats
     columns: RowStats
     positives: Float[Array, " local"]
     """Their own logits, bit for bit those of the matrix: accuracies compare the two."""
     weighted_texts: Float[Array, "local d"] | None
-    """sum_j weight_ij ztxt_j for each image i; None where no gradients are asked for."""
+    """sum_j weight_ij ztxt_j for each image i; None if no gradients are requested."""
     weighted_images: Float[Array, "local d"] | None
     """sum_i weight_ij zimg_i for each text j; likewise."""
 
@@ -91,7 +91,7 @@ def stats_along(objective: Objective, logits: Float[Array, "rows columns"], axis
 
 
 def merge_stats(objective: Objective, parts: RowStats) -> RowStats:
-    """Statistics of parts of the same rows, stacked along the first axis, as one."""
+    """Merge statistics of parts of the same rows, stacked along the first axis."""
     largest = parts.max.max(0, keepdims=True)
     return RowStats(
         max=largest.squeeze(0),
@@ -101,10 +101,10 @@ def merge_stats(objective: Objective, parts: RowStats) -> RowStats:
 
 
 def merge_over(objective: Objective, grid: DeviceGrid, stats: RowStats, over: Over) -> RowStats:
-    """Statistics of rows of which each device of a grid row or column has seen a part, as one."""
+    """Merge statistics of rows of which each device of a grid row or column has seen a part."""
     return merge_stats(objective, jax.tree.map(lambda x: grid.gather(x[None], over), stats))
 
 
 def own_part(stats: RowStats, position: Int[Array, ""] | int, local: int) -> RowStats:
-    """The `local` rows, of those that were gathered, of the device at `position`."""
+    """The `local` rows of the device at `position`, out of gathered ones."""
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, position * local, local), stats)

@@ -1,4 +1,4 @@
-"""The logit matrix one tile at a time, none of it ever kept, on a ring of devices."""
+"""The logit matrix one tile at a time, never stored, on a ring of devices."""
 
 import functools
 from typing import Any, NamedTuple
@@ -24,20 +24,20 @@ MAX_TILE = 1024
 """Rows and columns of a tile: 4 MiB, which stays in a TPU's on-chip memory or a CPU's cache."""
 MIN_TILE = 128
 MAX_IMAGES = 8192
-"""Images that a device gathers at most, so that texts have a shorter way to go."""
+"""Most images that a device gathers, so that texts travel less far."""
 
 
 class Sums(NamedTuple):
-    """Sums that images, or texts, collect from the others in a pass. None: not in this pass."""
+    """Sums that images, or texts, collect from the others in a pass. If None, not in this pass."""
 
     stats: RowStats | None
     positives: Float[Array, " n"] | None
     weighted: Float[Array, "n d"] | None
-    """Sum of the others' embeddings, each times the weight of the pair."""
+    """Sum of the others' embeddings, weighted by the pair."""
 
 
 class Side(NamedTuple):
-    """Images, or texts, with all that belongs to them."""
+    """Images, or texts, with their statistics and sums."""
 
     z: Float[Array, "n d"]
     stats: RowStats | None
@@ -56,8 +56,8 @@ def tiled_result(
 ) -> LocalResult:
     """Images of the grid row stay, texts of the grid column go round a ring, tile after tile.
 
-    Log-sum-exps grow online, as in FlashAttention (Dao et al. 2022, section 3.1). Where a gradient
-    needs them complete, a second pass computes every logit again.
+    Log-sum-exps are updated online, as in FlashAttention (Dao et al. 2022, section 3.1). If a
+    gradient needs them complete, a second pass computes every logit again.
 
     Inside `jax.shard_map` over the grid; `zimg` and `ztxt` are this device's own.
 
@@ -130,7 +130,7 @@ def _ring_pass(
 ) -> tuple[Sums, Sums]:
     """Sums of the images over the texts of this grid column, and of the own texts over all images.
 
-    Texts go round the ring with the sums they have collected so far, and only those come home.
+    Texts go round the ring with the sums they have collected so far, and only the sums return.
     """
     local = texts.z.shape[0]
     tile = tile_size(local)
@@ -140,7 +140,7 @@ def _ring_pass(
     def add_text_tile(
         image_sums: Sums, text_tile: Side, own_index: Int[Array, ""] | None = None
     ) -> tuple[Sums, Side]:
-        """All images with one tile of texts: this device's own number `own_index`, or arrived."""
+        """Add all images with one tile of texts, number `own_index` of this device or received."""
 
         def add_image_tile(index, carry):
             image_sums, text_sums = carry
@@ -202,7 +202,7 @@ def _add_tile(
     texts: Side,
     is_pair: Bool[Array, "rows columns"] | None,
 ) -> tuple[Sums, Sums]:
-    """Sums of either side, with those of one tile of logits added."""
+    """Sums of both sides, with those of one tile of logits added."""
     logits = scale * similarity(images.z, texts.z) + bias
     image_sums, text_sums = images.sums, texts.sums
     if image_sums.stats is not None and text_sums.stats is not None:

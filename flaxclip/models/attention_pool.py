@@ -1,4 +1,4 @@
-"""Attention of one query to all positions, which makes one vector of many: ResNet, SigLIP."""
+"""Attention of one query to all positions, which pools them to one vector: ResNet, SigLIP."""
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -57,7 +57,7 @@ class AttentionPool(nn.Module):
 
 
 class MAPHead(nn.Module):
-    """Multi-head attention pooling: a learned probe asks, and an MLP follows.
+    """Multi-head attention pooling: the query is a learned probe, and an MLP follows.
 
     Zhai et al. 2022, "Scaling Vision Transformers", section 3.2; big_vision, `models/vit.py`.
     """

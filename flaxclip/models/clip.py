@@ -24,20 +24,20 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Architecture of the two towers, and where the logits' scale and bias start."""
+    """Architecture of the two towers, and the initial scale and bias of the logits."""
 
     vision: ViTConfig | ResNetConfig = ViTConfig()
     text: TextConfig = TextConfig()
     embed_dim: int = 512
     """Dimensions of the shared embedding space."""
     init_logit_scale: float = INITIAL_LOGIT_SCALE
-    """The logarithm of the factor on cosine similarities that training starts with."""
+    """Initial value of the logarithm of the factor on cosine similarities."""
     init_logit_bias: float | None = None
-    """What is added to the scaled similarities at the start, for the sigmoid loss. If None, the
+    """Initial value of the bias on the scaled similarities, for the sigmoid loss. If None, the
     model has no such parameter."""
 
     def is_scanned(self, compute: ComputeConfig) -> bool:
-        """Whether a tower loops over its blocks; false where `unroll` is all of them."""
+        """True if a tower loops over its blocks; false if `unroll` is all of them."""
         image_layers = self.vision.layers
         deepest = max(image_layers) if isinstance(image_layers, tuple) else image_layers
         return compute.unroll < max(deepest, self.text.layers)
@@ -107,11 +107,11 @@ class CLIP(nn.Module):
         train: bool = False,
         patch_ids: Int[Array, "b k"] | None = None,
     ) -> Float[Array, "b d"]:
-        """Unit vectors of images that are still bytes: they travel to the device four times
-        smaller than floats, and are normalised there.
+        """Unit embeddings of uint8 images: a quarter of the bytes of floats to transfer.
 
-        With `train`, batch norms use the batch's statistics and update `batch_stats`. With
-        `patch_ids` a vision transformer sees those patches alone (FLIP).
+        Pixels are normalised on the device. With `train`, batch norms use the batch's statistics
+        and update `batch_stats`. With `patch_ids` a vision transformer sees those patches alone
+        (FLIP).
         """
         mean, std = (
             jnp.array(statistic).reshape(1, 1, 1, 3)
@@ -154,13 +154,13 @@ def example_inputs(
 
 
 def init_variables(key: Array, config: CLIPConfig) -> dict[str, Any]:
-    """What `CLIP.apply` reads, fresh, in float32: `params`, and with a ResNet `batch_stats`."""
+    """Initialize `CLIP.apply`'s variables in float32: `params`, and of a ResNet `batch_stats`."""
     inputs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example_inputs(config))
     return nn.unbox(CLIP(config).init(key, *inputs))
 
 
 def init_params(key: Array, config: CLIPConfig) -> dict[str, Any]:
-    """Fresh parameters alone, as a plain nested dict of arrays."""
+    """Initialize the parameters alone, as a plain nested dict of arrays."""
     return init_variables(key, config)["params"]
 
 

@@ -1,4 +1,4 @@
-"""What an architecture costs, from shapes alone: nothing is allocated or compiled."""
+"""The cost of an architecture, from shapes alone: nothing is allocated or compiled."""
 
 import functools
 from collections.abc import Container
@@ -16,15 +16,15 @@ class Cost(NamedTuple):
     """Size and work of one model."""
 
     parameters: int
-    """Numbers that training changes; running statistics are not among them."""
+    """Number of trainable parameters; running statistics are not among them."""
     image_flops: int
-    """Of one image through its tower, forward."""
+    """FLOPs of one image through its tower, forward."""
     text_flops: int
-    """Of one caption, likewise."""
+    """FLOPs of one caption through its tower, forward."""
 
     @property
     def forward_flops(self) -> int:
-        """Of one image–caption pair through both towers, the loss left out."""
+        """FLOPs of one image–caption pair through both towers, without the loss."""
         return self.image_flops + self.text_flops
 
     def training_flops(self, frozen: Container[str] = ()) -> int:
@@ -61,8 +61,9 @@ class _TowerCost(NamedTuple):
 
 @functools.cache
 def _tower_cost(config: CLIPConfig, tower: Literal["vision", "text"], **inputs: Any) -> _TowerCost:
-    """Of one tower, from one trace: initialisers multiply no matrices, so the products of `init`
-    are those of the forward pass that it makes.
+    """Cost of one tower, from one trace.
+
+    Initialisers multiply no matrices, so the products of `init` are those of its forward pass.
     """
     methods: dict[str, Any] = {"vision": CLIP.encode_image, "text": CLIP.encode_text}
     init = functools.partial(CLIP(config).init, method=methods[tower])

@@ -1,4 +1,4 @@
-"""Where a value that is not finite first appears, for `--debug-nans`."""
+"""Find the first value that is not finite, for `--debug-nans`."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""How parameters start: named axes, and the initial values of a transformer block."""
+"""Initialization of parameters: named axes, and the initial values of a transformer block."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

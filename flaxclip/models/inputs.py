@@ -1,4 +1,4 @@
-"""What images and texts go through before a model sees them: it comes with the weights."""
+"""Preprocessing of images and texts, which belongs to a model's weights."""
 
 import dataclasses
 from typing import Literal
@@ -15,18 +15,18 @@ CENTRED_MEAN = CENTRED_STD = (0.5, 0.5, 0.5)
 
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
-    """How an image becomes a square of pixels, whose side is the image tower's `image_size`."""
+    """Conversion of an image to a square of pixels, `image_size` of the image tower on a side."""
 
     resize: Literal["shortest", "squash"] = "shortest"
     """`shortest`: the shorter side is resized and the middle cut out (CLIP). `squash`: both sides
     are resized (SigLIP)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     transparency: Literal["dropped", "white"] = "dropped"
-    """How evaluation makes an image RGB. `dropped`: after the resize, without alpha, as OpenAI and
-    open_clip do. `white`: before it, laid over white, as transformers does. Training lays images
-    over white always."""
+    """Conversion to RGB in evaluation. `dropped`: after the resize, without alpha, as in OpenAI's
+    CLIP and open_clip. `white`: before the resize, over white, as in transformers. Training always
+    lays images over white."""
     crop_rounding: Literal["even", "down"] = "even"
-    """Where the middle begins if that is at half a pixel: `even`, at the even one of its two
+    """Start of a centre crop that falls on half a pixel: `even`, at the even one of its two
     neighbours (torchvision, and so open_clip), or `down`, at the lower one (transformers)."""
     mean: tuple[float, float, float] = OPENAI_MEAN
     """Subtracted from red, green and blue in units of 0..1, on the device."""
@@ -50,12 +50,12 @@ TextCleaning = Literal[
     "unicode_lower",
     "none",
 ]
-"""What is done to a caption before it is taken apart; `text_cleaning` says what each does."""
+"""Cleaning of a caption before it is tokenized; described in `text_cleaning`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """How captions become token ids."""
+    """Conversion of captions to token ids."""
 
     name: Literal["clip", "siglip", "siglip2", "bert"] = "clip"
     """CLIP's BPE, the SentencePiece vocabulary of SigLIP (C4, 32,000) or SigLIP 2 (Gemma), or
@@ -64,6 +64,6 @@ class TokenizerConfig:
     """Vocabulary of SigLIP's tokenizers, a SentencePiece model or a tokenizer.json; or of BERT's, a
     text file of one token a line. CLIP's BPE needs none."""
     cleaning: TextCleaning | None = None
-    """What is done to a caption before its tokens are looked up, by the library that does so. If
-    None, `lower` with CLIP's tokenizer, `canonicalize` with SigLIP's, `unicode_lower` with SigLIP
-    2's, and with BERT's the only way that it has."""
+    """Cleaning of captions before they are tokenized, by the library that does it. If None, `lower`
+    for CLIP's tokenizer, `canonicalize` for SigLIP's, `unicode_lower` for SigLIP 2's, and for
+    BERT's its only one."""

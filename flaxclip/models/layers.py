@@ -37,7 +37,7 @@ MAX_LAYERS = 1000
 
 
 def check_sizes(tower: str, sizes: Mapping[str, float]) -> None:
-    """Raise `InputError` where a size is not positive, or there are absurdly many layers."""
+    """Raise `InputError` if a size is not positive, or there are absurdly many layers."""
     for name, size in sizes.items():
         most = MAX_LAYERS if name == "layers" else 2**31
         if not 0 < size < most:
@@ -49,7 +49,7 @@ def check_sizes(tower: str, sizes: Mapping[str, float]) -> None:
 def check_transformer(
     tower: str, width: int, layers: int, heads: int, mlp_ratio: float, norm_eps: float
 ) -> None:
-    """Raise `InputError` unless there is a transformer of these sizes."""
+    """Raise `InputError` if there can be no transformer of these sizes."""
     sizes = {"width": width, "layers": layers, "heads": heads, "mlp_ratio": mlp_ratio}
     check_sizes(tower, sizes)
     if not 0 < norm_eps < 1:
@@ -62,9 +62,9 @@ def check_transformer(
 
 
 def layer_norm(name: str, eps: float = 1e-5) -> nn.LayerNorm:
-    """LayerNorm in float32 whatever the activations are.
+    """LayerNorm in float32, whatever the type of the activations.
 
-    The two-pass variance: E[x^2] - E[x]^2 cancels where a residual stream has a large mean.
+    Two-pass variance: E[x^2] - E[x]^2 cancels if a residual stream has a large mean.
     """
     return nn.LayerNorm(
         epsilon=eps,
@@ -98,9 +98,9 @@ class Projection(nn.Module):
 
 
 def has_cudnn_attention(q: Float[Array, "b h l k"]) -> bool:
-    """Whether the default device is an NVIDIA GPU, and cuDNN has attention for such queries.
+    """True if the default device is an NVIDIA GPU, and cuDNN supports attention for such queries.
 
-    It has it for 16 bits and heads of a multiple of 8 channels, on older GPUs up to 128.
+    It does for 16-bit types and heads of a multiple of 8 channels, on older GPUs up to 128.
     """
     on_nvidia = jax.devices()[0].device_kind.startswith("NVIDIA")
     return on_nvidia and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
@@ -140,13 +140,13 @@ def dot_product_attention(
 def _cudnn_attention(
     q: Float[Array, "b h l k"], k: Float[Array, "b h l k"], v: Float[Array, "b h l k"], causal: bool
 ) -> Float[Array, "b h l k"]:
-    """By cuDNN's fused kernel, in which the matrix of weights never exists in memory."""
+    """Attention by cuDNN's fused kernel, in which the matrix of weights never exists in memory."""
     batch, _, length, _ = q.shape
     q, k, v = (rearrange(x, "b h l k -> b l h k") for x in (q, k, v))
     lengths = None
     if length % 2:
         # JAX 0.10 refuses gradients of odd lengths, and a class token makes nearly all lengths
-        # odd: one position more, which nobody sees.
+        # odd: one position more, which none attends to.
         q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
         lengths = jnp.full(batch, length, jnp.int32)
     z = jax.nn.dot_product_attention(
@@ -170,11 +170,11 @@ class BlockConfig:
     activation: Activation
     init: BlockInit
     causal: bool = False
-    """Whether a position attends to those before it alone."""
+    """True if a position attends to itself and those before it alone."""
     norm_eps: float = 1e-5
     post_norm: bool = False
-    """Whether norms follow the residual sums, as in the first transformers (Vaswani et al. 2017,
-    section 3.1; Devlin et al. 2019), instead of coming before attention and MLP."""
+    """True if norms follow the residual sums, as in the first transformers (Vaswani et al. 2017,
+    section 3.1; Devlin et al. 2019), instead of preceding attention and MLP."""
 
 
 class Attention(nn.Module):

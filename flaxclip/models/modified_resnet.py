@@ -39,7 +39,7 @@ class ResNetConfig:
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     """Bottleneck blocks of the four stages."""
     frozen_statistics: bool = False
-    """Normalise with the running statistics while training too, and leave them as they are."""
+    """Normalise with the running statistics in training too, and leave them unchanged."""
 
     def __post_init__(self) -> None:
         check_sizes("vision", {"image_size": self.image_size, "width": self.width})
@@ -70,10 +70,11 @@ class ResNetConfig:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over the whole batch, whatever devices it lies on; as PyTorch does it.
+    """Batch normalisation over the whole batch, on all its devices; as in PyTorch.
 
-    The collection `batch_stats` holds the running `mean` and `var`, the latter unbiased while the
-    batch is divided by its biased deviation. In float32 whatever the activations are.
+    The collection `batch_stats` holds the running `mean` and `var`. The latter is unbiased, while
+    the batch is divided by its biased deviation. Computed in float32, whatever the type of the
+    activations.
     """
 
     use_running_statistics: bool

@@ -1,4 +1,4 @@
-"""Position embeddings for another resolution or context length, as open_clip resizes them."""
+"""Position embeddings for another resolution or context length, resized as in open_clip."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flaxclip.models.clip import CLIPConfig
 def resize_grid(
     embedding: Float[Array | np.ndarray, "positions w"], old_grid: int, new_grid: int
 ) -> Float[Array, "new_positions w"]:
-    """Embeddings of `new_grid`² patches from those of `old_grid`²; what stands before stays.
+    """Embeddings of `new_grid`² patches from those of `old_grid`²; earlier positions are kept.
 
     Bicubic with antialiasing: open_clip's `resize_pos_embed`.
     """
@@ -28,7 +28,7 @@ def resize_context(
 ) -> Float[Array, "length w"]:
     """Embeddings of `length` tokens, by linear interpolation: open_clip's `resize_text_pos_embed`.
 
-    All positions move, so a causal tower should be trained on after this.
+    All positions move, so a causal tower should be trained further after this.
     """
     shape = (length, embedding.shape[-1])
     resized = jax.image.resize(embedding, shape, "linear", antialias=False)
@@ -38,10 +38,10 @@ def resize_context(
 def resample_position_embedding(
     name: str, value: Float[Array | np.ndarray, "..."], old: CLIPConfig, new: CLIPConfig
 ) -> Float[Array | np.ndarray, "..."]:
-    """The parameter `name` of a model like `old`, as one like `new` needs it.
+    """The parameter `name` of a model like `old`, converted for one like `new`.
 
     Position embeddings are resized to the resolution and the context length of `new`; all others
-    stay as they are.
+    are unchanged.
     """
     if name == "vision/position_embedding" and new.vision.grid != old.vision.grid:
         return resize_grid(value, old.vision.grid, new.vision.grid)

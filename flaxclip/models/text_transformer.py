@@ -22,7 +22,7 @@ from flaxclip.models.transformer import Transformer
 from flaxclip.sharding import constrain, embedding_lookup
 
 PADDING = 0
-"""BERT's id that fills rows up; no position attends to it (big_vision,
+"""BERT's id that fills up rows; no position attends to it (big_vision,
 `proj/flaxformer/bert.py`)."""
 
 SEGMENTS = 2
@@ -31,29 +31,29 @@ SEGMENTS = 2
 
 @dataclasses.dataclass(frozen=True)
 class TextFamily:
-    """What sets the text towers of one family apart from those of others."""
+    """The traits in which families of text towers differ."""
 
     readout: Literal["end of text", "last position", "first position"]
-    """Where the caption is read out. At the last position, it may be padding."""
+    """Position of the caption's embedding. The last position may be padding."""
     causal: bool
     attends_to_padding: bool
     post_norm: bool
-    """Whether norms follow the residual sums, and one follows the embeddings; otherwise they come
-    before attention and MLP, and one follows the blocks."""
+    """True if norms follow the residual sums, and one follows the embeddings; otherwise they
+    precede attention and MLP, and one follows the blocks."""
     segments: bool
     projection_bias: bool
     more_positions: bool
-    """Whether there may be embeddings of more positions than captions take."""
+    """True if there may be more position embeddings than a caption has positions."""
     token_init: Callable[[int], Initializer]
-    """By the tower's width, as the next one."""
+    """Initializer by the tower's width, as for the next one."""
     position_init: Callable[[int], Initializer]
     block_init: Callable[[int, int, int], BlockInit]
-    """By the tower's width, the MLP's width, and the number of layers."""
+    """Initializers by the tower's width, the MLP's width, and the number of layers."""
     projection_init: Callable[[int], Initializer]
 
 
 def _normal(std: float | None = None) -> Callable[[int], Initializer]:
-    """Normal with this standard deviation; None: width^-1/2."""
+    """Normal with this standard deviation; if None, width^-1/2."""
     return lambda width: nn.initializers.normal(width**-0.5 if std is None else std)
 
 
@@ -131,11 +131,11 @@ class TextConfig:
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     family: Literal["clip", "siglip", "bert"] = "clip"
-    """CLIP's tower, SigLIP's, or BERT, which is LiT's: where captions are read out, what positions
-    attend to, what norms, biases and initial values there are, as in `FAMILIES`."""
+    """CLIP's tower, SigLIP's, or BERT, which is LiT's. Sets pooling, masks, norms, biases and
+    initial values, as in `FAMILIES`."""
     positions: int | None = None
-    """With family "bert", positions that have an embedding: BERT's are 512, however few of them
-    captions take. If None, `context_length`."""
+    """With family "bert", number of position embeddings: BERT's are 512, even if captions take
+    fewer. If None, `context_length`."""
 
     def __post_init__(self) -> None:
         sizes = {"context_length": self.context_length, "vocab_size": self.vocab_size}
@@ -156,7 +156,7 @@ class TextConfig:
 
     @property
     def traits(self) -> TextFamily:
-        """What the family has."""
+        """The traits of the tower's family."""
         return FAMILIES[self.family]
 
     @property

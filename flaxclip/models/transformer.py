@@ -17,7 +17,7 @@ SAVED_BY_NAMES = ("qkv", "attended", "residual", "fc1")
 
 
 def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Its backward kernel needs the statistics of its softmax, which cannot be named from here."""
+    """True for cuDNN attention, whose backward kernel needs softmax statistics without a name."""
     return primitive.name == "dot_product_attention_fwd_wrapper"
 
 

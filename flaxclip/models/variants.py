@@ -1,9 +1,9 @@
-"""Named architectures, as open_clip names them, and LiT's: a table and nothing else.
+"""Named architectures, by open_clip's names, and LiT's: a table and nothing else.
 
 `-quickgelu` marks those whose transformers have OpenAI's activation: OpenAI's own models, MetaCLIP,
 DFN, and LAION-400M's ViT-B-32. Those without it have GELU: LAION-2B, DataComp and most others.
-Preprocessing is the family's, of texts as in open_clip's configurations; single checkpoints that
-depart from it (DFN's ViT-H-14 squashes, LAION-2B's ViT-L-14 has SigLIP's mean) must say so
+Preprocessing is the family's, and that of texts is the one in open_clip's configurations; single
+checkpoints that differ (DFN's ViT-H-14 squashes, LAION-2B's ViT-L-14 has SigLIP's mean) must say so
 themselves.
 """
 
@@ -29,7 +29,7 @@ def _text(width: int, layers: int = 12) -> TextConfig:
 
 
 class ModelSpec(NamedTuple):
-    """All that comes with weights: the architecture, and what its inputs go through."""
+    """All that comes with weights: the architecture, and the preprocessing of its inputs."""
 
     model: CLIPConfig
     preprocess: ImageTransform = ImageTransform()

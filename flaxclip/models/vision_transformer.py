@@ -27,20 +27,20 @@ from flaxclip.sharding import embedding_lookup
 
 @dataclasses.dataclass(frozen=True)
 class ViTFamily:
-    """What sets the image towers of one family apart from those of others."""
+    """The traits in which families of image towers differ."""
 
     class_token: bool
-    """Whether a class token comes before the patches, and is where the image is read out; otherwise
-    multi-head attention pooling (MAP) reads it out."""
+    """True if a class token precedes the patches and yields the image's embedding; otherwise
+    multi-head attention pooling (MAP) does."""
     norm_before_blocks: bool
     patch_bias: bool
     projection: Literal["always", "never", "optional"]
-    """Whether a projection to the shared embedding space follows."""
+    """Projection to the shared embedding space after the pooling."""
     projection_bias: bool
     zero_class_token: bool
-    """Whether the class token starts at zero, rather than at random."""
+    """True if the class token is initialized with zeros, rather than at random."""
     whole_patches: bool
-    """Whether the image's side must be a multiple of the patch's."""
+    """True if the image's side must be a multiple of the patch's."""
     block_init: Callable[[int, int], BlockInit]
 
 
@@ -96,8 +96,8 @@ class ViTConfig:
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     family: Literal["clip", "siglip", "vit"] = "clip"
-    """CLIP's tower, SigLIP's, or the original vision transformer, which is LiT's: what tokens,
-    norms, pooling, biases and initial values there are, as in `FAMILIES`."""
+    """CLIP's tower, SigLIP's, or the original vision transformer, which is LiT's. Sets tokens,
+    norms, pooling, biases and initial values, as in `FAMILIES`."""
     head: bool = False
     """With family "vit": whether a projection with a bias follows. LiT-B16B has one, later LiTs
     have none."""
@@ -125,7 +125,7 @@ class ViTConfig:
 
     @property
     def traits(self) -> ViTFamily:
-        """What the family has."""
+        """The traits of the tower's family."""
         return FAMILIES[self.family]
 
     @property
@@ -144,7 +144,7 @@ class ViTConfig:
 
     @property
     def has_projection(self) -> bool:
-        """Whether embeddings may have another width than the tower."""
+        """True if embeddings may have another width than the tower."""
         return self.traits.projection == "always" or self.head
 
 
@@ -162,7 +162,7 @@ class VisionTransformer(nn.Module):
         train: bool = False,
         patch_ids: Int[Array, "b k"] | None = None,
     ) -> Float[Array, "b d"]:
-        """`train` makes no difference to this tower; of patches it sees all, or `patch_ids`."""
+        """`train` has no effect on this tower; it sees all patches, or `patch_ids`."""
         c, family, dtype = self.config, self.config.traits, self.compute.activation_dtype
         # A convolution whose stride is its kernel is a matrix product of flattened patches.
         side = c.grid * c.patch_size

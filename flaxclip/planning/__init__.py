@@ -1,1 +1,1 @@
-"""What a run needs on a machine that is not here: compiled, read and counted."""
+"""Plans of runs for machines that are not here: the step is compiled, read and counted."""

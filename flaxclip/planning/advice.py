@@ -1,4 +1,4 @@
-"""What to change where a step does not fit."""
+"""Advice on what to change if a step does not fit."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from flaxclip.xla_errors import is_xla_error
 
 @contextlib.contextmanager
 def refusal_explained(config: TrainConfig, mesh: Mesh) -> Iterator[None]:
-    """Turn the compiler's complaint that a step does not fit into an `InputError` with advice."""
+    """Turn the compiler's error for a step that does not fit into an `InputError` with advice."""
     try:
         yield
     except Exception as error:
@@ -33,7 +33,7 @@ def refusal_explained(config: TrainConfig, mesh: Mesh) -> Iterator[None]:
 
 
 def refusal_message(config: TrainConfig, topology: Topology, refusal: Refusal) -> str:
-    """Which number to change, and to what: by arithmetic that what the compiler said corrects."""
+    """A message that names the flags to change, estimated with the compiler's correction."""
     memory = estimated_memory(config, topology)
     correction = max(1.0, (refusal.needed_bytes - memory.fixed) / memory.growing)
 

@@ -1,4 +1,4 @@
-"""What travels between devices in a compiled program: kind, bytes, how often, over which wires."""
+"""Collectives in a compiled program: kind, bytes, repeats and network."""
 
 import dataclasses
 import math
@@ -34,17 +34,17 @@ class Collective:
 
     kind: Kind
     operand_bytes: int
-    """What one device puts in."""
+    """Bytes that one device sends in."""
     groups: tuple[tuple[int, ...], ...]
     """Devices that exchange with one another, by their positions in the mesh of a slice; for a
     permutation the pairs of source and target. Between slices, the numbers of the slices."""
     repeats: int
-    """How often it runs in one run of the program."""
+    """Number of times it runs in one run of the program."""
     where: str
     """The operation of the traced function that it serves."""
     between_slices: bool = False
-    """Whether it travels by the data centre's network, from each chip of a slice to the chip in
-    the same place of another."""
+    """True if it uses the data centre's network, from each chip of a slice to the chip in the same
+    place of another."""
 
     @property
     def group_size(self) -> int:
@@ -52,10 +52,10 @@ class Collective:
 
     @property
     def received_bytes(self) -> float:
-        """What a device receives each time, at least.
+        """Lower bound of the bytes that a device receives each time.
 
-        An all-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004); none of them can
-        do with less, whatever the wires.
+        An all-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004); no network lets
+        either do with less.
         """
         n, size = self.group_size, self.operand_bytes
         if self.kind == "all-gather":
@@ -124,10 +124,10 @@ def _exchanges(program: Program) -> Iterator[tuple[Computation, Instruction, Kin
 
 
 def _continues_another(fused: Computation) -> bool:
-    """Whether a collective in the fusion is one that an earlier fusion began.
+    """True if a collective in the fusion was begun by an earlier fusion.
 
-    The TPU compiler runs collectives beside other work: begun in one fusion, driven on by those
-    whose time they share, ended in another. The text shows the collective in each of them.
+    The TPU compiler overlaps collectives with other work: they begin in one fusion, advance in
+    others and end in another. The program's text shows the collective in each of them.
     """
     return fused.name.startswith("async_collective_fusion") or any(
         'custom_call_target="AsyncCollectiveDone"' in line.attributes
@@ -180,7 +180,7 @@ def parse_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
 
 
 def parse_transfer_kind(attributes: str) -> Kind:
-    """What a transfer between slices amounts to.
+    """The kind of a transfer between slices.
 
     Raises:
         ValueError: a transfer that is not known here.
@@ -212,10 +212,10 @@ def parse_slices(attributes: str) -> tuple[int, ...]:
 
 
 def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
-    """Along how many dimensions of the network of chips the exchange can travel at once.
+    """Number of dimensions of the chips' network along which the exchange can travel at once.
 
-    Groups lie alike, but in a permutation some devices may keep what they have. `coords` says where
-    in the network each device is.
+    Groups have the same layout, but in a permutation some devices may keep their data. `coords`
+    gives each device's position in the network.
     """
     return max(
         sum(len(set(along)) > 1 for along in zip(*(coords[index] for index in group), strict=True))

@@ -1,4 +1,4 @@
-"""The training step of a run, compiled for a topology, and what the compiled program says."""
+"""The training step of a run, compiled for a topology, and the compiled program's figures."""
 
 import collections
 import dataclasses
@@ -38,28 +38,28 @@ class Traffic:
     torus_axes: int
     """Dimensions of the network of chips that a group extends along; 0 between slices."""
     exchanges: int
-    """How many run, those in loops as often as the loops do."""
+    """Number of exchanges, those in loops counted each time."""
     operand_bytes: int
-    """What a chip puts in."""
+    """Bytes that a chip sends in."""
     received_bytes: float
-    """What a chip receives at least, by `Collective.received_bytes`."""
+    """Lower bound of the bytes that a chip receives, by `Collective.received_bytes`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """One training step on one chip, as the compiler made it."""
+    """One training step on one chip, as compiled."""
 
     argument_bytes: int
-    """State and batch; the new state takes the place of the old one."""
+    """State and batch; the new state replaces the old one in place."""
     peak_bytes: int
-    """The arguments and all else that is alive at once. It is this that must fit: ViT-B/16 with
-    256 pairs a v5e chip compiles (14.8 of 15.75 GiB), though what XLA counts as temporaries comes,
-    with the arguments, to 19.0."""
+    """The arguments and everything else that is alive at once. This is what must fit: ViT-B/16 with
+    256 pairs a v5e chip compiles (14.8 of 15.75 GiB), although XLA's temporaries and the arguments
+    add up to 19.0."""
     matrix_flops: float
-    """As the matrix units do them: recomputation, the loss and passes of float32 products count;
-    a chip's share, were they divided evenly."""
+    """FLOPs of the matrix units, including recomputation, the loss and passes of float32 products;
+    a chip's share, if evenly divided."""
     hbm_bytes: int
-    """Read and written, at least."""
+    """Lower bound of the bytes read and written."""
     estimated_cycles: int | None
     """The TPU compiler's own estimate of everything but collectives; None for other devices."""
     traffic: tuple[Traffic, ...]
@@ -68,7 +68,7 @@ class CompiledStep:
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """What the compiler says of a step that needs more memory than a chip has."""
+    """The compiler's message for a step that needs more memory than a chip has."""
 
     needed_bytes: float
     available_bytes: float
@@ -76,17 +76,17 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True)
 class LoweredStep:
-    """One training step as the compiler is given it."""
+    """One training step before compilation."""
 
     lowered: jax.stages.Lowered
     devices: list[jax.Device]
-    """In the order of the mesh."""
+    """Devices in the order of the mesh."""
     matrix_flops: float
     """See `CompiledStep`."""
 
 
 def lower_step(config: TrainConfig, topology: Topology) -> LoweredStep:
-    """What `flaxclip.train` would run, lowered for the devices of `topology`.
+    """The step that `flaxclip.train` would run, lowered for the devices of `topology`.
 
     Raises:
         InputError: the mesh does not fit the devices, the batch does not fit the mesh, or the heads
@@ -108,7 +108,7 @@ def lower_step(config: TrainConfig, topology: Topology) -> LoweredStep:
 
 
 def compile_step(step: LoweredStep) -> CompiledStep | Refusal:
-    """Compile a step, and read what the compiler made of it."""
+    """Compile a step, and read the figures of the compiled program."""
     start = time.perf_counter()
     try:
         compiled = step.lowered.compile()
@@ -134,7 +134,7 @@ def compile_step(step: LoweredStep) -> CompiledStep | Refusal:
 
 
 def estimated_cycles(program: Program) -> int | None:
-    """The compiler's estimates of all instructions, as often as they run; None without any."""
+    """Sum of the compiler's estimates for all instructions, repeats included; None without any."""
     estimates = [
         int(estimate.group(1)) * repeats
         for computation, repeats in program.running()
@@ -163,7 +163,7 @@ def _traffic(program: Program, devices: list[jax.Device]) -> tuple[Traffic, ...]
 
 
 def parse_refusal(message: str) -> Refusal | None:
-    """The two amounts in the compiler's message; None if it complains of something else."""
+    """The two amounts in the compiler's message; None if it is about something else."""
     # "… total memory required for HLO temporaries (100.28G) exceeds available HBM (15.75G)", or
     # "Used 17.50G of 15.75G hbm".
     amount = r"([\d.]+)([KMGT]?)"

@@ -1,4 +1,4 @@
-"""What a step needs, by arithmetic alone: to decide which steps are worth compiling."""
+"""Estimates of a step's needs, by arithmetic alone, to decide which steps are worth compiling."""
 
 import dataclasses
 import functools
@@ -21,19 +21,19 @@ from flaxclip.train_state import abstract_train_state, bytes_per_device
 
 @dataclasses.dataclass(frozen=True)
 class TowerCost:
-    """The towers' forward and backward pass, of one pair."""
+    """Cost of the towers' forward and backward pass, for one pair."""
 
     saved_bytes: int
-    """What the forward pass keeps for the backward pass."""
+    """Activations that the forward pass keeps for the backward pass."""
     matrix_flops: int
-    """As the matrix units do them, recomputation included."""
+    """FLOPs of the matrix units, recomputation included."""
 
 
 @functools.cache
 def tower_cost(
     config: CLIPConfig, compute: ComputeConfig, kept_patches: int | None = None
 ) -> TowerCost:
-    """Traced from the model itself, whatever its rematerialisation: nothing is compiled."""
+    """Cost traced from the model itself, whatever its rematerialisation, without compiling."""
     variables = abstract_variables(config)
     params, model = variables["params"], CLIP(config, compute)
 
@@ -67,7 +67,7 @@ def tower_cost(
 
 
 def state_bytes(config: TrainConfig, topology: Topology) -> int:
-    """Parameters and optimizer state on one chip, as they are divided."""
+    """Bytes of parameters and optimizer state on one chip, as they are divided."""
     return _state_bytes(config.model, config.optim, config.mesh, tuple(topology.devices))
 
 
@@ -85,12 +85,12 @@ def _state_bytes(
 
 @dataclasses.dataclass(frozen=True)
 class EstimatedMemory:
-    """Of one chip, in bytes."""
+    """Memory of one chip, in bytes."""
 
     fixed: float
-    """State and gradients, whatever the batch."""
+    """State and gradients, independent of the batch."""
     growing: float
-    """What the towers keep, and the matrix of logits."""
+    """Activations that the towers keep, and the matrix of logits."""
 
     @property
     def total(self) -> float:
@@ -111,7 +111,7 @@ def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory
 
 
 def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> float:
-    """A step, were everything but matrix products and the exchange of parameters free."""
+    """Seconds of a step, if only matrix products and the exchange of parameters took time."""
     chips, fsdp = len(topology.devices), config.mesh.fsdp
     # Float32 products in six passes, once forward and twice backward.
     loss = 3 * 6 * 2 * config.batch_size**2 * config.model.embed_dim

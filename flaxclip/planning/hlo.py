@@ -1,4 +1,4 @@
-"""Compiled programs, read from their text: which instructions run, and how often."""
+"""Compiled programs, read from their text: the instructions that run, and how often."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ class HloArray:
 
     @property
     def bytes(self) -> int:
-        """Without the padding of tiled layouts."""
+        """Size without the padding of tiled layouts."""
         width = re.search(r"\d+", self.dtype)
         bits = _BITS.get(self.dtype) if width is None else int(width.group())
         return math.prod(self.dimensions) * (bits or 0) // 8
 
     @property
     def in_main_memory(self) -> bool:
-        """A TPU's layouts name every other memory: `S(1)` is on the chip, beside the cores."""
+        """True unless the layout names another memory: a TPU's `S(1)` is on the chip itself."""
         return "S(" not in self.layout
 
 
@@ -69,11 +69,11 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
+        """The instruction that gives the computation's result."""
         return next(line for line in self.instructions.values() if line.is_root)
 
     def operand(self, instruction: Instruction, index: int) -> Instruction:
-        """The instruction that makes an operand."""
+        """The instruction that computes an operand."""
         return self.instructions[instruction.operands[index]]
 
     def operand_arrays(self, instruction: Instruction) -> list[HloArray]:
@@ -118,10 +118,10 @@ class Program:
             yield self.computations[name], times
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often a `while` runs its body.
+        """Number of times that a `while` runs its body.
 
-        XLA notes it for CPUs and GPUs. On TPUs it is the bound that the condition compares the
-        counter with, which starts at 0.
+        XLA records it for CPUs and GPUs. On TPUs it is the bound with which the condition compares
+        the counter, which starts at 0.
 
         Raises:
             ValueError: the condition compares with no constant, or with several.

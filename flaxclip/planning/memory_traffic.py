@@ -14,12 +14,12 @@ _SLICES = {"dynamic-slice", "slice"}
 
 
 def hbm_traffic(program: Program) -> int:
-    """Bytes read and written in one run of `program`, as often as its loops run.
+    """Bytes read and written in one run of `program`, with its loops' repeats.
 
-    Each instruction reads its operands and writes its result once; a fusion is one instruction.
-    Of an array that is only sliced, or updated in part, that part counts: a loop over stacked
-    layers touches one layer at a time. Arrays that the compiler placed on the chip count nothing,
-    and the padding of tiled layouts is left out, so the hardware moves at least this much.
+    Each instruction reads its operands and writes its result once; a fusion is one instruction. If
+    an array is only sliced, or updated in part, that part counts: a loop over stacked layers
+    touches one layer at a time. Arrays that the compiler placed on the chip do not count, nor does
+    the padding of tiled layouts, so the hardware moves at least this much.
     """
     return sum(
         repeats * _moved(program, computation, line)
@@ -52,7 +52,7 @@ def _moved(program: Program, computation: Computation, line: Instruction) -> int
 
 
 def _read(program: Program, fused: Computation, array: Instruction) -> int:
-    """Bytes that a fusion reads of one of its parameters, or of what is the same array inside."""
+    """Bytes that a fusion reads of an array: a parameter, or the same array inside."""
     total = 0
     for user in fused.instructions.values():
         if array.name not in user.operands:
@@ -75,8 +75,10 @@ def _read(program: Program, fused: Computation, array: Instruction) -> int:
 
 
 def _passes_on(user: Instruction, array: Instruction) -> bool:
-    """Whether `user` hands the array on as it is, as what it updates in place, or to a collective
-    that travels while the fusion computes something else.
+    """True if `user` passes the array on without reading it.
+
+    That is, it returns it in a tuple, updates it in place, or hands it to a collective that
+    overlaps with the rest of the fusion.
     """
     in_place = user.opcode == "dynamic-update-slice" and user.operands[0] == array.name
     return in_place or user.opcode == "tuple" or user.opcode.startswith(("all-", "collective-"))
@@ -97,7 +99,7 @@ def _written(program: Program, fused: Computation, result: tuple[HloArray, ...])
 
 
 def _made(program: Program, fused: Computation, part: Instruction) -> int:
-    """Bytes of a fusion's result that it makes: not those that it leaves as they were."""
+    """Bytes of a fusion's result that it writes, without those that it leaves as they were."""
     while part.opcode == "bitcast":
         part = fused.operand(part, 0)
     if part.opcode == "fusion":

@@ -1,4 +1,4 @@
-"""A plan as people and programs read it: tables, and JSON."""
+"""A plan for people and programs: tables, and JSON."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
 def plan_json(plan: RunPlan) -> str:
-    """All figures of the plan, and those that follow from them, as indented JSON."""
+    """All figures of the plan, and those derived from them, as indented JSON."""
     record = pydantic.TypeAdapter(RunPlan).dump_python(plan, mode="json")
     return json.dumps(record | {"derived": derived(plan)}, indent=2)
 
@@ -188,7 +188,7 @@ def _run_table(plan: RunPlan) -> Table:
 
 
 def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
-    """What a search compiled, the fastest first."""
+    """The configurations that a search compiled, the fastest first."""
     table = Table(box=SIMPLE_HEAD, title="Search", title_justify="left")
     for column in ("fsdp", "batch", "pairs a chip", "GiB a chip", "ms a step", "pairs/s"):
         table.add_column(column, justify="right")
@@ -211,7 +211,7 @@ def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
 
 
 def variants_table() -> Table:
-    """Every named architecture, what it costs and what it wants to be fed."""
+    """Every named architecture, with its cost and its demand for data."""
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -1,4 +1,4 @@
-"""How fast a compiled step can be on a chip: no faster than its slowest resource allows."""
+"""Roofline of a compiled step on a chip: its speed is bounded by the slowest resource."""
 
 import dataclasses
 
@@ -10,24 +10,24 @@ _PLANNED = "of chips that can be planned for, all figures are known"
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds a step, were each resource the only limit (Williams et al. 2009)."""
+    """Seconds a step, if each resource were the only limit (Williams et al. 2009)."""
 
     matrix_units: float
     hbm: float
     ici: float
     dcn: float
     compiler: float | None
-    """By the compiler's own cost model, which knows of latencies and of work that is not matrix
-    products, but not of collectives. None: it has not said."""
+    """By the compiler's own cost model, which includes latencies and work other than matrix
+    products, but not collectives. If None, the compiler gave no estimate."""
 
     @property
     def bound(self) -> float:
-        """No step is faster, even if everything overlaps perfectly."""
+        """Lower bound of a step's time, even if everything overlaps perfectly."""
         return max(self.matrix_units, self.hbm, self.ici, self.dcn)
 
     @property
     def expected(self) -> float:
-        """The compiler's time, or that of the networks where they are slower still."""
+        """The compiler's time, or that of the networks if they are slower."""
         return max(self.compiler or 0.0, self.bound)
 
     @property

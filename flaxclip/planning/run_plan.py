@@ -1,4 +1,4 @@
-"""A run on a machine: what it needs and how long it takes."""
+"""A run on a machine: its needs and its duration."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ class RunPlan:
     parameters: int
     forward_flops_per_pair: int
     model_flops_per_step: int
-    """Forward and backward pass; neither recomputation nor the loss."""
+    """FLOPs of the forward and backward pass; neither recomputation nor the loss."""
     step: CompiledStep | Refusal
     roofline: Roofline | None
     """None for virtual devices, and for a step that does not fit."""
@@ -47,7 +47,7 @@ class RunPlan:
         return self.run_seconds(step_seconds) * self.chips / 3600
 
     def host_images_per_second(self, step_seconds: float) -> float:
-        """What each host must decode for its chips never to wait."""
+        """Images that each host must decode per second to keep its chips busy."""
         return self.config.batch_size / self.hosts / step_seconds
 
 

@@ -1,4 +1,4 @@
-"""The fastest mesh, remat policy and batch that fit: arithmetic, then the compiler on a few."""
+"""Search for the fastest mesh, remat policy and batch that fit, compiling only a few."""
 
 import dataclasses
 import itertools
@@ -22,14 +22,14 @@ _FIGURES = "searches are for machines of chips with published figures"
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A configuration, and what the compiler made of it."""
+    """A configuration, and its compiled step or refusal."""
 
     config: TrainConfig
     step: CompiledStep | Refusal
 
     @property
     def used_bytes(self) -> float:
-        """Of a chip's memory; what it would take, where there is less."""
+        """Bytes of a chip's memory used, or needed if there is less."""
         if isinstance(self.step, CompiledStep):
             return self.step.peak_bytes
         return self.step.needed_bytes
@@ -44,17 +44,17 @@ def search(
 ) -> list[Trial]:
     """Up to `compiles` trials, those that fit first, by pairs a second.
 
-    Candidates are ranked by arithmetic, and the best is compiled. What the compiler says of its
-    memory corrects the arithmetic, by which the next one is chosen. Optimistic before it is
-    corrected, it comes to the largest batch that fits from above.
+    Candidates are ranked by an estimate, and the best is compiled. The compiler's figure for its
+    memory corrects the estimate, which then selects the next candidate. The estimate is optimistic
+    at first, so the search approaches the largest batch that fits from above.
 
     Args:
-        config: where the search starts; what does not vary stays.
+        config: the start of the search; fields that do not vary are kept.
         topology: a machine of chips with published figures.
         vary: `mesh` for all divisions of the devices between `data` and `fsdp`; `remat` for what
             blocks keep for their backward pass; `batch` for all powers of two a chip.
         compiles: how many to compile at most.
-        say: is told what happens, line by line.
+        say: called with each line of progress.
     """
     candidates = list(_candidates(config, topology, frozenset(vary)))
     chip, available = topology.chip, _chip_memory(topology)
@@ -99,9 +99,9 @@ def largest_batch(
 ) -> Trial | None:
     """The largest power of two of pairs a chip that compiles, all else as in `config`.
 
-    None where not even one pair fits. Arithmetic suggests where to begin, and what the compiler
-    says corrects it. The next power is tried too, unless it should need `HOPELESS` times the
-    memory that there is: a compiler that is short of memory finds some by recomputing.
+    None if not even one pair fits. An estimate suggests the first candidate, and the compiler's
+    figures correct it. The next power is tried too, unless it would need `HOPELESS` times the
+    available memory: a compiler that is short of memory finds some by recomputing.
     """
     chips, available = len(topology.devices), _chip_memory(topology)
     powers = _powers_of_two(MAX_PAIRS_PER_CHIP)
@@ -136,7 +136,7 @@ def largest_batch(
 
 
 def pairs_per_second(trial: Trial, topology: Topology) -> float:
-    """By the expected step time; 0 for what does not fit."""
+    """Pairs a second by the expected step time; 0 if the step does not fit."""
     if isinstance(trial.step, Refusal):
         return 0.0
     assert topology.chip is not None, _FIGURES
@@ -191,7 +191,7 @@ def _with_batch(config: TrainConfig, batch_size: int) -> TrainConfig:
 
 
 def _is_harder(config: TrainConfig, trial: Trial) -> bool:
-    """Whether `config` cannot fit, since a smaller batch of the same model and mesh did not."""
+    """True if `config` cannot fit, since a smaller batch of the same model and mesh did not."""
     return (
         isinstance(trial.step, Refusal)
         and (trial.config.mesh, trial.config.compute) == (config.mesh, config.compute)

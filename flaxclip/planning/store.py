@@ -1,4 +1,4 @@
-"""What was compiled before is not compiled again: a file for each step, by all that decides it."""
+"""Cache of compiled steps: one file for each step, named by everything that determines it."""
 
 import hashlib
 import importlib.metadata
@@ -25,7 +25,7 @@ _READERS = ("collectives.py", "compiled_step.py", "hlo.py", "memory_traffic.py")
 
 
 def stored_or_compiled(config: TrainConfig, topology: Topology) -> CompiledStep | Refusal:
-    """The step of `config`, compiled for `topology` unless that was done before.
+    """The step of `config`, compiled for `topology` unless it is in the cache.
 
     Raises:
         InputError: as `lower_step`, or the result cannot be stored.

@@ -1,4 +1,4 @@
-"""Machines that are not here: as the TPU compiler knows them, or as so many virtual CPU devices."""
+"""Machines that are not here: as the TPU compiler describes them, or as virtual CPU devices."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ class Topology:
     name: str
     devices: list[jax.Device]
     chip: Chip | None
-    """None for virtual devices: they have no figures to plan by."""
+    """None for virtual devices, which have no published figures."""
 
     @property
     def hosts(self) -> int:
@@ -36,16 +36,17 @@ class Topology:
 
 
 def open_topology(name: str, slices: int = 1) -> Topology:
-    """The devices of `name`, as `v5e:16x16`, or `cpu:8` for virtual devices of this machine.
+    """The devices of `name`, such as `v5e:16x16`, or `cpu:8` for virtual devices of this machine.
 
-    Call it with JAX on the CPU (`jax_platforms`): the accelerator is only compiled for.
+    Call it with JAX on the CPU (`jax_platforms`): programs are compiled for the accelerator, not
+    run.
 
     Args:
         name: kind of chip and shape of the slice.
         slices: how many of them, joined by the data centre's network.
 
     Raises:
-        InputError: a name that nobody knows, or no TPU compiler is installed.
+        InputError: an unknown name, or no TPU compiler is installed.
     """
     kind, _, shape = name.partition(":")
     if kind == "cpu":

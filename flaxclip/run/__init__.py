@@ -1,1 +1,1 @@
-"""What surrounds the loop of one run: its command line, workdir, records and reports."""
+"""Everything around the loop of a run: its command line, workdir, records and reports."""

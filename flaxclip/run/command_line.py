@@ -42,10 +42,10 @@ Command = TypeVar("Command", bound=RunCommand)
 def parse(
     command: type[Command], args: Sequence[str], program: str, description: str | None
 ) -> Command:
-    """The command that `args` ask for; `description` is what `--help` begins with.
+    """The command in `args`; `--help` begins with `description`.
 
-    Flags default to the values of the experiment, so that is looked at first; likewise `--model`
-    and `--init-from`, whose architecture is what the flags `--model.…` change.
+    Flags default to the values of the experiment, so it is loaded first; likewise `--model` and
+    `--init-from`, whose architecture the flags `--model.…` change.
 
     Raises:
         InputError: no such experiment or model.
@@ -88,7 +88,7 @@ def _model_of_weights(
 
 
 def variant(name: str) -> ModelSpec:
-    """The model of that name, `ViT-B-32` or `ViT-B/32`, as open_clip takes both.
+    """The model of that name; like open_clip, takes `ViT-B-32` and `ViT-B/32`.
 
     Raises:
         InputError: there is none; the message has those that there are.

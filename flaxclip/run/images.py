@@ -1,4 +1,4 @@
-"""How a run sees a few pairs, always the same ones: images for TensorBoard and W&B."""
+"""Images for TensorBoard and W&B that show how a run's model sees a few fixed pairs."""
 
 import dataclasses
 import functools
@@ -25,8 +25,8 @@ _GUESSES = 3
 class RunImages:
     """Similarity matrix and predictions of the first pairs of the held-out data.
 
-    Of the built-in data those that training never shows; where nothing is held out, of the
-    training data itself.
+    Of the built-in data, these are pairs that training never shows. If nothing is held out, they
+    are pairs of the training data itself.
     """
 
     def __init__(self, config: TrainConfig, source: Source, mesh: Mesh):
@@ -35,7 +35,7 @@ class RunImages:
         self._mesh = mesh
 
     def draw(self, state: TrainState) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Name -> image; every host must call this, and the first one gets them."""
+        """Images by name; every host must call this, and the first one gets them."""
         images, tokens, captions = self._pairs
         params = {"params": state.params}
         stats = {"batch_stats": state.batch_stats} if state.batch_stats else {}

@@ -1,7 +1,8 @@
-"""A run that starts from weights that exist, in place of random ones.
+"""Start a run from existing weights instead of random ones.
 
-The model of the run and that of the weights may differ in resolution and context length, for which
-position embeddings are resampled, and in what changes no number, such as the type of activations.
+The models of the run and of the weights may differ in resolution and context length, for which
+position embeddings are resampled, and in settings that change no number, such as the type of
+activations.
 """
 
 import dataclasses
@@ -45,14 +46,14 @@ class InitialWeights(NamedTuple):
 
     weights: Weights
     names: frozenset[str]
-    """Of the variables that are taken, `params/...` or `batch_stats/...`."""
+    """Names of the variables that are taken, `params/...` or `batch_stats/...`."""
     changes: dict[str, str]
-    """`vision.image_size`, `text.context_length`, `tokenizer.cleaning` and the like ->
-    `theirs -> ours`, where they differ."""
+    """Differences such as `vision.image_size`, `text.context_length`, `tokenizer.cleaning` ->
+    `theirs -> ours`."""
 
 
 def open_initial_weights(config: TrainConfig) -> InitialWeights:
-    """What `config.init_from` names; only the numbers themselves are still to be read.
+    """Open the weights that `config.init_from` names; their numbers are read later.
 
     Raises:
         InputError: there is no such model, it is not whole, or not that of the run.
@@ -97,7 +98,7 @@ def _is_taken(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _check_fields(config: TrainConfig, theirs: ModelSpec, towers: set[str]) -> dict[str, str]:
-    """The fields that are resampled or said; raises InputError if others differ."""
+    """Fields that are resampled, or only reported; raises InputError if others differ."""
     old, new = _fields(theirs, towers), _fields(config.spec, towers)
     differing = {
         name: f"{old.get(name)!r} -> {new.get(name)!r}"
@@ -121,8 +122,9 @@ def _check_fields(config: TrainConfig, theirs: ModelSpec, towers: set[str]) -> d
 
 
 def _fields(spec: ModelSpec, towers: set[str]) -> dict[str, Any]:
-    """What the towers were trained with. Of another activation or mean the weights would load
-    without complaint, and be worth little.
+    """Fields that the towers were trained with.
+
+    With another activation or mean the weights would load without an error, and give poor results.
     """
     parts: dict[str, Any] = {}
     if "text" in towers:
@@ -146,8 +148,8 @@ def start_from(
 ) -> tuple[TrainState, dict[str, Any]]:
     """The fresh `state` with the weights in place of its parameters, and a record of them.
 
-    What is not taken stays as it was born; so does the optimizer, and an average starts from the
-    weights. Must be called on every host.
+    Other parameters keep their random initialization; so does the optimizer, and an average starts
+    from the weights. Must be called on every host.
 
     Raises:
         InputError: the weights are damaged.
@@ -179,7 +181,7 @@ def start_from(
 
 
 def describe(record: dict[str, Any], notice: str = "") -> str:
-    """What `start_from` did, in a line, and in another one what is to be known of the weights."""
+    """A line on what `start_from` did, and another one with `notice`, if any."""
     parts = [f"started from {record['path']} ({record['format']}): {record['arrays']} arrays"]
     changes = record["resampled"] | record["changed"]
     parts += [f"{field} {change}" for field, change in changes.items()]
@@ -190,7 +192,7 @@ def describe(record: dict[str, Any], notice: str = "") -> str:
 
 
 def _shardings(config: CLIPConfig, mesh: Mesh) -> dict[str, Any]:
-    """As training lays out the variables of a model like `config`."""
+    """Shardings of the variables of a model like `config`, as in training."""
     shapes = abstract_variables(config)
     replicated = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda _: replicated, shapes)

@@ -1,4 +1,4 @@
-"""What a run is made of, opened and checked before anything is written."""
+"""The parts of a run, opened and checked before anything is written."""
 
 from typing import NamedTuple
 

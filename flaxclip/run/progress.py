@@ -1,4 +1,4 @@
-"""A run on the terminal: a line a report and, below them, a live bar where there can be one."""
+"""A run on the terminal: one line a report and, on a terminal that allows it, a live bar below."""
 
 import sys
 from collections.abc import Mapping
@@ -37,11 +37,11 @@ class ProgressReport:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
-        """`step` updates have been dispatched."""
+        """Move the bar: `step` updates have been dispatched."""
         self._bar.update(self._task, completed=step)
 
     def report(self, step: int, scalars: Mapping[str, float | None], seconds_left: float) -> None:
-        """One line of `scalars`, as the training loop names them."""
+        """Print one line of `scalars`, as the training loop names them."""
         mfu = scalars["mfu"]
         width = len(str(self._steps))
         self._bar.update(self._task, description="")
@@ -55,14 +55,14 @@ class ProgressReport:
         )
 
     def say(self, text: str) -> None:
-        """A line of its own; above the bar where there is one."""
+        """Print a line of its own, above the bar if there is one."""
         if self._speaks:
             # Text, not str: brackets in a file's name are not markup.
             self._bar.console.print(Text(text), soft_wrap=True)
             sys.stdout.flush()
 
     def warn(self, text: str) -> None:
-        """Like `say`, but on every process: what went wrong on a host must not get lost."""
+        """Like `say`, but on every process: errors of a host must not get lost."""
         host = f"[host {jax.process_index()}] " if jax.process_count() > 1 else ""
         self._bar.console.print(Text(host + text), soft_wrap=True)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a run's numbers come from: its data, its configuration, the versions of what computed it."""
+"""The run record: the data, configuration and software versions behind a run's numbers."""
 
 import datetime
 import hashlib
@@ -19,11 +19,11 @@ _SAMPLED_RECORDS = 32
 
 
 def data_fingerprint(source: Source) -> dict[str, Any]:
-    """Number of records, a hash of the names of up to 1,024 of them, and of what is in 32.
+    """Number of records, a hash of the names of up to 1,024 of them, and one of the contents of 32.
 
-    Evenly spaced. It tells corpora apart whose records are other ones, fewer, more, or in another
-    order, and those whose captions or images were all made anew; not those of which a few
-    records differ.
+    They are evenly spaced. It distinguishes corpora with other records, fewer, more, or in another
+    order, and those whose captions or images were all made anew; not those that differ in a few
+    records.
     """
     records = len(source)
 

@@ -1,4 +1,4 @@
-"""Which records were unreadable: told one by one while they are few, then by shard."""
+"""Report unreadable records: one by one while they are few, then by shard."""
 
 import collections
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ _SHARDS = 10  # named in a summary
 
 
 class Replacements:
-    """Unreadable records for which others stand in, counted by shard, on one host of a run.
+    """Unreadable records that were replaced by others, counted by shard, on one host of a run.
 
-    A record that is met again in a later epoch counts again.
+    A record that is drawn again in a later epoch counts again.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Replacements:
         self._untold: collections.Counter[str] = collections.Counter()
 
     def add(self, step: int, records: Iterable[str]) -> list[str]:
-        """Count `records` (name, colon, reason); what is to be told of them at once."""
+        """Count `records` (name, colon, reason); returns lines to report at once."""
         lines = []
         for record in records:
             shard = _shard(record)
@@ -34,21 +34,21 @@ class Replacements:
         return lines
 
     def recent(self) -> list[str]:
-        """What is to be told of those that `add` has not named since the last call."""
+        """Lines to report on those that `add` has not named since the last call."""
         untold, self._untold = self._untold, collections.Counter()
         if not untold:
             return []
         return [f"{untold.total():,} more unreadable records replaced: {_listed(untold)}"]
 
     def summary(self) -> list[str]:
-        """What is to be told at the end."""
+        """Lines to report at the end of the run."""
         if not self.total:
             return []
         return [f"{self.total:,} unreadable records were replaced: {_listed(self._by_shard)}"]
 
 
 def _shard(record: str) -> str:
-    """What a record's name begins with: see `Source.name`."""
+    """The shard or folder in a record's name: see `Source.name`."""
     name = record.split(": ", 1)[0]
     return name.rpartition("/")[0] or name
 

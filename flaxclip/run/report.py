@@ -1,4 +1,4 @@
-"""What the training loop says of itself: metric files, the terminal, and how much went wrong."""
+"""Reports of the training loop: metric files, the terminal, and counts of faults."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ from flaxclip.xla_errors import is_out_of_memory
 
 
 class RunReport:
-    """Context manager around the training loop: gathers what there is to report, and reports it."""
+    """Context manager around the training loop: collects and reports its metrics."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class RunReport:
         self._progress.__exit__(*error)
 
     def dispatching(self, step: int) -> None:
-        """The batch of `step` is there; the update comes next."""
+        """Note that the batch of `step` is loaded, and that its update comes next."""
         if step == self._first_step:
             self._clock.finished("first batch")
 
     def dispatched(self, step: int, batch: LoadedBatch, metrics: Metrics) -> None:
-        """The update is on its way: says which examples of its batch were unreadable.
+        """Note that the update is dispatched, and report the unreadable examples of its batch.
 
-        The first one is waited for, since it says what its start took.
+        Waits for the first update, to report the time of the start.
         """
         if step == self._first_step:
             self._clock.finished("compilation")
@@ -84,7 +84,7 @@ class RunReport:
             self._progress.warn(line)
 
     def done(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` is done; every `log_every`-th is reported. Every host must call this."""
+        """Note that `step` is done; every `log_every`-th is reported. Every host must call this."""
         steps = self._config.steps
         if step % self._config.log_every and step not in (self._first_step, steps):
             return
@@ -110,12 +110,12 @@ class RunReport:
         self._progress.report(step, scalars, seconds_left)
 
     def images(self, step: int, state: TrainState) -> None:
-        """How the model sees a few pairs after `step`. Every host must call this."""
+        """Log images of the model's view of a few pairs after `step`. Every host must call this."""
         if self._config.shown_pairs:
             self._writer.write_images(step, self._images.draw(state))
 
     def close(self) -> None:
-        """Flush and close the files; say how many records of this host were unreadable."""
+        """Flush and close the files; report the number of unreadable records of this host."""
         for line in self._replaced.summary():
             self._progress.warn(line)
         self._writer.close()
@@ -124,7 +124,7 @@ class RunReport:
 def announce(
     config: TrainConfig, mesh: Mesh, source: Source, state: TrainState, start_step: int
 ) -> None:
-    """What is about to run, in ten lines, before anything slow happens; `state` may be abstract."""
+    """Print a summary of the run before anything slow happens; `state` may be abstract."""
     if jax.process_index() != 0:
         return
     c, optim = config.model, config.optim
@@ -175,7 +175,7 @@ def _memory_limit() -> str:
 
 
 def peak_memory(stats: Mapping[str, int] | None) -> str | None:
-    """What a device has used at most, from its `memory_stats()`; None where none are kept."""
+    """Peak memory of a device, from its `memory_stats()`; None if it keeps none."""
     if not stats or "peak_bytes_in_use" not in stats:
         return None
     text = f"memory of a device at the peak: {_mebibytes(stats['peak_bytes_in_use'])}"
@@ -184,7 +184,7 @@ def peak_memory(stats: Mapping[str, int] | None) -> str | None:
 
 @contextlib.contextmanager
 def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
-    """Turn what XLA says of memory that is not there into an `InputError` with the cures."""
+    """Turn XLA's error about too little memory into an `InputError` with remedies."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The state that a run starts from: its newest whole checkpoint, given weights, or random ones."""
+"""The state that a run starts from: its newest intact checkpoint, given weights, or random ones."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from flaxclip.train_state import TrainState, init_train_state
 
 
 class StartingState(NamedTuple):
-    """Where the training loop begins."""
+    """The start of the training loop."""
 
     step: int
     """Updates that are done already."""
@@ -33,7 +33,7 @@ def restore_or_init(
 ) -> StartingState:
     """The state on the mesh of `parts`, which `config` names. Must be called on every host.
 
-    `record` is the run record of this start, and `progress` is told what was found. In the fields
+    `record` is the run record of this start, and `progress` reports what was found. In the fields
     `resume_with_changes` the run may differ from that of its checkpoint.
 
     Raises:

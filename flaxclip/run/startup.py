@@ -1,4 +1,4 @@
-"""Before a run's first step: compiled programs kept from run to run, and what takes how long."""
+"""The start of a run: compiled programs kept from run to run, and the time of each part."""
 
 import ctypes
 import os
@@ -11,10 +11,10 @@ import jax
 
 
 def keep_compiled_programs() -> None:
-    """Have JAX store what it compiles, so that the same run starts faster the next time.
+    """Let JAX store compiled programs, so that the same run starts faster the next time.
 
-    In `$XDG_CACHE_HOME/flaxclip/compiled` or `~/.cache/flaxclip/compiled`, unless JAX has been
-    told another folder; `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
+    In `$XDG_CACHE_HOME/flaxclip/compiled` or `~/.cache/flaxclip/compiled`, unless JAX is configured
+    with another folder; `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
     """
     options: Any = jax.config  # gets its attributes at run time
     if options.jax_compilation_cache_dir is None:
@@ -23,10 +23,11 @@ def keep_compiled_programs() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, for the next step.
+    """Let glibc keep freed memory for the next step.
 
-    On the CPU a step's buffers come from malloc. Given back to the kernel after each step, their
-    pages would be zeroed anew for the next: a quarter of the time of a small model's step.
+    On the CPU a step's buffers come from malloc. If they were returned to the kernel after each
+    step, their pages would be zeroed anew for the next: a quarter of the time of a small model's
+    step.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
@@ -59,7 +60,7 @@ class StartupClock:
 
 
 def _process_age() -> float:
-    """Seconds since this process was started; 0 where the system does not say (not Linux)."""
+    """Seconds since this process was started; 0 if the system does not say (not Linux)."""
     try:
         stat = Path("/proc/self/stat").read_text()
     except OSError:

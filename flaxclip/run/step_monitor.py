@@ -1,4 +1,4 @@
-"""The numbers of a run's updates: read one behind, passed on, and judged."""
+"""The metrics of a run's updates: read one update later, reported, and checked."""
 
 from typing import NoReturn
 
@@ -23,10 +23,10 @@ from flaxclip.train_step import Metrics
 
 
 class StepMonitor:
-    """Reads the numbers of each update, and ends a run whose updates are not finite any more.
+    """Reads the metrics of each update, and ends a run whose updates are no longer finite.
 
-    Numbers are read after the next update has been dispatched, or when they are asked for
-    (`settle`). All hosts read the same ones, so they decide alike.
+    The metrics are read after the next update has been dispatched, or on request (`settle`). All
+    hosts read the same ones, so they make the same decisions.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class StepMonitor:
         self._unread: tuple[int, Metrics] | None = None
 
     def dispatched(self, step: int, metrics: Metrics) -> None:
-        """The update of `step` is on its way: meanwhile, read the numbers of the one before."""
+        """Read the metrics of the previous update, now that the update of `step` is dispatched."""
         self.settle()
         self._unread = step, metrics
 
     def settle(self) -> None:
-        """Wait until the last update dispatched is done, and look at its numbers."""
+        """Wait until the last update dispatched is done, and check its metrics."""
         if self._unread is None:
             return
         (step, metrics), self._unread = self._unread, None
@@ -67,17 +67,17 @@ class StepMonitor:
 
     @property
     def is_skipping(self) -> bool:
-        """Whether the last update read was skipped, and with it what a save would be of."""
+        """True if the last update read, whose result a save would hold, was skipped."""
         return self._losses.skipped_in_a_row > 0
 
     @property
     def must_stop(self) -> bool:
-        """Whether the last updates read are as many skipped ones as a run may have in a row."""
+        """True if the last updates read were skipped, as many in a row as a run may have."""
         return self._losses.skipped_in_a_row >= self._config.health.max_skipped
 
     @property
     def may_have_to_stop(self) -> bool:
-        """Whether the run must stop, should the update that is not read yet be skipped."""
+        """True if the run must stop should the update that is not read yet be skipped."""
         return self._losses.skipped_in_a_row + 1 >= self._config.health.max_skipped
 
     def check_replicas(self, step: int, state: TrainState) -> None:
@@ -90,16 +90,16 @@ class StepMonitor:
             check_replicas(state, self._mesh, step)
 
     def medians(self) -> dict[str, float]:
-        """Of each number over the last hundred finite updates."""
+        """Medians of each metric over the last hundred finite updates."""
         return self._losses.medians()
 
     def stop(
         self, step: int, state: TrainState, batch: Batch, checkpoints: CheckpointManager
     ) -> NoReturn:
-        """Save the state before the updates that were skipped, and end the run.
+        """Save the state before the skipped updates, and end the run.
 
-        `state` and `batch` are those of `step`, the last of them. Since skipped updates change
-        nothing but the counts of steps, `state` with these set back is the one before.
+        `state` and `batch` are those of `step`, the last skipped update. Skipped updates change
+        nothing but the counts of steps, so `state` with these set back is the one before.
 
         Raises:
             TrainingFailedError: always; it names the layer where `batch` overflows.

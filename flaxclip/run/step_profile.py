@@ -1,7 +1,7 @@
-"""A trace of a few steps: what host and devices do in them, for XProf, TensorBoard, Perfetto.
+"""A trace of a few steps on host and devices, for XProf, TensorBoard, Perfetto.
 
-Files lie where TensorBoard's profile plugin looks for them:
-WORKDIR/tensorboard/plugins/profile/steps-A-B/hostN.xplane.pb
+Files are where TensorBoard's profile plugin looks for them:
+    WORKDIR/tensorboard/plugins/profile/steps-A-B/hostN.xplane.pb
 """
 
 import re
@@ -23,7 +23,7 @@ _KINDS = ("xplane.pb", "trace.json.gz")  # for XProf; and for Perfetto, which op
 
 
 def parse_profile_steps(text: str | None, steps: int) -> range:
-    """`A:B`, the updates after step A up to step B, in a run of `steps`. Of None, none.
+    """Parse `A:B`, the updates after step A up to step B, in a run of `steps`; None gives none.
 
     Raises:
         InputError: it is not of that form, has no steps in it, or ends beyond the run.
@@ -51,10 +51,10 @@ def parse_profile_steps(text: str | None, steps: int) -> range:
 
 
 class StepProfile:
-    """Context manager around the training loop, which tells it of every step it has `reached`.
+    """Context manager around the training loop, which reports every step it has `reached`.
 
-    Every host writes a file of its own. What cannot be written is reported, and never stops
-    training. A run that stops among the steps, or resumes there, profiles those that it does.
+    Every host writes a file of its own. A failed write is reported, and never stops training. A run
+    that stops or resumes within the steps profiles those that it runs.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class StepProfile:
             self._end()
 
     def reached(self, step: int, state: TrainState) -> None:
-        """Begin or end the trace here, where `step` updates have been dispatched."""
+        """Begin or end the trace at this step, when `step` updates have been dispatched."""
         self._reached = step
         if self._began is None and step in self._steps:
             self._wait(state)
@@ -97,7 +97,7 @@ class StepProfile:
             self._end()
 
     def _wait(self, state: TrainState) -> None:
-        """Until all updates dispatched are done: a trace has whole ones in it, and no others."""
+        """Wait until all updates dispatched are done, so that a trace holds whole updates only."""
         self._watchdog.doing(f"waiting for the devices to finish step {self._reached}")
         jax.block_until_ready(state)
 

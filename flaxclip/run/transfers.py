@@ -1,4 +1,4 @@
-"""What moves to the devices while a run steps: only what the code says it moves."""
+"""Guard against transfers to the devices between steps, except for explicit ones."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ import jax
 
 @contextlib.contextmanager
 def no_hidden_transfers() -> Iterator[None]:
-    """Refuse numbers of the host where arrays of the devices belong, in this thread.
+    """Refuse implicit transfers from host to devices, in this thread.
 
-    `state.step + 1` or a NumPy array given to the step is easily written, and costs a transfer in
-    every step. `jax.device_put` says what it does, and may; so may what is within
+    `state.step + 1`, or a NumPy array passed to the step, is easily written and costs a transfer in
+    every step. Explicit transfers are allowed: `jax.device_put`, and code within
     `jax.transfer_guard("allow")`.
 
-    Among devices there is no need of a guard: the step refuses what lies otherwise than it wants.
-    The other way there is none either: JAX does not count it as a transfer on CPUs, so no test
-    could show which readings a run on accelerators would be refused.
+    Transfers between devices need no guard: the step refuses arrays with another sharding.
+    Transfers to the host have none either: on CPUs JAX does not count them, so no test could show
+    which of them a run on accelerators would be refused.
     """
     # Operations that are debugged run one by one, each with its own numbers from the host.
     options: Any = jax.config  # gets its attributes at run time

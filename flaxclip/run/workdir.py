@@ -1,4 +1,4 @@
-"""A workdir belongs to one run, and to one process group of that run at a time."""
+"""Ownership of a workdir: by one run, and by one process group of that run at a time."""
 
 import contextlib
 import fcntl
@@ -21,10 +21,10 @@ LOCK_FILE = "lock"
 
 @contextlib.contextmanager
 def hold_workdir(workdir: str) -> Iterator[None]:
-    """While this lives, no other run can hold `workdir`; a crash, too, lets it go.
+    """Hold `workdir` while the context lasts, so that no other run can; a crash also releases it.
 
-    Host 0 holds it for all. Only a file system can tell whether somebody lives: a workdir in object
-    storage is not held.
+    Host 0 holds it for all. Only a file system shows whether the holder is alive: a workdir in
+    object storage is not held.
 
     Raises:
         InputError: another run holds it, or it cannot be written.
@@ -57,7 +57,7 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
     """Write `config.json` into the workdir, or check that the one there is of the same run.
 
     In the fields, or groups of them, named in `may_change`, `config` may differ from the one there
-    and then takes its place. So it does in `compute`, which is said on the terminal.
+    and then replaces it. The same goes for `compute`, whose changes are reported on the terminal.
 
     Raises:
         InputError: the workdir cannot be written, or belongs to a run with another configuration.
@@ -106,10 +106,10 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
 def check_same_data(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], step: int, may_change: Sequence[str] = ()
 ) -> None:
-    """Raise `InputError` unless the data is what the run has learned from up to `step`.
+    """Raise `InputError` unless the data is that of the run up to `step`.
 
-    `ours` and `theirs` are fingerprints (`provenance.data_fingerprint`): of the data now, and of
-    that in the step's checkpoint.
+    `ours` and `theirs` are fingerprints (`provenance.data_fingerprint`): of the present data, and
+    of the data in the step's checkpoint.
     """
     if ours == theirs or "data" in may_change:
         return

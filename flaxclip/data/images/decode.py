@@ -39,7 +39,7 @@ _FAST_SCALES = (1 / 8, 1 / 4, 1 / 2)
 
 
 class UprightImage:
-    """An image whose size is known, and whose pixels are decoded once they are asked for.
+    """An image of known size, whose pixels are decoded on demand.
 
     Attributes:
         height: in pixels, upright.
@@ -70,9 +70,9 @@ class UprightImage:
         self.height, self.width = self._stored[:: -1 if self._to_upright[0] else 1]
 
     def decode(self, scale: float) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
-        """The image at `scale` or a larger one, up to 1, and at which.
+        """Decode the image at `scale` or more, up to 1; returns it with the scale used.
 
-        Sides are rounded up to whole pixels, so that the last one may lie partly outside.
+        Sides are rounded up to whole pixels, so the last one may lie partly outside.
 
         Raises:
             UnreadableRecordError: see `decode_image`.

@@ -140,7 +140,7 @@ def _as_pillow(
 
 
 def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """In RGB, transparent parts white.
+    """`image` in RGB, with transparent parts white.
 
     Raises:
         UnreadableRecordError: its colours have no defined conversion to RGB.
@@ -177,7 +177,7 @@ def _broken_image(error: Exception, encoded: bytes) -> UnreadableRecordError:
 
 
 def _rare_jpeg(encoded: bytes) -> str | None:
-    """What a JPEG is that few programs can read; None if `encoded` is none."""
+    """The message for a JPEG that few programs can read; None for all other images."""
     frame = read_jpeg_frame(encoded)
     if frame is None or frame.is_common:
         return None

@@ -1,4 +1,4 @@
-"""What kind of JPEG a file holds, from its markers alone: nothing is decoded."""
+"""Find the kind of a JPEG from its markers, without decoding it."""
 
 import re
 from typing import NamedTuple
@@ -27,24 +27,24 @@ _MARKER = re.compile(rb"\xff+([\x01-\xfe])")  # any number of bytes ff may fill 
 
 
 class JpegFrame(NamedTuple):
-    """What a JPEG's header says of its image."""
+    """The frame header of a JPEG."""
 
     process: str
     bits: int
-    """Of a sample."""
+    """Bits of a sample."""
     height: int
     width: int
     components: int
     has_exif: bool = False
-    """Whether an EXIF segment stands before the image."""
+    """True if an EXIF segment comes before the image data."""
 
     @property
     def is_common(self) -> bool:
-        """Whether every decoder takes it: cameras and programs write no other kinds."""
+        """True for the kinds that every decoder reads; cameras and programs write no others."""
         return self.process in ("baseline", "extended", "progressive") and self.bits == 8
 
     def describe(self) -> str:
-        """In words."""
+        """A description of the kind of JPEG."""
         return f"{self.process}, {self.bits} bits a sample, components: {self.components}"
 
 

@@ -1,10 +1,10 @@
-"""Part of an image to a square, antialiased, by Pillow's filters but with vector instructions.
+"""Resize part of an image to a square, with Pillow's filters but vector instructions.
 
-cykooz.resizer and Pillow resize one axis after the other, in opposite orders, and both round to 8
-bits in between and clip what bicubic interpolation overshoots. In photographs their results are 0.2
-grey levels of 255 apart on average, and up to 7 in single pixels; in noise of black and white 4 and
-up to 29. Bilinear interpolation does not overshoot: at most 1. Turning the image over first would
-give Pillow's order, at four times the price.
+cykooz.resizer and Pillow resize one axis after the other, in opposite orders. Both round to 8 bits
+in between, and clip what bicubic interpolation overshoots. In photographs their results differ by
+0.2 grey levels of 255 on average, and by up to 7 in single pixels; in black and white noise by 4
+and up to 29. Bilinear interpolation does not overshoot: at most 1. Transposing the image first
+would give Pillow's order, at four times the cost.
 """
 
 import math
@@ -29,10 +29,11 @@ def resize_part(
     size: int,
     interpolation: Literal["bicubic", "bilinear"],
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The part of `pixels` inside `box`, resized; `pixels` themselves where that is the same.
+    """The part of `pixels` inside `box`, resized; `pixels` itself if nothing changes.
 
-    `box` is left, top, right and bottom edge, in pixels, not always whole ones. What lies beyond
-    the pixels that it touches has no influence, as when the part is cropped first.
+    `box` is the left, top, right and bottom edge in pixels, not always whole ones. Pixels outside
+    the box have no influence, as if the part were cropped first, except for those that it covers in
+    part.
     """
     left, top, right, bottom = box
     if box == (0, 0, size, size) and pixels.shape == (size, size, 3):
@@ -63,7 +64,7 @@ def resize_with_pillow(
     size: int,
     interpolation: Literal["bicubic", "bilinear"],
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The same by Pillow, in its order of the axes and several times slower."""
+    """The same as `resize_part` by Pillow, in its order of the axes and several times slower."""
     filters = {
         "bicubic": PIL.Image.Resampling.BICUBIC,
         "bilinear": PIL.Image.Resampling.BILINEAR,

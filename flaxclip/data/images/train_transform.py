@@ -1,4 +1,4 @@
-"""From an image to what the image tower is trained on: crop, resize, and augmentation if asked.
+"""Images for training: crop, resize, and optional augmentation.
 
 open_clip's training transform by default: a random crop of nearly the whole image, resized by
 antialiased bicubic interpolation. All randomness comes from the generator that is passed in.
@@ -19,9 +19,9 @@ from flaxclip.data.images.resize import resize_part
 from flaxclip.errors import InputError
 
 MARGIN = 1.4
-"""A JPEG is decoded at least that much larger than it is needed. Shrinking as part of decoding
-blurs and aliases otherwise than bicubic interpolation: without a margin by up to 4 grey levels of
-255 on average in photographs of grass, so by less than 2."""
+"""Least size of a decoded JPEG, relative to the size needed. Shrinking as part of decoding blurs
+and aliases otherwise than bicubic interpolation: in photographs of grass by up to 4 grey levels of
+255 on average without a margin, and by less than 2 with this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ class AugmentConfig:
     """Random changes to training images."""
 
     crop_scale: tuple[float, float] | None = (0.9, 1.0)
-    """Area of the random crop over the image's. None: the part that evaluation looks at."""
+    """Area of the random crop over the image's. If None, the part that evaluation takes."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the random crop, log-uniform between these."""
     flip: float = 0.0
-    """Probability of a mirrored image. Captions that name sides, and writing, become wrong."""
+    """Probability of mirroring an image. Captions that name sides, and writing, become wrong."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Largest change of brightness, contrast, saturation (as parts of 1) and hue (of 0.5)."""
     color_jitter_probability: float = 1.0
@@ -62,7 +62,7 @@ class AugmentConfig:
 
 
 class Crop(NamedTuple):
-    """What the image tower shall see of an image that is not decoded yet."""
+    """The part of an image that the image tower sees, chosen before the image is decoded."""
 
     image: UprightImage
     box: tuple[float, float, float, float]
@@ -75,7 +75,7 @@ def transform_for_training(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The training example that `image` and the state of `rng` make.
+    """Make the training example of `image` with randomness from `rng`.
 
     Raises:
         UnreadableRecordError: see `decode_image`.
@@ -89,7 +89,7 @@ def choose_crop(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> Crop:
-    """The first half of `transform_for_training`, which for a JPEG looks at its header alone."""
+    """The first half of `transform_for_training`: reads only the header of a JPEG."""
     upright = UprightImage(image)
     return Crop(upright, _choose_box(upright.height, upright.width, transform, augment, rng))
 
@@ -143,7 +143,7 @@ def _choose_box(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what the image tower shall see, in pixels."""
+    """Left, top, right and bottom of the part that the image tower sees, in pixels."""
     if augment.crop_scale is not None:
         top, left, crop_height, crop_width = sample_crop(
             height, width, rng, augment.crop_scale, augment.crop_ratio
@@ -192,7 +192,7 @@ _ENHANCERS = (
 
 
 def _shift_hue(image: PIL.Image.Image, shift: float) -> PIL.Image.Image:
-    """By `shift` of a full turn."""
+    """Shift the hue by `shift` of a full turn."""
     hsv = np.array(image.convert("HSV"))
     hsv[..., 0] += np.uint8(int(shift * 255) % 256)  # wraps around, as hues do
     return PIL.Image.fromarray(hsv, "HSV").convert("RGB")

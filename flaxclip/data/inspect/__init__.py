@@ -1,1 +1,1 @@
-"""`python -m flaxclip.data.inspect`: what is in a corpus."""
+"""`python -m flaxclip.data.inspect`: inspect a corpus."""

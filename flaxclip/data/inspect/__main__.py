@@ -38,19 +38,19 @@ class Command:
     """Look at a corpus."""
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """What --data.path of training takes: shards, tables, a folder, tfds:NAME, scenes."""
+    """Same as --data.path of training: shards, tables, a folder, tfds:NAME, scenes."""
     sample: int = 1000
-    """Records to read and decode. 0: all of them."""
+    """Records to read and decode. If 0, all."""
     samples: int = 10
     """Records to show."""
     seed: int = 0
-    """Of the choice of records."""
+    """Seed of the choice of records."""
     image_key: str | None = None
-    """Column of a table, or feature of TFDS, that holds the images. None: the usual one."""
+    """Column of a table, or feature of TFDS, that holds the images. If None, the usual one."""
     split: str = "train"
-    """Of a TFDS data set."""
+    """Split of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
-    """What counts as a caption."""
+    """Fields that count as captions."""
     allow_empty_shards: bool = False
     """Go on where shards have no records."""
     images: Path | None = None
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def inspect(command: Command) -> None:
-    """Print what there is to say about a corpus.
+    """Print the results of inspecting a corpus.
 
     Raises:
         InputError: it cannot be opened, or the folder for images cannot be written.
@@ -113,7 +113,7 @@ def inspect(command: Command) -> None:
 
 
 def _left_out(source: Source) -> dict[str, int]:
-    """What lies in the shards, or the folder, but is no pair, where the source counts that."""
+    """Counts of things in the shards or the folder that are no pairs, if the source counts them."""
     empty = getattr(source, "empty_shards", 0)
     return ({"empty_shards": empty} if empty else {}) | dict(getattr(source, "left_out", {}))
 
@@ -128,7 +128,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_image(folder: Path, number: int, shown: Sample) -> Path:
-    """The file as it is stored."""
+    """Write the image as it is stored; returns its path."""
     image, extension = shown.pair.image, shown.facts.image_format.lower().replace("jpeg", "jpg")
     if isinstance(image, np.ndarray):
         file = io.BytesIO()

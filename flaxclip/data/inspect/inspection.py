@@ -1,4 +1,4 @@
-"""What a corpus looks like, from a sample of its records; what is exact and what is estimated."""
+"""Inspect a sample of a corpus, and keep exact figures apart from estimates."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What was found. Statistics are of the records that were read and are whole."""
+    """Results of an inspection. Statistics cover the records that were read and are intact."""
 
     records: int
     read: int
@@ -33,7 +33,7 @@ class Inspection:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every record was read."""
+        """True if every record was read."""
         return self.read == self.records
 
     @property

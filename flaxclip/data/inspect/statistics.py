@@ -19,15 +19,15 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 class PairFacts(NamedTuple):
-    """What is measured of one pair."""
+    """Measurements of one pair."""
 
     image_format: str
-    """As Pillow names it; `pixels` where the source holds pixels rather than files."""
+    """Pillow's name of the format; `pixels` if the source holds pixels rather than files."""
     width: int
     height: int
     image_bytes: int
     captions: tuple[tuple[int, int], ...]
-    """Characters and words of each."""
+    """Characters and words of each caption."""
 
 
 MEASURES: Mapping[str, str] = {
@@ -40,7 +40,7 @@ MEASURES: Mapping[str, str] = {
     "caption_characters": "characters of a caption",
     "caption_words": "words of a caption",
 }
-"""What has a distribution: its name, and in words with its unit."""
+"""Quantities with a distribution: the field's name, and its description with the unit."""
 
 
 def measure(pair: Pair) -> PairFacts:

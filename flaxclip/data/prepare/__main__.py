@@ -1,16 +1,16 @@
-"""Any corpus into ArrayRecord shards: filtered, deduplicated, split, with a datasheet.
+"""Convert any corpus to ArrayRecord shards: filtered, deduplicated, split, with a datasheet.
 
-python -m flaxclip.data.prepare 'shards/*.tar' prepared
-python -m flaxclip.data.prepare 'shards/*.tar' prepared --resize 384 --min-side 64 --min-words 3
-python -m flaxclip.data.prepare 'shards/*.tar' prepared --score-key similarity --min-score 0.28
-python -m flaxclip.data.prepare 'gs://in/*.tar' gs://out/prepared -- --runner=DataflowRunner ...
+    python -m flaxclip.data.prepare 'shards/*.tar' prepared
+    python -m flaxclip.data.prepare 'shards/*.tar' prepared --resize 384 --min-side 64 --min-words 3
+    python -m flaxclip.data.prepare 'shards/*.tar' prepared --score-key similarity --min-score 0.28
+    python -m flaxclip.data.prepare 'gs://in/*.tar' gs://out/prepared -- --runner=DataflowRunner ...
 
-What stands after `--` goes to Apache Beam; without a --runner it runs here, in --workers processes.
+Options after `--` go to Apache Beam; without a --runner it runs here, in --workers processes.
 
 DST gets `train-00000-of-00012.array_record` and so on, `validation-…` with --validation,
 `datasheet.json`, the same for people in `datasheet.html`, and `dropped.jsonl`, which names every
-record that was left out, and says why. All of it is the same, byte for byte, however many workers
-there are. Killed, and started again, it goes on; finished, it does nothing.
+record that was left out, with the reason. The output is the same, byte for byte, with any number of
+workers. Killed, and started again, it goes on; finished, it does nothing.
 """
 
 import contextlib
@@ -54,34 +54,34 @@ _SHOWN = 5  # unreadable records, on the terminal
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Turn a corpus into ArrayRecord shards. Options of Apache Beam follow after `--`."""
+    """Convert a corpus to ArrayRecord shards. Options of Apache Beam follow after `--`."""
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """What --data.path of training takes: shards, tables, a folder, tfds:NAME, scenes."""
+    """Same as --data.path of training: shards, tables, a folder, tfds:NAME, scenes."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder to write, new or empty."""
     shard_mb: float = 256
-    """Size of a shard, in millions of bytes, to be aimed at."""
+    """Target size of a shard, in millions of bytes."""
     validation: float = 0.0
     """Share of the pairs for shards of their own, chosen by the hash of the image."""
     deduplicate: Literal["pair", "image", "none"] = "pair"
-    """Of records with the same image and captions, or the same image, byte for byte, keep the
-    first."""
+    """Keep only the first of the records with the same image and captions, or the same image, byte
+    for byte."""
     filters: Annotated[PairFilters, tyro.conf.arg(name="")] = PairFilters()
     encoding: Annotated[ImageEncoding, tyro.conf.arg(name="")] = ImageEncoding()
     image_key: str | None = None
-    """Column of a table, or feature of TFDS, that holds the images. None: the usual one."""
+    """Column of a table, or feature of TFDS, that holds the images. If None, the usual one."""
     split: str = "train"
-    """Of a TFDS data set."""
+    """Split of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
-    """What counts as a caption, for filters, duplicates and statistics. All fields are stored."""
+    """Fields that filters, duplicates and statistics take as captions. All fields are stored."""
     allow_empty_shards: bool = False
     """Go on where shards have no records."""
     workers: int | None = None
-    """Processes, where Beam runs on this machine. None: as many as there are cores, but one for a
+    """Processes, if Beam runs on this machine. If None, as many as there are cores, but one for a
     corpus that is read before they have started."""
     overwrite: bool = False
-    """Replace what an earlier preparation has written to DST, once the new one is finished."""
+    """Replace the output of an earlier preparation in DST, once the new one is finished."""
 
     def __post_init__(self) -> None:
         if self.shard_mb <= 0:
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any]:
-    """Prepare a corpus, or go on with it; its datasheet.
+    """Prepare a corpus, or resume its preparation; returns its datasheet.
 
     Raises:
         InputError: a corpus that cannot be opened, options that contradict each other, nothing left
@@ -172,7 +172,7 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
 def _finish(
     folder: PreparationFolder, plan: dict[str, Any], recipe: Recipe, shards: dict[str, int]
 ) -> dict[str, Any]:
-    """Name the shards, and write what describes them.
+    """Name the shards, and write the files that describe them.
 
     Raises:
         InputError: nothing is left of the corpus.
@@ -235,7 +235,7 @@ def _print(sheet: dict[str, Any], dst: epath.Path) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-    """A bar on a terminal, a line a minute elsewhere, while workers are at work on `what`."""
+    """Show a bar on a terminal, a line a minute elsewhere, while workers are busy with `what`."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total, completed=done())

@@ -1,7 +1,7 @@
-"""The two passes of `data.prepare` as Apache Beam pipelines; `data.preparation` has their insides.
+"""The two passes of `data.prepare` as Apache Beam pipelines; `prepare.passes` implements them.
 
-Workers know the corpus and the output by their paths, and leave what they have done in the folder
-of the preparation. So a pass can be run again at any time: only what is not there is done.
+Workers know the corpus and the output by their paths, and write their results into the folder of
+the preparation. So a pass can be run again at any time, and does only the parts that are missing.
 """
 
 import argparse
@@ -87,7 +87,7 @@ class WriteShard(_ReadsCorpus):
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Where pipelines run: where the options for Beam say, else in `workers` processes here."""
+    """Runs pipelines where the options for Beam say, by default in `workers` processes here."""
 
     options: tuple[str, ...]
     workers: int
@@ -137,7 +137,7 @@ class Runner:
 
 @contextlib.contextmanager
 def _errors_of_workers() -> Iterator[None]:
-    """Runners hand on what a worker raised as text: an `InputError` is one again here."""
+    """Recover an `InputError` that a worker raised: runners pass errors on as text."""
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # has a traceback for each
 
     hook, threading.excepthook = threading.excepthook, _exit_if_worker_died
@@ -153,9 +153,9 @@ def _errors_of_workers() -> Iterator[None]:
 
 
 def _exit_if_worker_died(arguments: threading.ExceptHookArgs) -> None:
-    """End this process: Beam waits without end for a process that has died, and cannot be stopped.
+    """End this process if a worker dies: Beam would wait for it forever, and cannot be stopped.
 
-    Its thread that follows the process is the only one to hear of it.
+    Only the thread of Beam that follows the worker notices.
     """
     if "Worker subprocess exited" in str(arguments.exc_value):
         print(
@@ -169,7 +169,7 @@ def _exit_if_worker_died(arguments: threading.ExceptHookArgs) -> None:
 
 
 def scan(recipe: Recipe, folder: PreparationFolder, runner: Runner) -> None:
-    """The first pass, over what is not scanned yet.
+    """The first pass, over the ranges that are not scanned yet.
 
     Raises:
         InputError: see `scan_records`; the runner, or its options, cannot be used.

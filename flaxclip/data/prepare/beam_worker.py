@@ -1,6 +1,6 @@
-"""A worker process of Apache Beam on this machine that does not outlive who started it.
+"""A worker process of Apache Beam on this machine that ends with the process that started it.
 
-Beam's own waits without end for a runner that was killed.
+Beam's own worker waits forever for a runner that was killed.
 """
 
 import os
@@ -12,7 +12,7 @@ from apache_beam.runners.worker import sdk_worker_main
 
 
 def main(starter: int) -> None:
-    """Work for the process `starter`, whose child this is, until it says enough or is gone."""
+    """Work for the process `starter`, whose child this is, until it sends the end or is gone."""
     threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
     sdk_worker_main.main(sys.argv)
 

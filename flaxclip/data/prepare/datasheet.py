@@ -1,6 +1,6 @@
-"""What a prepared corpus is: a datasheet as JSON, and as a page that needs no network.
+"""The datasheet of a prepared corpus, as JSON and as a self-contained page.
 
-Nothing in it depends on when, where or by how many processes it was made.
+Its contents do not depend on the time, the place or the number of processes.
 """
 
 import base64
@@ -36,7 +36,7 @@ _CHARTS = ("shorter_side", "aspect", "image_bytes", "caption_words")
 
 @dataclasses.dataclass
 class DroppedSummary:
-    """Counts of all that was dropped, and the first names of what is broken."""
+    """Counts of all that was dropped, and the names of the first unreadable records."""
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     unreadable: list[Dropped] = dataclasses.field(default_factory=list)
@@ -107,7 +107,7 @@ def as_json(sheet: Mapping[str, Any]) -> bytes:
 
 
 def render_page(sheet: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) -> str:
-    """The datasheet as HTML, images inside."""
+    """The datasheet as HTML, with its images inside."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE),
         autoescape=True,
@@ -141,7 +141,7 @@ def render_page(sheet: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) 
 
 
 def draw_samples(shards: Iterable[epath.Path], recipe: Recipe) -> list[dict[str, Any]]:
-    """The first pairs of the shards, with small images: a fair sample, as a hash orders them."""
+    """The shards' first pairs, with small images: a fair sample, since hashes order the shards."""
     samples: list[dict[str, Any]] = []
     for shard in shards:
         source = ArrayRecordSource(os.fspath(shard), recipe.corpus.captions)
@@ -167,7 +167,7 @@ def thumbnail(image: PIL.Image.Image) -> str:
 
 
 def _bars(distribution: Distribution) -> list[dict[str, Any]]:
-    """Bars of one width, up to the 99th percentile; the last one has all that lies above."""
+    """Bars of equal width, up to the 99th percentile; the last one has all values above."""
     assert distribution.smallest is not None, "there are no bars of nothing"
     low, high = distribution.smallest, distribution.quantile(0.99)
     width = max(-(-(high - low + 1) // _BARS), 1)

@@ -1,4 +1,4 @@
-"""Images made smaller, or put into another format, before they are stored."""
+"""Resizing and re-encoding of images before they are stored."""
 
 import dataclasses
 import io
@@ -15,14 +15,14 @@ from flaxclip.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoding:
-    """How an image is stored. What needs no change keeps its bytes, and with them its metadata."""
+    """Encoding of stored images. An image that needs no change keeps its bytes and metadata."""
 
     resize: int | None = None
-    """Shorter side in pixels, for images that have more. None: as large as they are."""
+    """Shorter side in pixels, for images whose own is longer. If None, the size is kept."""
     image_format: Literal["JPEG", "WEBP", "PNG"] | None = None
-    """Of all images. None: each keeps its own; those that are resized become JPEG."""
+    """Format of all images. If None, each keeps its own, but those that are resized become JPEG."""
     quality: int = 90
-    """Of JPEG and WEBP, 1 to 100."""
+    """Quality of JPEG and WEBP, 1 to 100."""
 
     def __post_init__(self) -> None:
         if self.resize is not None and self.resize < 1:
@@ -32,18 +32,18 @@ class ImageEncoding:
 
     @property
     def changes_images(self) -> bool:
-        """Whether there are images that it would not leave as they are."""
+        """True if it may change images."""
         return self.resize is not None or self.image_format is not None
 
 
 def encode_for_storage(
     image: bytes | UInt8[np.ndarray, "height width 3"], encoding: ImageEncoding
 ) -> bytes:
-    """The image as it is to be stored, seen to be whole by decoding all of it.
+    """The image in the form that is stored; decodes all of it to check it.
 
-    An image that is encoded anew is what training would see of the old one: upright, opaque, in
-    RGB; resized by bicubic interpolation. Pixels without a file become PNG, which loses nothing,
-    unless there is a format given.
+    An image that is encoded anew has the pixels that training would see of the original: upright,
+    opaque, in RGB; resized by bicubic interpolation. Pixels without a file become PNG, which is
+    lossless, unless a format is given.
 
     Raises:
         UnreadableRecordError: an image that cannot be decoded.

@@ -1,4 +1,4 @@
-"""Which pairs of a corpus are worth keeping, by size, aspect, caption length and stored scores."""
+"""Filters for the pairs of a corpus, by size, aspect, caption length and stored scores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,24 +19,24 @@ REASONS: Mapping[str, str] = {
     "high_score": "score above --max-score",
     "duplicate": "the same as an earlier record",
 }
-"""Why a record is dropped, in the order in which it is looked at: the first that holds counts."""
+"""Reasons for dropping a record, in the order of the checks: the first that applies is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PairFilters:
-    """Limits, themselves allowed. A record is kept if its image and all its captions fit."""
+    """Inclusive limits. A record is kept if its image and all its captions are within them."""
 
     min_side: int = 1
-    """Of the shorter side, in pixels."""
+    """Minimum of the shorter side, in pixels."""
     max_side: int | None = None
-    """Of the longer side, in pixels."""
+    """Maximum of the longer side, in pixels."""
     max_aspect: float | None = None
-    """Longer side over shorter side."""
+    """Maximum of longer side over shorter side."""
     min_words: int = 1
-    """Of every caption: parts between white space."""
+    """Minimum words of every caption: parts between white space."""
     max_words: int | None = None
     min_characters: int = 1
-    """Of every caption."""
+    """Minimum characters of every caption."""
     max_characters: int | None = None
     score_key: str | None = None
     """Field of a record's JSON, or column of the table, that holds a number, e.g. `similarity`."""
@@ -64,7 +64,7 @@ class PairFilters:
             )
 
     def why_dropped(self, facts: PairFacts, fields: Mapping[str, Any]) -> tuple[str, str] | None:
-        """One of `REASONS` with what was found, or None for a record that is kept.
+        """One of `REASONS` with the value found, or None for a record that is kept.
 
         Args:
             facts: of the pair.

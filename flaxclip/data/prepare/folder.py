@@ -1,8 +1,8 @@
 """The folder that `data.prepare` writes, from its beginning to its end.
 
-`DST/_preparing/` holds all of it until all is done; a part appears there under its name when it is
-whole, so whoever starts again does what is not there. At the end the shards are moved up and
-numbered, `datasheet.json` comes last, and `_preparing` goes.
+`DST/_preparing/` holds all parts until all are done; a part appears there under its name when it is
+complete, so a restart does only the missing parts. At the end the shards are moved up and numbered,
+`datasheet.json` is written last, and `_preparing` is removed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _MOST_RANGES, _SHORTEST_RANGE, _LONGEST_RANGE = 1_000, 64, 100_000
 
 
 class NewShard:
-    """A shard that is being written: to `path`, on this machine."""
+    """A shard that is being written to `path`, on this machine."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -32,14 +32,14 @@ class NewShard:
 
 @dataclasses.dataclass(frozen=True)
 class PreparationFolder:
-    """Parts of a preparation, for its workers: whatever they write is there whole, or not at all.
+    """Parts of a preparation, for its workers; each is written whole or not at all.
 
     All paths may be in object storage.
     """
 
     dst: str
     records: int
-    """Of the corpus."""
+    """Number of records of the corpus."""
 
     @property
     def work(self) -> epath.Path:
@@ -77,7 +77,7 @@ class PreparationFolder:
         return np.frombuffer((self.work / "scans" / f"{number:06}.rows").read_bytes(), ROW)
 
     def read_sizes(self) -> Iterator[Size]:
-        """Of all scans, one after the other."""
+        """Sizes of all scans, one after the other."""
         for number in range(self.ranges):
             sizes = json.loads((self.work / "scans" / f"{number:06}.json").read_text())
             yield from (Size(*size) for size in sizes)
@@ -89,7 +89,7 @@ class PreparationFolder:
 
     @contextlib.contextmanager
     def new_shard(self, split: str, number: int) -> Iterator[NewShard]:
-        """Somewhere to write a shard; kept if a report of it is given before the end."""
+        """A temporary place to write a shard; kept if a report of it is given before the end."""
         stem = self.work / "shards" / f"{split}-{number:06}"
         # To where it is going, if that is on this machine: a move within a file system is atomic.
         remote = "://" in self.dst
@@ -104,7 +104,7 @@ class PreparationFolder:
                 write_whole(stem.with_suffix(".json"), json.dumps(new.report._asdict()).encode())
 
     def read_reports(self, split: str, shards: int) -> Iterator[tuple[epath.Path, ShardReport]]:
-        """Shards of a split with what is in them; without those that no record fell to."""
+        """Paths and reports of a split's shards, except for shards that got no records."""
         for number in range(shards):
             path = self.work / "shards" / f"{split}-{number:06}.json"
             if path.exists():
@@ -123,7 +123,7 @@ class PreparationFolder:
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
-    """Whole or not at all.
+    """Write a file whole or not at all.
 
     Raises:
         InputError: it cannot be written.

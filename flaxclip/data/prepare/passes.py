@@ -1,10 +1,10 @@
-"""What `data.prepare` does with a range of records, and with a shard: functions of their input.
+"""The two passes of `data.prepare`, over ranges of records and over shards, as pure functions.
 
-Two passes. The scan reads every record once: what is unreadable or filtered out is listed, the rest
-gets a key, the hash of its contents. A shard is a range of keys, so which records it holds, and in
-which order, depends on the contents of the corpus alone; equal records meet in one shard, where all
-but the first are dropped. The second pass reads the records of each shard and writes them.
-Images are read twice rather than sent around: what the passes exchange is 32 bytes a record.
+The scan reads every record once: it lists those that are unreadable or filtered out, and gives each
+of the others a key, the hash of its contents. A shard is a range of keys, so its records and their
+order depend on the contents of the corpus alone; equal records meet in one shard, where all but the
+first are dropped. The second pass reads the records of each shard and writes them.
+Images are read twice rather than sent around: the passes exchange 32 bytes a record.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ SPLITS = ("train", "validation")
 ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u8"), ("split", "<u8")])
 """A record that the scan keeps: its key, in two halves, its number, and its place in `SPLITS`."""
 SCENE_SIZE = 224
-"""Of the built-in data, which is drawn, in pixels."""
+"""Side, in pixels, of images of the built-in data."""
 _SIZES_WANTED = 20_000
-"""Records from which the number of shards is estimated: ±1% at sizes that differ as the web's."""
+"""Records from which the number of shards is estimated: ±1% for image sizes of the web."""
 _ENCODINGS_WANTED = 400
-"""As many of these are encoded for it, where images change: each costs as much as writing it."""
+"""Encoded records for that estimate, if images change: each costs as much as writing it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +58,20 @@ class Dropped(NamedTuple):
     reason: str
     """One of `pair_filters.REASONS`."""
     detail: str
-    """What was found."""
+    """The value that was found."""
 
 
 class Size(NamedTuple):
-    """Of a record whose key is among the smallest: what the number of shards is estimated from."""
+    """Size of a record whose key is among the smallest, for estimating the number of shards."""
 
     key: str
     split: str
     stored_bytes: int | None
-    """None: not known without encoding the image."""
+    """If None, not known without encoding the image."""
 
 
 class Scan(NamedTuple):
-    """What the first pass makes of a range of records."""
+    """Result of the first pass for a range of records."""
 
     rows: np.ndarray
     """[kept] of `ROW`."""
@@ -158,7 +158,7 @@ def shard_numbers(rows: np.ndarray, shards: int) -> np.ndarray:
 
 
 class ShardReport(NamedTuple):
-    """What the second pass made of a shard."""
+    """Result of the second pass for a shard."""
 
     pairs: int
     bytes: int
@@ -204,7 +204,7 @@ def write_shard(
 def _load(
     source: Source, recipe: Recipe, row: tuple[int, int, int, int]
 ) -> tuple[bytes, PairFacts]:
-    """The record as it is stored, and what is measured of it."""
+    """The record in the form that is stored, and its measurements."""
     number = row[2]
     name = source.name(number)
     try:
@@ -226,7 +226,7 @@ def _load(
 
 
 def _check_written(path: pathlib.Path, records: int) -> str:
-    """The SHA-256 of a shard that is on the disk for good."""
+    """The SHA-256 of a shard, once it is safely on the disk."""
     # A file that was cut off opens, as one without records.
     reader = ArrayRecordReader(os.fspath(path))
     found = reader.num_records()
@@ -239,7 +239,7 @@ def _check_written(path: pathlib.Path, records: int) -> str:
 
 
 def cannot_write(path: os.PathLike | str, error: Exception) -> InputError:
-    """What to tell the user of a disk that is full, or a folder that cannot be written."""
+    """The error for a disk that is full, or a folder that cannot be written."""
     reason = getattr(error, "strerror", None) or str(error).split(";")[0]
     if getattr(error, "errno", None) in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"cannot write {path}: {reason}\nname a folder that can be written")

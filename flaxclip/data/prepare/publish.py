@@ -1,8 +1,8 @@
-"""Who may write into the folder of a prepared corpus, and how a new one gets its final names.
+"""Claim the folder of a prepared corpus, and give a new corpus its final names.
 
-A folder is in one of four states: empty; at work, with a plan in `_preparing`; finished, with a
-datasheet; somebody else's, which is never touched. What is to be replaced stays until what replaces
-it is whole.
+A folder is in one of four states: empty; in preparation, with a plan in `_preparing`; finished,
+with a datasheet; or foreign, which is never touched. Files that are to be replaced stay until their
+replacements are complete.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from flaxclip.errors import InputError
 
 _PLAN, _MOVES, _REMOVED = "plan.json", "moves.json", "removed"
 Plan = Mapping[str, Any]
-"""All that the output follows from, as JSON."""
+"""All that the output depends on, as JSON."""
 
 
 @contextlib.contextmanager
 def claim(folder: PreparationFolder, plan: Plan, overwrite: bool) -> Iterator[bool]:
-    """Hold the folder for this preparation, begun or gone on with.
+    """Hold the folder for this preparation, new or resumed.
 
     Yields:
         Whether it is finished already, and there is nothing to do.
 
     Raises:
-        InputError: the folder cannot be written, is somebody else's, belongs to another preparation
+        InputError: the folder cannot be written, is foreign, belongs to another preparation
             and may not be overwritten, or another process is at work in it.
     """
     work = folder.work
@@ -60,7 +60,7 @@ def claim(folder: PreparationFolder, plan: Plan, overwrite: bool) -> Iterator[bo
 def name_shards(
     folder: PreparationFolder, shards: Mapping[str, int]
 ) -> dict[str, list[tuple[epath.Path, str, ShardReport]]]:
-    """For each split, its shards: where they are, what they are to be called, what is in them.
+    """The shards of each split: paths, final names and reports.
 
     Shards without a record are left out.
     """
@@ -82,7 +82,7 @@ def name_shards(
 def publish(
     folder: PreparationFolder, moves: Sequence[tuple[epath.Path, str]], others: Mapping[str, bytes]
 ) -> None:
-    """Give everything its final name, and remove what it replaces.
+    """Give all files their final names, and remove those that they replace.
 
     Args:
         folder: claimed.
@@ -110,7 +110,7 @@ def publish(
 
 
 def _discard(folder: PreparationFolder) -> None:
-    """Remove an unfinished preparation, with what it has already moved to its place."""
+    """Remove an unfinished preparation, with the files that it has already moved to their place."""
     names = _read(folder.work / _MOVES)
     if names is not None and (folder.work / _REMOVED).exists():
         for name in names:
@@ -183,7 +183,7 @@ def _read(path: epath.Path) -> Any:
 
 @contextlib.contextmanager
 def _lock(folder: PreparationFolder) -> Iterator[None]:
-    if "://" in folder.dst:  # only a file system can tell whether somebody lives
+    if "://" in folder.dst:  # only a file system shows whether the holder is alive
         yield
         return
     path = folder.work / "lock"

@@ -1,1 +1,1 @@
-"""Where pairs come from: one reader a format, all with the same interface."""
+"""Sources of pairs: one reader a format, all with the same interface."""

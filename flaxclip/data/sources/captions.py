@@ -1,4 +1,4 @@
-"""From what is stored beside an image to the captions that training draws from."""
+"""From the fields of a record to the captions that training draws from."""
 
 import dataclasses
 import itertools
@@ -14,24 +14,24 @@ from flaxclip.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class CaptionConfig:
-    """Which of a record's fields are captions.
+    """The fields of a record that are captions.
 
-    Where a field holds a list, each of its texts is a caption, and together they are drawn as often
-    as one. Fields that a record lacks, or that are blank in it, leave their share to the others; a
+    If a field holds a list, each of its texts is a caption, and all of them together are drawn as
+    often as one. Fields that are missing or blank in a record leave their share to the others; a
     record that lacks all of them is unreadable.
     """
 
     keys: tuple[str, ...] = ()
     """Fields: `txt` for the text file beside an image, else a key of its JSON or a column of the
-    table. Of several, every visit to a record draws one. None given: the first that a record has of
+    table. Of several, every visit to a record draws one. If empty, the first that a record has of
     txt and caption; in a table the column called caption, text or title."""
     weights: tuple[float, ...] = ()
-    """How often each of `keys` is drawn, relative to the others. None given: all alike."""
+    """Relative weights of `keys` in the draw. If empty, all are equal."""
     templates: tuple[str, ...] = ()
-    """Sentences with `{}`, in which the field's text takes its place: makes captions of labels.
-    Every visit draws one."""
+    """Sentences with `{}`, which the field's text replaces: they make captions of labels. Every
+    visit draws one."""
     class_names: tuple[str, ...] = ()
-    """Names of classes 0, 1, …, where a field holds the number of one."""
+    """Names of classes 0, 1, …, for fields that hold the number of a class."""
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != len(self.keys):
@@ -113,7 +113,7 @@ def texts_of(key: str, value: Any, config: CaptionConfig) -> list[str]:
 
 
 def draw_caption(pair: Pair, make_rng: Callable[[], np.random.Generator]) -> str:
-    """One of the pair's captions; where there is no choice, no generator is made, which is slow."""
+    """Draw one of the pair's captions; if there is only one, without a generator, which is slow."""
     if len(pair.captions) == 1:
         return pair.captions[0]
     weights = np.ones(len(pair.captions)) if pair.weights is None else np.array(pair.weights)

@@ -1,4 +1,4 @@
-"""Opening a corpus: from what `data.path` names to a `Source`.
+"""Open the corpus that `data.path` names as a `Source`.
 
 A new kind of corpus is a file with a class that follows the `Source` protocol, and a line here.
 """
@@ -24,7 +24,7 @@ _TFDS = "tfds:"
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """Images and their captions: where they are, and what in them is a caption."""
+    """Images and their captions: location, and fields that are captions."""
 
     path: tuple[str, ...] = ("scenes",)
     """One of: `scenes`, the built-in data; webdataset tars as img2dataset writes them (.tar);
@@ -33,14 +33,15 @@ class CorpusConfig:
     classes; `tfds:NAME` for a data set of tensorflow-datasets. Files may be patterns, such as
     'shards/{00000..01242}.tar' or 'gs://bucket/*.tar'."""
     image_key: str | None = None
-    """Column of a table, or feature of TFDS, that holds the images. None: the usual one."""
+    """Column of a table, or feature of TFDS, that holds the images. If None, the usual one."""
     split: str = "train"
-    """Of a TFDS data set."""
+    """Split of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
     allow_empty_shards: bool = False
-    """Go on where shards have no records, as a downloader leaves them when all downloads of a shard
+    """Go on if shards have no records, as a downloader leaves them when all downloads of a shard
     fail: tars without members, ArrayRecord files without records, files of 0 bytes. They are
-    counted, in the log and by flaxclip.data.inspect. Else they are named, and nothing starts."""
+    counted, in the log and by flaxclip.data.inspect. By default they are named, and nothing
+    starts."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -52,7 +53,7 @@ class MixtureCorpus(CorpusConfig):
     """One of the corpora of a mixture."""
 
     weight: float = 1.0
-    """Examples from it, relative to the others."""
+    """Weight of its examples, relative to the others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

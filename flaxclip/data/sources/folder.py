@@ -1,10 +1,10 @@
 """A folder of images: with texts beside them, or in a folder for each class.
 
-    photos/0001.jpg + photos/0001.txt (or .json)      fields: txt, or what the JSON has
+    photos/0001.jpg + photos/0001.txt (or .json)      fields: txt, or those of the JSON
     photos/great_auk/0001.jpg                         field: class, "great auk"
 
-Where any image has a text beside it, those without one are left out, counted and told of. So are
-images that are hidden, and those that other programs have left: see `left_out.py`.
+If any image has a text beside it, those without one are left out, counted and reported. So are
+hidden images, and leftovers of other programs: see `left_out.py`.
 """
 
 import logging
@@ -77,7 +77,7 @@ class FolderSource:
         self._paths, self._texts = pa.array(images), pa.array(texts)
         counts = {"images_without_text_or_class": left_out, LEFTOVERS: len(leftovers)}
         self.left_out = {name: count for name, count in counts.items() if count}
-        """Images that are none of the source's: counts by reason."""
+        """Counts, by reason, of images that are not part of the source."""
         _logger.log(
             logging.WARNING if self.left_out else logging.INFO,
             "%s images in %s%s%s",
@@ -96,16 +96,16 @@ class FolderSource:
         return Pair(read_file(path, MAX_IMAGE_BYTES), *captions)
 
     def captions(self, index: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-        """The captions alone, with weights: they may be there while the image is not."""
+        """The captions alone, with weights: they may exist although the image is missing."""
         return make_captions(self.fields(index), self._captions, ("txt", "caption", "class"))
 
     @property
     def paths(self) -> list[str]:
-        """Of all images."""
+        """Paths of all images."""
         return [f"{self._folder}/{path}" for path in self._paths.to_pylist()]
 
     def fields(self, index: int) -> dict[str, Any]:
-        """`txt` and what the JSON has; or `class`: the folder's name, spaces for underscores."""
+        """`txt` and the fields of the JSON; or `class`: the folder's name, with spaces for `_`."""
         path = self._path(index)
         stem = posixpath.splitext(f"{self._folder}/{path}")[0]
         fields: dict[str, Any] = {}

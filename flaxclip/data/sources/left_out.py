@@ -1,11 +1,11 @@
-"""What looks like data but is none: files that other programs leave, and odd members of tars.
+"""Files that look like data but are not: leftovers of other programs, and odd members of tars.
 
     cat/._a.jpg  __MACOSX/cat/._a.jpg       macOS' resource forks, on other file systems and in zips
     .ipynb_checkpoints/a-checkpoint.jpg     Jupyter's copies
     PaxHeaders.123/a.jpg                    headers that an old tar has unpacked as if files
     @eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg      a Synology server's thumbnails
 
-None of it is read; all that has the name of an image or a text is counted, and reported.
+None of them are read; those that have the name of an image or a text are counted and reported.
 """
 
 import re
@@ -15,22 +15,22 @@ from collections.abc import Collection, Mapping, Sequence
 LEFTOVERS = "leftovers_of_other_programs"
 DOTTED = "names_with_further_dots"
 MEMBER_REASONS = (LEFTOVERS, DOTTED, "hard_links", "symbolic_links", "special_files")
-"""Why a member that is named like part of a sample is none; counts go by these names. Links are
-none as in webdataset; sparse files, folders and devices are special."""
+"""Reasons why a member named like part of a sample is left out; counts go by these names. Links are
+left out as in webdataset; sparse files, folders and devices are special."""
 _FOLDERS = re.compile(r"__MACOSX|\.ipynb_checkpoints|@eaDir|PaxHeaders?(\..*)?")
 
 
 def is_leftover(path: str) -> bool:
-    """Whether the file at `path`, below a data set's folder, is none of its own.
+    """True if the file at `path`, relative to a data set's folder, is not part of the data set.
 
-    Nothing hidden is, as for Hugging Face's imagefolder.
+    Hidden files never are, as in Hugging Face's imagefolder.
     """
     parts = path.split("/")
     return _is_left_behind(path) or any(part.strip(".") and part[0] == "." for part in parts)
 
 
 def describe_leftovers(paths: Sequence[str]) -> str:
-    """Half a sentence on images that `is_leftover` takes for such; empty if there are none."""
+    """Half a sentence on images that are leftovers by `is_leftover`; empty if there are none."""
     if not paths:
         return ""
     return f"; {len(paths):,} passed over, hidden or left by other programs: {min(paths)}, ..."
@@ -42,9 +42,9 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """A member's key and lower-case extension: as webdataset does, at the base name's first dot.
+    """A member's key and lower-case extension, split at the base name's first dot as in webdataset.
 
-    The extension is empty where webdataset takes the member for no part of a sample.
+    The extension is empty if webdataset does not take the member for part of a sample.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")

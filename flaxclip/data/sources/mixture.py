@@ -28,7 +28,7 @@ class MixtureSource:
         return self.sources[number][index]
 
     def fields(self, index: int) -> Mapping[str, Any]:
-        """As its corpus has them."""
+        """The fields of the record in its corpus."""
         number, index = self._locate(index)
         return self.sources[number].fields(index)
 

@@ -27,7 +27,7 @@ _BUFFER_BYTES = 2**23  # read at a time of a column, rather than all that a row 
 
 
 def open_parquet(file: BinaryIO | os.PathLike) -> pyarrow.parquet.ParquetFile:
-    """The file, of which no more is read at a time than batches need."""
+    """Open the file so that no more of it is read at a time than batches need."""
     # With pre_buffer a whole row group is read at once, whatever the buffer's size.
     return pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
@@ -43,7 +43,7 @@ def group_batches(
     Args:
         file: from `open_parquet`.
         group: its number.
-        columns: those to read. None: all.
+        columns: those to read. If None, all.
         batch_bytes: of all columns together, by the mean of the row group.
     """
     metadata = file.metadata.row_group(group)
@@ -54,7 +54,7 @@ def group_batches(
 
 @contextlib.contextmanager
 def parquet_errors(path: str) -> Iterator[None]:
-    """Turn what pyarrow says of a file that is damaged, or none of its kind, into `InputError`."""
+    """Turn pyarrow's errors on damaged or foreign files into `InputError`."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -87,7 +87,7 @@ def read_columns(paths: Sequence[os.PathLike], columns: Sequence[str]) -> dict[s
 
 
 def check_columns(path: os.PathLike, schema: pa.Schema, columns: Sequence[str]) -> None:
-    """Raise `InputError` unless the file has all of the columns; others are of no concern."""
+    """Raise `InputError` unless the file has all of the columns."""
     for column in columns:
         if column not in schema.names:
             raise InputError(f"{path} has no column {column!r}\nit has: {', '.join(schema.names)}")

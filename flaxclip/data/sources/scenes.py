@@ -1,8 +1,8 @@
 """The built-in data: drawn scenes with captions, some colour–shape combinations held back.
 
-Every example is a pure function of its split and index. Training never shows nor names an
-`UNSEEN` combination, but shows each of its colours and each of its shapes in other company: to
-classify one, a model must have learned what the two words mean apart.
+Every example is a pure function of its split and index. Training never shows nor names an `UNSEEN`
+combination, but shows each of its colours and each of its shapes in other combinations: to classify
+one, a model must have learned each of the two words by itself.
 """
 
 import functools
@@ -79,7 +79,7 @@ _TRAIN_EXAMPLES = 10_000_000
 
 
 class Scene(NamedTuple):
-    """What is drawn; colours of 0..255, lengths in units of the image's side."""
+    """The parameters of a drawing; colours in 0..255, lengths in units of the image's side."""
 
     colour: str
     shape: str
@@ -121,13 +121,13 @@ class ScenesSource:
         return index % len(self.classes)
 
     def shift(self, index: int) -> Shift | None:
-        """How the drawing differs from training's; each way as often in every class."""
+        """The change from training's drawings; all kinds are equally frequent in every class."""
         if self.split != "shift":
             return None
         return SHIFTS[index // len(self.classes) % len(SHIFTS)]
 
     def name(self, index: int) -> str:
-        """Split and index: all there is to know."""
+        """Split and index."""
         return f"scenes/{self.split}/{index}"
 
     def _rng(self, index: int) -> np.random.Generator:

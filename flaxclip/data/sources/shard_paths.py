@@ -14,7 +14,7 @@ from flaxclip.errors import InputError
 def expand_shards(patterns: Sequence[str], expected: str = "tar") -> list[str]:
     """Absolute paths, or URLs, that paths, brace patterns and globs name; sorted.
 
-    Whether a path that is no glob exists is left to whoever opens it.
+    Does not check that a path without a glob exists: opening it does.
 
     Args:
         patterns: what was given.

@@ -1,4 +1,4 @@
-"""What every kind of corpus looks like to the loader."""
+"""The interface between corpora of every kind and the loader."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ class Pair(NamedTuple):
     captions: tuple[str, ...]
     """At least one, none of them blank; a visit to the record draws one."""
     weights: tuple[float, ...] | None = None
-    """How often each caption is drawn, relative to the others. None: all alike."""
+    """Relative weights of the captions in the draw. If None, all are equal."""
 
 
 class UnreadableRecordError(Exception):
@@ -29,8 +29,8 @@ class UnreadableRecordError(Exception):
 class Source(Protocol):
     """Random access by position. Must be picklable: worker processes hold a copy.
 
-    A source that leaves out some of what it finds has `left_out` too: counts by reason. One whose
-    images can be missing while their captions are there has `captions(index)`: `Pair`'s.
+    A source that leaves out files has a `left_out`: counts by reason. If images can be missing
+    while their captions exist, it has `captions(index)`, which returns those of `Pair`.
     """
 
     def __len__(self) -> int:
@@ -46,10 +46,10 @@ class Source(Protocol):
         ...
 
     def fields(self, index: int) -> Mapping[str, Any]:
-        """All that is stored beside the image, by name: JSON values. Not needed for training.
+        """All fields stored beside the image, by name: JSON values. Not needed for training.
 
-        The text beside an image is `txt`; the values of its JSON, and the columns of a table,
-        have their own names.
+        The text beside an image is `txt`; the values of its JSON, and the columns of a table, have
+        their own names.
 
         Raises:
             UnreadableRecordError: it cannot be read.
@@ -57,8 +57,8 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What a person would look for to find this record, e.g. `00003.tar/000030017`.
+        """A name by which a person can find this record, e.g. `00003.tar/000030017`.
 
-        Up to the last slash it names the shard or folder, by which broken records are counted.
+        The part before the last slash names the shard or folder; broken records are counted by it.
         """
         ...

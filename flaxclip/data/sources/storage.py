@@ -23,15 +23,15 @@ _READ_AHEAD = 2**23  # bytes; large enough that a walk through a tar is bound by
 
 
 class Version(NamedTuple):
-    """Tells one state of a file from another."""
+    """Identifies one state of a file."""
 
     size: int
     mtime_ns: int
-    """In object storage that has no times, a number made of the object's tag."""
+    """In object storage without times, a number made of the object's tag."""
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` is a URL."""
+    """True if `path` is a URL."""
     return "://" in path
 
 
@@ -173,7 +173,7 @@ def files_below(folder: str) -> Iterator[str]:
 
 
 def _leads_back(parent: str, name: str) -> bool:
-    """Whether a link leads to a folder that it lies in: what is there would be listed again."""
+    """True if a link leads to a folder that contains it, which would be listed again."""
     path = os.path.join(parent, name)
     if not os.path.islink(path):
         return False
@@ -181,7 +181,7 @@ def _leads_back(parent: str, name: str) -> bool:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder, or what object storage has for one, at `path`."""
+    """True if `path` is a folder, or the equivalent in object storage."""
     return file_system_of(path).isdir(path) if is_remote(path) else os.path.isdir(path)
 
 

@@ -71,7 +71,7 @@ class TableSource:
 
         Args:
             tables: paths, brace patterns or globs.
-            image_key: column of the images. None: the one that has a usual name.
+            image_key: column of the images. If None, the one that has a usual name.
             captions: columns of the captions.
             allow_empty_shards: go on where Parquet files have 0 bytes. Whole tables that have no
                 rows are only counted, always.
@@ -103,7 +103,7 @@ class TableSource:
         return Pair(self._image(table, row), *self._captions_of(row))
 
     def captions(self, index: int) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-        """The captions alone, with weights: they may be there while the image is not."""
+        """The captions alone, with weights: they may exist although the image is missing."""
         return self._captions_of(self._read(index)[1])
 
     def _captions_of(self, row: pa.RecordBatch) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
@@ -139,7 +139,7 @@ class TableSource:
         self._row_ends, self._byte_ends, self._tables = np.load(self._copy / "batches.npy")
 
     def _read(self, index: int) -> tuple[int, pa.RecordBatch]:
-        """The number of the row's table, and the row."""
+        """Read the number of the row's table, and the row."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self):,}")
         number = int(np.searchsorted(self._row_ends, index, "right"))
@@ -229,7 +229,7 @@ def _copy_once(paths: Sequence[str]) -> pathlib.Path:
 
 
 def _write(folder: pathlib.Path, paths: Sequence[str]) -> None:
-    """`rows.arrow`, and where in it the batches end: [3, batches] rows, bytes, number of table."""
+    """Write `rows.arrow`, and its batches' positions: [3, batches] rows, bytes, number of table."""
     rows, ends, columns = 0, [], []
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as file:
         for table, path in enumerate(paths):
@@ -260,7 +260,7 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
 
 def _parquet_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
     if not file.seek(0, os.SEEK_END):
-        return  # told of by whoever counts the rows
+        return  # reported where the rows are counted
     with parquet_errors(path):
         table = open_parquet(cast(BinaryIO, file))
         for group in range(table.num_row_groups):
@@ -269,7 +269,7 @@ def _parquet_batches(path: str, file: io.IOBase) -> Iterator[pa.RecordBatch]:
 
 
 def _without_categories(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Values in place of numbers of them: every batch would hold all of a column's categories."""
+    """Replace category codes by their values: otherwise every batch would hold all categories."""
     columns = [
         column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
         for column in batch.columns

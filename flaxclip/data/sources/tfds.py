@@ -33,7 +33,7 @@ class TfdsSource:
         Args:
             name: as TFDS has it, such as `coco_captions/2014:1.1.0`, or the folder of one version.
             split: such as `train`, `validation` or `train[:90%]`.
-            image_key: the feature of the images. None: the only one there is.
+            image_key: the feature of the images. If None, the only one.
             captions: features of the captions. Without keys: the only text, or else the only class.
 
         Raises:
@@ -177,7 +177,7 @@ def _find_builder(name: str) -> Any:
 
 
 def _leaves(feature: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Name and feature of all that are not made of others."""
+    """Name and feature of all leaves of nested features."""
     inner = getattr(feature, "feature", None)  # of a sequence
     if inner is not None:
         yield from _leaves(inner, prefix)

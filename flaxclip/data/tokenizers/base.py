@@ -1,4 +1,4 @@
-"""What a text tower needs of a tokenizer: rows of ids, all of one length."""
+"""The interface of tokenizers to text towers: rows of ids, all of one length."""
 
 import abc
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Tokenizer(abc.ABC):
     context_length: int
     vocab_size: int
     _end: int | None = None
-    """The marker that ends every row, however much of its text is cut off. None: there is none."""
+    """The marker that ends every row, even if its text is cut off. If None, there is none."""
     _pad: int = 0
 
     @abc.abstractmethod

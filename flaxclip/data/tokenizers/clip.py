@@ -92,9 +92,9 @@ def clip_vocabulary(start: str, end: str) -> tuple[dict[str, int], list[tuple[st
 
 
 def _ids_of_word(word: str) -> tuple[int, ...]:
-    """From memory where it has come before, as most words of captions have.
+    """The ids of a word, cached, since most words of captions come again.
 
-    Not words of unusual length, of which many would take much memory.
+    Words of unusual length are not cached: many of them would take much memory.
     """
     return _kept_ids(word) if len(word) <= 32 else _encode_word(word)
 
@@ -117,7 +117,7 @@ def _clip_engine() -> tokenizers.Tokenizer:
 
 
 def transformers_clip_tokenizer() -> tokenizers.Tokenizer:
-    """CLIP's tokenizer as transformers runs it, without the padding."""
+    """CLIP's tokenizer as in transformers, without the padding."""
     vocab, merges = clip_vocabulary(TRANSFORMERS_START, TRANSFORMERS_END)
     tokenizer = tokenizers.Tokenizer(
         BPE(

@@ -1,21 +1,21 @@
-"""What tokenizers do to a text before they take it apart: other libraries' ways, by name.
+"""Cleaning of texts before they are tokenized, named after the libraries that do it.
 
-lower, whitespace, canonicalize: open_clip's `clean` (3.3.0, `tokenizer.py`). All mend mojibake,
-resolve HTML entities and squeeze whitespace; `lower` lower-cases too, `canonicalize` also makes
+lower, whitespace, canonicalize: open_clip's `clean` (3.3.0, `tokenizer.py`). All fix mojibake,
+resolve HTML entities and squeeze whitespace; `lower` also lower-cases, `canonicalize` also makes
 spaces of underscores and removes all other punctuation.
 
-transformers_clip, transformers_siglip, transformers_siglip2: those of transformers 5.24, which mend
-nothing. `CLIPTokenizer` composes letters with their accents, squeezes whitespace and lower-cases;
-`SiglipTokenizer` lower-cases and removes punctuation, underscores too ("World_wide" is "worldwide",
-in open_clip "world wide"); `Siglip2Tokenizer` lower-cases letter by letter, for which a final sigma
-is one like any other.
+transformers_clip, transformers_siglip, transformers_siglip2: those of transformers 5.24, which do
+not fix mojibake. `CLIPTokenizer` composes letters with their accents, squeezes whitespace and
+lower-cases; `SiglipTokenizer` lower-cases and removes punctuation, underscores too ("World_wide"
+becomes "worldwide", in open_clip "world wide"); `Siglip2Tokenizer` lower-cases letter by letter, so
+that a final sigma is treated like any other.
 
 big_vision: its `lower` and `tokenize` (`pp/ops_text.py`) call `tf.strings.lower`, which lower-cases
 ASCII alone.
 
-unicode_lower: lower-cased by Unicode, and nothing else.
+unicode_lower: lower-cases by Unicode, and nothing else.
 
-none: as it is. transformers' `GemmaTokenizer`, and files that clean by themselves.
+none: no cleaning. For transformers' `GemmaTokenizer`, and files that clean by themselves.
 """
 
 import html
@@ -46,7 +46,7 @@ _CLEANINGS: dict[str, tuple[TextCleaning, ...]] = {
 
 
 def cleaning_of(tokenizer: str, cleaning: str | None) -> TextCleaning | None:
-    """`cleaning`, or where it is None the own one of `tokenizer`; BERT's has no name.
+    """`cleaning`, or if it is None the default of `tokenizer`; BERT's has no name.
 
     Raises:
         InputError: texts of that tokenizer are not cleaned so.
@@ -63,7 +63,7 @@ def cleaning_of(tokenizer: str, cleaning: str | None) -> TextCleaning | None:
 
 
 def clean(text: str, cleaning: str) -> str:
-    """The text as the tokenizer takes it apart. Lone surrogates become U+FFFD."""
+    """Clean a text before it is tokenized. Lone surrogates become U+FFFD."""
     match cleaning:
         case "lower":
             return " ".join(mend(text).split()).lower()
@@ -91,8 +91,8 @@ def clean(text: str, cleaning: str) -> str:
 
 
 def mend(text: str) -> str:
-    """Mend mojibake and resolve HTML entities (twice: `&amp;lt;`), as open_clip does."""
-    # Most captions are plain ASCII, in which there is nothing to mend: half of the work saved.
+    """Fix mojibake and resolve HTML entities (twice: `&amp;lt;`), as open_clip does."""
+    # Most captions are plain ASCII, in which there is nothing to fix: half of the work saved.
     if not (text.isascii() and text.isprintable()) or "&" in text:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return text

@@ -1,4 +1,4 @@
-"""One host's part of each batch, and how it is loaded without worker processes."""
+"""One host's part of each batch, and a loader for it without worker processes."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 ROWS_AT_A_TIME = 16
-"""Few enough to divide a batch evenly among workers, enough for a message, and for what each kind
-of work brings into a core's cache, to cost little."""
+"""Few enough to divide a batch evenly among workers; enough to make the costs of a message, and of
+filling a core's cache for each kind of work, small."""
 
 
 class Example(NamedTuple):
-    """One row of a batch, and what is to be said about it."""
+    """One row of a batch, and statistics of its loading."""
 
     image: UInt8[np.ndarray, "height width 3"]
     tokens: Int32[np.ndarray, " length"]
@@ -22,7 +22,7 @@ class Example(NamedTuple):
 
 Load = Callable[[range, Callable[[int], None]], list[Example]]
 """Positions in the stream -> their examples. Calls its second argument with each position that it
-begins to work on, as often as it does."""
+begins to work on."""
 
 
 class HostBatch(NamedTuple):
@@ -35,7 +35,7 @@ class HostBatch(NamedTuple):
 
 
 class LocalLoading:
-    """What `WorkerPool` does, in the thread that iterates."""
+    """Does the work of `WorkerPool` in the thread that iterates."""
 
     def __init__(self, load: Load, steps: range, positions: Callable[[int], range]):
         """See `WorkerPool`."""

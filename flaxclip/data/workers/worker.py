@@ -1,4 +1,4 @@
-"""What a worker process does: load the examples it is told to, into shared memory.
+"""The worker process: loads the examples it is assigned into shared memory.
 
 `pool.py` runs it as `python -m flaxclip.data.workers.worker NUMBER CONNECTION SETUP MEMORY`, where
 all but the first are descriptors that it inherits. It imports no more than the examples need.
@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A task is done, and what there is to say about it."""
+    """A task is done, with statistics of its loading."""
 
     task: Task
     truncated: int
@@ -44,7 +44,7 @@ class Failed(NamedTuple):
 
     position: int
     error: InputError | None
-    """None: an error that nobody expects, of which there is the traceback alone."""
+    """If None, an unexpected error, of which there is only the traceback."""
     traceback: str
 
 
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _receive(connection: Connection, tasks: queue.SimpleQueue) -> None:
-    """In a thread of its own, so that the end of the training process is seen at once."""
+    """Receive in a thread of its own, to notice the end of the training process at once."""
     while True:
         try:
             tasks.put(connection.recv())

@@ -15,10 +15,10 @@ from flaxclip.errors import InputError
 from flaxclip.interop.archives.stored_tensor import DAMAGED, StoredTensor
 
 MAX_EXPANSION = 10
-"""Numbers of a compressed .npz over the size of the file. Trained weights hardly compress."""
+"""Largest ratio of an .npz's contents to its compressed size. Trained weights hardly compress."""
 
 _NAMELESS = np.dtype("V2")
-"""What NumPy calls bfloat16 when it saves it."""
+"""The type that NumPy's files have in place of bfloat16."""
 
 
 def open_npz(

@@ -32,17 +32,17 @@ _OTHERS = {
 
 
 class Archive(dict[str, StoredTensor]):
-    """Tensors by name, and which of a file's weights they are."""
+    """Tensors by name, with the choice that was made among a file's weights."""
 
     key = ""
-    """What they are called in a file that holds more than them."""
+    """Key of these weights in a file that also holds others."""
     is_average = False
-    """Whether the file says that they are an average (EMA)."""
+    """True if the file marks them as an average (EMA)."""
     others: tuple[str, ...] = ()
-    """What the file's other weights are called, which were not taken."""
+    """Keys of the file's other weights, which were not loaded."""
 
     def describe(self) -> str:
-        """Which weights they are, to follow the name of a format; empty where there is no more."""
+        """Text to follow the name of a format: the weights chosen, empty if there is no choice."""
         if not self.is_average and not self.others:
             return ""
         kind = "averaged weights" if self.is_average else "weights"
@@ -54,8 +54,8 @@ class Archive(dict[str, StoredTensor]):
 def open_archive(path: Path, which: WhichWeights | None = None) -> Archive:
     """The tensors of a safetensors file, an index of several, a torch file, or an .npz.
 
-    What kind it is, the file itself tells, whatever its name. Prefixes that training puts before
-    the names, such as `module.` and `_orig_mod.`, are taken off.
+    The kind is detected from the contents, whatever the file's name. Prefixes that training adds to
+    the names, such as `module.` and `_orig_mod.`, are removed.
 
     Args:
         path: the file.
@@ -95,7 +95,7 @@ def _start(path: Path) -> bytes:
 
 
 def _open_file(path: Path, start: bytes, which: WhichWeights | None) -> Archive:
-    """One file of weights, recognised by what no file of another kind can begin with."""
+    """Open one file of weights, recognised by its first bytes."""
     if is_safetensors(start):  # first: its length may look like any of the others
         return Archive(open_safetensors(path))
     if start.startswith(b"PK\3\4"):

@@ -29,12 +29,12 @@ _TYPES = {
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that begins with these 9 bytes or more is a safetensors file.
+    """True if a file that begins with these 9 bytes or more is a safetensors file.
 
-    It begins with the length of its header, which can be any bytes: those of a zip archive, a
-    pickle or an opening brace, too. What those never have is a length that the format allows and
-    the header's brace right after it: at that place a zip archive has its method of compression,
-    which is 0 or 8, a pickle of torch the magic number, and text has no zeros before it.
+    Its first 8 bytes are the length of its header, which can look like the start of a zip archive,
+    a pickle or JSON. None of these has both a length within the format's limit and the header's
+    brace right after it: at that place a zip archive has its method of compression, which is 0 or
+    8, a pickle of torch the magic number, and text has no zeros before it.
     """
     return start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= MAX_HEADER
 

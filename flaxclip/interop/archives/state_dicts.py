@@ -1,8 +1,8 @@
-"""Which of the things in a checkpoint of torch are the weights, and what their names are.
+"""Find the weights in a checkpoint of torch, and restore their names.
 
-A file of weights alone is a state dict. A checkpoint of training holds one among other things, and
-often two: the weights that were trained, and their average over the last steps (EMA), which is what
-a run is usually measured by. timm takes the average unless told otherwise, and so is it here.
+A file of weights alone is a state dict. A training checkpoint holds one among other things, and
+often two: the trained weights, and their average over the last steps (EMA), which is what a run is
+usually measured by. timm loads the average by default, and so does flaxclip.
 """
 
 import re
@@ -13,12 +13,13 @@ from flaxclip.errors import InputError
 from flaxclip.interop.archives.torch_values import Other, ScriptObject, TensorView
 
 MAX_MODULES = 10_000
-"""In a TorchScript model; those in several places count for each. The largest CLIP has 700."""
+"""Most modules in a TorchScript model; those in several places count each time. The largest CLIP
+has 700."""
 
 T = TypeVar("T")
 
 WhichWeights = Literal["ema", "raw"]
-"""Of a run that has both: their average (EMA), or the weights as they were trained."""
+"""The choice, in a run that has both, between the average (EMA) and the weights as trained."""
 
 # open_clip and Lightning; PyTorch's tutorial; timm and DeiT; DeepSpeed; and others.
 _RAW = ("state_dict", "model_state_dict", "model", "module", "model_state", "net", "network",
@@ -44,10 +45,10 @@ class Chosen(NamedTuple):
 
     tensors: dict[str, TensorView]
     key: str
-    """What it is called in the file; empty where it is all that the file holds."""
+    """Its key in the file; empty if it is the whole file."""
     is_average: bool
     others: tuple[str, ...]
-    """What the sets are called that were not taken."""
+    """Keys of the sets that were not chosen."""
 
 
 def choose_weights(value: Any, which: WhichWeights | None) -> Chosen:
@@ -88,7 +89,7 @@ def choose_weights(value: Any, which: WhichWeights | None) -> Chosen:
 
 
 def _sets(value: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Weights and averages in a checkpoint, each by what it is called, the likeliest first."""
+    """Weights and averages in a checkpoint, each with its key, the likeliest first."""
     found = {
         key: tensors
         for key, inner in value.items()
@@ -121,7 +122,7 @@ def _has_tensors(value: Any, depth: int = 2) -> bool:
 
 
 def _state_dict_in(value: Any, depth: int = 3) -> dict[Any, Any] | None:
-    """`value` where it is a state dict, or the one in it, as of a wrapper that was saved whole."""
+    """`value` if it is a state dict, or the one in it, e.g. of a wrapper that was saved whole."""
     if not isinstance(value, dict):
         return None
     if any(isinstance(tensor, TensorView) for tensor in value.values()):
@@ -168,10 +169,10 @@ def _attributes(model: ScriptObject) -> dict[str, TensorView]:
 
 
 def without_wrappers(tensors: Mapping[str, T]) -> tuple[dict[str, T], bool]:
-    """The tensors by the names that they have in the model itself, and whether they are an average.
+    """The tensors by their names in the model itself, and whether they are an average.
 
-    Names of training have prefixes, in any order: `module._orig_mod.` is a compiled model in
-    DistributedDataParallel. That they are an average is told by torch's AveragedModel alone.
+    Names in training have prefixes, in any order: `module._orig_mod.` is a compiled model in
+    DistributedDataParallel. Only torch's AveragedModel marks an average.
 
     Raises:
         InputError: two names become one.
@@ -191,7 +192,7 @@ def without_wrappers(tensors: Mapping[str, T]) -> tuple[dict[str, T], bool]:
 
 
 def _counts_averages(names: Iterable[str]) -> bool:
-    """Whether a state dict with these names is that of an AveragedModel."""
+    """True if a state dict with these names is that of an AveragedModel."""
     names = set(map(str, names))
     others = names - {_COUNT}
     return _COUNT in names and bool(others) and all(n.startswith("module.") for n in others)

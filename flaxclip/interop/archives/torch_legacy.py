@@ -1,7 +1,8 @@
-"""Torch's format before 1.6, which `torch.save` still writes when it is asked to.
+"""Torch's format before 1.6, which `torch.save` still writes on request.
 
-Pickles one after another, none of them run: a magic number, a version, facts about the machine, the
-value, and the keys of its storages; then, for each key, a count and the numbers. No checksums.
+Pickles one after another, none of which are executed: a magic number, a version, facts about the
+machine, the value, and the keys of its storages; then, for each key, a count and the numbers. No
+checksums.
 """
 
 import io
@@ -25,7 +26,7 @@ class _Place(NamedTuple):
 
 
 class LegacyStorages:
-    """Where the storages lie in the file."""
+    """The storages of a file in the format before torch 1.6."""
 
     def __init__(self, path: Path, places: dict[str, _Place]):
         self._path = path

@@ -1,4 +1,4 @@
-"""Names that pickles of torch may ask for, and what is made of each; nothing is ever called.
+"""Names that pickles of torch may use, and their meaning; nothing is ever called.
 
 Those of `torch.load(weights_only=True)` (torch 2.14, `_weights_only_unpickler.py`), of TorchScript,
 and `argparse.Namespace`, in which timm saves the flags of a run beside its weights.
@@ -28,7 +28,7 @@ DTYPES = {
         "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
     )
 }  # fmt: skip
-"""Types that a number of torch can have, and NumPy too."""
+"""Types that numbers of torch can have, and NumPy's too."""
 
 _PACKED_DTYPES = {
     "torch.float4_e2m1fn_x2", "torch.complex32", "torch.bcomplex32",
@@ -37,10 +37,10 @@ _PACKED_DTYPES = {
 }  # fmt: skip
 
 SCRIPT_CLASSES = "__torch__."
-"""What the names of TorchScript's classes begin with."""
+"""Prefix of the names of TorchScript's classes."""
 
 RECORDS = {"argparse.Namespace"}
-"""Classes of objects that are attributes and nothing else."""
+"""Classes of objects that have only attributes."""
 
 DICTS = {"collections.OrderedDict", "collections.Counter"}
 
@@ -77,7 +77,7 @@ OTHERS = {
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without numbers",
     "torch._utils._rebuild_wrapper_subclass": "a tensor without numbers",
 }
-"""Functions that make no weights, and what they make."""
+"""Functions that make no weights, and the kind of their results."""
 
 QUANTISED = {
     "torch._utils._rebuild_qtensor",

@@ -1,9 +1,9 @@
-"""What a pickle of torch describes, found out without running it.
+"""Read the description in a pickle of torch without executing it.
 
 A pickle is a program for a stack machine, and Python's own machine calls whatever functions the
 program names. This one has the instructions that torch writes, and calls nothing: it notes that a
-tensor lies in such a storage at such an offset, and refuses every function outside a short list.
-It takes what `torch.load(weights_only=True)` takes, and nothing that would have to be executed.
+tensor lies in a given storage at a given offset, and refuses every function outside a short list.
+It accepts the same files as `torch.load(weights_only=True)`, except those that need execution.
 """
 
 import io
@@ -16,20 +16,21 @@ from flaxclip.interop.archives import torch_names as names
 from flaxclip.interop.archives.torch_values import Other, ScriptObject, Storage, TensorView
 
 MAX_BYTES = 64 * 2**20
-"""Of one pickle. Names and sizes of a thousand tensors with optimizer state take under one MiB."""
+"""Limit of one pickle. Names and sizes of a thousand tensors with optimizer state take under one
+MiB."""
 MAX_INSTRUCTIONS = 5_000_000
-"""Of one pickle: some 60 describe a tensor."""
+"""Limit of one pickle: some 60 describe a tensor."""
 MAX_AXES = 64
-"""Of a tensor, torch's own bound."""
+"""Limit of a tensor, the same as torch's."""
 
 
 class Described(NamedTuple):
-    """What a pickle says."""
+    """The contents of a pickle, as a description."""
 
     value: Any
     """Made of plain containers, `TensorView`, `ScriptObject` and `Other`."""
     storages: dict[str, Storage]
-    """All that it speaks of, by key."""
+    """All storages that it refers to, by key."""
 
 
 class _Global(NamedTuple):
@@ -48,7 +49,7 @@ def read_pickle(data: bytes) -> Any:
 
 
 def read_pickles(stream: io.BytesIO) -> Iterator[Described]:
-    """One after another of the pickles in `stream`, which then stands behind the last one read.
+    """Each of the pickles in `stream`, which is then positioned after the last one read.
 
     Raises:
         InputError: as `read_pickle`.
@@ -189,7 +190,7 @@ def _expect(value: Any, kind: type) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """For a message. What nests may have no end, or more parts than can be written out."""
+    """A short form of a value for a message: nested values may be endless."""
     return repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
 
 

@@ -1,4 +1,4 @@
-"""Views of torch's storages -> tensors by name, whichever format of torch the storages lie in."""
+"""Views of torch's storages -> tensors by name, for all formats of torch."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from flaxclip.interop.archives.torch_values import Storage, TensorView
 
 @runtime_checkable
 class Storages(Protocol):
-    """Where the numbers of a torch file lie."""
+    """The storages of a torch file, which hold its numbers."""
 
     def stored_bytes(self, key: str) -> int:
         """Size of the storage so named; raises InputError if the file has none."""

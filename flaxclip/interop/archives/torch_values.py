@@ -1,4 +1,4 @@
-"""What a pickle of torch is made of, once it is described: views of storages, and the rest."""
+"""Values in a description of a torch pickle: views of storages, and others."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ class Storage(NamedTuple):
 
 
 class TensorView(NamedTuple):
-    """Where in a storage a tensor's numbers lie; offset and strides count numbers."""
+    """A tensor as a view of a storage; offset and strides count numbers."""
 
     storage: Storage
     offset: int
@@ -31,10 +31,10 @@ class TensorView(NamedTuple):
 
 
 class Other(NamedTuple):
-    """Something that is no weights, and was not made: a device, bytes, a sparse tensor."""
+    """Something other than weights, which was not made: a device, bytes, a sparse tensor."""
 
     kind: str
-    """What it is, for people."""
+    """A description for people."""
 
 
 class ScriptObject:

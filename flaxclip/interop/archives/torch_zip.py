@@ -29,7 +29,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 def open_torch_zip(
     path: Path, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], root: str
 ) -> tuple[Any, "ZipStorages"]:
-    """What `root`data.pkl describes, and the storages that it speaks of.
+    """The value that `root`data.pkl describes, and the storages that it refers to.
 
     Raises:
         InputError: the archive is not as torch writes it, or its numbers are big-endian.
@@ -71,7 +71,7 @@ class ZipStorages:
         return self.read_bytes(name, 16)
 
     def read_bytes(self, name: str, most: int) -> bytes:
-        """An entry; raises InputError if it is missing, damaged, or larger than `most` bytes."""
+        """Read an entry; raises InputError if it is missing, damaged, or exceeds `most` bytes."""
         found = self._entry(name)
         if found.file_size > most:
             raise InputError(f"the archive's entry {found.filename} has {found.file_size:,} bytes")

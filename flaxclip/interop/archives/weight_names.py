@@ -1,4 +1,4 @@
-"""Which file of a directory holds a model's weights, by the names that peers give to files."""
+"""Find the file of a directory that holds a model's weights, by the names that peers use."""
 
 import json
 import re
@@ -38,7 +38,7 @@ _CONFIGS = ("config.json", "open_clip_config.json")
 
 
 class Listing(NamedTuple):
-    """What lies in a directory, here or elsewhere."""
+    """The contents of a directory, local or remote."""
 
     where: str
     files: frozenset[str]
@@ -46,21 +46,21 @@ class Listing(NamedTuple):
     read: Callable[[str], bytes]
     """Contents of a file."""
     is_module: bool = False
-    """Whether another directory led here, as of sentence-transformers."""
+    """True if another directory refers to this one, as in sentence-transformers."""
 
 
 def is_index(name: str) -> bool:
-    """Whether a file so named lists the files that hold the weights."""
+    """True if a file of this name lists the files that hold the weights."""
     return re.search(r"\.index(\.[\w-]+)?\.json$", name) is not None
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file so named may hold or list weights that can be read."""
+    """True if a file of this name may hold or list weights that can be read."""
     return name.endswith(WEIGHTS_SUFFIXES) or is_index(name)
 
 
 def find_weights_file(listing: Listing) -> str | None:
-    """The file with the weights, or the index of several; None if nothing is a peer's.
+    """The file with the weights, or the index of several; None if no file is a peer's.
 
     A directory of sentence-transformers may have them in a folder: `0_CLIPModel/model.safetensors`.
 
@@ -103,7 +103,7 @@ def _variant(listing: Listing) -> str | None:
 
 
 def _refuse(listing: Listing) -> None:
-    """Raise InputError if something lies there that only peers have."""
+    """Raise InputError if the directory holds a file that only peers write."""
     there = sorted(n for n in listing.files if is_weights(n) or n.endswith(_UNREAD))
     configs = [name for name in _CONFIGS if name in listing.files and _is_peers(listing, name)]
     if not there and not configs:
@@ -124,13 +124,13 @@ def _refuse(listing: Listing) -> None:
 
 
 def _is_peers(listing: Listing, config: str) -> bool:
-    """A run of ours has a config.json, too, of other contents."""
+    """True if the config.json is a peer's; our runs also have one, with other contents."""
     value = _json(listing, config)
     return isinstance(value, dict) and bool(value.keys() & {"model_type", "model_cfg"})
 
 
 def _clip_module(listing: Listing) -> str | None:
-    """The folder of the CLIP in a model of sentence-transformers; None if it is none of those.
+    """The folder of the CLIP in a model of sentence-transformers; None if it is no such model.
 
     Raises:
         InputError: what follows the CLIP there changes its embeddings.

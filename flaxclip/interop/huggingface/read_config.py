@@ -80,7 +80,7 @@ class _SiglipVision:
 
 @dataclasses.dataclass(frozen=True)
 class _Processor:
-    """What the image processors of `_PROCESSORS` are told."""
+    """The settings of the image processors in `_PROCESSORS`."""
 
     size: dict[str, int] | int
     image_mean: tuple[float, float, float]
@@ -173,7 +173,7 @@ def read_config(folder: Path) -> tuple[ModelSpec, str]:
 
 
 def _tokenizer(folder: Path, kind: str, vocab_size: int) -> TokenizerConfig:
-    """How a caption is tokenized: as transformers' `AutoTokenizer` does it."""
+    """The tokenizer that transformers' `AutoTokenizer` makes."""
     default = {"clip": "CLIPTokenizer", "siglip": "SiglipTokenizer"}.get(kind, "Siglip2Tokenizer")
     name, cleaning, pad = read_tokenizer_class(folder, default)
     # transformers mistrusts what directories of this type say.
@@ -193,7 +193,7 @@ def _tokenizer(folder: Path, kind: str, vocab_size: int) -> TokenizerConfig:
 
 
 def _preprocessing(folder: Path, image_size: int, kind: str) -> ImageTransform:
-    """How an image is prepared, as transformers 5 does it."""
+    """The preprocessing of images in transformers 5."""
     path, values = _processor_values(folder)
     if kind == "siglip2":
         values = values | {"size": {"height": image_size, "width": image_size}}
@@ -231,7 +231,7 @@ def _preprocessing(folder: Path, image_size: int, kind: str) -> ImageTransform:
 
 
 def _processor_values(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """What the image processor is told, and by which file; transformers asks them in this order."""
+    """The image processor's settings and their file, searched in transformers' order."""
     path = folder / "processor_config.json"
     if path.is_file() and "image_processor" in (whole := read_json(path)):
         return path, parse(dict, whole["image_processor"], path, "image_processor")
@@ -247,7 +247,7 @@ def _processor_values(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _defaults(values: dict[str, Any], kind: str, path: Path) -> dict[str, Any]:
-    """What the image processor of `values` does unless it is told otherwise."""
+    """The default settings of the image processor that `values` names."""
     field = next(
         (f for f in ("image_processor_type", "feature_extractor_type") if values.get(f)), ""
     )

@@ -1,4 +1,4 @@
-"""open_clip's and OpenAI's tensors by one table of names; both call them the same.
+"""open_clip's and OpenAI's tensors by one table of names, which both share.
 
 Image towers: OpenAI's vision transformers and ResNets, and for SigLIP those of timm.
 """
@@ -111,7 +111,7 @@ _COUNTERS = r"\.num_batches_tracked$"
 
 
 def has_open_clip(config: CLIPConfig) -> bool:
-    """Whether open_clip's classes can be models like `config`."""
+    """True if open_clip's classes can represent models like `config`."""
     is_plain_vit = isinstance(config.vision, ViTConfig) and config.vision.family == "vit"
     return not is_plain_vit and config.text.family != "bert"
 
@@ -119,8 +119,8 @@ def has_open_clip(config: CLIPConfig) -> bool:
 def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTable:
     """The tensors of the open_clip model that is this architecture.
 
-    open_clip has two layouts and two shapes of the logit scale. A file tells by `shapes`; to write,
-    what open_clip itself makes of the exported configuration is taken.
+    open_clip has two layouts and two shapes of the logit scale. For reading, `shapes` decides
+    between them; for writing, open_clip's own choice for the exported configuration.
 
     Raises:
         InputError: open_clip has no such model.
@@ -228,7 +228,7 @@ def _resnet_bindings(config: CLIPConfig, resnet: ResNetConfig) -> list[Binding]:
 
 
 def layers_in(shapes: Shapes, pattern: str) -> int:
-    """How many of `pattern.format(0)`, `pattern.format(1)`, ... there are.
+    """Count `pattern.format(0)`, `pattern.format(1)`, ... in `shapes`.
 
     Raises:
         InputError: there is none.

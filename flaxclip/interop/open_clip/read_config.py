@@ -1,7 +1,8 @@
 """`open_clip_config.json` -> a model; the way back is `write_config.py`.
 
-Only what flaxclip computes alike is accepted. A field that open_clip knows and that would change
-the result has the one value here that we have; any other value is refused by the field's name.
+Only settings that flaxclip computes in the same way are accepted. A field of open_clip's that would
+change the result can have only the one value that flaxclip supports; any other value is refused
+with the field's name.
 """
 
 import dataclasses
@@ -90,7 +91,7 @@ class _TimmVision:
 
 @dataclasses.dataclass(frozen=True)
 class _Tokenizer:
-    """What open_clip's tokenizers are made with, besides the context length."""
+    """The arguments of open_clip's tokenizers, except for the context length."""
 
     clean: Literal["lower", "whitespace", "canonicalize"] | None = None
     context_length: int | None = None
@@ -235,7 +236,7 @@ def _read_vision(model: _Model, path: Path) -> ViTConfig | ResNetConfig:
 
 
 def _tokenizer(text: _Text, family: str, path: Path) -> TokenizerConfig:
-    """How a caption is tokenized: as open_clip's `get_tokenizer` does it."""
+    """The tokenizer that open_clip's `get_tokenizer` makes."""
     name, given = text.hf_tokenizer_name, text.tokenizer_kwargs or _Tokenizer()
     if given.context_length not in (None, text.context_length):
         raise InputError(
@@ -264,7 +265,7 @@ def _tokenizer(text: _Text, family: str, path: Path) -> TokenizerConfig:
 
 
 def _cleaning_and_class(clean: TextCleaning, path: Path) -> TextCleaning:
-    """open_clip's cleaning, and after it that of transformers' tokenizer in the directory."""
+    """open_clip's cleaning, followed by that of transformers' tokenizer in the directory."""
     then = read_tokenizer_class(path.parent, default="GemmaTokenizer")
     if then.cleaning == "none" or clean == "canonicalize":
         return clean

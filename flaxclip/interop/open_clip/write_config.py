@@ -80,7 +80,7 @@ NEAREST_CLEANING = {
     "unicode_lower": "lower",
     "none": "whitespace",
 }
-"""open_clip's for those that it does not have: it always mends texts and squeezes whitespace."""
+"""open_clip's nearest to those that it lacks: it always fixes mojibake and squeezes whitespace."""
 
 
 def _own_vision(vision: ViTConfig | ResNetConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from flaxclip.errors import InputError
 
 
 def scan_in_processes(paths: Sequence[str], processes: int) -> Iterator[ShardScan | InputError]:
-    """What `scan_shard` returns for each of the paths, in order.
+    """Yield the result of `scan_shard` for each of the paths, in order.
 
     Raises:
         InputError: a process was killed or has crashed.

@@ -1,12 +1,12 @@
-"""Where each image–caption pair lies inside tar shards: built once, kept on disk, read by mmap.
+"""Index of the image–caption pairs in tar shards: built once, kept on disk, read by mmap.
 
-A tar has no table of contents, so the first opening walks all headers (never the data). What it
-finds is kept as plain arrays, 48 bytes a pair and its key, in the user's cache folder
-(`$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/tar_index`): not beside the shards, for folders of
-data are often read-only, shared, or under somebody's checksum. Each index is named by a hash of
-every shard's path, size and modification time, so changed shards never meet an old index, and
-several processes or hosts that build at once write the same bytes: each into a folder of its own,
-renamed when complete, the first one kept. An index that is no longer used can be deleted.
+A tar has no table of contents, so the first opening reads all headers (never the data). The result
+is stored as plain arrays, 48 bytes a pair and its key, in the user's cache folder
+(`$XDG_CACHE_HOME` or `~/.cache`, in `flaxclip/tar_index`), not beside the shards: folders of data
+are often read-only, shared or covered by a checksum. An index is named by a hash of every shard's
+path, size and modification time, so an old index is never used for changed shards. Processes or
+hosts that build at the same time write the same bytes: each writes to a folder of its own and
+renames it when complete, and the first one is kept. An index that is no longer used can be deleted.
 """
 
 import concurrent.futures
@@ -157,7 +157,7 @@ def _versions_of_all(paths: Sequence[str]) -> list[Version]:
 
 
 def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:
-    """Scan in order; whoever has several broken shards shall read of all at once."""
+    """Scan in order; errors are collected, so that all broken shards are reported at once."""
     problems, pairs = [], 0
     for result in _map(paths):
         if isinstance(result, InputError):

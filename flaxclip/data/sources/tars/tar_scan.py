@@ -1,4 +1,4 @@
-"""One tar shard's headers, walked once: which members make pairs, and where their data lies."""
+"""Read one tar shard's headers once: the members of each pair, and the positions of their data."""
 
 import os
 import tarfile
@@ -54,7 +54,7 @@ _EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "txt", "json"))
 
 
 class ShardScan(NamedTuple):
-    """What one shard holds."""
+    """The contents of one shard."""
 
     records: np.ndarray
     """[pairs] of `RECORD`; `shard` is 0 and `key_end` counts within `keys`."""
@@ -68,9 +68,9 @@ _EMPTY = ShardScan(np.zeros(0, RECORD), b"", dict.fromkeys((*COUNTS, *MEMBER_REA
 
 
 def scan_shard(path: str) -> ShardScan | InputError:
-    """The pairs in a shard, or, returned, why it cannot be used: several shards may have failed.
+    """The pairs in a shard, or the error, returned since several shards may have one.
 
-    None at all, where the shard has no members, or no bytes.
+    No pairs if the shard has no members, or no bytes.
     """
     try:
         with open_to_read(path) as file:
@@ -88,7 +88,7 @@ def scan_shard(path: str) -> ShardScan | InputError:
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile's, which does not read headers of any length that a damaged one claims."""
+    """tarfile's header, with a bound on its length: a damaged header can claim any."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -103,7 +103,7 @@ class _Member(NamedTuple):
     kind: str
     """By `member_kind`."""
     offset: int
-    """Of its data."""
+    """Offset of its data."""
     size: int
 
 
@@ -163,7 +163,7 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
 
 
 def _next_member(tar: tarfile.TarFile, path: str, number: int, size: int) -> _Member | None:
-    """The next member; None only where the archive says that it ends.
+    """The next member; None only if the archive marks its end.
 
     tarfile itself takes a bad header, or the end of the file, for the end of the archive.
     """
@@ -201,7 +201,7 @@ def _next_member(tar: tarfile.TarFile, path: str, number: int, size: int) -> _Me
 
 
 def _plain_file(tar: tarfile.TarFile) -> _Member | None:
-    """The next member, if it is a file with a header that says no more than name and size.
+    """The next member, if it is a file whose header has only a name and a size.
 
     Nearly all are, and tarfile, which reads the others, takes far longer over each.
     """

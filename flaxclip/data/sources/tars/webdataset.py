@@ -119,7 +119,7 @@ class WebDatasetSource:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """What lies in the shards but is no pair, or repeated: counts by reason, none of them 0."""
+        """Counts, by reason, of members that are repeated or no pairs; zeros are omitted."""
         totals = {name: int(self.shards[name].sum(dtype=np.int64)) for name in _LEFT_OUT}
         return {name: count for name, count in totals.items() if count}
 
