@@ -137,7 +137,8 @@ def test_a_corpus_of_any_size_costs_what_its_sample_costs():
 
 def test_prepare_without_beam_says_what_to_install(tmp_path):
     code = (
-        "import sys; sys.modules['apache_beam'] = None; import flaxclip.data.prepare as p; p.main()"
+        "import sys; sys.modules['apache_beam'] = None; "
+        "from flaxclip.data.prepare.__main__ import main; main()"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, "scenes", str(tmp_path / "out")],
