@@ -110,6 +110,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # of 10^8 pixels
 def test_every_damaged_record_is_replaced_named_and_nothing_else_is(tmp_path):
     damaged = {number: members for number, (members, _) in DAMAGE.items()}
     lonely = {100: {"jpg": None}, 101: {"txt": None}, 150: {"txt": None}}

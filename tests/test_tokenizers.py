@@ -95,6 +95,7 @@ def test_a_pickled_copy_gives_the_same_ids(tokenizer):
     np.testing.assert_array_equal(copy(texts), tokenizer(texts))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")  # as a program of a user's may
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_worker_processes_can_call_it_after_the_parent_has(tokenizer, start_method):
     expected = tokenizer(["a photo of a cat", "two dogs"])
