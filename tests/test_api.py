@@ -15,12 +15,11 @@ from flaxclip.benchmark.tasks import DataSource, all_tasks
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.errors import InputError
 from flaxclip.zero_shot import build_zero_shot_classifier, class_similarities
-from tests.test_benchmark_readers import png
-from tests.test_train import finished_run  # noqa: F401  (a session's fixture)
+from tests.helpers.image_tars import png
 
 
 @pytest.fixture(scope="module")
-def model(finished_run):  # noqa: F811
+def model(finished_run):
     return flaxclip.load(finished_run)
 
 

@@ -9,7 +9,6 @@ import pytest
 from flaxclip.benchmark.checkpoint import find_checkpoint
 from flaxclip.benchmark.results import Record, Score, read_arrays, read_record, write_record
 from flaxclip.errors import InputError
-from tests.test_train import finished_run  # noqa: F401  (a session's fixture)
 
 # As earlier versions wrote it: words and findings lie beside the fields that all results have.
 CONTENT = {
@@ -78,7 +77,7 @@ def test_results_are_read_without_jax():
     assert found.stdout == "[]\n"
 
 
-def test_all_that_is_said_of_a_checkpoint_is_of_one_step(finished_run, tmp_path):  # noqa: F811
+def test_all_that_is_said_of_a_checkpoint_is_of_one_step(finished_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     checkpoint = find_checkpoint(str(run), None, None)
