@@ -47,12 +47,12 @@ def test_any_number_of_images_and_texts_is_encoded_in_order(model, images):
 
 
 def test_lists_of_all_lengths_share_one_compilation(model, images):
-    before = api.encode_image._cache_size(), api.encode_text._cache_size()
+    for encode in (api.encode_image, api.encode_text):
+        encode.clear_cache()  # other tests may have had batches of this size
     for count in (1, 4, 5, 6, 13):
         model.encode_image(images[:count], batch_size=5)
         model.encode_text(["a star"] * count, batch_size=5)
-    after = api.encode_image._cache_size(), api.encode_text._cache_size()
-    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+    assert (api.encode_image._cache_size(), api.encode_text._cache_size()) == (1, 1)
 
 
 def test_a_thousand_images_are_never_in_memory_together(model):
