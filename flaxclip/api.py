@@ -14,7 +14,6 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from flaxclip.class_prompts import Names, Templates
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.tokenizers.load import load_tokenizer
@@ -25,7 +24,8 @@ from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.weights import Weights, open_weights
-from flaxclip.zero_shot import build_zero_shot_classifier, class_similarities, softmax
+from flaxclip.zero_shot.class_prompts import Names, Templates
+from flaxclip.zero_shot.classifier import build_zero_shot_classifier, class_similarities, softmax
 
 Images = Iterable[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
 

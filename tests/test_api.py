@@ -14,7 +14,7 @@ from flaxclip.benchmark.readers.own import read_scenes
 from flaxclip.benchmark.tasks import DataSource, all_tasks
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.errors import InputError
-from flaxclip.zero_shot import build_zero_shot_classifier, class_similarities
+from flaxclip.zero_shot.classifier import build_zero_shot_classifier, class_similarities
 from tests.helpers.image_tars import png
 
 

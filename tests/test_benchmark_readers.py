@@ -19,11 +19,11 @@ from flaxclip.benchmark.prompts import choose_wording, read_prompts
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.readers.parquet import ParquetImages
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
-from flaxclip.class_prompts import class_prompts
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import ImageTransform
+from flaxclip.zero_shot.class_prompts import class_prompts
 from tests.helpers.image_tars import labelled, png, write_wds
 from tests.helpers.leftovers import leave_behind
 

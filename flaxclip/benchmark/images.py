@@ -18,11 +18,11 @@ from flaxclip.benchmark.datasets import (
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.results import Result
-from flaxclip.class_prompts import class_prompts
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableRecordError
 from flaxclip.figures import draw_predictions, draw_similarities, save_figure
 from flaxclip.numerics import similarity
+from flaxclip.zero_shot.class_prompts import class_prompts
 
 SHOWN = 12
 THUMBNAIL = SizedTransform(96)

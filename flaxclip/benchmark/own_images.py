@@ -12,10 +12,10 @@ from flaxclip.benchmark.methods.zero_shot import task_classifier
 from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
-from flaxclip.class_prompts import check_distinct
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
-from flaxclip.zero_shot import class_similarities, softmax
+from flaxclip.zero_shot.class_prompts import check_distinct
+from flaxclip.zero_shot.classifier import class_similarities, softmax
 
 PRINTED = 20
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.tasks import Prompts, PromptSet, Task
-from flaxclip.class_prompts import Names, Templates, class_prompts, first_name
 from flaxclip.errors import InputError
+from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Radford et al. 2021, section 3.1.4."""

@@ -26,8 +26,8 @@ from flaxclip.benchmark.scores import (
     worst_group,
 )
 from flaxclip.benchmark.tasks import Task
-from flaxclip.class_prompts import Names, Templates, class_prompts, first_name, path_of
-from flaxclip.zero_shot import IMAGES_AT_ONCE, average_prompts, class_similarities
+from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name, path_of
+from flaxclip.zero_shot.classifier import IMAGES_AT_ONCE, average_prompts, class_similarities
 
 WORST_GROUP = {"worst_group_top1": 1, "worst_group_top5": 5}
 """Metric -> how many guesses an image has."""

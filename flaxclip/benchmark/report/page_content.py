@@ -13,8 +13,8 @@ from flaxclip.benchmark.report.exports import checkpoint_name
 from flaxclip.benchmark.results import Record, read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
 from flaxclip.benchmark.scores import confusion_matrix, paired_difference
-from flaxclip.class_prompts import first_name
 from flaxclip.errors import InputError
+from flaxclip.zero_shot.class_prompts import first_name
 
 REFERENCE_MODELS = ("ViT-B-32 openai", "ViT-B-16 openai", "ViT-L-14 openai")
 STEPS_SHOWN = 3

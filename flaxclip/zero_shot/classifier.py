@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flaxclip.class_prompts import Names, Templates, check_distinct, class_prompts
 from flaxclip.models.clip import l2_normalise
 from flaxclip.numerics import similarity
+from flaxclip.zero_shot.class_prompts import Names, Templates, check_distinct, class_prompts
 
 IMAGES_AT_ONCE = 8192
 

@@ -1,0 +1,1 @@
+"""Classes from their names alone: prompts for each class, and the classifier that they make."""
