@@ -127,7 +127,7 @@ def test_a_set_that_cannot_be_read_is_given_up_at_once(model, tmp_path, monkeypa
         "16 of the first 16 of 1,000,000,000 images cannot be read",
         *(f"{index}.jpg: Stale file handle" for index in range(5)),
         "and 11 more",
-        "at most 1e-06% may count as black: give them back, mend them or take them out of the set, "
+        "at most 1e-06% may count as black: give them back, fix them or take them out of the set, "
         "or raise --max-unreadable",
     ]
 
