@@ -196,7 +196,7 @@ class Embedder:
                     *unreadable[:_NAMED],
                     *more,
                     f"at most {100 * self._max_unreadable:g}% may count as black: give them back, "
-                    "mend them or take them out of the set, or raise --max-unreadable",
+                    "fix them or take them out of the set, or raise --max-unreadable",
                 ]
             )
         )
