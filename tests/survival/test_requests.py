@@ -50,18 +50,19 @@ def two_hosts(script, text, *args):
 
 # Of a GPU's policies, in the order of their speed, each host has memory for another one.
 REMAT = """
-import dataclasses, time
+import time
 import jax
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.sharding import join_hosts
 from flaxclip.train_step import choose_remat
-from tests.helpers.tiny_run import TINY_MODEL, tiny_config
+from tests.helpers.tiny_run import tiny_config
 
 join_hosts(60)
 host = jax.process_index()
 time.sleep(host)
-config = tiny_config("unused", model=dataclasses.replace(TINY_MODEL, remat="auto"))
-config = choose_remat(config, "gpu", lambda tried: tried.model.remat == ["names", "none"][host])
-print("chosen:", config.model.remat)
+config = tiny_config("unused", compute=ComputeConfig(remat="auto"))
+config = choose_remat(config, "gpu", lambda tried: tried.compute.remat == ["names", "none"][host])
+print("chosen:", config.compute.remat)
 """
 
 
