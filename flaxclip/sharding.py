@@ -2,21 +2,16 @@
 
 import dataclasses
 import math
-import os
-import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 from flaxclip.errors import InputError
-from flaxclip.exit_codes import PREEMPTED
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -46,43 +41,6 @@ class MeshConfig:
     """Devices that parameters and optimizer state are divided over; divides the batch too."""
     tensor: int = 1
     """Devices that attention heads and MLP channels are divided over."""
-
-
-def join_hosts(timeout_seconds: float = 300.0) -> None:
-    """Connect to the other hosts of the job, if the cluster's environment names any.
-
-    If they are not found in time, the process ends with the code of a restart: they may come later.
-    """
-    seconds = int(timeout_seconds)
-    # JAX would abort the process, with a stack of its own. This is earlier, and says why.
-    given_up = threading.Timer(seconds, _give_up_joining, [seconds])
-    given_up.daemon = True
-    given_up.start()
-    try:
-        jax.distributed.initialize(
-            initialization_timeout=seconds + 30,
-            # Later than the watchdog, which knows the lost host's name.
-            heartbeat_timeout_seconds=2 * seconds,
-            shutdown_timeout_seconds=seconds,
-        )
-    except ValueError as error:
-        # What JAX says where it finds no TPU pod, SLURM, Open MPI or Kubernetes job around it.
-        if "coordinator_address should be defined" not in str(error):
-            raise
-    finally:
-        given_up.cancel()
-
-
-def _give_up_joining(seconds: int) -> None:
-    job = distributed.global_state
-    print(
-        f"flaxclip: the hosts of this job did not find each other in {seconds} s\n"
-        f"this is host {job.process_id}; host 0 is to be reached at {job.coordinator_address}\n"
-        "are all of them started, and can they reach that address?",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(PREEMPTED)
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -23,23 +23,25 @@ from flaxclip.config import TrainConfig
 from flaxclip.data.loader import LoadedBatch, load_batches
 from flaxclip.errors import exit_on_input_error
 from flaxclip.exit_codes import PreemptedError, exit_with_code
-from flaxclip.hosts.connections import connect_hosts
+from flaxclip.hosts.connections import connect_hosts, join_hosts
 from flaxclip.hosts.coordination import Requests
 from flaxclip.hosts.stop_signals import StopSignals, exit_on_signals
 from flaxclip.hosts.watchdog import Watchdog
 from flaxclip.planning.advice import refusal_explained
 from flaxclip.run.command_line import RunCommand, parse
-from flaxclip.run.parts import open_parts
+from flaxclip.run.parts import StartingState, open_parts, restore_or_init
+from flaxclip.run.process import (
+    StartupClock,
+    keep_compiled_programs,
+    keep_freed_memory,
+    no_hidden_transfers,
+)
 from flaxclip.run.progress import ProgressReport
 from flaxclip.run.provenance import run_record
 from flaxclip.run.report import RunReport, announce, explain_out_of_memory
-from flaxclip.run.starting_state import StartingState, restore_or_init
-from flaxclip.run.startup import StartupClock, keep_compiled_programs, keep_freed_memory
 from flaxclip.run.step_monitor import StepMonitor
 from flaxclip.run.step_profile import StepProfile, parse_profile_steps
-from flaxclip.run.transfers import no_hidden_transfers
 from flaxclip.run.workdir import claim_workdir, hold_workdir
-from flaxclip.sharding import join_hosts
 from flaxclip.train_step import TrainStep, choose_remat, make_train_step, step_fits
 
 

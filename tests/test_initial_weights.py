@@ -20,11 +20,16 @@ from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.resampling import resize_context, resize_grid
 from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.run.command_line import parse
-from flaxclip.run.initial_weights import describe, open_initial_weights, start_from
+from flaxclip.run.initial_weights import (
+    describe,
+    open_initial_weights,
+    resize_context,
+    resize_grid,
+    start_from,
+)
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import Command
 from flaxclip.train_state import init_train_state

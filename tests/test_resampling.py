@@ -9,9 +9,9 @@ from flax.traverse_util import flatten_dict
 
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.resampling import resample_position_embedding, resize_context, resize_grid
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
+from flaxclip.run.initial_weights import resample_position_embedding, resize_context, resize_grid
 
 CONFIG = CLIPConfig(
     vision=ViTConfig(image_size=24, patch_size=8, width=16, layers=1, heads=2),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import flaxclip.train
-from flaxclip.run.transfers import no_hidden_transfers
+from flaxclip.run.process import no_hidden_transfers
 from flaxclip.sharding import MeshConfig, make_mesh
 from tests.helpers.tiny_run import tiny_config
 

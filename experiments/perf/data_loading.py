@@ -117,7 +117,7 @@ def flaxclip_side(folder: Path, workers: int):
     os.environ["JAX_PLATFORMS"] = "cpu"
     from flaxclip.data.loader import DataConfig, load_batches, open_source
     from flaxclip.models.variants import VARIANTS
-    from flaxclip.run.startup import keep_freed_memory
+    from flaxclip.run.process import keep_freed_memory
     from flaxclip.sharding import MeshConfig, make_mesh
 
     keep_freed_memory()  # as `flaxclip.train` does

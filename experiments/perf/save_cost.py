@@ -21,7 +21,7 @@ from flaxclip.config import TrainConfig
 from flaxclip.data.batch import Batch
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig, make_optimizer
-from flaxclip.run.startup import keep_freed_memory
+from flaxclip.run.process import keep_freed_memory
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 from flaxclip.train_state import init_train_state
 from flaxclip.train_step import make_train_step

@@ -67,7 +67,7 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     from flaxclip.models.compute import ComputeConfig
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
-    from flaxclip.run.startup import keep_compiled_programs
+    from flaxclip.run.process import keep_compiled_programs
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
     from flaxclip.train_state import init_train_state
     from flaxclip.train_step import make_train_step, step_flops

@@ -37,8 +37,8 @@ from flaxclip.benchmark.tensorboard import write_events
 from flaxclip.benchmark.watch import watch
 from flaxclip.checkpoint.layout import CHECKPOINTS
 from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.hosts.connections import join_hosts
 from flaxclip.interop.archives.state_dicts import WhichWeights
-from flaxclip.sharding import join_hosts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""The parts of a run, opened and checked before anything is written."""
+"""The parts of a run, opened and checked before anything is written; and its first state."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import optax
 from jax.sharding import Mesh
 
 from flaxclip.checkpoint.layout import saved_steps
+from flaxclip.checkpoint.restore import restore_latest
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import open_source
 from flaxclip.data.sources.source import Source
@@ -13,9 +16,16 @@ from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.metrics import check_wandb
 from flaxclip.models.clip import abstract_variables, check_tensor_divides
 from flaxclip.optim import check_optim_patterns, make_optimizer
-from flaxclip.run.initial_weights import InitialWeights, open_initial_weights
+from flaxclip.run.initial_weights import (
+    InitialWeights,
+    describe,
+    open_initial_weights,
+    start_from,
+)
+from flaxclip.run.progress import ProgressReport
+from flaxclip.run.workdir import check_same_data
 from flaxclip.sharding import check_batch_divides, make_mesh
-from flaxclip.train_state import TrainState, abstract_train_state
+from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 
 
 class RunParts(NamedTuple):
@@ -53,3 +63,43 @@ def open_parts(config: TrainConfig) -> RunParts:
     if config.init_from is not None and not saved_steps(config.workdir):
         initial = open_initial_weights(config)
     return RunParts(mesh, source, tx, schedule, abstract, initial)
+
+
+class StartingState(NamedTuple):
+    """The start of the training loop."""
+
+    step: int
+    """Updates that are done already."""
+    state: TrainState
+    record: dict[str, Any]
+    """The run record, with the weights that the run began with, for the checkpoints to come."""
+
+
+def restore_or_init(
+    config: TrainConfig,
+    parts: RunParts,
+    record: dict[str, Any],
+    resume_with_changes: Sequence[str],
+    progress: ProgressReport,
+) -> StartingState:
+    """The state on the mesh of `parts`, which `config` names. Must be called on every host.
+
+    `record` is the run record of this start, and `progress` reports what was found. In the fields
+    `resume_with_changes` the run may differ from that of its checkpoint.
+
+    Raises:
+        InputError: no checkpoint is whole, or it is of other data, or the weights are damaged.
+    """
+    restored = restore_latest(config.workdir, parts.abstract_state.trees, progress.warn)
+    if restored is not None:
+        check_same_data(record["data"], restored.record["data"], restored.step, resume_with_changes)
+        initial_weights = restored.record.get("initial_weights")
+        state = TrainState.from_trees(restored.trees)
+        return StartingState(restored.step, state, record | {"initial_weights": initial_weights})
+    ema = config.optim.ema_decay is not None
+    state = init_train_state(jax.random.key(config.seed), config.model, parts.tx, parts.mesh, ema)
+    initial_weights = None
+    if parts.initial is not None:
+        state, initial_weights = start_from(parts.initial, config, parts.mesh, state)
+        progress.say(describe(initial_weights, parts.initial.weights.notice))
+    return StartingState(0, state, record | {"initial_weights": initial_weights})

@@ -16,8 +16,8 @@ HOST = """
 import sys, time
 import jax, numpy as np
 from jax.experimental.multihost_utils import process_allgather
+from flaxclip.hosts.connections import join_hosts
 from flaxclip.hosts.coordination import Requests
-from flaxclip.sharding import join_hosts
 
 join_hosts(60)
 with Requests(20) as requests:
@@ -52,8 +52,8 @@ def two_hosts(script, text, *args):
 REMAT = """
 import time
 import jax
+from flaxclip.hosts.connections import join_hosts
 from flaxclip.models.compute import ComputeConfig
-from flaxclip.sharding import join_hosts
 from flaxclip.train_step import choose_remat
 from tests.helpers.tiny_run import tiny_config
 
