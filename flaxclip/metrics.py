@@ -163,7 +163,7 @@ class MetricWriter:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def _write_events(self, step: int, summaries: Sequence[Summary]) -> None:
-        """Write at once: tensorboardX's own thread would end at the first error, unnoticed."""
+        """Write immediately: tensorboardX's own thread would end at the first error, unnoticed."""
         if self._events is None:
             folder = self._folder / "tensorboard"
             folder.mkdir(exist_ok=True)

@@ -159,17 +159,17 @@ def make_train_step(
 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(result.loss) & jnp.isfinite(grad_norm)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        kept = kept._replace(step=state.step + 1, skipped=state.skipped + ~finite)
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        new_state = new_state._replace(step=state.step + 1, skipped=state.skipped + ~finite)
         metrics = result._asdict() | {
-            "logit_scale": jnp.exp(kept.params["logit_scale"]),
+            "logit_scale": jnp.exp(new_state.params["logit_scale"]),
             "grad_norm": grad_norm,
             "learning_rate": jnp.float32(schedule(applied_updates(state.opt_state))),
-            "skipped_updates": kept.skipped,
+            "skipped_updates": new_state.skipped,
         }
         if config.loss == "sigmoid":
-            metrics["logit_bias"] = kept.params["logit_bias"]
-        return kept, metrics
+            metrics["logit_bias"] = new_state.params["logit_bias"]
+        return new_state, metrics
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(

@@ -107,9 +107,9 @@ def workdir(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copy")
 
 
-def restore(workdir, like, warnings=None):
+def restore(workdir, state, warnings=None):
     heard = [] if warnings is None else warnings
-    return restore_latest(workdir, abstract(like), heard.append)
+    return restore_latest(workdir, abstract(state), heard.append)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def restore(workdir, like, warnings=None):
     ],
 )
 def test_a_state_comes_back_bit_for_bit_on_any_mesh(workdir, config, spec):
-    like = state_on(make_mesh(config), spec, scale=2)
+    state = state_on(make_mesh(config), spec, scale=2)
     warnings = []
-    restored = restore(workdir, like, warnings)
+    restored = restore(workdir, state, warnings)
     assert (restored.step, restored.record, warnings) == (2, RECORD, [])
-    jax.tree.map(np.testing.assert_array_equal, restored.trees, like)
+    jax.tree.map(np.testing.assert_array_equal, restored.trees, state)
     assert restored.trees["params"]["kernel"].sharding.spec == spec
 
 
@@ -144,7 +144,7 @@ def cut_short(path):
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_short, lambda path: path.unlink()])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(workdir, mesh, damage):
     """Whichever file of it is hit: either the state still is what was saved, or it is not used."""
-    like = state_on(mesh, jax.P("fsdp"), scale=2)
+    state = state_on(mesh, jax.P("fsdp"), scale=2)
     step = workdir / CHECKPOINTS / "2"
     whole = shutil.copytree(step, workdir / "whole")
     files = [path for path in step.rglob("*") if path.is_file()]
@@ -153,12 +153,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(workdir, mesh, d
     for path in [largest, step / "_CHECKPOINT_METADATA", step / "params" / "_METADATA"]:
         damage(path)
         warnings = []
-        restored = restore(workdir, like, warnings)
+        restored = restore(workdir, state, warnings)
         if restored.step == 1:
             noticed.append(path)
             assert "checkpoint of step 2" in warnings[0]
         else:
-            jax.tree.map(np.testing.assert_array_equal, restored.trees, like)
+            jax.tree.map(np.testing.assert_array_equal, restored.trees, state)
         shutil.rmtree(step, ignore_errors=True)
         shutil.copytree(whole, step)
     assert largest in noticed
@@ -171,22 +171,22 @@ def test_numbers_that_are_not_those_that_were_saved_are_noticed(workdir, mesh):
     shutil.rmtree(step / "params")
     shutil.copytree(workdir / CHECKPOINTS / "1" / "params", step / "params")
     warnings = []
-    like = state_on(mesh, jax.P("fsdp"))
+    state = state_on(mesh, jax.P("fsdp"))
     with pytest.raises(InputError, match="not what was saved: params/kernel"):
-        load_variables(workdir, 2, {"params": abstract(like)["params"]})
-    assert restore(workdir, like, warnings).step == 1
+        load_variables(workdir, 2, {"params": abstract(state)["params"]})
+    assert restore(workdir, state, warnings).step == 1
     assert "not what was saved: params/kernel" in warnings[0]
 
 
 def test_a_damaged_checkpoint_makes_room_for_its_step_to_come_again(workdir, mesh):
     flip_a_bit(workdir / CHECKPOINTS / "2" / "_CHECKPOINT_METADATA")
-    like = state_on(mesh, jax.P("fsdp"), scale=2)
-    assert restore(workdir, like).step == 1
+    state = state_on(mesh, jax.P("fsdp"), scale=2)
+    assert restore(workdir, state).step == 1
     assert (workdir / "damaged" / "2" / "_CHECKPOINT_METADATA").exists()
     manager = CheckpointManager(workdir, CheckpointConfig(keep=5), RECORD)
-    manager.save(2, like, {})
+    manager.save(2, state, {})
     assert manager.close()
-    assert restore(workdir, like).step == 2
+    assert restore(workdir, state).step == 2
 
 
 def test_where_all_are_damaged_the_run_does_not_start_over(workdir, mesh):
@@ -218,18 +218,18 @@ def retyped(leaf):
     ],
 )
 def test_a_checkpoint_of_another_state_is_not_called_damaged(workdir, mesh, change, message):
-    like = abstract(state_on(mesh, jax.P()))
-    kernel = like["params"]["kernel"]
+    state = abstract(state_on(mesh, jax.P()))
+    kernel = state["params"]["kernel"]
     for name, changed in change.items():
         if name == "scale":
-            like["params"][name] = kernel
+            state["params"][name] = kernel
         elif changed is None:
-            del like["params"][name]
+            del state["params"][name]
         else:
-            like["params"][name] = changed(kernel)
+            state["params"][name] = changed(kernel)
     warnings = []
     with pytest.raises(InputError) as error:
-        restore_latest(workdir, like, warnings.append)
+        restore_latest(workdir, state, warnings.append)
     lines = str(error.value).splitlines()
     assert lines[1].startswith("step 2: ")
     assert re.search(message, lines[1])
@@ -265,10 +265,10 @@ def test_an_adafactor_state_that_was_factored_otherwise_is_named(tmp_path, mesh)
 
 
 def test_variables_of_another_model_are_named(workdir, mesh):
-    like = {"params": abstract(state_on(mesh, jax.P()))["params"]}
-    like["params"]["kernel"] = resized(like["params"]["kernel"])
+    state = {"params": abstract(state_on(mesh, jax.P()))["params"]}
+    state["params"]["kernel"] = resized(state["params"]["kernel"])
     with pytest.raises(InputError, match=r"cannot be read: params/kernel: float32\[64, 32\] there"):
-        load_variables(workdir, 2, like)
+        load_variables(workdir, 2, state)
 
 
 def test_what_a_killed_save_left_is_cleared_away_and_never_taken_for_a_checkpoint(workdir, mesh):

@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 import flaxclip
-from flaxclip.checkpoint.layout import CHECKPOINTS, absolute, read_record, save_variables
+from flaxclip.checkpoint.layout import CHECKPOINTS, absolute, read_metadata, save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.export import export
 from flaxclip.interop.open_clip.names import open_clip_table
@@ -66,7 +66,7 @@ def theirs(variables, tmp_path):
 
 
 def record_of(workdir, step):
-    return read_record(absolute(workdir) / CHECKPOINTS / str(step))["run"]["initial_weights"]
+    return read_metadata(absolute(workdir) / CHECKPOINTS / str(step))["run"]["initial_weights"]
 
 
 def test_the_command_line_starts_from_others_weights_and_resumes_without_them(
@@ -115,7 +115,7 @@ def test_the_command_line_starts_from_others_weights_and_resumes_without_them(
     record = record_of(tmp_path / "run", 8)
     assert record == record_of(tmp_path / "run", 4)
     assert (record["path"], record["format"]) == ("theirs", "transformers, clip")
-    assert (record["arrays"], record["born_fresh"]) == (38, [])
+    assert (record["arrays"], record["initialized_at_random"]) == (38, [])
     assert record["resampled"]["text.context_length"] == "12 -> 15"
 
 
@@ -151,7 +151,7 @@ def test_weights_are_laid_out_over_the_mesh_as_the_run_lays_them_out(
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 
 
-def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_born(tmp_path):
+def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_initialized(tmp_path):
     old = dataclasses.replace(MODEL, vision=ResNetConfig(64, 4, (1, 2, 1, 1)))
     spec = SPEC._replace(model=old)
     variables = variables_of(spec)
@@ -175,7 +175,7 @@ def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_born(tmp_path)
         state, record = start_from(open_initial_weights(config), config, mesh, fresh)
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
     assert state.params["logit_bias"] == -7
-    assert record["born_fresh"] == ["logit_bias"]
+    assert record["initialized_at_random"] == ["logit_bias"]
 
 
 def model_with(**fields):
@@ -269,7 +269,7 @@ def test_of_weights_and_their_average_a_run_starts_from_either(variables, tmp_pa
             np.testing.assert_array_equal(value, factor * theirs[name], err_msg=name)
         record = {"path": "best.pt", "format": weights.kind, "arrays": 38}
         record |= {"resampled": {}, "changed": {}}
-        told = describe(record | {"born_fresh": []}, weights.notice)
+        told = describe(record | {"initialized_at_random": []}, weights.notice)
         assert ("--init-weights in training" in told) == (not chosen)
         names = "averaged weights 'state_dict_ema', not 'state_dict'"
         assert (names in told) == (factor == 2)

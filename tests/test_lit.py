@@ -171,13 +171,12 @@ def test_conversion_keeps_all_and_other_formats_refuse(save, tmp_path, capsys):
         assert not (tmp_path / to).exists()
 
 
-def test_parameters_are_born_as_in_bert():
+def test_parameters_are_initialized_as_in_bert():
     text = TextConfig(16, 500, 192, 2, 3, family="bert", positions=64)
     tower = TextTransformer(text, 128)
-    born = jax.jit(tower.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 16), jnp.int32))[
-        "params"
-    ]
-    for name, x in flatten_dict(nn.unbox(born), sep="/").items():
+    key, tokens = jax.random.key(0, impl="rbg"), jnp.zeros((1, 16), jnp.int32)
+    params = jax.jit(tower.init)(key, tokens)["params"]
+    for name, x in flatten_dict(nn.unbox(params), sep="/").items():
         x = np.asarray(x)
         if name.endswith("bias"):
             np.testing.assert_array_equal(x, 0)

@@ -92,7 +92,7 @@ INIT_CONFIG = CLIPConfig(
     text=TextConfig(context_length=40, vocab_size=500, width=192, layers=5, heads=3),
     embed_dim=96,
 )
-# openai/CLIP, `clip/model.py`. V, T: widths of the towers. `nn.Linear` and `nn.Conv2d` are born
+# openai/CLIP, `clip/model.py`. V, T: widths of the towers. `nn.Linear` and `nn.Conv2d` begin
 # uniform within +-fan_in^-1/2, `nn.MultiheadAttention` with Xavier-uniform projections (a joint
 # [3 w, w] matrix) and zero biases; `initialize_parameters` then overwrites the text tower's
 # matrices, not the biases, and nothing of the image tower's blocks.
@@ -145,7 +145,7 @@ def test_uniform_parameters_have_torchs_bounds(fresh_params, name):
     assert abs(x.mean()) < 5 * bound / x.size**0.5
 
 
-def test_norms_and_biases_are_born_trivial_and_the_scale_as_one_over_007(fresh_params):
+def test_norms_and_biases_are_initialized_trivially_and_the_scale_as_one_over_007(fresh_params):
     rest = set(fresh_params) - set(NORMAL) - set(UNIFORM)
     for name in rest - {"logit_scale"}:
         assert name.endswith(("/scale", "/bias"))
@@ -153,7 +153,7 @@ def test_norms_and_biases_are_born_trivial_and_the_scale_as_one_over_007(fresh_p
     np.testing.assert_allclose(np.exp(fresh_params["logit_scale"]), 1 / 0.07, rtol=1e-6)
 
 
-def test_layers_are_born_different_and_all_parameters_in_float32(fresh_params):
+def test_layers_are_initialized_differently_and_all_parameters_in_float32(fresh_params):
     for name in (*NORMAL, *UNIFORM):
         if "/blocks/" in name:
             assert len(np.unique(fresh_params[name].reshape(len(fresh_params[name]), -1)[:, 0])) > 2
@@ -317,14 +317,16 @@ def test_what_cudnn_attention_computed_is_kept_for_the_backward_pass(monkeypatch
 def test_a_image_of_which_all_patches_are_kept_is_the_whole_image(params, reference):
     grid = CONFIG.vision.grid**2
     images = reference["images"]
-    kept = sample_patches(jax.random.key(0), len(images), grid, grid)
-    assert (np.sort(kept) == np.arange(grid)).all()  # each once, in any order
+    patch_ids = sample_patches(jax.random.key(0), len(images), grid, grid)
+    assert (np.sort(patch_ids) == np.arange(grid)).all()  # each once, in any order
 
-    def encode(kept):
-        return CLIP(CONFIG).apply({"params": params}, images, patch_ids=kept, method="encode_image")
+    def encode(patch_ids):
+        return CLIP(CONFIG).apply(
+            {"params": params}, images, patch_ids=patch_ids, method="encode_image"
+        )
 
-    np.testing.assert_allclose(encode(kept), encode(None), rtol=0, atol=1e-6)
-    assert abs(encode(kept[:, : grid // 2]) - encode(None)).max() > 1e-3
+    np.testing.assert_allclose(encode(patch_ids), encode(None), rtol=0, atol=1e-6)
+    assert abs(encode(patch_ids[:, : grid // 2]) - encode(None)).max() > 1e-3
 
 
 def test_bfloat16_is_close_to_float32_and_its_embeddings_are_float32(params, reference):

@@ -227,7 +227,7 @@ def test_a_scanned_stage_of_any_depth_is_the_loop_over_its_blocks(depth):
 # Initialisation: openai/CLIP, `ModifiedResNet` and `CLIP.initialize_parameters`.
 
 
-def test_parameters_are_born_as_openais():
+def test_parameters_are_initialized_as_openais():
     config = dataclasses.replace(CONFIG, vision=ResNetConfig(64, 16, (1, 1, 2, 1)))
     # Another generator: it compiles sooner.
     key = jax.random.key(0, impl="rbg")

@@ -124,7 +124,7 @@ def test_a_map_head_that_does_not_fit_the_embedding_is_refused():
 # Initialisation: big_vision, `models/vit.py` and `models/proj/image_text/text_transformer.py`.
 
 
-def test_parameters_are_born_as_in_big_vision():
+def test_parameters_are_initialized_as_in_big_vision():
     config = CLIPConfig(
         vision=ViTConfig(
             image_size=64, patch_size=8, width=256, layers=3, heads=4, mlp_ratio=3, family="siglip"

@@ -41,7 +41,7 @@ def compiled():
 
 
 def test_no_device_receives_all_embeddings(compiled):
-    """On a grid of 4 x 2 a device meets 2 parts of the images with 4 of the texts."""
+    """On a grid of 4 x 2 a device compares 2 parts of the images with 4 of the texts."""
     *_, step, _ = compiled
     d, part = CONFIG.embed_dim, BATCH_SIZE // 8
     travelling = sorted(x for x in collectives(step.as_text()) if x[1][-1:] == (d,))

@@ -105,7 +105,7 @@ def load_variables(
     if averaged:
         abstract = {"ema" if name == "params" else name: tree for name, tree in abstract.items()}
     try:
-        checksums = read_record(folder)["checksums"]
+        checksums = read_metadata(folder)["checksums"]
         saved = load_tree(folder, abstract)
         if wrong := wrong_arrays(saved, checksums):
             raise DamagedCheckpointError(f"not what was saved: {', '.join(wrong)}")
@@ -131,7 +131,7 @@ def save_variables(
         workdir / CHECKPOINTS / "0",
         variables,
         overwrite=True,
-        custom_metadata=sealed_record({"checksums": tree_checksums(variables)}),
+        custom_metadata=sealed_metadata({"checksums": tree_checksums(variables)}),
     )
     # Last: without it the folder is not taken for a workdir.
     (workdir / CONFIG_FILE).write_text(run_to_json(config))
@@ -178,12 +178,12 @@ def _described(tree: Any) -> dict[str, str]:
     }
 
 
-def sealed_record(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with a hash of itself, for `read_record`."""
+def sealed_metadata(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with a hash of itself, for `read_metadata`."""
     return {**content, "sha256": _sha256(content)}
 
 
-def read_record(folder: epath.Path) -> dict[str, Any]:
+def read_metadata(folder: epath.Path) -> dict[str, Any]:
     """Read the metadata that was saved beside the arrays.
 
     Raises:
@@ -191,7 +191,7 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
     """
     content = ocp.checkpointables_metadata(folder).custom_metadata or {}
     if content.pop("sha256", None) != _sha256(content):
-        raise DamagedCheckpointError("its record is broken or missing")
+        raise DamagedCheckpointError("its metadata is broken or missing")
     return content
 
 

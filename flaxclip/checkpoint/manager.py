@@ -11,7 +11,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from flaxclip.checkpoint.checksum import tree_checksums
-from flaxclip.checkpoint.layout import CHECKPOINTS, one_line, saved_steps, sealed_record
+from flaxclip.checkpoint.layout import CHECKPOINTS, one_line, saved_steps, sealed_metadata
 from flaxclip.errors import InputError
 from flaxclip.storage import absolute
 
@@ -104,7 +104,7 @@ class CheckpointManager:
         if self._last_failed:
             self._remove_leftovers()
         self._save_due = self._next_save()
-        metadata = sealed_record({"run": self._record, "checksums": tree_checksums(trees)})
+        metadata = sealed_metadata({"run": self._record, "checksums": tree_checksums(trees)})
 
         def begin() -> Any:
             return self._manager.save_checkpointables_async(

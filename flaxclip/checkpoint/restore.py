@@ -13,7 +13,7 @@ from flaxclip.checkpoint.layout import (
     OtherArraysError,
     load_tree,
     one_line,
-    read_record,
+    read_metadata,
     saved_steps,
     wrong_arrays,
 )
@@ -32,9 +32,9 @@ class Restored(NamedTuple):
 
 
 def restore_latest(
-    workdir: epath.PathLike, like: dict[str, Any], warn: Callable[[str], None] = print
+    workdir: epath.PathLike, abstract_state: dict[str, Any], warn: Callable[[str], None] = print
 ) -> Restored | None:
-    """The newest intact state, laid out like the abstract trees; None if there are no checkpoints.
+    """The newest intact state, laid out like `abstract_state`; None if there are no checkpoints.
 
     Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
     host, and before a `CheckpointManager` is created.
@@ -47,10 +47,10 @@ def restore_latest(
     other: list[int] = []  # of these, those that may be whole, but hold other arrays
     for step in reversed(saved_steps(workdir)):
         folder = workdir / CHECKPOINTS / str(step)
-        problem, record, saved = None, {}, {}
+        problem, metadata, saved = None, {}, {}
         try:
-            record = read_record(folder)
-            saved = load_tree(folder, like)
+            metadata = read_metadata(folder)
+            saved = load_tree(folder, abstract_state)
         except OtherArraysError as error:
             problem = str(error)
             other.append(step)
@@ -58,11 +58,11 @@ def restore_latest(
             problem = one_line(error)
         # One host's broken file is every host's broken checkpoint.
         if _on_all_hosts(problem is None):
-            if not (wrong := wrong_arrays(saved, record["checksums"])):
+            if not (wrong := wrong_arrays(saved, metadata["checksums"])):
                 _move_away(workdir, list(damaged))
                 if damaged:
                     warn(f"going on from step {step}")
-                return Restored(step, saved, record["run"])
+                return Restored(step, saved, metadata["run"])
             problem = f"not what was saved: {', '.join(wrong)}"
         damaged[step] = problem or "another host cannot read it"
         fault = "is of another state" if step in other else "is damaged"

@@ -89,8 +89,8 @@ class Requests:
     def agreed(self, step: int, last: bool) -> str | None:
         """The request that all hosts follow after `step`, if there is one.
 
-        At the `last` step all hosts meet, so that none waits for the answer of one that has left
-        the loop.
+        At the `last` step all hosts wait for each other: none must leave the loop while another
+        still waits for its answer.
 
         Raises:
             PreemptedError: a host did not answer in time.
@@ -114,10 +114,10 @@ class Requests:
                 self._number, self._known, self._follow_at = self._number + 1, False, None
                 self._changed.notify_all()
         if last:
-            self._meet()
+            self._wait_for_all()
         return kind
 
-    def _meet(self) -> None:
+    def _wait_for_all(self) -> None:
         try:
             self._client.wait_at_barrier(f"{_PREFIX}/last", int(1000 * self._timeout))
         except jax.errors.JaxRuntimeError as error:

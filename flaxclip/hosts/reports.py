@@ -99,7 +99,7 @@ class HostReports:
                 )
                 if jax.process_index() == 0 or self.curious:
                     self._read_all()
-                self.lost = self.lost or self._told()
+                self.lost = self.lost or self._lost_host()
             except jax.errors.JaxRuntimeError:
                 continue  # the service does not answer: `heard_at` says since when
             self.heard_at = time.monotonic()
@@ -121,7 +121,7 @@ class HostReports:
                 )
                 self._client.key_value_set(_LOST, self.lost, allow_overwrite=True)
 
-    def _told(self) -> str | None:
+    def _lost_host(self) -> str | None:
         try:
             return self._client.key_value_try_get(_LOST)
         except jax.errors.JaxRuntimeError as error:

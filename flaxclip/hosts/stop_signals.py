@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends it at once.
+"""SIGTERM and SIGINT: the first asks the run to save and stop, the second ends it immediately.
 
 TPU VMs, Kubernetes and SLURM also announce preemption with SIGTERM. A thread acts on signals:
 Python would call a handler only when the main thread returns from waiting for the devices, which
@@ -56,7 +56,7 @@ class StopSignals:
                 continue
             name = signal.Signals(numbers[0]).name
             if received:
-                _say(f"{name} again: leaving at once, the last checkpoint stands")
+                _say(f"{name} again: leaving immediately; the last checkpoint stands")
                 os._exit(PREEMPTED)
             received = True
             _say(f"{name}: saving, then stopping")
@@ -64,7 +64,7 @@ class StopSignals:
 
 
 def exit_on_signals() -> None:
-    """Exit on signals at once, with the code of a restart, until there is a loop that must save.
+    """Exit on signals, with the code of a restart, as long as there is no loop that must save.
 
     `jax.distributed` catches SIGTERM without acting on it; this must come after it.
     """
@@ -73,5 +73,5 @@ def exit_on_signals() -> None:
 
 
 def _say(text: str) -> None:
-    # Unbuffered: the process may leave at once.
+    # Unbuffered: the process may leave immediately.
     os.write(sys.stderr.fileno(), f"flaxclip.train: {text}\n".encode())

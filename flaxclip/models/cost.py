@@ -41,10 +41,10 @@ def model_cost(config: CLIPConfig, kept_patches: int | None = None) -> Cost:
     many.
     """
     images, tokens = example_inputs(config)
-    kept = None if kept_patches is None else jax.ShapeDtypeStruct((1, kept_patches), jnp.int32)
+    patch_ids = None if kept_patches is None else jax.ShapeDtypeStruct((1, kept_patches), jnp.int32)
     # Each tower beside a default one, so that models that share it share its trace.
     alone = functools.partial(CLIPConfig, embed_dim=config.embed_dim)
-    image = _tower_cost(alone(vision=config.vision), "vision", images=images, patch_ids=kept)
+    image = _tower_cost(alone(vision=config.vision), "vision", images=images, patch_ids=patch_ids)
     text = _tower_cost(alone(text=config.text), "text", tokens=tokens)
     scale_and_bias = 1 if config.init_logit_bias is None else 2
     return Cost(

@@ -229,10 +229,10 @@ class VisionTransformer(nn.Module):
         )(x)
 
 
-def sample_patches(key: Array, images: int, patches: int, kept: int) -> Int[Array, "b kept"]:
-    """`kept` of `patches` for each image, without replacement (FLIP; Li et al. 2023, section 3).
+def sample_patches(key: Array, images: int, patches: int, count: int) -> Int[Array, "b k"]:
+    """`count` of `patches` for each image, without replacement (FLIP; Li et al. 2023, section 3).
 
     An image's choice depends on the key and its place in the batch alone: it is the same on any
     mesh, and in every pass over any part of the batch.
     """
-    return jax.lax.top_k(jax.random.uniform(key, (images, patches)), kept)[1]
+    return jax.lax.top_k(jax.random.uniform(key, (images, patches)), count)[1]

@@ -38,10 +38,12 @@ def tower_cost(
     params, model = variables["params"], CLIP(config, compute)
 
     def towers(batch_size: int):
-        kept = None if kept_patches is None else jnp.zeros((batch_size, kept_patches), jnp.int32)
+        patch_ids = (
+            None if kept_patches is None else jnp.zeros((batch_size, kept_patches), jnp.int32)
+        )
 
         def run(params, batch):
-            zimg, ztxt, _ = model.apply(variables | {"params": params}, *batch, patch_ids=kept)
+            zimg, ztxt, _ = model.apply(variables | {"params": params}, *batch, patch_ids=patch_ids)
             return zimg, ztxt
 
         def forward(params, batch):
@@ -106,8 +108,8 @@ def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory
     implementation = choose_implementation(config.loss_form, config.batch_size, chips)
     logits = 2 * 4 * config.batch_size**2 / chips if implementation == "gathered" else 0
     towers = tower_cost(config.model, config.compute, config.kept_patches)
-    kept = pairs / config.accumulate * towers.saved_bytes
-    return EstimatedMemory(state_bytes(config, topology) + gradients, kept + logits)
+    activations = pairs / config.accumulate * towers.saved_bytes
+    return EstimatedMemory(state_bytes(config, topology) + gradients, activations + logits)
 
 
 def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> float:

@@ -95,13 +95,13 @@ class Program:
         """
         repeats: dict[str, int] = {}
 
-        def walk(name: str, times: int) -> None:
+        def count_runs(name: str, times: int) -> None:
             repeats[name] = repeats.get(name, 0) + times
             for line in self.computations[name].instructions.values():
                 if line.opcode == "while":
-                    walk(line.called("body"), times * self.trip_count(line))
+                    count_runs(line.called("body"), times * self.trip_count(line))
                 elif line.opcode in ("call", "async-start"):
-                    walk(line.called("to_apply", "calls"), times)
+                    count_runs(line.called("to_apply", "calls"), times)
                 elif line.opcode == "conditional":
                     # Either branch may run; the training step has none that matter.
                     branches = _BRANCHES.search(line.attributes)
@@ -111,9 +111,9 @@ class Program:
                         else [name.strip().lstrip("%") for name in branches.group(1).split(",")]
                     )
                     for branch in names:
-                        walk(branch, times)
+                        count_runs(branch, times)
 
-        walk(self.entry, 1)
+        count_runs(self.entry, 1)
         for name, times in repeats.items():
             yield self.computations[name], times
 

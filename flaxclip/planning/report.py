@@ -25,8 +25,8 @@ _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 def plan_json(plan: RunPlan) -> str:
     """All figures of the plan, and those derived from them, as indented JSON."""
-    record = pydantic.TypeAdapter(RunPlan).dump_python(plan, mode="json")
-    return json.dumps(record | {"derived": derived(plan)}, indent=2)
+    figures = pydantic.TypeAdapter(RunPlan).dump_python(plan, mode="json")
+    return json.dumps(figures | {"derived": derived(plan)}, indent=2)
 
 
 def derived(plan: RunPlan) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def start_from(
         if name in initial.names:
             value = resample_position_embedding(_short(name), value, weights.spec.model, model)
             flat[name] = _laid_out_like(flat[name], value)
-    born = sorted(_short(name) for name in flat.keys() - initial.names)
+    initialized = sorted(_short(name) for name in flat.keys() - initial.names)
     checksums = tree_checksums({name: flat[name] for name in sorted(initial.names)})
     variables = unflatten_dict(flat, sep="/")
     params = variables["params"]
@@ -174,7 +174,7 @@ def start_from(
         "format": weights.kind,
         "arrays": len(initial.names),
         "sha256_of_checksums": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
-        "born_fresh": born,
+        "initialized_at_random": initialized,
         "resampled": {f: c for f, c in initial.changes.items() if f in _RESAMPLED},
         "changed": {f: c for f, c in initial.changes.items() if f in _SAID},
     }
@@ -185,9 +185,9 @@ def describe(record: dict[str, Any], notice: str = "") -> str:
     parts = [f"started from {record['path']} ({record['format']}): {record['arrays']} arrays"]
     changes = record["resampled"] | record["changed"]
     parts += [f"{field} {change}" for field, change in changes.items()]
-    if born := record["born_fresh"]:
-        names = ", ".join(born[:4]) + (", ..." if len(born) > 4 else "")
-        parts.append(f"{len(born)} born fresh: {names}")
+    if initialized := record["initialized_at_random"]:
+        names = ", ".join(initialized[:4]) + (", ..." if len(initialized) > 4 else "")
+        parts.append(f"{len(initialized)} initialized at random: {names}")
     return "\n".join(filter(None, ["; ".join(parts), notice]))
 
 

@@ -133,10 +133,10 @@ class Replacements:
     def __init__(self) -> None:
         self.total = 0
         self._by_shard: collections.Counter[str] = collections.Counter()
-        self._untold: collections.Counter[str] = collections.Counter()
+        self._unreported: collections.Counter[str] = collections.Counter()
 
     def add(self, step: int, records: Iterable[str]) -> list[str]:
-        """Count `records` (name, colon, reason); returns lines to report at once."""
+        """Count `records` (name, colon, reason); returns lines to log immediately."""
         lines = []
         for record in records:
             shard = _shard(record)
@@ -145,17 +145,17 @@ class Replacements:
             if self.total <= _NAMED_RECORDS:
                 lines.append(f"step {step}: unreadable record, replaced by another: {record}")
             else:
-                self._untold[shard] += 1
+                self._unreported[shard] += 1
             if self.total == _NAMED_RECORDS:
                 lines.append("further unreadable records are only counted, by shard")
         return lines
 
     def recent(self) -> list[str]:
         """Lines to report on those that `add` has not named since the last call."""
-        untold, self._untold = self._untold, collections.Counter()
-        if not untold:
+        unreported, self._unreported = self._unreported, collections.Counter()
+        if not unreported:
             return []
-        return [f"{untold.total():,} more unreadable records replaced: {_listed(untold)}"]
+        return [f"{unreported.total():,} more unreadable records replaced: {_listed(unreported)}"]
 
     def summary(self) -> list[str]:
         """Lines to report at the end of the run."""

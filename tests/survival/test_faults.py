@@ -61,7 +61,7 @@ def test_a_full_disk_costs_a_save_and_a_second_signal_ends_a_run_at_once(tmp_pat
         job.process.send_signal(number)
     assert job.wait() == PREEMPTED
     assert re.search("SIG.*: saving, then stopping", job.text())
-    assert re.search("SIG.* again: leaving at once, the last checkpoint stands", job.text())
+    assert re.search("SIG.* again: leaving immediately; the last checkpoint stands", job.text())
 
 
 def test_a_workdir_that_is_read_only_is_a_message(tmp_path):

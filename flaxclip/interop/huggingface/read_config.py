@@ -197,8 +197,8 @@ def _preprocessing(folder: Path, image_size: int, kind: str) -> ImageTransform:
     path, values = _processor_values(folder)
     if kind == "siglip2":
         values = values | {"size": {"height": image_size, "width": image_size}}
-    told = {name: value for name, value in values.items() if value is not None}
-    processor = parse(_Processor, _defaults(values, kind, path) | told, path)
+    given = {name: value for name, value in values.items() if value is not None}
+    processor = parse(_Processor, _defaults(values, kind, path) | given, path)
     if not math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-4):
         raise InputError(
             f"{path}: rescale_factor is {processor.rescale_factor}\nexpected 1 / 255: pixels "
