@@ -28,16 +28,16 @@ def loss_and_gradients(
     inputs: Any,
     parts: int,
 ) -> tuple[Params, Stats, Any]:
-    """Gradient of `loss(embed(inputs))` by `params`, new `stats`, and what else `loss` returns.
+    """Gradients of `loss(embed(inputs))` for `params`, new `stats`, and what else `loss` returns.
 
     Args:
-        embed: `(params, stats, inputs) -> (embeddings, new stats)`, example by example but for
-            statistics, which are then those of a part, updated part after part.
+        embed: `(params, stats, inputs) -> (embeddings, new stats)`. An embedding depends on its own
+            example alone, except through statistics: those of a part, updated part after part.
         loss: `(embeddings, params) -> (loss, more)` over the whole batch.
-        params: what `embed` and `loss` are differentiated by.
+        params: parameters of `embed` and `loss`.
         stats: running statistics of batch norms.
         inputs: arrays `[b ...]`, divided over the mesh's batch axes.
-        parts: that the batch is embedded in. 1: all at once, with the activations of all of it.
+        parts: number of parts that the batch is embedded in; 1 keeps all activations in memory.
 
     Memory: activations of `b / parts` examples, embeddings of all, and a second set of gradients.
     Time: one more forward pass, unless `parts` is 1.

@@ -65,10 +65,10 @@ def rate_multipliers(
 
     Args:
         multipliers: patterns and factors; the first pattern that is found in a name counts.
-        layer_decay: patterns and factors a layer; likewise. A tower's last layer has the factor
-            once, each layer below it once more, the embeddings most often, what comes after the
-            layers not at all (Clark et al. 2020, "ELECTRA", appendix A; Bao et al. 2022, "BEiT",
-            appendix H).
+        layer_decay: patterns and factors a layer; likewise. The factor applies once to a tower's
+            last layer, once more to each layer below it, most often to the embeddings, and not at
+            all to what comes after the layers (Clark et al. 2020, "ELECTRA", appendix A; Bao et al.
+            2022, "BEiT", appendix H).
         params: of a CLIP, or their shapes.
     """
 
@@ -100,7 +100,7 @@ def _layers_above(name: str, leaf: Any, tower: Mapping[str, Any]) -> Rate:
 
 
 def _numbered_layers(tower: Mapping[str, Any]) -> tuple[dict[str, tuple[int, bool]], int]:
-    """By prefix, its first layer's number, from 1, and whether it is a stack; and the depth."""
+    """By prefix, the number of its first layer, from 1, and True for a stack; and the depth."""
 
     def length(stack: Any) -> int:
         return jax.tree.leaves(stack)[0].shape[0]

@@ -28,7 +28,7 @@ def count_bfloat16_passes(jaxpr: core.ClosedJaxpr) -> int:
 
 
 def _of(operand: Any) -> Any:
-    """Its shape and type, which every array has, if not every abstract value."""
+    """Shape and type of an operand. Arrays have both; not every abstract value does."""
     return operand.aval
 
 

@@ -1,4 +1,4 @@
-"""The axes that Adafactor and Muon take for those of a matrix, for each parameter.
+"""Axes of each parameter that Adafactor and Muon treat as the axes of a matrix.
 
 A layer of a stack is a parameter by itself: results for a layer never depend on the number of
 layers, nor on other layers.
@@ -58,7 +58,7 @@ def _capped_decay(step: Int[Array, ""], exponent: float) -> Float[Array, ""]:
 
 
 def _layer_by_layer(rms: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`rms` of each layer by itself: alone it would take layers for an axis of the matrix."""
+    """Apply `rms` layer by layer: of a whole stack, it would take the layers for a matrix axis."""
 
     def transposed(trees: Any, params: Any, inner: Any) -> Any:
         return jax.tree.transpose(jax.tree.structure(params), jax.tree.structure(inner), trees)
@@ -90,7 +90,7 @@ def _layer_by_layer(rms: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def muon_matrices(params: Any) -> Any:
-    """A tree of the axes that Muon takes for a matrix, by `MUON_RULES`; None for AdamW.
+    """A tree of the axes that Muon treats as a matrix, by `MUON_RULES`; None for AdamW.
 
     Raises:
         ValueError: a parameter's name matches no rule.

@@ -42,7 +42,7 @@ class Throughput:
         self._waited += seconds
 
     def lap(self, step: int) -> dict[str, float | None]:
-        """Rates since the last lap, at the end of which `step` updates were done.
+        """Rates since the last lap; by now `step` updates are done.
 
         `mfu` is model FLOPs utilisation (Chowdhery et al. 2022, appendix B): FLOPs of the
         mathematics, recomputation not counted, over the chips' peak; None where that is unknown.
@@ -117,7 +117,7 @@ class MetricWriter:
             self._wandb.log(known, step=step)
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Images of `step`, by name."""
+        """Write the images of `step`, by name."""
         if not self._writes:
             return
         self._write_files(
@@ -131,7 +131,7 @@ class MetricWriter:
             self._wandb.log(shown, step=step)
 
     def close(self) -> None:
-        """Flush and close all of them."""
+        """Flush and close the files."""
         if not self._writes:
             return
         try:

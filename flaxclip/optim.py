@@ -27,13 +27,13 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The defaults are those of Radford et al. 2021, table 18, and section 2.5, for a ViT."""
+    """Settings of the optimizer. Defaults: Radford et al. 2021, table 18 and section 2.5, a ViT."""
 
     optimizer: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
-    """Loshchilov & Hutter 2019; Chen et al. 2023; Shazeer & Stern 2018 as Zhai et al. 2022 changed
-    it (`scale_by_adafactor`); Jordan et al. 2024 for the matrices between a tower's input and its
-    output, scaled as Liu et al. 2025 do, so that AdamW's rates fit, and AdamW with
-    Nesterov's momentum for the rest."""
+    """adamw: Loshchilov & Hutter 2019. lion: Chen et al. 2023. adafactor: Shazeer & Stern 2018, as
+    Zhai et al. 2022 changed it (`scale_by_adafactor`). muon: Jordan et al. 2024 for the matrices
+    between a tower's input and its output, scaled as in Liu et al. 2025, so that AdamW's rates fit;
+    AdamW with Nesterov's momentum for the rest."""
     peak_lr: float = 5e-4
     schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
     """Learning rate after the warm-up. cosine, linear: down to 0 at the last step. rsqrt:
@@ -46,8 +46,8 @@ class OptimConfig:
     b1: float = 0.9
     """Decay of the momentum, whatever the optimizer."""
     b2: float = 0.98
-    """AdamW, that of Muon too: decay of the second moment. Lion: of the momentum that is kept,
-    where b1 is that of the one that is used. Adafactor has a rule of its own instead."""
+    """Decay of the second moment in AdamW, Muon's part of it included. In Lion, decay of the stored
+    momentum; b1 is that of the momentum that gives the direction. Adafactor has its own rule."""
     eps: float = 1e-6
     """Epsilon of AdamW and Muon."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"

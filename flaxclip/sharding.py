@@ -46,8 +46,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of `devices` (all of them by default) with axes data, fsdp and tensor.
 
-    Several TPU slices lie along `data`: what travels between them is what copies of the model have
-    to tell each other, gradients and embeddings.
+    Several TPU slices lie along `data`: between them travels only what copies of the model
+    exchange, gradients and embeddings.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices, or a copy of the model
@@ -167,10 +167,11 @@ def constrain(x: Shaped[Array, "*shape"], *logical_axes: str | None) -> Shaped[A
     such parameters are pinned: in the gradient's product their roles are reversed.
 
     Args:
-        x: an activation of a batch; it is returned as it came where there is no mesh, or where the
-            mesh does not divide the batch, such as the one example of an initialization.
-        logical_axes: for each axis of `x` a name of `LOGICAL_AXIS_RULES`, or None where it stays
-            whole, as it does where its mesh axes do not divide it; last ones may be left out.
+        x: an activation of a batch. It is returned unchanged if there is no mesh, or if the mesh
+            does not divide the batch, such as the one example of an initialization.
+        logical_axes: for each axis of `x`, a name of `LOGICAL_AXIS_RULES`, or None if it is not
+            divided; None may be left out at the end. An axis also stays whole if its mesh axes do
+            not divide it evenly.
 
     Raises:
         ValueError: two axes map to the same mesh axis, or there are more than `x` has.

@@ -3,7 +3,7 @@
 from etils import epath
 
 METRICS_FILE = "metrics.jsonl"
-"""Of a run, in its workdir: a line of scalars a report."""
+"""Scalars of a run, one line for each report, in its workdir."""
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -120,7 +120,7 @@ def load_variables(
 def save_variables(
     workdir: epath.PathLike, config: dict[str, Any], variables: dict[str, Any]
 ) -> None:
-    """Make `workdir`, with a model as its step 0; `config` holds its fields of `config.json`.
+    """Create `workdir` with a model as its step 0; `config` has the fields for `config.json`.
 
     It can be read like a run, but it is not one: it has no data and no optimizer, and cannot be
     resumed.
@@ -170,7 +170,7 @@ def _check_arrays(folder: epath.Path, abstract: dict[str, Any]) -> None:
 
 
 def _described(tree: Any) -> dict[str, str]:
-    """Name of each array -> type and shape; what Orbax saves of tuples are lists and dicts."""
+    """Name of each array -> type and shape; Orbax saves tuples as lists and dicts."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -67,9 +67,9 @@ class CheckpointManager:
         self._save_due = self._next_save()
         context = ocp.Context()
         context.asynchronous.timeout_secs = int(timeout_seconds)
-        # Hosts divide what they all hold among them. Cutting it up compiles a program for each
-        # shape and device, for which the first save holds up training: not within one host, nor
-        # for what is small.
+        # Each host saves a slice of the arrays that all hold. Slicing compiles a program for each
+        # shape and device, which makes the first save block training for longer: so not within one
+        # host, nor for small arrays.
         context.array.saving.use_replica_parallel = jax.process_count() > 1
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**16
         self._manager = ocp.training.Checkpointer(

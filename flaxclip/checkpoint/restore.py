@@ -40,7 +40,7 @@ def restore_latest(
     host, and before a `CheckpointManager` is created.
 
     Raises:
-        InputError: there are checkpoints, but none of them can be read, or is of such a state.
+        InputError: there are checkpoints, but each of them is damaged, or holds other arrays.
     """
     workdir = absolute(workdir)
     damaged: dict[int, str] = {}

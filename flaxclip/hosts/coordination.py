@@ -106,7 +106,7 @@ class Requests:
                     f"within {self._timeout:g} s"
                 )
             self._passed = step
-            # Further than that only where no host had passed a step of this start yet.
+            # Later than that only if no host had finished a step of this start when it answered.
             kind = self._kind if self._follow_at is not None and step >= self._follow_at else None
             if kind is not None:
                 if kind in self._wanted:

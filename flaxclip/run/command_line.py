@@ -42,7 +42,7 @@ Command = TypeVar("Command", bound=RunCommand)
 def parse(
     command: type[Command], args: Sequence[str], program: str, description: str | None
 ) -> Command:
-    """The command in `args`; `--help` begins with `description`.
+    """Parse `args` as a `command`; `--help` begins with `description`.
 
     Flags default to the values of the experiment, so it is loaded first; likewise `--model` and
     `--init-from`, whose architecture the flags `--model.…` change.
@@ -78,7 +78,7 @@ def parse(
 def _model_of_weights(
     path: str, model: str | None, which: WhichWeights | None, workdir: str
 ) -> ModelSpec:
-    """The model of the weights; a run that is resumed no longer needs these."""
+    """The model of the weights: from the workdir if the run resumes, and needs them no longer."""
     file = epath.Path(workdir) / CONFIG_FILE
     if file.exists():
         run = run_from_json(TrainConfig, file.read_text(), file)
@@ -91,7 +91,7 @@ def variant(name: str) -> ModelSpec:
     """The model of that name; like open_clip, takes `ViT-B-32` and `ViT-B/32`.
 
     Raises:
-        InputError: there is none; the message has those that there are.
+        InputError: there is none; the message lists all models.
     """
     name = name.replace("/", "-")
     if name not in VARIANTS:

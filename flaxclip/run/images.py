@@ -35,7 +35,7 @@ class RunImages:
         self._mesh = mesh
 
     def draw(self, state: TrainState) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Images by name; every host must call this, and the first one gets them."""
+        """Draw the images, by name. Every host must call this, and only the first gets them."""
         images, tokens, captions = self._pairs
         params = {"params": state.params}
         stats = {"batch_stats": state.batch_stats} if state.batch_stats else {}

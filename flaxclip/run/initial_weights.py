@@ -30,11 +30,11 @@ from flaxclip.sharding import mesh_shardings
 from flaxclip.train_state import TrainState
 from flaxclip.weights import Weights, open_weights
 
-# What may be another in the run, for which position embeddings are resampled.
+# May differ in the run: position embeddings are resampled.
 _RESAMPLED = {"vision.image_size": "vision", "text.context_length": "text"}
 _FREE = ("vision.frozen_statistics",)
-# What is the run's own, and said: what the weights have learned holds for images and texts that
-# were prepared a little otherwise.
+# May differ, and are reported: what the weights have learned also holds for images and texts that
+# were prepared slightly differently.
 _SAID = (
     "preprocess.resize", "preprocess.interpolation", "preprocess.transparency",
     "preprocess.crop_rounding", "tokenizer.cleaning",
@@ -146,7 +146,7 @@ def _fields(spec: ModelSpec, towers: set[str]) -> dict[str, Any]:
 def start_from(
     initial: InitialWeights, config: TrainConfig, mesh: Mesh, state: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The fresh `state` with the weights in place of its parameters, and a record of them.
+    """Take the weights into a random `state`; returns the new state, and a record of them.
 
     Other parameters keep their random initialization; so does the optimizer, and an average starts
     from the weights. Must be called on every host.

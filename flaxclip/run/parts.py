@@ -29,7 +29,7 @@ from flaxclip.train_state import TrainState, abstract_train_state, init_train_st
 
 
 class RunParts(NamedTuple):
-    """Parts that all others are made from."""
+    """Parts from which all others are made."""
 
     mesh: Mesh
     source: Source
@@ -39,11 +39,11 @@ class RunParts(NamedTuple):
     abstract_state: TrainState
     """Shapes and shardings of the state."""
     initial: InitialWeights | None
-    """Weights to start from, where there is no checkpoint yet; None for random ones."""
+    """Weights to start from if there is no checkpoint yet. If None, random initialization."""
 
 
 def open_parts(config: TrainConfig) -> RunParts:
-    """The parts that `config` names.
+    """Open the parts that `config` names.
 
     Raises:
         InputError: something in `config` cannot be used here.
@@ -82,10 +82,11 @@ def restore_or_init(
     resume_with_changes: Sequence[str],
     progress: ProgressReport,
 ) -> StartingState:
-    """The state on the mesh of `parts`, which `config` names. Must be called on every host.
+    """Restore the newest intact checkpoint, or initialize a state. Must be called on every host.
 
-    `record` is the run record of this start, and `progress` reports what was found. In the fields
-    `resume_with_changes` the run may differ from that of its checkpoint.
+    `parts` are those of `config`, and `record` is the run record of this start; `progress` reports
+    what was found. Only with "data" in `resume_with_changes` may the data differ from that of the
+    checkpoint.
 
     Raises:
         InputError: no checkpoint is whole, or it is of other data, or the weights are damaged.

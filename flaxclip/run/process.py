@@ -69,7 +69,7 @@ class StartupClock:
         self._last = time.perf_counter()
 
     def finished(self, part: str) -> None:
-        """`part` began when the one before it ended, and ends now."""
+        """Note the end of `part`, which began when the one before it ended."""
         now = time.perf_counter()
         self._parts[part] = now - self._last
         self._last = now

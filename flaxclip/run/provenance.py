@@ -21,9 +21,8 @@ _SAMPLED_RECORDS = 32
 def data_fingerprint(source: Source) -> dict[str, Any]:
     """Number of records, a hash of the names of up to 1,024 of them, and one of the contents of 32.
 
-    They are evenly spaced. It distinguishes corpora with other records, fewer, more, or in another
-    order, and those whose captions or images were all made anew; not those that differ in a few
-    records.
+    These are evenly spaced. The fingerprint changes if records are added, removed or reordered, and
+    if all captions or all images are made anew. It can miss a change of a few records.
     """
     records = len(source)
 

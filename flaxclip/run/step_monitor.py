@@ -77,7 +77,7 @@ class StepMonitor:
 
     @property
     def may_have_to_stop(self) -> bool:
-        """True if the run must stop should the update that is not read yet be skipped."""
+        """True if the run must stop in case the update that is not read yet was skipped."""
         return self._losses.skipped_in_a_row + 1 >= self._config.health.max_skipped
 
     def check_replicas(self, step: int, state: TrainState) -> None:

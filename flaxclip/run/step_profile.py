@@ -51,7 +51,7 @@ def parse_profile_steps(text: str | None, steps: int) -> range:
 
 
 class StepProfile:
-    """Context manager around the training loop, which reports every step it has `reached`.
+    """Context manager around the training loop; the loop reports each step that it has `reached`.
 
     Every host writes a file of its own. A failed write is reported, and never stops training. A run
     that stops or resumes within the steps profiles those that it runs.
