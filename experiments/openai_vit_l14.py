@@ -4,7 +4,7 @@
         --data.path 'gs://BUCKET/400m/*.tar' --workdir gs://BUCKET/runs/openai_vit_l14
 
 Hyper-parameters: Radford et al. 2021, tables 18 and 20; their 400M pairs were never published,
-another corpus of that size must stand in for them. The crop is open_clip's, at least 0.9 of the
+so this needs another corpus of that size. The crop is open_clip's, at least 0.9 of the
 area; theirs was a random square of the resized image.
 
 Expect 75.3% zero-shot on ImageNet (their table 11); 75.5% as CLIP_benchmark measures their weights.

@@ -292,7 +292,7 @@ TEXTS = ["Two dogs, at_the beach.", "A Photo of a  CAT! ", "WORLD_WIDE"]
         ("none", GEMMA_JSON, "huggingface", None),
         ("big_vision", GEMMA_JSON, "huggingface", None),
         ("transformers_siglip", GEMMA_JSON, "huggingface", "of stripped texts there"),
-        ("canonicalize", GEMMA_JSON, "huggingface", "canonicalize without mending there"),
+        ("canonicalize", GEMMA_JSON, "huggingface", "canonicalize without ftfy there"),
         ("canonicalize", GEMMA, "open_clip", None),
         (SIGLIP, SPIECE, "open_clip", None),
         ("canonicalize", GEMMA_JSON, "open_clip", None),

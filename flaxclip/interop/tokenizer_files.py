@@ -131,11 +131,11 @@ _SQUEEZE = (normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip())
 _PUNCTUATION = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
 # For each cleaning, its steps in a tokenizer.json, and what these come to.
 _STEPS: dict[str, tuple[tuple[normalizers.Normalizer, ...], str]] = {
-    "lower": ((*_SQUEEZE, normalizers.Lowercase()), "lower without mending"),
-    "whitespace": (_SQUEEZE, "whitespace without mending"),
+    "lower": ((*_SQUEEZE, normalizers.Lowercase()), "lower without ftfy"),
+    "whitespace": (_SQUEEZE, "whitespace without ftfy"),
     "canonicalize": (
         (normalizers.Replace("_", " "), _PUNCTUATION, normalizers.Lowercase(), *_SQUEEZE),
-        "canonicalize without mending",
+        "canonicalize without ftfy",
     ),
     "transformers_siglip": (
         (normalizers.Lowercase(), _PUNCTUATION, *_SQUEEZE),
