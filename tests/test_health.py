@@ -13,7 +13,7 @@ import pytest
 
 import flaxclip.train
 from flaxclip.checkpoint.layout import saved_steps
-from flaxclip.data.order import batch_records
+from flaxclip.data.order import batch_names
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import TRAINING_FAILED, TrainingFailedError
@@ -87,8 +87,9 @@ def test_a_limit_that_is_not_positive_is_refused_by_name(field):
 
 
 def records_of(config, step):
+    """Of the batch of the update after which `step` updates are done, as runs report it."""
     source = ScenesSource("train", 16)
-    return batch_records(source, config.data.order, config.seed, config.batch_size, step)
+    return batch_names(source, config.data.order, config.seed, config.batch_size, step - 1)
 
 
 def train_with_nan(folder, records, *flags):

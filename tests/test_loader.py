@@ -10,7 +10,7 @@ from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.loader import DataConfig, load_batches
-from flaxclip.data.order import OrderConfig, draw_order
+from flaxclip.data.order import OrderConfig, batch_names, draw_order
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
@@ -58,6 +58,13 @@ def test_a_batch_is_a_function_of_seed_and_step(scenes):
         assert np.array_equal(host(straight).tokens, host(again).tokens)
     other = take(scenes, stop=1, seed=1)
     assert not np.array_equal(host(run[0]).images, host(other[0]).images)
+
+
+def test_a_batch_holds_the_records_that_its_step_names(scenes):
+    for step, loaded in enumerate(take(scenes, stop=3)):
+        names = batch_names(scenes, OrderConfig(), seed=0, batch_size=16, step=step)
+        images = [scenes[int(name.rpartition("/")[2])].image for name in names]
+        assert np.array_equal(host(loaded).images, np.stack(images))
 
 
 def test_worker_processes_change_nothing(scenes):

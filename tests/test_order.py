@@ -9,6 +9,7 @@ from flaxclip.data.order import (
     Draw,
     HostRows,
     OrderConfig,
+    batch_names,
     draw_order,
     example_rng,
     repeated_in_batches,
@@ -136,6 +137,21 @@ def test_any_number_of_hosts_loads_the_same_global_batches(hosts):
     for step in range(6):
         positions = [position for host in rows for position in host.of_step(step)]
         assert positions == list(range(step * 16, step * 16 + 16))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ("epochs", [[0, 3, 1, 2], [4, 5, 6, 7], [9, 8, 4, 6]]),
+        ("with_replacement", [[8, 9, 8, 3], [0, 0, 4, 5], [1, 3, 0, 4]]),
+    ],
+)
+def test_step_0_has_the_batch_of_the_first_update(sampling, expected):
+    """The one that earlier builds called the batch of step 1: their runs go on as they began."""
+    config = OrderConfig(sampling=sampling)
+    for step, numbers in enumerate(expected):
+        names = batch_names(Numbers(10), config, seed=3, batch_size=4, step=step)
+        assert names == [f"numbers/{number}" for number in numbers]
 
 
 def test_a_place_far_out_in_a_large_corpus_is_found_at_once():

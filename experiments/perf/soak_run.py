@@ -19,7 +19,7 @@ from PIL import Image
 import flaxclip.train
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
-from flaxclip.data.order import batch_records
+from flaxclip.data.order import batch_names
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.health import HealthConfig
 from flaxclip.models.clip import CLIPConfig
@@ -79,8 +79,8 @@ def make_nan(records: Iterable[str]) -> None:
 
     def poisoned(*args, **kwargs):
         config, source, seed, batch_size = args[0], args[2], kwargs["seed"], kwargs["batch_size"]
-        for step, loaded in enumerate(load_batches(*args, **kwargs), kwargs["start_step"] + 1):
-            names = batch_records(source, config.order, seed, batch_size, step)
+        for step, loaded in enumerate(load_batches(*args, **kwargs), kwargs["start_step"]):
+            names = batch_names(source, config.order, seed, batch_size, step)
             rows = np.array([name in bad for name in names])
             batch = loaded.batch
             # The training loop refuses to move arrays that nobody has put somewhere.

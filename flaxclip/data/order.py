@@ -1,8 +1,8 @@
 """Position in the stream of examples -> which record, at which of its visits; in constant time.
 
 The stream has no end, and every row of every batch has its position in it: row r of the batch of
-step s (counted from 0) has position s * batch_size + r. So nothing is dropped: a batch in which an
-epoch ends goes on with the first records of the next one, and no batch is short.
+step s has position s * batch_size + r, and step 0 is the first update. So nothing is dropped: a
+batch in which an epoch ends goes on with the first records of the next one, and no batch is short.
 
 In `epochs` every record comes once before any comes again. A mixture has no epochs of its own: each
 of its corpora does, and passes through them at the pace of its weight.
@@ -188,17 +188,18 @@ class HostRows:
         return self.batch_size // self.process_count
 
     def of_step(self, step: int) -> range:
-        """Positions of this host's rows of the batch of `step`, counted from 0."""
+        """Positions of this host's rows of the batch of `step`."""
         first = step * self.batch_size + self.process_index * self.local_batch_size
         return range(first, first + self.local_batch_size)
 
 
-def batch_records(
+def batch_names(
     source: Source, config: OrderConfig, seed: int, batch_size: int, step: int
 ) -> list[str]:
-    """Names of the records in the global batch of the `step`-th update, row by row.
+    """Names of the records in the global batch of `step`, row by row.
 
     An unreadable record has its own name here, though another one replaces it.
     """
-    order, first = draw_order(source, config, seed), (step - 1) * batch_size
-    return [source.name(order[first + row].record) for row in range(batch_size)]
+    order = draw_order(source, config, seed)
+    positions = HostRows(batch_size, 0, 1).of_step(step)
+    return [source.name(order[position].record) for position in positions]

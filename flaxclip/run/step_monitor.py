@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from flaxclip.checkpoint.manager import CheckpointManager
 from flaxclip.config import TrainConfig
 from flaxclip.data.batch import Batch
-from flaxclip.data.order import batch_records
+from flaxclip.data.order import batch_names
 from flaxclip.data.sources.source import Source
 from flaxclip.exit_codes import TrainingFailedError
 from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
@@ -39,8 +39,9 @@ class StepMonitor:
         watchdog: Watchdog,
     ):
         def records(step: int) -> list[str]:
+            # The update after which `step` are done is the update of step - 1.
             order = config.data.order
-            return batch_records(source, order, config.seed, config.batch_size, step)
+            return batch_names(source, order, config.seed, config.batch_size, step - 1)
 
         self._config = config
         self._mesh = mesh
