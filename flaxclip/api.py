@@ -99,7 +99,7 @@ class CLIPModel:
         """Images of any sizes, resized and cropped as the model was measured.
 
         Raises:
-            UnreadableRecordError: an image is broken.
+            UnreadableExampleError: an image is broken.
         """
         return np.stack([preprocess(image, self.transform) for image in images])
 
@@ -119,7 +119,7 @@ class CLIPModel:
 
         Raises:
             InputError: `batch_size` is not positive.
-            UnreadableRecordError: an image is broken.
+            UnreadableExampleError: an image is broken.
         """
 
         def encode(batch: Sequence[Any]) -> Array:
@@ -179,7 +179,7 @@ class CLIPModel:
 
         Raises:
             InputError: see `build_zero_shot_classifier`.
-            UnreadableRecordError: an image is broken.
+            UnreadableExampleError: an image is broken.
         """
         classifier = build_zero_shot_classifier(self.encode_text, class_names, templates)
         similarities = class_similarities(self.encode_image(images), classifier)

@@ -26,7 +26,7 @@ from flaxclip.benchmark.tasks import DataSource, all_tasks
 from flaxclip.benchmark.watch import watch
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.scenes import ScenesSource
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 from tests.helpers.command_lines import refused, run_cli
 from tests.helpers.image_tars import labelled, png, write_wds
@@ -116,7 +116,7 @@ def test_a_set_that_cannot_be_read_is_given_up_at_once(model, tmp_path, monkeypa
             return 10**9
 
         def __getitem__(self, index):
-            raise UnreadableRecordError("Stale file handle")
+            raise UnreadableExampleError("Stale file handle")
 
         def name(self, index):
             return f"{index}.jpg"

@@ -20,7 +20,7 @@ from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.readers.parquet import ParquetImages
 from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
 from flaxclip.data.images.eval_transform import SizedTransform
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import ImageTransform
 from flaxclip.zero_shot.class_prompts import class_prompts
@@ -337,7 +337,7 @@ def test_a_column_of_paths_in_place_of_images_is_told(tmp_path):
     table = pyarrow.table({"image": [{"bytes": None, "path": "/a/0.png"}], "label": ["cat"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     _, data = open_own(f"parquet:{tmp_path / 'a.parquet'}", tmp_path)
-    with pytest.raises(UnreadableRecordError, match=r"no bytes but the path.*embed_table_storage"):
+    with pytest.raises(UnreadableExampleError, match=r"no bytes but the path.*embed_table_storage"):
         data.images[0]
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flaxclip.data.sources.array_record import decode_record, encode_record
 from flaxclip.data.sources.captions import CaptionConfig, json_fields, make_captions
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.table import TableSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
@@ -104,7 +104,7 @@ def read_all(source) -> None:
         for read in (source.__getitem__, source.fields):
             try:
                 result = read(index)
-            except UnreadableRecordError:
+            except UnreadableExampleError:
                 continue
             if read == source.fields:
                 json.dumps(result)
@@ -130,10 +130,10 @@ def test_any_tar_is_read_or_refused(data, captions):
 
 @slowly
 @given(FIELDS, CAPTIONS)
-def test_any_fields_give_captions_or_an_unreadable_record(fields, config):
+def test_any_fields_give_captions_or_an_unreadable_example(fields, config):
     try:
         captions, weights = make_captions(fields, config, ("txt", "caption"))
-    except UnreadableRecordError:
+    except UnreadableExampleError:
         return
     assert captions
     assert all(caption.strip() for caption in captions)
@@ -143,8 +143,8 @@ def test_any_fields_give_captions_or_an_unreadable_record(fields, config):
 
 @slowly
 @given(damaged(JSON.map(json.dumps).map(str.encode)) | st.binary())
-def test_any_bytes_are_a_json_object_or_an_unreadable_record(data):
-    with contextlib.suppress(UnreadableRecordError):
+def test_any_bytes_are_a_json_object_or_an_unreadable_example(data):
+    with contextlib.suppress(UnreadableExampleError):
         assert isinstance(json_fields(data), dict)
 
 
@@ -165,7 +165,7 @@ def test_array_records_keep_what_they_are_given(fields, key, image):
 def test_any_bytes_are_an_array_record_or_an_unreadable_one(data):
     try:
         key, image, fields = decode_record(data)
-    except UnreadableRecordError:
+    except UnreadableExampleError:
         return
     assert (type(key), type(image), type(fields)) == (str, bytes, dict)
 

@@ -23,7 +23,7 @@ from PIL import Image
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.data.loader import DataConfig, load_batches
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
 from flaxclip.models.variants import ModelSpec
@@ -61,7 +61,7 @@ def bomb(width: int = 10_000, height: int = 10_000) -> bytes:
 
 
 def write_shards(folder: Path, shards: int = 4, size: int = 50, damaged=None) -> str:
-    """`damaged`: number of a record -> extension -> data, None for no such member."""
+    """`damaged`: number of an example -> extension -> data, None for no such member."""
     folder.mkdir(exist_ok=True)
     for shard in range(shards):
         with tarfile.open(folder / f"{shard}.tar", "w") as tar:
@@ -89,7 +89,7 @@ def batches(source, stop=10, batch_size=16, start=0):
 
 
 def replaced(source, epochs=1) -> dict[str, str]:
-    """Name -> reason of all records replaced while the whole corpus is gone through."""
+    """Name -> reason of all examples replaced while the whole corpus is gone through."""
     names = list(
         itertools.chain.from_iterable(
             loaded.replaced for loaded in batches(source, stop=-(-len(source) * epochs // 16))
@@ -111,7 +111,7 @@ DAMAGE = {
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # of 10^8 pixels
-def test_every_damaged_record_is_replaced_named_and_nothing_else_is(tmp_path):
+def test_every_damaged_example_is_replaced_named_and_nothing_else_is(tmp_path):
     damaged = {number: members for number, (members, _) in DAMAGE.items()}
     lonely = {100: {"jpg": None}, 101: {"txt": None}, 150: {"txt": None}}
     source = WebDatasetSource(write_shards(tmp_path / "shards", damaged=damaged | lonely))
@@ -128,7 +128,7 @@ def test_every_damaged_record_is_replaced_named_and_nothing_else_is(tmp_path):
     assert grown < 150_000
 
 
-def test_training_goes_on_and_says_how_many_records_were_broken_and_where(tmp_path, capsys):
+def test_training_goes_on_and_says_how_many_examples_were_broken_and_where(tmp_path, capsys):
     # All of shard 1, and two in a hundred of the others.
     damaged = {n: {"jpg": b"broken"} for n in [*range(30, 60), *range(7, 240, 50)]}
     path = write_shards(tmp_path / "shards", shards=8, size=30, damaged=damaged)
@@ -136,7 +136,7 @@ def test_training_goes_on_and_says_how_many_records_were_broken_and_where(tmp_pa
     train(tiny_config(tmp_path / "run", steps=15, data=data, checkpoint=never))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     told = capsys.readouterr().out
-    # Every broken record once, and again those that were to stand in for one.
+    # Every broken example once, and again those drawn in place of one.
     total = lines[-1]["replaced_records"]
     assert len(damaged) <= total <= len(damaged) + 12
     assert told.count("unreadable record, replaced by another: ") == 20
@@ -152,7 +152,7 @@ def test_training_goes_on_and_says_how_many_records_were_broken_and_where(tmp_pa
 def test_a_corpus_that_is_broken_as_a_whole_stops_the_run(tmp_path):
     damaged = {number: {"jpg": b"broken"} for number in range(100)}
     source = WebDatasetSource(write_shards(tmp_path / "shards", shards=2, damaged=damaged))
-    with pytest.raises(InputError, match="16 records in a row are unreadable; the first: "):
+    with pytest.raises(InputError, match="16 examples in a row are unreadable; the first: "):
         next(batches(source))
 
 
@@ -184,7 +184,7 @@ def test_a_shard_that_is_taken_away_or_changed_during_training(tmp_path, change)
 
 
 @pytest.mark.parametrize("kind", ["tar", "folder"])
-def test_files_that_may_not_be_read_make_their_records_unreadable_and_no_other(tmp_path, kind):
+def test_files_that_may_not_be_read_make_their_examples_unreadable_and_no_other(tmp_path, kind):
     with _others_may_read(tmp_path) as folder:
         if kind == "tar":
             source = WebDatasetSource(write_shards(folder / "shards", shards=2))
@@ -199,7 +199,7 @@ def test_files_that_may_not_be_read_make_their_records_unreadable_and_no_other(t
         denied.chmod(0)
         with _nobody():
             assert [source[n].captions for n in others] == [(f"caption {n}",) for n in others]
-            with pytest.raises(UnreadableRecordError, match="Permission denied"):
+            with pytest.raises(UnreadableExampleError, match="Permission denied"):
                 source[len(source) - 1]
 
 
@@ -224,7 +224,7 @@ def _nobody():
             os.seteuid(0)
 
 
-def test_one_broken_record_among_a_batch_costs_that_record_alone(tmp_path):
+def test_one_broken_example_among_a_batch_costs_that_example_alone(tmp_path):
     path = write_shards(tmp_path / "good", shards=1)
     whole = WebDatasetSource(path)
     broken = WebDatasetSource(write_shards(tmp_path / "bad", 1, damaged={20: {"jpg": b"x"}}))

@@ -12,7 +12,7 @@ import pytest
 
 from flaxclip.data.inspect.__main__ import Command, inspect
 from flaxclip.data.inspect.inspection import inspect_source
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from tests.helpers.pair_shards import image, write_shards
 
 
@@ -37,7 +37,7 @@ def test_a_small_corpus_is_read_whole_and_its_figures_are_called_exact(shards, t
     run = _inspect(shards / "*.tar", "--images", images, "--samples", 4, cache=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "73" in run.stdout
-    assert "exact: all 73 records read" in run.stdout
+    assert "exact: all 73 examples read" in run.stdout
     assert "exact: 6.85%" in run.stdout  # 5 of 73 broken
     assert "estimated" not in run.stdout
     assert "00000.tar/00022: broken image" in run.stdout
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_shown(tmp_path, monkeypatch, capsys):
 
 
 class _Corpus:
-    """A billion records, every tenth broken; reading is counted."""
+    """A billion examples, every tenth broken; reading is counted."""
 
     def __init__(self):
         self.read = []
@@ -109,7 +109,7 @@ class _Corpus:
     def __getitem__(self, index):
         self.read.append(index)
         if index % 10 == 3:
-            raise UnreadableRecordError("broken")
+            raise UnreadableExampleError("broken")
         return Pair(_IMAGE, (f"caption {index}",))
 
     def fields(self, index):

@@ -12,7 +12,7 @@ from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.eval_transform import decode_image, open_image
 from flaxclip.data.images.jpeg_header import JpegFrame, read_jpeg_frame
 from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 RARE = {
@@ -158,7 +158,7 @@ def test_simplejpeg_is_shown_no_frame_of_a_rare_kind(frame, shown_to_simplejpeg)
         lambda: UprightImage(file).decode(0.1),
         lambda: encode_for_storage(file, ImageEncoding(resize=10)),
     ):
-        with pytest.raises(UnreadableRecordError):
+        with pytest.raises(UnreadableExampleError):
             read()
     assert not shown_to_simplejpeg
 
@@ -169,7 +169,7 @@ def test_simplejpeg_is_shown_common_ones(shown_to_simplejpeg):
         assert not shown_to_simplejpeg  # the header is enough
         try:
             image.decode(0.4)
-        except UnreadableRecordError:
+        except UnreadableExampleError:
             assert len(file) < 100  # the one without an image
         assert shown_to_simplejpeg.pop() == file
 
@@ -184,8 +184,8 @@ def test_a_jpeg_that_cannot_be_read_is_called_one_and_by_its_kind(marker, bits):
     else:
         expected = rf"a JPEG of a kind .* \({kind}, {bits} bits a sample, components: 3\)"
     for read in (decode_image, UprightImage):
-        with pytest.raises(UnreadableRecordError, match=expected):
+        with pytest.raises(UnreadableExampleError, match=expected):
             read(file).decode(1.0) if read is UprightImage else read(file)
     if bits == 12:
-        with pytest.raises(UnreadableRecordError, match=expected):
+        with pytest.raises(UnreadableExampleError, match=expected):
             open_image(file)

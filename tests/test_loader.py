@@ -60,7 +60,7 @@ def test_a_batch_is_a_function_of_seed_and_step(scenes):
     assert not np.array_equal(host(run[0]).images, host(other[0]).images)
 
 
-def test_a_batch_holds_the_records_that_its_step_names(scenes):
+def test_a_batch_holds_the_examples_that_its_step_names(scenes):
     for step, loaded in enumerate(take(scenes, stop=3)):
         names = batch_names(scenes, OrderConfig(), seed=0, batch_size=16, step=step)
         images = [scenes[int(name.rpartition("/")[2])].image for name in names]
@@ -98,7 +98,7 @@ def example(load, position):
     return load(range(position, position + 1), lambda _: None)[0]
 
 
-def test_a_record_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_path):
+def test_an_example_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_path):
     image = Image.effect_noise((64, 64), 90).convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -108,7 +108,7 @@ def test_a_record_is_cropped_differently_in_each_epoch_and_the_same_again(tmp_pa
     assert not np.array_equal(example(load, 0).image, example(load, 1).image)
 
 
-def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named(tmp_path):
+def test_unreadable_examples_are_replaced_by_a_function_of_their_number_and_named(tmp_path):
     pairs = {f"{i:03}": (jpeg(i), f"shade {i}") for i in range(40)}
     pairs["007"] = (b"not an image", "broken")
     pairs["011"] = (jpeg(11)[:200], "cut off")
@@ -120,8 +120,8 @@ def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named
     assert sorted(name.split(":")[0] for name in replaced) == ["0.tar/007"] * 2 + ["0.tar/011"] * 2
 
     load = example_loader(source, WHOLE)
-    broken = next(position for position in range(40) if load.order[position].record == 7)
-    again = next(position for position in range(40, 80) if load.order[position].record == 7)
+    broken = next(position for position in range(40) if load.order[position].example == 7)
+    again = next(position for position in range(40, 80) if load.order[position].example == 7)
     assert np.array_equal(example(load, broken).tokens, example(load, again).tokens)
     assert "not a" in example(load, broken).replaced[0]
 
@@ -129,7 +129,7 @@ def test_unreadable_records_are_replaced_by_a_function_of_their_number_and_named
 def test_a_corpus_that_is_broken_at_large_stops_the_run(tmp_path):
     write_shard(tmp_path / "0.tar", {f"{i}": (b"x", "caption") for i in range(20)})
     load = example_loader(WebDatasetSource(str(tmp_path / "0.tar")))
-    with pytest.raises(InputError, match="16 records in a row are unreadable"):
+    with pytest.raises(InputError, match="16 examples in a row are unreadable"):
         example(load, 0)
 
 

@@ -23,14 +23,14 @@ from flaxclip.data.prepare.folder import PreparationFolder, write_whole
 from flaxclip.data.prepare.passes import (
     Recipe,
     plan_shards,
-    scan_records,
+    scan_examples,
     shard_numbers,
     write_shard,
 )
 from flaxclip.data.prepare.publish import claim, publish
 from flaxclip.data.sources.array_record import ArrayRecordSource
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 from tests.helpers.pair_shards import image, write_shards
 
@@ -47,9 +47,9 @@ def _recipe(path, **options) -> Recipe:
 
 
 def _prepare(recipe: Recipe, folder, shards: int) -> tuple[list, dict[str, int]]:
-    """All pairs of the shards, in order, and how many records were dropped, by reason."""
+    """All pairs of the shards, in order, and how many examples were dropped, by reason."""
     source = open_corpus(recipe.corpus, 32)
-    scan = scan_records(source, recipe, range(len(source)))
+    scan = scan_examples(source, recipe, range(len(source)))
     counts = dict.fromkeys((d.reason for d in scan.dropped), 0)
     pairs, dropped = [], list(scan.dropped)
     numbers = shard_numbers(scan.rows, shards)
@@ -61,12 +61,12 @@ def _prepare(recipe: Recipe, folder, shards: int) -> tuple[list, dict[str, int]]
         if report.pairs:
             written = ArrayRecordSource(str(path))
             pairs += [(*written[n][:2], written.fields(n)) for n in range(report.pairs)]
-    for record in dropped:
-        counts[record.reason] = counts.get(record.reason, 0) + 1
+    for one in dropped:
+        counts[one.reason] = counts.get(one.reason, 0) + 1
     return pairs, counts
 
 
-def test_every_record_is_kept_or_counted_by_why_it_is_dropped(tmp_path):
+def test_every_example_is_kept_or_counted_by_why_it_is_dropped(tmp_path):
     expected = write_shards(tmp_path / "in")
     pairs, counts = _prepare(_recipe(tmp_path / "in"), tmp_path, 3)
     assert counts == expected
@@ -81,7 +81,7 @@ def test_order_depends_on_contents_alone(tmp_path):
     pairs, _ = _prepare(_recipe(tmp_path / "in"), tmp_path, 1)
     for shards in (2, 5):
         assert _prepare(_recipe(tmp_path / "in"), tmp_path, shards)[0] == pairs
-    # The same records in one shard, the other way round.
+    # The same examples in one shard, the other way round.
     os.rename(tmp_path / "in" / "00000.tar", tmp_path / "in" / "00002.tar")
     turned, _ = _prepare(_recipe(tmp_path / "in"), tmp_path, 1)
     assert [pair[:2] for pair in turned] == [pair[:2] for pair in pairs]
@@ -115,10 +115,10 @@ def test_a_image_is_in_one_split_whatever_its_caption(tmp_path):
     write_shards(tmp_path / "in")
     recipe = _recipe(tmp_path / "in", deduplicate="none", validation=0.3)
     source = open_corpus(recipe.corpus, 32)
-    scan = scan_records(source, recipe, range(len(source)))
+    scan = scan_examples(source, recipe, range(len(source)))
     splits = {}
     for row in scan.rows:
-        image = source[int(row["record"])].image
+        image = source[int(row["example"])].image
         assert splits.setdefault(image, row["split"]) == row["split"]
     share = np.mean([split == 1 for split in splits.values()])
     assert 0.1 < share < 0.5  # 60 images at 0.3
@@ -127,16 +127,16 @@ def test_a_image_is_in_one_split_whatever_its_caption(tmp_path):
         assert len(np.unique(shard_numbers(scan.rows[scan.rows["split"] == split], 4))) == 4
 
 
-def test_number_of_shards_follows_from_distinct_records_and_their_stored_size(tmp_path):
+def test_number_of_shards_follows_from_distinct_examples_and_their_stored_size(tmp_path):
     write_shards(tmp_path / "in")
     recipe = _recipe(tmp_path / "in", shard_mb=0.01)
     source = open_corpus(recipe.corpus, 32)
     stored = sum(len(image(n)) for n in range(60))
-    scan = scan_records(source, recipe, range(len(source)))
+    scan = scan_examples(source, recipe, range(len(source)))
     shards = plan_shards(scan.sizes, len(source), recipe)["train"]
     assert shards == pytest.approx(stored / 1e4, abs=1)
     smaller = dataclasses.replace(recipe, encoding=ImageEncoding(resize=10))
-    scan = scan_records(source, smaller, range(len(source)))
+    scan = scan_examples(source, smaller, range(len(source)))
     shards_of_smaller = plan_shards(scan.sizes, len(source), smaller)["train"]
     assert shards_of_smaller < shards / 2
 
@@ -145,7 +145,7 @@ def test_a_corpus_that_changes_between_the_passes_is_refused(tmp_path):
     write_shards(tmp_path / "in")
     recipe = _recipe(tmp_path / "in")
     source = open_corpus(recipe.corpus, 32)
-    rows = scan_records(source, recipe, range(len(source))).rows
+    rows = scan_examples(source, recipe, range(len(source))).rows
     os.utime(tmp_path / "in" / "00001.tar", (0, 0))
     with pytest.raises(InputError, match="no longer what it was"):
         write_shard(source, recipe, rows, tmp_path / "a.array_record")
@@ -162,7 +162,7 @@ def test_a_full_disk_is_reported_and_nothing_is_taken_for_whole(tmp_path):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this machine does not let root mount a file system")
     try:
-        folder.write_scan(0, scan_records(source, recipe, folder.range(0)))
+        folder.write_scan(0, scan_examples(source, recipe, folder.range(0)))
         (folder.work / "shards").mkdir()
         rows = folder.read_rows(0)
         with (
@@ -336,7 +336,7 @@ def test_images_are_left_shrunk_or_put_into_another_format():
     assert _size(encode_for_storage(jpeg, ImageEncoding(image_format="PNG"))) == ("PNG", (40, 30))
     pixels = np.zeros((30, 40, 3), np.uint8)
     assert _size(encode_for_storage(pixels, ImageEncoding())) == ("PNG", (40, 30))
-    with pytest.raises(UnreadableRecordError, match="truncated"):
+    with pytest.raises(UnreadableExampleError, match="truncated"):
         encode_for_storage(jpeg[:700], ImageEncoding())
 
 
@@ -364,10 +364,10 @@ def test_images_that_are_encoded_anew_are_upright_and_opaque():
 SMALL = ImageEncoding(10, "PNG")
 
 
-def test_ranges_cover_all_records_once():
-    for records in (1, 63, 64, 65, 100_000, 123_456_789):
-        folder = PreparationFolder("out", records)
+def test_ranges_cover_all_examples_once():
+    for examples in (1, 63, 64, 65, 100_000, 123_456_789):
+        folder = PreparationFolder("out", examples)
         ranges = [folder.range(number) for number in range(folder.ranges)]
         assert ranges[0].start == 0
-        assert ranges[-1].stop == records
+        assert ranges[-1].stop == examples
         assert all(a.stop == b.start for a, b in itertools.pairwise(ranges))

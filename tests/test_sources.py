@@ -23,7 +23,7 @@ from flaxclip.data.sources.array_record import encode_record
 from flaxclip.data.sources.captions import CaptionConfig, draw_caption
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus
 from flaxclip.data.sources.parquet_batches import group_batches, open_parquet
-from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
 from flaxclip.errors import InputError
 from tests.helpers.leftovers import leave_behind
 
@@ -147,14 +147,14 @@ def test_array_record_that_is_replaced_is_never_taken_for_what_was_counted(tmp_p
     (tmp_path / "new").replace(path)
     assert source[1].captions == ("before 1",)
     array_record._open_shard.cache_clear()  # as in another process
-    with pytest.raises(UnreadableRecordError, match=r"a.array_record: has changed since"):
+    with pytest.raises(UnreadableExampleError, match=r"a.array_record: has changed since"):
         unread[1]
     assert open_at(path)[1].captions == ("after",)
 
 
 def test_array_record_of_another_kind_or_cut_off_is_told(tmp_path):
     write_array_record(tmp_path / "other.array_record", [b"not ours"])
-    with pytest.raises(UnreadableRecordError, match="no record of an image with fields"):
+    with pytest.raises(UnreadableExampleError, match="no record of an image with fields"):
         open_at(tmp_path / "other.array_record")[0]
     whole = [encode_record("k", image(1), {"txt": "a"})] * 9
     write_array_record(tmp_path / "whole.array_record", whole)
@@ -179,7 +179,7 @@ def test_tables_of_paths_and_captions(tmp_path, name):
     labelled = open_at(tmp_path / name, captions=labels)
     assert labelled[1].captions == ("a dog", "the dog")
     (tmp_path / "images/1.png").unlink()
-    with pytest.raises(UnreadableRecordError, match=r"images/1.png: No such file"):
+    with pytest.raises(UnreadableExampleError, match=r"images/1.png: No such file"):
         source[1]
 
 
@@ -202,7 +202,7 @@ def test_rows_of_csv_that_cannot_be_used_are_counted_or_spoil_themselves_alone(t
     assert "2 rows left out, which do not have the header's 3 columns" in caplog.text
     assert len(source) == 5
     for row, message in ((3, "not UTF-8"), (4, "embedded null byte")):
-        with pytest.raises(UnreadableRecordError, match=message):
+        with pytest.raises(UnreadableExampleError, match=message):
             source[row]
 
 
@@ -324,7 +324,7 @@ def test_a_column_of_paths_in_place_of_images_says_how_it_came_about(tmp_path):
     (tmp_path / "0.png").write_bytes(image(0))
     source = open_at(tmp_path / "a.parquet")
     assert source[0].image == image(0)
-    with pytest.raises(UnreadableRecordError, match=r"1.png: No such file.*embed_table_storage"):
+    with pytest.raises(UnreadableExampleError, match=r"1.png: No such file.*embed_table_storage"):
         source[1]
 
 
@@ -418,7 +418,7 @@ def test_captions_can_be_read_while_images_are_missing(tmp_path):
     (tmp_path / "photos/a.png").unlink()
     (tmp_path / "images/0.png").unlink()
     for source, caption in ((folder, "text a"), (table, "a cat")):
-        with pytest.raises(UnreadableRecordError):
+        with pytest.raises(UnreadableExampleError):
             source[0]
         assert source.captions(0)[0] == (caption,)
 
@@ -486,7 +486,7 @@ def test_copies_in_other_processes_read_the_same(tmp_path, monkeypatch):
         assert pool.map(_pairs, sources) == expected
     for source in sources:
         for index in (-1, len(source)):
-            with pytest.raises(IndexError, match=f"record {index} of 3|record {index} of 2"):
+            with pytest.raises(IndexError, match=f"example {index} of 3|example {index} of 2"):
                 source[index]
 
 

@@ -12,7 +12,7 @@ from flaxclip.data.images import resize
 from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import ImageTransform
 from tests.parity.images import photographs
@@ -283,7 +283,7 @@ def test_settings_out_of_range_are_refused(field, value):
 @pytest.mark.parametrize("cut", [40, 300, 900])
 def test_cut_jpegs_are_unreadable_not_grey(cut):
     file = _file(PIL.Image.fromarray(_noise(50, 50)), "JPEG")
-    with pytest.raises(UnreadableRecordError, match=r"broken image|starts with"):
+    with pytest.raises(UnreadableExampleError, match=r"broken image|starts with"):
         _transform(file[:cut])
 
 
@@ -291,7 +291,7 @@ def test_a_jpeg_bomb_is_refused_by_its_header():
     file = bytearray(_file(_smooth(8, 8), "JPEG"))
     at = file.index(b"\xff\xc0") + 5
     file[at : at + 4] = (20_000).to_bytes(2) * 2
-    with pytest.raises(UnreadableRecordError, match="20000 × 20000 pixels, more than the limit"):
+    with pytest.raises(UnreadableExampleError, match="20000 × 20000 pixels, more than the limit"):
         _transform(bytes(file))
 
 
@@ -310,7 +310,7 @@ def test_damaged_files_never_raise_anything_but_unreadable(kind):
             del damaged[rng.integers(len(damaged)) :]
         try:
             out = _transform(bytes(damaged))
-        except UnreadableRecordError:
+        except UnreadableExampleError:
             continue
         assert out.shape == (SIZE, SIZE, 3)
 

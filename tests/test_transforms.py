@@ -11,7 +11,7 @@ import pytest
 
 from flaxclip.api import CLIPModel
 from flaxclip.data.images.eval_transform import SizedTransform, decode_image, preprocess
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import ImageTransform
 from flaxclip.models.variants import ModelSpec
@@ -153,7 +153,7 @@ def test_cmyk_and_transparency_yield_rgb_without_a_warning(recwarn):
     ids=["empty", "HTML", "cut JPEG", "cut PNG", "cut WebP", "float TIFF", "LAB TIFF"],
 )
 def test_broken_files_are_unreadable_with_a_reason(file, reason):
-    with pytest.raises(UnreadableRecordError, match=reason):
+    with pytest.raises(UnreadableExampleError, match=reason):
         decode_image(file)
 
 
@@ -179,9 +179,9 @@ def test_bombs_are_refused_before_they_take_memory():
     assert len(bomb) < 2**20
     hair = _file(PIL.Image.new("RGB", (1, 300_000)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UnreadableRecordError, match="10000 × 10000 pixels, more than the limit"):
+    with pytest.raises(UnreadableExampleError, match="10000 × 10000 pixels, more than the limit"):
         decode_image(bomb)
-    with pytest.raises(UnreadableRecordError, match="224 × 67200000 pixels"):
+    with pytest.raises(UnreadableExampleError, match="224 × 67200000 pixels"):
         preprocess(hair, SizedTransform(224))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 32 * 1024 * (1024 if sys.platform == "darwin" else 1)  # 32 MiB; KiB on Linux
@@ -200,6 +200,6 @@ def test_damaged_files_never_raise_anything_but_unreadable(kind):
             del damaged[rng.integers(len(damaged)) :]
         try:
             out = preprocess(bytes(damaged), SizedTransform(SIZE))
-        except UnreadableRecordError:
+        except UnreadableExampleError:
             continue
         assert out.shape == (SIZE, SIZE, 3)

@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.tars import scan_processes, tar_index
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
@@ -65,7 +65,7 @@ def _members(start: int, stop: int) -> list[tuple[str, bytes]]:
 
 @pytest.fixture
 def shards(tmp_path) -> pathlib.Path:
-    """Three shards of four records."""
+    """Three shards of four examples."""
     for shard in range(3):
         _tar(tmp_path / f"shards/{shard:05d}.tar", _members(4 * shard, 4 * shard + 4))
     return tmp_path / "shards"
@@ -78,7 +78,7 @@ def _as_list(source: WebDatasetSource) -> list[tuple[str, bytes, str]]:
     ]
 
 
-def test_records_are_read_as_stored_in_the_order_of_shards_and_members(shards):
+def test_examples_are_read_as_stored_in_the_order_of_shards_and_members(shards):
     source = WebDatasetSource(str(shards / "{00000..00002}.tar"))
     assert _as_list(source) == [
         (f"{n // 4:05d}.tar/{n:09d}", _image(n), f"caption {n}") for n in range(12)
@@ -122,7 +122,7 @@ def test_every_image_extension_and_both_kinds_of_caption(tmp_path):
     assert source[4].captions[0] == "té"  # .txt wins, whatever the .json holds
 
 
-def test_members_of_a_record_need_not_be_neighbours(tmp_path):
+def test_members_of_an_example_need_not_be_neighbours(tmp_path):
     members = sorted(_members(0, 5), key=lambda member: member[0].split(".")[1])
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
     assert [source[n].captions[0] for n in range(5)] == [f"caption {n}" for n in range(5)]
@@ -262,11 +262,11 @@ def test_sparse_members_whose_data_is_not_in_one_piece_are_left_out(tmp_path):
         ("0.json", b'{"caption": "\\ud83d"}', "surrogate"),
     ],
 )
-def test_a_bad_caption_makes_its_record_unreadable_and_no_other(tmp_path, member, data, reason):
+def test_a_bad_caption_makes_its_example_unreadable_and_no_other(tmp_path, member, data, reason):
     members = [("0.jpg", _image(0)), (member, data), ("1.jpg", _image(1)), ("1.txt", b"fine")]
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", members)))
     assert len(source) == 2
-    with pytest.raises(UnreadableRecordError, match=reason):
+    with pytest.raises(UnreadableExampleError, match=reason):
         source[0]
     assert source[1].captions[0] == "fine"
     assert source.name(0) == "a.tar/0"
@@ -276,7 +276,7 @@ def test_positions_outside_the_source_are_index_errors(shards):
     source = WebDatasetSource(str(shards / "*.tar"))
     assert source[np.int64(11)].captions[0] == "caption 11"
     for index in (-1, 12):
-        with pytest.raises(IndexError, match=f"record {index} of 12"):
+        with pytest.raises(IndexError, match=f"example {index} of 12"):
             source[index]
 
 
@@ -407,7 +407,7 @@ def test_shards_in_object_storage_are_indexed_and_read_by_range(shards, monkeypa
     assert remote[7] == local[7]
     assert len(requests) == 2  # image, JSON and text lie together
     bucket.pipe_file("memory://bucket/shards/00001.tar", b"")
-    with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
+    with pytest.raises(UnreadableExampleError, match=r"00001.tar has changed since it was indexed"):
         remote[5]
     with pytest.raises(InputError, match=r"1 of 4 shards do not exist\nfirst: memory://bucket"):
         WebDatasetSource("memory://bucket/shards/{00000..00003}.tar")
@@ -450,7 +450,7 @@ def test_a_changed_shard_is_indexed_anew(shards):
     after = WebDatasetSource(pattern)
     assert len(after) == 10
     assert after[5] == Pair(_image(101), ("caption 101",))
-    with pytest.raises(UnreadableRecordError, match=r"00001.tar has changed since it was indexed"):
+    with pytest.raises(UnreadableExampleError, match=r"00001.tar has changed since it was indexed"):
         before[5]
     assert before[11].captions[0] == "caption 11"
 
@@ -458,14 +458,14 @@ def test_a_changed_shard_is_indexed_anew(shards):
 def test_a_changed_time_alone_is_a_change(shards):
     source = WebDatasetSource(str(shards / "*.tar"))
     os.utime(shards / "00000.tar", ns=(1, 1))
-    with pytest.raises(UnreadableRecordError, match=r"00000.tar has changed"):
+    with pytest.raises(UnreadableExampleError, match=r"00000.tar has changed"):
         source[0]
 
 
-def test_a_deleted_shard_makes_its_records_unreadable_and_no_other(shards):
+def test_a_deleted_shard_makes_its_examples_unreadable_and_no_other(shards):
     source = WebDatasetSource(str(shards / "*.tar"))
     (shards / "00001.tar").unlink()
-    with pytest.raises(UnreadableRecordError, match=r"00001.tar: No such file"):
+    with pytest.raises(UnreadableExampleError, match=r"00001.tar: No such file"):
         source[4]
     assert source.name(4) == "00001.tar/000000004"
     assert source[0].captions[0] == "caption 0"
@@ -561,7 +561,7 @@ def test_a_copy_in_another_process_reads_the_same_and_travels_light(shards, tmp_
     assert _as_list(pickle.loads(pickle.dumps(source))) == _as_list(source)
 
 
-def test_an_index_takes_fewer_than_100_bytes_a_record(tmp_path):
+def test_an_index_takes_fewer_than_100_bytes_an_example(tmp_path):
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", _members(0, 200))))
     assert sum(array.nbytes for array in source._index) < 100 * len(source)
 
@@ -591,7 +591,7 @@ def test_a_header_that_claims_gigabytes_is_refused_unread(tmp_path):
         WebDatasetSource(str(path))
 
 
-def test_damaged_tars_never_raise_anything_but_input_and_record_errors(tmp_path):
+def test_damaged_tars_never_raise_anything_but_input_and_example_errors(tmp_path):
     path = _tar(tmp_path / "a.tar", _members(0, 3))
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
@@ -619,6 +619,6 @@ def test_damaged_tars_never_raise_anything_but_input_and_record_errors(tmp_path)
             source.name(index)
             try:
                 assert source[index].captions[0].strip()
-            except UnreadableRecordError:
+            except UnreadableExampleError:
                 continue
     assert opened > 20

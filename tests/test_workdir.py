@@ -10,7 +10,7 @@ import pytest
 
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import run_from_json
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.errors import InputError
 from flaxclip.optim import OptimConfig
 from flaxclip.run.provenance import data_fingerprint, run_record
@@ -31,7 +31,7 @@ class Records:
     def __getitem__(self, index):
         pair = self._pairs[index][1]
         if pair is None:
-            raise UnreadableRecordError("broken")
+            raise UnreadableExampleError("broken")
         image, caption = pair
         return Pair(image, (caption,))
 

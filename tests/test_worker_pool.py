@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from flaxclip.data.workers.host_batches import Example, LocalLoading
+from flaxclip.data.workers.host_batches import LocalLoading, Row
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
 from flaxclip.data.workers.shared_batches import BatchShape, count_slots
 from flaxclip.errors import InputError
@@ -35,7 +35,7 @@ def loading(before=lambda position: None):
         before(position)
         image = np.full((4, 4, 3), position % 251, np.uint8)
         replaced = (f"{position}: broken",) if position % 17 == 0 else ()
-        return Example(image, np.full(3, position, np.int32), position % 5 == 0, replaced)
+        return Row(image, np.full(3, position, np.int32), position % 5 == 0, replaced)
 
     return load
 
@@ -94,29 +94,29 @@ def test_any_number_of_workers_makes_the_batches_that_none_makes():
         batches.close()
 
 
-def test_a_killed_worker_ends_the_iteration_with_the_name_of_its_record(tmp_path):
+def test_a_killed_worker_ends_the_iteration_with_the_name_of_its_example(tmp_path):
     batches = pool(loading(blocking_at(57, str(tmp_path / "process"))))
     threading.Thread(
         target=lambda: os.kill(wait_for(tmp_path / "process"), signal.SIGKILL), daemon=True
     ).start()
-    with pytest.raises(WorkerError, match=r"killed by SIGKILL, at record shard.tar/057\n.*memory"):
+    with pytest.raises(WorkerError, match=r"killed by SIGKILL, at example shard.tar/057\n.*memory"):
         list(batches)
     batches.close()
 
 
-def test_a_worker_that_crashes_is_named_with_its_record():
+def test_a_worker_that_crashes_is_named_with_its_example():
     batches = pool(loading(lambda position: faulthandler._sigsegv() if position == 5 else None))
-    with pytest.raises(WorkerError, match=r"killed by SIGSEGV, at record shard.tar/005"):
+    with pytest.raises(WorkerError, match=r"killed by SIGSEGV, at example shard.tar/005"):
         next(iter(batches))
     batches.close()
 
 
 def test_a_stalled_worker_is_reported_in_time_with_its_stack(tmp_path, caplog, capfd):
     batches = pool(loading(blocking_at(57, str(tmp_path / "process"))), stall_seconds=4.0)
-    with pytest.raises(WorkerError, match=r"has been at record shard.tar/057 for \d+ s"):
+    with pytest.raises(WorkerError, match=r"has been at example shard.tar/057 for \d+ s"):
         list(batches)
     assert time.time() - (tmp_path / "process").stat().st_mtime < 15
-    assert "at record shard.tar/057" in caplog.text
+    assert "at example shard.tar/057" in caplog.text
     assert "in before" in capfd.readouterr().err  # the worker's own stack
     process = wait_for(tmp_path / "process")
     batches.close()
@@ -133,7 +133,7 @@ def test_errors_in_workers_arrive_with_their_kind():
 
     for before, kind, message in (
         (refuse, InputError, "^this corpus is broken at large$"),
-        (stumble, WorkerError, r"(?s)failed over record shard.tar/050\n.*ZeroDivisionError"),
+        (stumble, WorkerError, r"(?s)failed over example shard.tar/050\n.*ZeroDivisionError"),
     ):
         batches = pool(loading(before))
         with pytest.raises(kind, match=message):

@@ -320,8 +320,8 @@ def print_profile(folder: Path) -> None:
     load = ExampleLoader(source, order, tokenizer, SizedTransform(224), AugmentConfig(), 0)
     positions = range(200)
     draws = [order[position] for position in positions]
-    files = [source[draw.record].image for draw in draws]
-    captions = [[source[draw.record].captions[0]] for draw in draws]
+    files = [source[draw.example].image for draw in draws]
+    captions = [[source[draw.example].captions[0]] for draw in draws]
     scale = decoded_scale(files[0])
     pixels = UprightImage(files[0]).decode(scale)[0]
     height, width = pixels.shape[:2]
@@ -330,7 +330,7 @@ def print_profile(folder: Path) -> None:
     rng = np.random.default_rng(0)
     parts = {
         "its place in the order": lambda i: order[i],
-        "reading the tar": lambda i: source[draws[i].record],
+        "reading the tar": lambda i: source[draws[i].example],
         "decoding": lambda i: UprightImage(files[i]).decode(scale),
         "random numbers": lambda i: example_rng(0, draws[i], "image"),
         "choosing the crop": lambda i: sample_crop(height, width, rng, (0.9, 1.0), ratio),

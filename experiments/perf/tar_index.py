@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 
 from flaxclip.data.order import OrderConfig, batch_names
-from flaxclip.data.sources.tars.tar_scan import RECORD
+from flaxclip.data.sources.tars.tar_scan import ENTRY
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 
 _PER_SHARD = 10_000
@@ -41,7 +41,7 @@ source = WebDatasetSource(sys.argv[1])
 opened = time.perf_counter() - start
 for index in range(0, len(source), 50):
     source.name(index)  # a page of the index each, or more
-checksum = int(source._index.records["image_offset"].sum()) + int(source._index.keys.sum())
+checksum = int(source._index.entries["image_offset"].sum()) + int(source._index.keys.sum())
 after = [resident(("RssAnon",)), resident(("RssFile",))]
 print(opened, len(source), after[0] - before[0], after[1] - before[1])
 """
@@ -96,7 +96,7 @@ def main(trial: Trial) -> None:
         print(
             f"opened in {opened:.2f} s; with all of the index looked at, {own / records:.1f} bytes "
             f"a record of a process's own and {mapped / records:.1f} mapped, shared by all "
-            f"(on disk {RECORD.itemsize} and the key)"
+            f"(on disk {ENTRY.itemsize} and the key)"
         )
         for step in (0, 10**3, 10**6, 10**9):
             start = time.perf_counter()

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from flaxclip.data.images.eval_transform import SizedTransform, decode_image, preprocess
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 
 
@@ -31,7 +31,7 @@ class Images(Protocol):
         """An image, encoded or as pixels.
 
         Raises:
-            UnreadableRecordError: it cannot be read.
+            UnreadableExampleError: it cannot be read.
         """
         ...
 
@@ -104,7 +104,7 @@ def measured_pixels(
     """An image as scores are measured on it.
 
     Raises:
-        UnreadableRecordError: see `preprocess`.
+        UnreadableExampleError: see `preprocess`.
     """
     if isinstance(image, bytes) and transform.how.transparency == "dropped":
         # To RGB before the resize, as the loaders behind published scores do; for palettes and
@@ -131,7 +131,7 @@ def image_batches(
     def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], str | None]:
         try:
             return measured_pixels(images[index], transform), None
-        except UnreadableRecordError as error:
+        except UnreadableExampleError as error:
             black = np.zeros((transform.size, transform.size, 3), np.uint8)
             return black, f"{images.name(index)}: {error}"
 

@@ -19,7 +19,7 @@ from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.results import Result
 from flaxclip.data.images.eval_transform import SizedTransform
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.figures import draw_predictions, draw_similarities, save_figure
 from flaxclip.numerics import similarity
 from flaxclip.zero_shot.class_prompts import class_prompts
@@ -107,7 +107,7 @@ def _save_thumbnail(images: Images, index: int, folder: Path, stem: str) -> str:
 def _pixels(images: Images, index: int, transform: SizedTransform) -> UInt8[np.ndarray, "h w 3"]:
     try:
         return measured_pixels(images[index], transform)
-    except UnreadableRecordError:
+    except UnreadableExampleError:
         return np.zeros((transform.size, transform.size, 3), np.uint8)
 
 

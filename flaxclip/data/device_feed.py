@@ -23,7 +23,7 @@ class LoadedBatch(NamedTuple):
     truncated: int
     """Captions that lost their end to the context length."""
     replaced: tuple[str, ...]
-    """Names of unreadable records that were replaced in the batch, and the reasons."""
+    """Names of unreadable examples that were replaced in the batch, and the reasons."""
     wait_seconds: float
     """Seconds that the training loop waited for this batch."""
 

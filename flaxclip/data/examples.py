@@ -10,20 +10,20 @@ from jaxtyping import UInt8
 
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig, Crop, choose_crop, render_crop
-from flaxclip.data.order import CorpusOrder, Draw, example_rng, stand_in
+from flaxclip.data.order import CorpusOrder, Draw, example_rng, replacement
 from flaxclip.data.sources.captions import draw_caption
-from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
 from flaxclip.data.tokenizers.base import Tokenizer
-from flaxclip.data.workers.host_batches import Example
+from flaxclip.data.workers.host_batches import Row
 from flaxclip.errors import InputError
 
 MAX_REPLACEMENTS = 16
-"""Records tried in place of an unreadable one. At 10% broken, all fail once in 10^16 examples."""
+"""Examples tried in place of an unreadable one. At 10% broken, all fail once in 10^16 rows."""
 
 
 @dataclasses.dataclass
-class _Row:
-    """An example that is being loaded."""
+class _Loading:
+    """A row that is being loaded."""
 
     position: int
     draw: Draw
@@ -31,13 +31,13 @@ class _Row:
     rng: np.random.Generator = dataclasses.field(init=False)
     crop: Crop = dataclasses.field(init=False)
     pixels: UInt8[np.ndarray, "size size 3"] = dataclasses.field(init=False)
-    error: UnreadableRecordError | None = None
+    error: UnreadableExampleError | None = None
     replaced: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleLoader:
-    """Positions in the stream -> examples, as a pure function; runs in worker processes."""
+    """Positions in the stream -> rows, as a pure function; runs in worker processes."""
 
     source: Source
     order: CorpusOrder | grain.MapDataset[Draw]
@@ -46,17 +46,17 @@ class ExampleLoader:
     augment: AugmentConfig
     seed: int
 
-    def __call__(self, positions: range, begin: Callable[[int], None]) -> list[Example]:
-        """The examples at `positions`; an unreadable record is replaced by another one.
+    def __call__(self, positions: range, begin: Callable[[int], None]) -> list[Row]:
+        """The rows at `positions`; an unreadable example is replaced by another one.
 
         Args:
             positions: in the stream.
             begin: called with each position that is about to be worked on.
 
         Raises:
-            InputError: `MAX_REPLACEMENTS` records in a row are unreadable.
+            InputError: `MAX_REPLACEMENTS` examples in a row are unreadable.
         """
-        rows = [_Row(position, self.order[position]) for position in positions]
+        rows = [_Loading(position, self.order[position]) for position in positions]
         pending = rows
         while pending:
             # All of one kind of work, then of the next: decoding an image leaves nothing of the
@@ -67,7 +67,7 @@ class ExampleLoader:
                         begin(row.position)
                         try:
                             work(row)
-                        except UnreadableRecordError as error:
+                        except UnreadableExampleError as error:
                             row.error = error
             pending = [row for row in pending if row.error is not None]
             for row in pending:
@@ -78,33 +78,33 @@ class ExampleLoader:
         ]
         tokens, truncated = self.tokenizer.encode(captions)
         return [
-            Example(row.pixels, ids, bool(cut), tuple(row.replaced))
+            Row(row.pixels, ids, bool(cut), tuple(row.replaced))
             for row, ids, cut in zip(rows, tokens, truncated, strict=True)
         ]
 
     def name(self, position: int) -> str:
-        """Name of the record at `position`."""
-        return self.source.name(self.order[position].record)
+        """Name of the example at `position`."""
+        return self.source.name(self.order[position].example)
 
-    def _read(self, row: _Row) -> None:
-        row.pair = self.source[row.draw.record]
+    def _read(self, row: _Loading) -> None:
+        row.pair = self.source[row.draw.example]
 
-    def _choose_crop(self, row: _Row) -> None:
+    def _choose_crop(self, row: _Loading) -> None:
         row.rng = example_rng(self.seed, row.draw, "image")
         row.crop = choose_crop(row.pair.image, self.transform, self.augment, row.rng)
 
-    def _render(self, row: _Row) -> None:
+    def _render(self, row: _Loading) -> None:
         row.pixels = render_crop(row.crop, self.transform, self.augment, row.rng)
 
-    def _replace(self, row: _Row) -> None:
-        """Draw another record."""
-        name = self.source.name(row.draw.record)
+    def _replace(self, row: _Loading) -> None:
+        """Draw another example."""
+        name = self.source.name(row.draw.example)
         row.replaced.append(f"{name}: {row.error}".replace("\n", " "))
         if len(row.replaced) == MAX_REPLACEMENTS:
             raise InputError(
-                f"{MAX_REPLACEMENTS} records in a row are unreadable; the first: "
+                f"{MAX_REPLACEMENTS} examples in a row are unreadable; the first: "
                 f"{row.replaced[0]}\n"
-                "a few broken records are replaced by others, but this corpus is broken at large"
+                "a few broken examples are replaced by others, but this corpus is broken at large"
             )
-        record = stand_in(self.source, row.draw.record, len(row.replaced) - 1)
-        row.draw, row.error = row.draw._replace(record=record), None
+        example = replacement(self.source, row.draw.example, len(row.replaced) - 1)
+        row.draw, row.error = row.draw._replace(example=example), None

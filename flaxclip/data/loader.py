@@ -44,7 +44,7 @@ class DataConfig(CorpusConfig):
     """Memory a host for batches on their way to the devices. If None, 1 GiB, or two batches if
     these are larger."""
     stall_seconds: float = 120.0
-    """A worker that takes longer over one record ends the run, with the record's name."""
+    """A worker that takes longer over one example ends the run, with the example's name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +99,7 @@ def load_batches(
     """
     image_size, text = spec.model.vision.image_size, spec.model.text
     rows = HostRows(batch_size, jax.process_index(), jax.process_count())
-    examples = ExampleLoader(
+    load = ExampleLoader(
         source=source,
         order=draw_order(source, config.order, seed),
         tokenizer=load_tokenizer(spec.tokenizer, text.context_length, text.vocab_size),
@@ -113,8 +113,8 @@ def load_batches(
     host_batches: WorkerPool | LocalLoading
     if workers:
         host_batches = WorkerPool(
-            examples,
-            examples.name,
+            load,
+            load.name,
             shape,
             steps,
             rows.of_step,
@@ -123,5 +123,5 @@ def load_batches(
             stall_seconds=config.stall_seconds,
         )
     else:
-        host_batches = LocalLoading(examples, steps, rows.of_step)
+        host_batches = LocalLoading(load, steps, rows.of_step)
     yield from feed_devices(host_batches, mesh)

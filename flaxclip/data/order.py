@@ -1,11 +1,11 @@
-"""Position in the stream of examples -> which record, at which of its visits; in constant time.
+"""Position in the stream -> which example, at which of its visits; in constant time.
 
 The stream has no end, and every row of every batch has its position in it: row r of the batch of
 step s has position s * batch_size + r, and step 0 is the first update. So nothing is dropped: a
-batch in which an epoch ends goes on with the first records of the next one, and no batch is short.
+batch in which an epoch ends goes on with the first examples of the next, and no batch is short.
 
-In `epochs` every record comes once before any comes again. A mixture has no epochs of its own: each
-of its corpora does, and passes through them at the pace of its weight.
+In `epochs` every example comes once before any comes again. A mixture has no epochs of its own:
+each of its corpora does, and passes through them at the pace of its weight.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ _STRETCHES = 16  # a window holds: enough to mix, few enough to be read in a row
 
 
 class Draw(NamedTuple):
-    """The record at one position of the stream."""
+    """The example at one position of the stream."""
 
-    record: int
+    example: int
     visit: int
-    """Number that tells this appearance of the record from its others: all randomness of an example
-    is a function of (seed, visit, record). In `epochs` it is the epoch."""
+    """Number of the visit, different for all visits to the example: all randomness of a row is a
+    function of (seed, visit, example). In `epochs`, it is the epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,13 @@ class OrderConfig:
     """The order of the examples of a corpus."""
 
     sampling: Literal["epochs", "with_replacement"] = "epochs"
-    """`epochs`: every record once, in another order each time. `with_replacement`: each draw from
-    all records."""
+    """`epochs`: every example once, in another order each time. `with_replacement`: each draw from
+    all examples."""
     window: int | None = None
     """If None, an epoch is shuffled as a whole, so that neighbours in a batch lie far apart in the
-    corpus. If a number of records, runs of neighbouring records, a sixteenth of it each, are
-    shuffled as a whole, and records within each sixteen runs in a row. For disks and object storage
-    that are slow at random access."""
+    corpus. If a number of examples, the corpus is cut into runs of a sixteenth of it; the runs are
+    shuffled as wholes, then the examples within every sixteen runs in a row. For disks and object
+    storage that are slow at random access."""
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < _STRETCHES:
@@ -77,36 +77,36 @@ def draw_order(
 class CorpusOrder:
     """The draws from one corpus, by index."""
 
-    records: int
+    examples: int
     config: OrderConfig
     seeds: tuple[int, ...]
-    first_record: int = 0
-    """Index of its first record in the mixture."""
+    first_example: int = 0
+    """Index of its first example in the mixture."""
 
     def __len__(self) -> int:
         return 2**62  # Grain knows no endless source
 
     def __getitem__(self, number: int) -> Draw:
         if self.config.sampling == "with_replacement":
-            record = int(np.random.default_rng((*self.seeds, number)).integers(self.records))
-            return Draw(self.first_record + record, number)
-        epoch, position = divmod(number, self.records)
+            example = int(np.random.default_rng((*self.seeds, number)).integers(self.examples))
+            return Draw(self.first_example + example, number)
+        epoch, position = divmod(number, self.examples)
         window = self.config.window
-        if window is None or window >= self.records:
-            record = _permutation(self.records, (*self.seeds, epoch))[position]
+        if window is None or window >= self.examples:
+            example = _permutation(self.examples, (*self.seeds, epoch))[position]
         else:
-            record = self._windowed(position, -(-window // _STRETCHES), (*self.seeds, epoch))
-        return Draw(self.first_record + int(record), epoch)
+            example = self._windowed(position, -(-window // _STRETCHES), (*self.seeds, epoch))
+        return Draw(self.first_example + int(example), epoch)
 
     def _windowed(self, position: int, stretch: int, seeds: tuple[int, ...]) -> int:
-        """Shuffle positions within their window, then whole stretches of records."""
+        """Shuffle positions within their window, then whole stretches of examples."""
         size = stretch * _STRETCHES
         window, position = divmod(position, size)
-        size = min(size, self.records - window * size)
+        size = min(size, self.examples - window * size)
         position = window * stretch * _STRETCHES + _permutation(size, (*seeds, window))[position]
 
         # The last stretch is shorter than the others, which are permuted; it is put among them.
-        whole, short = divmod(self.records, stretch)
+        whole, short = divmod(self.examples, stretch)
         short_at = _hash((*seeds, 2**32)) % (whole + 1) * stretch
         if short_at <= position < short_at + short:
             return whole * stretch + position - short_at
@@ -129,22 +129,22 @@ def _hash(seeds: tuple[int, ...]) -> int:
 
 
 def example_rng(seed: int, draw: Draw, purpose: Literal["caption", "image"]) -> np.random.Generator:
-    """The random generator of one example; captions and images have their own."""
-    # Philox counts upwards in the counter's first word: records must differ in another.
-    counter = np.array([0, draw.record, ("caption", "image").index(purpose), 0], np.uint64)
+    """The random generator of one visit to an example; captions and images have their own."""
+    # Philox counts upwards in the counter's first word: examples must differ in another.
+    counter = np.array([0, draw.example, ("caption", "image").index(purpose), 0], np.uint64)
     key = np.array([seed, draw.visit], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def stand_in(source: Source, record: int, attempt: int) -> int:
-    """A record of the same corpus that replaces an unreadable one.
+def replacement(source: Source, example: int, attempt: int) -> int:
+    """Index of the example of the same corpus that replaces an unreadable one.
 
-    A function of the broken record's index alone, so that every host and every restart agrees.
+    A function of the broken example's index alone, so that every host and every restart agrees.
     """
     start, stop = 0, len(source)
     if isinstance(source, MixtureSource):
-        start, stop = source.bounds(record)
-    rng = np.random.Generator(np.random.Philox(key=[record, attempt]))
+        start, stop = source.bounds(example)
+    rng = np.random.Generator(np.random.Philox(key=[example, attempt]))
     return int(rng.integers(start, stop))
 
 
@@ -174,7 +174,7 @@ def repeated_in_batches(source: Source, batch_size: int) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class HostRows:
-    """Positions in the endless stream of examples that one host loads, step after step.
+    """Positions in the endless stream that one host loads, step after step.
 
     Row r of the global batch at step s has position `s * batch_size + r`, on any number of hosts.
     """
@@ -196,10 +196,10 @@ class HostRows:
 def batch_names(
     source: Source, config: OrderConfig, seed: int, batch_size: int, step: int
 ) -> list[str]:
-    """Names of the records in the global batch of `step`, row by row.
+    """Names of the examples in the global batch of `step`, row by row.
 
-    An unreadable record has its own name here, though another one replaces it.
+    An unreadable example has its own name here, though another one replaces it.
     """
     order = draw_order(source, config, seed)
     positions = HostRows(batch_size, 0, 1).of_step(step)
-    return [source.name(order[position].record) for position in positions]
+    return [source.name(order[position].example) for position in positions]

@@ -13,7 +13,7 @@ from flaxclip.config import TrainConfig
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.loader import open_source
 from flaxclip.data.sources.scenes import ScenesSource
-from flaxclip.data.sources.source import Source, UnreadableRecordError
+from flaxclip.data.sources.source import Source, UnreadableExampleError
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.models.clip import CLIP
 from flaxclip.numerics import similarity
@@ -66,7 +66,7 @@ class RunImages:
                 pair = source[index]
                 images.append(preprocess(pair.image, transform))
                 captions.append(pair.captions[0])
-            except UnreadableRecordError:
+            except UnreadableExampleError:
                 continue  # training reports it, should it ever come to it
             if len(images) == self._config.shown_pairs:
                 break

@@ -11,7 +11,7 @@ import jax
 
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import run_to_json
-from flaxclip.data.sources.source import Source, UnreadableRecordError
+from flaxclip.data.sources.source import Source, UnreadableExampleError
 
 _PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _SAMPLED_NAMES = 1024
@@ -44,7 +44,7 @@ def data_fingerprint(source: Source) -> dict[str, Any]:
 def _content_hash(source: Source, index: int) -> bytes:
     try:
         image, captions, weights = source[index]
-    except UnreadableRecordError:
+    except UnreadableExampleError:
         return hashlib.sha256(b"unreadable").digest()
     image = image if isinstance(image, bytes) else image.tobytes()
     text = json.dumps([captions, weights])

@@ -60,16 +60,16 @@ def prepared(corpus, tmp_path_factory):
     return out, run.stdout
 
 
-def test_datasheet_and_list_account_for_every_record(corpus, prepared):
+def test_datasheet_and_list_account_for_every_example(corpus, prepared):
     out, stdout = prepared
     sheet = json.loads((out / "datasheet.json").read_text())
     assert {reason: item["records"] for reason, item in sheet["dropped"].items()} == corpus[1]
     assert sheet["records"] == {"read": 73, "kept": 60, "dropped": 13}
     assert sum(split["pairs"] for split in sheet["splits"].values()) == 60
     dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
-    assert len({record["record"] for record in dropped}) == 13
-    assert {record["record"] for record in sheet["unreadable"]} == {
-        record["record"] for record in dropped if record["reason"] == "unreadable"
+    assert len({example["record"] for example in dropped}) == 13
+    assert {example["record"] for example in sheet["unreadable"]} == {
+        example["record"] for example in dropped if example["reason"] == "unreadable"
     }
     shards = [shard["file"] for split in sheet["splits"].values() for shard in split["shards"]]
     assert sorted(path.name for path in out.glob("*.array_record")) == sorted(shards)

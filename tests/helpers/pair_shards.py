@@ -1,4 +1,4 @@
-"""Tars whose records are known: whole ones, and one or more for every reason to be dropped."""
+"""Tars whose examples are known: whole ones, and one or more for every reason to be dropped."""
 
 import io
 import json
@@ -19,10 +19,10 @@ def image(seed: int, width: int = 40, height: int = 30, kind: str = "JPEG") -> b
 
 
 def write_shards(folder: pathlib.Path) -> dict[str, int]:
-    """Two tars in `folder`; how many of their records ought to be dropped, by reason, by filters of
-    side 20, aspect 3, two words, score 0.5.
+    """Two tars in `folder`; how many of their examples filters of side 20, aspect 3, two words and
+    score 0.5 ought to drop, by reason.
     """
-    records = [(image(n), f"whole record {n}", 0.9) for n in range(WHOLE)]
+    examples = [(image(n), f"whole example {n}", 0.9) for n in range(WHOLE)]
     odd = [
         (b"", "a caption without an image's bytes", 0.9),
         (b"not an image", "a caption", 0.9),
@@ -35,13 +35,13 @@ def write_shards(folder: pathlib.Path) -> dict[str, int]:
         (image(106), "bad score", 0.49),
         (image(107), "no score", "0.9"),
         (image(108), "no score either", None),
-        (image(0), "whole record 0", 0.9),
-        (image(1), "whole record 1", 0.7),
+        (image(0), "whole example 0", 0.9),
+        (image(1), "whole example 1", 0.7),
     ]
-    records[20:20] = odd
+    examples[20:20] = odd
     folder.mkdir(parents=True, exist_ok=True)
-    middle = len(records) // 2
-    for shard, part in enumerate((records[:middle], records[middle:])):
+    middle = len(examples) // 2
+    for shard, part in enumerate((examples[:middle], examples[middle:])):
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
             for number, (jpeg, caption, score) in enumerate(part):
                 fields = {} if score is None else {"similarity": score}

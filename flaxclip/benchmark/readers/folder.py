@@ -8,7 +8,7 @@ import numpy as np
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import LEFTOVERS, is_leftover
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.storage import files_below
 from flaxclip.errors import InputError
 
@@ -29,7 +29,7 @@ class FileImages:
         try:
             return self._paths[index].read_bytes()
         except OSError as error:
-            raise UnreadableRecordError(error.strerror) from error
+            raise UnreadableExampleError(error.strerror) from error
 
     def name(self, index: int) -> str:
         """Path below the folder."""

@@ -9,7 +9,7 @@ from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.scenes import ScenesSource
-from flaxclip.data.sources.source import Source, UnreadableRecordError
+from flaxclip.data.sources.source import Source, UnreadableExampleError
 from flaxclip.data.sources.storage import Version, version_of
 from flaxclip.errors import InputError
 
@@ -83,7 +83,7 @@ def _caption(source: Source, index: int) -> str:
         if hasattr(source, "captions"):
             return source.captions(index)[0][0]
         return source[index].captions[0]
-    except UnreadableRecordError as error:
+    except UnreadableExampleError as error:
         raise InputError(
             f"{source.name(index)}: {error}\n"
             "a pair without its caption cannot be retrieved: mend it or take it out of the shard"

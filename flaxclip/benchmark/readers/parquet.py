@@ -22,7 +22,7 @@ from flaxclip.data.sources.parquet_batches import (
     parquet_errors,
     read_columns,
 )
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 
 _RECENT = 4  # batches in memory: threads ask for images only nearly in order
@@ -75,7 +75,7 @@ class ParquetImages:
                 if row < after:
                     return images, first
                 first = after
-        raise UnreadableRecordError("the file ends before this row")
+        raise UnreadableExampleError("the file ends before this row")
 
     def name(self, index: int) -> str:
         """File and row."""
@@ -88,7 +88,7 @@ def image_bytes(value: Any) -> bytes:
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
         has_path = isinstance(value, dict) and value.get("path")
-        raise UnreadableRecordError(NO_BYTES if has_path else "no bytes in the image column")
+        raise UnreadableExampleError(NO_BYTES if has_path else "no bytes in the image column")
     return found
 
 

@@ -24,7 +24,7 @@ from flaxclip.data.sources.left_out import (
     member_reason,
     split_key,
 )
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 
 _IMAGES = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark prefers them
@@ -50,9 +50,9 @@ class TarImages:
             with path.open("rb") as file:
                 data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise UnreadableRecordError(f"{path}: {error.strerror}") from error
+            raise UnreadableExampleError(f"{path}: {error.strerror}") from error
         if len(data) != size:
-            raise UnreadableRecordError(f"{path} ends inside the image")
+            raise UnreadableExampleError(f"{path} ends inside the image")
         return data
 
     def name(self, index: int) -> str:

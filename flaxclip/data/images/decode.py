@@ -50,7 +50,7 @@ class UprightImage:
         """Read the header of a JPEG, all of anything else.
 
         Raises:
-            UnreadableRecordError: see `decode_image`.
+            UnreadableExampleError: see `decode_image`.
         """
         self._jpeg, self._rgb = None, None
         orientation = 1
@@ -75,7 +75,7 @@ class UprightImage:
         Sides are rounded up to whole pixels, so the last one may lie partly outside.
 
         Raises:
-            UnreadableRecordError: see `decode_image`.
+            UnreadableExampleError: see `decode_image`.
         """
         rgb, decoded_scale = self._rgb, 1.0
         if self._jpeg is not None:

@@ -28,7 +28,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from flaxclip.data.images.jpeg_header import read_jpeg_frame
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.models.inputs import ImageTransform
 
 MAX_PIXELS = 89_478_485
@@ -56,15 +56,15 @@ def open_image(encoded: bytes) -> PIL.Image.Image:
     """The image's format, size and colour mode, from its header alone: pixels come with `load`.
 
     Raises:
-        UnreadableRecordError: not an image, or one of more than `MAX_PIXELS`.
+        UnreadableExampleError: not an image, or one of more than `MAX_PIXELS`.
     """
     if not encoded:
-        raise UnreadableRecordError("empty image file")
+        raise UnreadableExampleError("empty image file")
     try:
         image = PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS)
     except PIL.UnidentifiedImageError:
         found = f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}: starts with {encoded[:16]!r}"
-        raise UnreadableRecordError(_rare_jpeg(encoded) or found) from None
+        raise UnreadableExampleError(_rare_jpeg(encoded) or found) from None
     except Exception as error:
         raise _broken_image(error, encoded) from error
     check_pixels(*image.size)
@@ -75,7 +75,7 @@ def decode_image(encoded: bytes) -> PIL.Image.Image:
     """The image in `encoded`, in the colour mode it was stored in; at most 8 bits a channel.
 
     Raises:
-        UnreadableRecordError: not an image, a broken one, one of more than `MAX_PIXELS`, or one
+        UnreadableExampleError: not an image, a broken one, one of more than `MAX_PIXELS`, or one
             whose colours have no defined conversion to RGB.
     """
     image = load_image(encoded)
@@ -88,7 +88,7 @@ def load_image(encoded: bytes) -> PIL.Image.Image:
     """The first image in `encoded`, with all that Pillow knows about it.
 
     Raises:
-        UnreadableRecordError: not an image, a broken one, or one of more than `MAX_PIXELS`.
+        UnreadableExampleError: not an image, a broken one, or one of more than `MAX_PIXELS`.
     """
     image = open_image(encoded)
     try:
@@ -107,7 +107,7 @@ def preprocess(
     Pixels that have the target size already are returned as they are, not copied.
 
     Raises:
-        UnreadableRecordError: see `decode_image`; also an image so long and narrow that its
+        UnreadableExampleError: see `decode_image`; also an image so long and narrow that its
             resized version has more than `MAX_PIXELS`.
     """
     size = transform.size
@@ -143,7 +143,7 @@ def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
     """`image` in RGB, with transparent parts white.
 
     Raises:
-        UnreadableRecordError: its colours have no defined conversion to RGB.
+        UnreadableExampleError: its colours have no defined conversion to RGB.
     """
     opaque = with_8_bit_channels(image)
     if image.mode.startswith("I;16") and "transparency" in image.info:
@@ -161,19 +161,19 @@ def with_8_bit_channels(image: PIL.Image.Image) -> PIL.Image.Image:
     """`image` in a mode that converts to RGB; of 16 bits of grey, the upper 8.
 
     Raises:
-        UnreadableRecordError: its colours have no defined conversion to RGB.
+        UnreadableExampleError: its colours have no defined conversion to RGB.
     """
     if image.mode.startswith("I;16"):
         return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in _MODES_WITH_AN_RGB:
-        raise UnreadableRecordError(f"no defined conversion to RGB from pixel mode {image.mode}")
+        raise UnreadableExampleError(f"no defined conversion to RGB from pixel mode {image.mode}")
     return image
 
 
-def _broken_image(error: Exception, encoded: bytes) -> UnreadableRecordError:
+def _broken_image(error: Exception, encoded: bytes) -> UnreadableExampleError:
     # Pillow's decoders answer broken files with nearly any exception.
     kind = _rare_jpeg(encoded) or "broken image"
-    return UnreadableRecordError(f"{kind}: {type(error).__name__}: {error}")
+    return UnreadableExampleError(f"{kind}: {type(error).__name__}: {error}")
 
 
 def _rare_jpeg(encoded: bytes) -> str | None:
@@ -185,7 +185,7 @@ def _rare_jpeg(encoded: bytes) -> str | None:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raise `UnreadableRecordError` above `MAX_PIXELS`."""
+    """Raise `UnreadableExampleError` above `MAX_PIXELS`."""
     if width * height > MAX_PIXELS:
         found = f"{width} × {height} pixels, more than the limit of {MAX_PIXELS:,}"
-        raise UnreadableRecordError(found)
+        raise UnreadableExampleError(found)

@@ -78,7 +78,7 @@ def transform_for_training(
     """Make the training example of `image` with randomness from `rng`.
 
     Raises:
-        UnreadableRecordError: see `decode_image`.
+        UnreadableExampleError: see `decode_image`.
     """
     return render_crop(choose_crop(image, transform, augment, rng), transform, augment, rng)
 

@@ -1,4 +1,4 @@
-"""Look at a corpus: how many records, how large, how long, how many broken, and some of them.
+"""Look at a corpus: how many examples, how large, how long, how many broken, and some of them.
 
 python -m flaxclip.data.inspect 'shards/*.tar'
 python -m flaxclip.data.inspect 'shards/*.tar' --sample 20000 --images samples
@@ -40,11 +40,11 @@ class Command:
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Same as --data.path of training: shards, tables, a folder, tfds:NAME, scenes."""
     sample: int = 1000
-    """Records to read and decode. If 0, all."""
+    """Examples to read and decode. If 0, all."""
     samples: int = 10
-    """Records to show."""
+    """Examples to show."""
     seed: int = 0
-    """Seed of the choice of records."""
+    """Seed of the choice of examples."""
     image_key: str | None = None
     """Column of a table, or feature of TFDS, that holds the images. If None, the usual one."""
     split: str = "train"
@@ -52,9 +52,9 @@ class Command:
     captions: CaptionConfig = CaptionConfig()
     """Fields that count as captions."""
     allow_empty_shards: bool = False
-    """Go on where shards have no records."""
+    """Go on where shards have no examples."""
     images: Path | None = None
-    """Folder, new or empty, to write the images of the records shown to."""
+    """Folder, new or empty, to write the images of the examples shown to."""
     json: bool = False
     """Print JSON for programs instead of tables."""
 
@@ -160,7 +160,7 @@ def _print(
 def _counts(src: str, inspection: Inspection, left_out: dict[str, int]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_header=False, title=Text(src), title_justify="left")
     table.add_column(no_wrap=True)
-    table.add_row("records", f"{inspection.records:,}", "exact")
+    table.add_row("examples", f"{inspection.examples:,}", "exact")
     for name, count in left_out.items():
         table.add_row(f"left out: {name.replace('_', ' ')}", f"{count:,}", "exact")
     low, high = inspection.broken_interval
@@ -169,7 +169,7 @@ def _counts(src: str, inspection: Inspection, left_out: dict[str, int]) -> Table
         table.add_row("broken", f"{len(inspection.broken):,}", f"exact: {share:.2%}")
     else:
         estimate = f"{low:.2%} to {high:.2%}"
-        of_all = f"{low * inspection.records:,.0f} to {high * inspection.records:,.0f} of all"
+        of_all = f"{low * inspection.examples:,.0f} to {high * inspection.examples:,.0f} of all"
         found = f"{len(inspection.broken):,} of {inspection.read:,} read"
         table.add_row("broken", estimate, f"95% interval: {of_all} ({found})")
     for kind, count in inspection.statistics.formats.most_common():
@@ -189,9 +189,9 @@ def _sizes(inspection: Inspection) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     table.title = (
-        f"exact: all {inspection.records:,} records read"
+        f"exact: all {inspection.examples:,} examples read"
         if inspection.is_exact
-        else f"estimated from {inspection.statistics.pairs:,} of {inspection.records:,} records; "
+        else f"estimated from {inspection.statistics.pairs:,} of {inspection.examples:,} examples; "
         "smallest and largest are of these alone"
     )
     for name, title in MEASURES.items():
@@ -203,7 +203,7 @@ def _sizes(inspection: Inspection) -> Table:
 
 
 def _samples(inspection: Inspection, images: list[Path | None]) -> Table:
-    table = Table("record", "image", "captions", box=SIMPLE_HEAD, title_justify="left")
+    table = Table("example", "image", "captions", box=SIMPLE_HEAD, title_justify="left")
     table.title = "samples"
     for shown, image in zip(inspection.samples, images, strict=True):
         facts = shown.facts

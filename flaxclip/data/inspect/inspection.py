@@ -9,11 +9,11 @@ import scipy.stats
 
 from flaxclip.data.images.eval_transform import decode_image
 from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
-from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
 
 
 class Sample(NamedTuple):
-    """A record to be shown."""
+    """An example to be shown."""
 
     name: str
     pair: Pair
@@ -22,36 +22,36 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """Results of an inspection. Statistics cover the records that were read and are intact."""
+    """Results of an inspection. Statistics cover the examples that were read and are intact."""
 
-    records: int
+    examples: int
     read: int
     statistics: PairStatistics
     broken: list[tuple[str, str]]
-    """Name, and what is wrong, of each broken record among those read."""
+    """Name, and what is wrong, of each broken example among those read."""
     samples: list[Sample]
 
     @property
     def is_exact(self) -> bool:
-        """True if every record was read."""
-        return self.read == self.records
+        """True if every example was read."""
+        return self.read == self.examples
 
     @property
     def broken_interval(self) -> tuple[float, float]:
-        """95% confidence interval of the share of broken records (Clopper & Pearson 1934)."""
+        """95% confidence interval of the share of broken examples (Clopper & Pearson 1934)."""
         if self.is_exact:
-            return (len(self.broken) / self.records,) * 2
+            return (len(self.broken) / self.examples,) * 2
         interval = scipy.stats.binomtest(len(self.broken), self.read).proportion_ci(0.95)
         # What was seen is there, whatever the sample lets one expect.
-        unread = self.records - self.read
-        low = max(interval.low, len(self.broken) / self.records)
-        high = min(interval.high, (len(self.broken) + unread) / self.records)
+        unread = self.examples - self.read
+        low = max(interval.low, len(self.broken) / self.examples)
+        high = min(interval.high, (len(self.broken) + unread) / self.examples)
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
         low, high = self.broken_interval
         return {
-            "records": self.records,
+            "records": self.examples,
             "read": self.read,
             "exact": self.is_exact,
             "broken": {
@@ -76,19 +76,19 @@ class Inspection:
 
 
 def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspection:
-    """Read `sample` records of a corpus, or all if it has no more, and decode their images.
+    """Read `sample` examples of a corpus, or all if it has no more, and decode their images.
 
     Args:
         source: the corpus.
-        sample: number of records to read; drawn without replacement, read in their order.
+        sample: number of examples to read; drawn without replacement, read in their order.
         shown: how many of those that are whole to keep, drawn from them.
         seed: of both draws.
     """
     rng = np.random.default_rng(seed)
-    records = len(source)
-    numbers: Sequence[int] = range(records)
-    if sample < records:
-        numbers = sorted(rng.choice(records, sample, replace=False, shuffle=False).tolist())
+    examples = len(source)
+    numbers: Sequence[int] = range(examples)
+    if sample < examples:
+        numbers = sorted(rng.choice(examples, sample, replace=False, shuffle=False).tolist())
     kept = set(rng.permutation(len(numbers))[: 2 * shown].tolist())  # some may be broken
     statistics, broken, samples = PairStatistics(), [], []
     for place, number in enumerate(numbers):
@@ -97,11 +97,11 @@ def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspec
             facts = measure(pair)
             if isinstance(pair.image, bytes):
                 decode_image(pair.image)
-        except UnreadableRecordError as error:
+        except UnreadableExampleError as error:
             broken.append((source.name(number), str(error)))
             continue
         statistics.add(facts)
         if place in kept:
             samples.append(Sample(source.name(number), pair, facts))
     rng.shuffle(samples)
-    return Inspection(records, len(numbers), statistics, broken, samples[:shown])
+    return Inspection(examples, len(numbers), statistics, broken, samples[:shown])

@@ -47,7 +47,7 @@ def measure(pair: Pair) -> PairFacts:
     """The facts of a pair, from the image's header.
 
     Raises:
-        UnreadableRecordError: not an image, or one of too many pixels.
+        UnreadableExampleError: not an image, or one of too many pixels.
     """
     image = pair.image
     image_format: str | None

@@ -9,8 +9,8 @@ Options after `--` go to Apache Beam; without a --runner it runs here, in --work
 
 DST gets `train-00000-of-00012.array_record` and so on, `validation-…` with --validation,
 `datasheet.json`, the same for people in `datasheet.html`, and `dropped.jsonl`, which names every
-record that was left out, with the reason. The output is the same, byte for byte, with any number of
-workers. Killed, and started again, it goes on; finished, it does nothing.
+example that was left out, with the reason. The output is the same, byte for byte, with any number
+of workers. Killed, and started again, it goes on; finished, it does nothing.
 """
 
 import contextlib
@@ -48,8 +48,8 @@ from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.errors import InputError, exit_on_input_error
 
 PAGE = "datasheet.html"
-_SMALL = 5_000  # records
-_SHOWN = 5  # unreadable records, on the terminal
+_SMALL = 5_000  # examples
+_SHOWN = 5  # unreadable examples, on the terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Command:
     validation: float = 0.0
     """Share of the pairs for shards of their own, chosen by the hash of the image."""
     deduplicate: Literal["pair", "image", "none"] = "pair"
-    """Keep only the first of the records with the same image and captions, or the same image, byte
+    """Keep only the first of the examples with the same image and captions, or the same image, byte
     for byte."""
     filters: Annotated[PairFilters, tyro.conf.arg(name="")] = PairFilters()
     encoding: Annotated[ImageEncoding, tyro.conf.arg(name="")] = ImageEncoding()
@@ -76,7 +76,7 @@ class Command:
     captions: CaptionConfig = CaptionConfig()
     """Fields that filters, duplicates and statistics take as captions. All fields are stored."""
     allow_empty_shards: bool = False
-    """Go on where shards have no records."""
+    """Go on where shards have no examples."""
     workers: int | None = None
     """Processes, if Beam runs on this machine. If None, as many as there are cores, but one for a
     corpus that is read before they have started."""
@@ -143,16 +143,16 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
         command.shard_mb,
     )
     source = open_corpus(recipe.corpus, SCENE_SIZE)
-    records = len(source)
+    examples = len(source)
     plan = {
         "format": 1,
-        "records": records,
+        "records": examples,
         "first": source.name(0),
-        "last": source.name(records - 1),
+        "last": source.name(examples - 1),
         "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
     }
-    workers = command.workers or ((os.cpu_count() or 1) if records > _SMALL else 1)
-    folder = PreparationFolder(command.dst, records)
+    workers = command.workers or ((os.cpu_count() or 1) if examples > _SMALL else 1)
+    folder = PreparationFolder(command.dst, examples)
     runner = beam.Runner(tuple(beam_options), workers)
     dst = epath.Path(command.dst)
     with claim(folder, plan, command.overwrite) as finished:
@@ -161,7 +161,7 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
             return json.loads((dst / DATASHEET).read_text())
         with _progress("scanning", folder.ranges, lambda: folder.ranges - len(folder.unscanned())):
             beam.scan(recipe, folder, runner)
-        shards = plan_shards(folder.read_sizes(), records, recipe)
+        shards = plan_shards(folder.read_sizes(), examples, recipe)
         with _progress("writing", sum(shards.values()), lambda: len(folder.written())):
             beam.write(recipe, folder, shards, runner)
         sheet = _finish(folder, plan, recipe, shards)
@@ -180,9 +180,9 @@ def _finish(
     dropped, listing = DroppedSummary(), folder.work / DROPPED
     try:
         with listing.open("wb") as file:
-            for record in folder.read_dropped(shards):
-                dropped.add(record)
-                line = json.dumps(record._asdict(), ensure_ascii=False) + "\n"
+            for one in folder.read_dropped(shards):
+                dropped.add(one)
+                line = json.dumps(one._asdict(), ensure_ascii=False) + "\n"
                 file.write(line.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise cannot_write(listing, error) from None
@@ -194,7 +194,7 @@ def _finish(
         raise InputError(
             "\n".join(
                 [
-                    f"nothing is left of {plan['records']:,} records: {', '.join(counts)}",
+                    f"nothing is left of {plan['records']:,} examples: {', '.join(counts)}",
                     *(f"the first unreadable one: {d.record}: {d.detail}" for d in first),
                     "loosen the filters, or name another field with --captions.keys",
                 ]
@@ -215,16 +215,16 @@ def _finish(
 
 
 def _print(sheet: dict[str, Any], dst: epath.Path) -> None:
-    table = Table("", "records", "share", box=SIMPLE_HEAD)
-    records = sheet["records"]["read"]
+    table = Table("", "examples", "share", box=SIMPLE_HEAD)
+    examples = sheet["records"]["read"]
     for split, part in sheet["splits"].items():
         size = f"{len(part['shards']):,} shards, {part['bytes'] / 1e6:,.1f} MB"
-        table.add_row(f"{split}: {size}", f"{part['pairs']:,}", f"{part['pairs'] / records:.2%}")
+        table.add_row(f"{split}: {size}", f"{part['pairs']:,}", f"{part['pairs'] / examples:.2%}")
     for reason, item in sheet["dropped"].items():
         count = item["records"]
-        table.add_row(f"dropped: {reason}", f"{count:,}", f"{count / records:.2%}", style="yellow")
+        table.add_row(f"dropped: {reason}", f"{count:,}", f"{count / examples:.2%}", style="yellow")
     table.add_section()
-    table.add_row("read", f"{records:,}", "")
+    table.add_row("read", f"{examples:,}", "")
     Console().print(table)
     for item in sheet["unreadable"][:_SHOWN]:
         print(f"unreadable: {item['record']}: {item['found']}")

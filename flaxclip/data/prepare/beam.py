@@ -27,7 +27,7 @@ from flaxclip.data.prepare.passes import (
     SCENE_SIZE,
     SPLITS,
     Recipe,
-    scan_records,
+    scan_examples,
     shard_numbers,
     write_shard,
 )
@@ -41,19 +41,19 @@ class _ReadsCorpus(beam.DoFn):
 
     def setup(self) -> None:
         self.source = open_corpus(self.recipe.corpus, SCENE_SIZE)
-        if len(self.source) != self.folder.records:
+        if len(self.source) != self.folder.examples:
             raise InputError(
-                f"the corpus has {len(self.source):,} records for a worker, "
-                f"{self.folder.records:,} for who started it\n"
+                f"the corpus has {len(self.source):,} examples for a worker, "
+                f"{self.folder.examples:,} for who started it\n"
                 "every worker must see the same files under the same paths"
             )
 
 
 class ScanRange(_ReadsCorpus):
-    """Number of a range of records -> its scan, in the folder."""
+    """Number of a range of examples -> its scan, in the folder."""
 
     def process(self, number: int) -> None:
-        scan = scan_records(self.source, self.recipe, self.folder.range(number))
+        scan = scan_examples(self.source, self.recipe, self.folder.range(number))
         self.folder.write_scan(number, scan)
 
 
@@ -172,7 +172,7 @@ def scan(recipe: Recipe, folder: PreparationFolder, runner: Runner) -> None:
     """The first pass, over the ranges that are not scanned yet.
 
     Raises:
-        InputError: see `scan_records`; the runner, or its options, cannot be used.
+        InputError: see `scan_examples`; the runner, or its options, cannot be used.
     """
     ranges = folder.unscanned()
     if ranges:

@@ -27,7 +27,7 @@ from flaxclip.data.sources.array_record import ArrayRecordSource
 
 SAMPLES = 24
 _NAMED = 100
-"""Unreadable records that the datasheet names; `dropped.jsonl` has all."""
+"""Unreadable examples that the datasheet names; `dropped.jsonl` has all."""
 _THUMBNAIL = 256
 _BARS = 24
 _PAGE = pathlib.Path(__file__).parent / "datasheet_page"
@@ -36,7 +36,7 @@ _CHARTS = ("shorter_side", "aspect", "image_bytes", "caption_words")
 
 @dataclasses.dataclass
 class DroppedSummary:
-    """Counts of all that was dropped, and the names of the first unreadable records."""
+    """Counts of all that was dropped, and the names of the first unreadable examples."""
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     unreadable: list[Dropped] = dataclasses.field(default_factory=list)
@@ -56,7 +56,7 @@ def make_datasheet(
     """The datasheet as JSON.
 
     Args:
-        plan: what was asked for, with the number of records there were.
+        plan: what was asked for, with the number of examples there were.
         splits: names and contents of each split's shards.
         dropped: what was left out.
         files: names of what there is beside shards and the datasheet.

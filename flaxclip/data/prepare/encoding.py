@@ -46,7 +46,7 @@ def encode_for_storage(
     lossless, unless a format is given.
 
     Raises:
-        UnreadableRecordError: an image that cannot be decoded.
+        UnreadableExampleError: an image that cannot be decoded.
     """
     if isinstance(image, bytes):
         header = open_image(image)

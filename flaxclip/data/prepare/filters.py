@@ -17,14 +17,14 @@ REASONS: Mapping[str, str] = {
     "no_score": "no number under --score-key",
     "low_score": "score below --min-score",
     "high_score": "score above --max-score",
-    "duplicate": "the same as an earlier record",
+    "duplicate": "the same as an earlier example",
 }
-"""Reasons for dropping a record, in the order of the checks: the first that applies is counted."""
+"""Reasons for dropping an example, in the order of the checks: the first that applies counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PairFilters:
-    """Inclusive limits. A record is kept if its image and all its captions are within them."""
+    """Inclusive limits. An example is kept if its image and all its captions are within them."""
 
     min_side: int = 1
     """Minimum of the shorter side, in pixels."""
@@ -39,7 +39,7 @@ class PairFilters:
     """Minimum characters of every caption."""
     max_characters: int | None = None
     score_key: str | None = None
-    """Field of a record's JSON, or column of the table, that holds a number, e.g. `similarity`."""
+    """Field of the JSON, or column of the table, that holds a number, e.g. `similarity`."""
     min_score: float | None = None
     max_score: float | None = None
 
@@ -64,7 +64,7 @@ class PairFilters:
             )
 
     def why_dropped(self, facts: PairFacts, fields: Mapping[str, Any]) -> tuple[str, str] | None:
-        """One of `REASONS` with the value found, or None for a record that is kept.
+        """One of `REASONS` with the value found, or None for an example that is kept.
 
         Args:
             facts: of the pair.

@@ -38,8 +38,8 @@ class PreparationFolder:
     """
 
     dst: str
-    records: int
-    """Number of records of the corpus."""
+    examples: int
+    """Number of examples of the corpus."""
 
     @property
     def work(self) -> epath.Path:
@@ -47,18 +47,18 @@ class PreparationFolder:
 
     @property
     def _range_length(self) -> int:
-        wanted = -(-self.records // _MOST_RANGES)
+        wanted = -(-self.examples // _MOST_RANGES)
         return min(max(wanted, _SHORTEST_RANGE), _LONGEST_RANGE)
 
     @property
     def ranges(self) -> int:
-        """Number of the ranges of records that are scanned one by one."""
-        return -(-self.records // self._range_length)
+        """Number of the ranges of examples that are scanned one by one."""
+        return -(-self.examples // self._range_length)
 
     def range(self, number: int) -> range:
-        """The records of a range."""
+        """The examples of a range."""
         start = number * self._range_length
-        return range(start, min(start + self._range_length, self.records))
+        return range(start, min(start + self._range_length, self.examples))
 
     def unscanned(self) -> list[int]:
         """Numbers of the ranges that have no scan yet."""
@@ -73,7 +73,7 @@ class PreparationFolder:
         write_whole(stem.with_suffix(".json"), json.dumps(scan.sizes).encode())
 
     def read_rows(self, number: int) -> np.ndarray:
-        """[kept] of `ROW`: the records of a range that its scan keeps."""
+        """[kept] of `ROW`: the examples of a range that its scan keeps."""
         return np.frombuffer((self.work / "scans" / f"{number:06}.rows").read_bytes(), ROW)
 
     def read_sizes(self) -> Iterator[Size]:
@@ -104,7 +104,7 @@ class PreparationFolder:
                 write_whole(stem.with_suffix(".json"), json.dumps(new.report._asdict()).encode())
 
     def read_reports(self, split: str, shards: int) -> Iterator[tuple[epath.Path, ShardReport]]:
-        """Paths and reports of a split's shards, except for shards that got no records."""
+        """Paths and reports of a split's shards, except for shards that got no examples."""
         for number in range(shards):
             path = self.work / "shards" / f"{split}-{number:06}.json"
             if path.exists():
@@ -113,7 +113,7 @@ class PreparationFolder:
                 yield path.with_suffix(".array_record"), report._replace(dropped=dropped)
 
     def read_dropped(self, shards: Mapping[str, int]) -> Iterator[Dropped]:
-        """All records that are left out: those of the scans, then those of the shards."""
+        """All examples that are left out: those of the scans, then those of the shards."""
         for number in range(self.ranges):
             lines = (self.work / "scans" / f"{number:06}.dropped").read_text().splitlines()
             yield from (Dropped(**json.loads(line)) for line in lines)
@@ -143,4 +143,4 @@ def write_whole(path: epath.Path, data: bytes) -> None:
 
 
 def _lines(dropped: Iterable[Dropped]) -> bytes:
-    return "".join(json.dumps(record._asdict()) + "\n" for record in dropped).encode()
+    return "".join(json.dumps(one._asdict()) + "\n" for one in dropped).encode()

@@ -1,10 +1,10 @@
-"""The two passes of `data.prepare`, over ranges of records and over shards, as pure functions.
+"""The two passes of `data.prepare`, over ranges of examples and over shards, as pure functions.
 
-The scan reads every record once: it lists those that are unreadable or filtered out, and gives each
-of the others a key, the hash of its contents. A shard is a range of keys, so its records and their
-order depend on the contents of the corpus alone; equal records meet in one shard, where all but the
-first are dropped. The second pass reads the records of each shard and writes them.
-Images are read twice rather than sent around: the passes exchange 32 bytes a record.
+The scan reads every example once: it lists those that are unreadable or filtered out, and gives
+each of the others a key, the hash of its contents. A shard is a range of keys, so its examples and
+their order depend on the contents of the corpus alone; equal examples get into one shard, where all
+but the first are dropped. The second pass reads the examples of each shard and writes them.
+Images are read twice rather than sent around: the passes exchange 32 bytes an example.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.sources.array_record import encode_record
 from flaxclip.data.sources.corpus import CorpusConfig
-from flaxclip.data.sources.source import Pair, Source, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
 from flaxclip.errors import InputError
 
 SPLITS = ("train", "validation")
-ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u8"), ("split", "<u8")])
-"""A record that the scan keeps: its key, in two halves, its number, and its place in `SPLITS`."""
+ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("example", "<u8"), ("split", "<u8")])
+"""An example that the scan keeps: its key, in two halves, its number, and its place in `SPLITS`."""
 SCENE_SIZE = 224
 """Side, in pixels, of images of the built-in data."""
 _SIZES_WANTED = 20_000
 """Records from which the number of shards is estimated: ±1% for image sizes of the web."""
 _ENCODINGS_WANTED = 400
-"""Encoded records for that estimate, if images change: each costs as much as writing it."""
+"""Encoded examples for that estimate, if images change: each costs as much as writing it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Recipe:
 
 
 class Dropped(NamedTuple):
-    """A record that is left out."""
+    """An example that is left out."""
 
     record: str
-    """Its name in the source."""
+    """Its name in the source; the key in `dropped.jsonl`."""
     reason: str
     """One of `pair_filters.REASONS`."""
     detail: str
@@ -62,7 +62,7 @@ class Dropped(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Size of a record whose key is among the smallest, for estimating the number of shards."""
+    """Size of an example whose key is among the smallest, for estimating the number of shards."""
 
     key: str
     split: str
@@ -71,7 +71,7 @@ class Size(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of the first pass for a range of records."""
+    """Result of the first pass for a range of examples."""
 
     rows: np.ndarray
     """[kept] of `ROW`."""
@@ -79,25 +79,25 @@ class Scan(NamedTuple):
     sizes: list[Size]
 
 
-def scan_records(source: Source, recipe: Recipe, records: range) -> Scan:
-    """Look at each record's header and captions; an image's pixels are looked at when written."""
+def scan_examples(source: Source, recipe: Recipe, examples: range) -> Scan:
+    """Look at each example's header and captions; an image's pixels are looked at when written."""
     rows, dropped, sizes = [], [], []
     measured, encoded = (
         int(min(wanted / len(source), 1) * 2**64) for wanted in (_SIZES_WANTED, _ENCODINGS_WANTED)
     )
-    for record in records:
+    for example in examples:
         try:
-            pair = source[record]
+            pair = source[example]
             facts = measure(pair)
-            fields = source.fields(record) if recipe.filters.score_key is not None else {}
-        except UnreadableRecordError as error:
-            dropped.append(Dropped(source.name(record), "unreadable", str(error)))
+            fields = source.fields(example) if recipe.filters.score_key is not None else {}
+        except UnreadableExampleError as error:
+            dropped.append(Dropped(source.name(example), "unreadable", str(error)))
             continue
         why = recipe.filters.why_dropped(facts, fields)
         if why is not None:
-            dropped.append(Dropped(source.name(record), *why))
+            dropped.append(Dropped(source.name(example), *why))
             continue
-        row = identify(pair, record, recipe)
+        row = identify(pair, example, recipe)
         rows.append(row)
         high = row[0]
         if high < measured:
@@ -111,8 +111,8 @@ def scan_records(source: Source, recipe: Recipe, records: range) -> Scan:
     return Scan(np.array(rows, ROW), dropped, sizes)
 
 
-def identify(pair: Pair, record: int, recipe: Recipe) -> tuple[int, int, int, int]:
-    """The record's `ROW`.
+def identify(pair: Pair, example: int, recipe: Recipe) -> tuple[int, int, int, int]:
+    """The example's `ROW`.
 
     Its split is a function of the image, so that no image is in both, whatever its captions.
     """
@@ -127,24 +127,24 @@ def identify(pair: Pair, record: int, recipe: Recipe) -> tuple[int, int, int, in
         digest = hashlib.sha256(digest + captions).digest()
     # Not the bytes that chose the split: the shards of a split would hold parts of their range.
     high, low = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
-    return high, low, record, int(split)
+    return high, low, example, int(split)
 
 
 def _encoded_bytes(pair: Pair, encoding: ImageEncoding) -> int | None:
     try:
         return len(encode_for_storage(pair.image, encoding))
-    except UnreadableRecordError:
+    except UnreadableExampleError:
         return None  # reported when it is to be written
 
 
-def plan_shards(sizes: Iterable[Size], records: int, recipe: Recipe) -> dict[str, int]:
+def plan_shards(sizes: Iterable[Size], examples: int, recipe: Recipe) -> dict[str, int]:
     """Number of shards of each split, so that shards have about `recipe.shard_mb`."""
     distinct: dict[str, dict[str, int | None]] = {}
     for number, size in enumerate(sizes):
         key = size.key if recipe.deduplicate != "none" else f"{size.key}/{number}"
         distinct.setdefault(size.split, {})[key] = size.stored_bytes
-    scale = max(records / _SIZES_WANTED, 1)
-    shards = dict.fromkeys(SPLITS, 1)  # a small split may have no record in the sample
+    scale = max(examples / _SIZES_WANTED, 1)
+    shards = dict.fromkeys(SPLITS, 1)  # a small split may have no example in the sample
     for split, of_split in distinct.items():
         known = [stored for stored in of_split.values() if stored is not None]
         mean = sum(known) / len(known) if known else 0
@@ -170,7 +170,7 @@ class ShardReport(NamedTuple):
 def write_shard(
     source: Source, recipe: Recipe, rows: np.ndarray, path: pathlib.Path
 ) -> ShardReport:
-    """Write the records of `rows`, in the order of their keys, to `path` on this machine.
+    """Write the examples of `rows`, in the order of their keys, to `path` on this machine.
 
     Raises:
         InputError: it cannot be written, or the corpus is another one than was scanned.
@@ -179,17 +179,17 @@ def write_shard(
     try:
         writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         last_key, last_name = None, ""
-        for row in np.sort(rows, order=("high", "low", "record")).tolist():
+        for row in np.sort(rows, order=("high", "low", "example")).tolist():
             key, name = row[:2], source.name(row[2])
             if key == last_key and recipe.deduplicate != "none":
                 dropped.append(Dropped(name, "duplicate", f"of {last_name}"))
                 continue
             try:
-                record, facts = _load(source, recipe, row)
-            except UnreadableRecordError as error:
+                stored, facts = _load(source, recipe, row)
+            except UnreadableExampleError as error:
                 dropped.append(Dropped(name, "unreadable", str(error)))
                 continue
-            writer.write(record)
+            writer.write(stored)
             statistics.add(facts)
             last_key, last_name = key, name
         writer.close()
@@ -204,13 +204,13 @@ def write_shard(
 def _load(
     source: Source, recipe: Recipe, row: tuple[int, int, int, int]
 ) -> tuple[bytes, PairFacts]:
-    """The record in the form that is stored, and its measurements."""
+    """The example in the form that is stored, and its measurements."""
     number = row[2]
     name = source.name(number)
     try:
         pair, fields = source[number], source.fields(number)
         changed = None if identify(pair, number, recipe) == row else "other contents"
-    except UnreadableRecordError as error:
+    except UnreadableExampleError as error:
         changed = str(error)
     if changed is not None:
         raise InputError(
@@ -221,7 +221,7 @@ def _load(
     try:
         stored = encode_record(name, image, fields)
     except (TypeError, ValueError) as error:
-        raise UnreadableRecordError(f"fields that JSON cannot hold: {error}") from error
+        raise UnreadableExampleError(f"fields that JSON cannot hold: {error}") from error
     return stored, measure(Pair(image, pair.captions))
 
 

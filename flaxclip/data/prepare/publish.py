@@ -62,7 +62,7 @@ def name_shards(
 ) -> dict[str, list[tuple[epath.Path, str, ShardReport]]]:
     """The shards of each split: paths, final names and reports.
 
-    Shards without a record are left out.
+    Shards without an example are left out.
     """
     splits = {}
     for split in SPLITS:

@@ -34,7 +34,7 @@ from flaxclip.data.sources.captions import (
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.shard_paths import expand_shards, shown
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.storage import Version, local_copy, version_of
 from flaxclip.errors import InputError
 
@@ -57,16 +57,16 @@ def decode_record(data: bytes) -> tuple[str, bytes, dict[str, Any]]:
     """Key, image and fields.
 
     Raises:
-        UnreadableRecordError: `encode_record` has not made this.
+        UnreadableExampleError: `encode_record` has not made this.
     """
     try:
         record = msgpack.unpackb(data)
         key, image, fields = record["key"], record["image"], record["fields"]
     except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
         reason = f"no record of an image with fields: {type(error).__name__} {error}"
-        raise UnreadableRecordError(reason) from None
+        raise UnreadableExampleError(reason) from None
     if not (isinstance(key, str) and isinstance(image, bytes) and isinstance(fields, str)):
-        raise UnreadableRecordError("no record of an image with fields: they have other types")
+        raise UnreadableExampleError("no record of an image with fields: they have other types")
     return key, image, json_fields(fields.encode("utf-8", "surrogatepass"))
 
 
@@ -119,12 +119,12 @@ class ArrayRecordSource:
         try:
             (data,) = _open_shard(self._files[shard], self._versions[shard]).read([position])
         except (OSError, RuntimeError, IndexError, ValueError) as error:
-            raise UnreadableRecordError(f"{self.paths[shard]}: {error}") from error
+            raise UnreadableExampleError(f"{self.paths[shard]}: {error}") from error
         return decode_record(data)
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
+            raise IndexError(f"example {index} of {len(self):,}")
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 

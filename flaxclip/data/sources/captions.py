@@ -1,4 +1,4 @@
-"""From the fields of a record to the captions that training draws from."""
+"""From the fields of an example to the captions that training draws from."""
 
 import dataclasses
 import itertools
@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionConfig:
-    """The fields of a record that are captions.
+    """The fields of an example that are captions.
 
     If a field holds a list, each of its texts is a caption, and all of them together are drawn as
-    often as one. Fields that are missing or blank in a record leave their share to the others; a
-    record that lacks all of them is unreadable.
+    often as one. Fields that are missing or blank in an example leave their share to the others; an
+    example that lacks all of them is unreadable.
     """
 
     keys: tuple[str, ...] = ()
     """Fields: `txt` for the text file beside an image, else a key of its JSON or a column of the
-    table. Of several, every visit to a record draws one. If empty, the first that a record has of
-    txt and caption; in a table the column called caption, text or title."""
+    table. Of several, every visit to an example draws one. If empty, txt or else caption; in a
+    table the column called caption, text or title."""
     weights: tuple[float, ...] = ()
     """Relative weights of `keys` in the draw. If empty, all are equal."""
     templates: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ DEFAULT_CAPTIONS = CaptionConfig()
 def make_captions(
     fields: Mapping[str, Any], config: CaptionConfig, default_keys: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-    """`Pair.captions` and `Pair.weights` of a record.
+    """`Pair.captions` and `Pair.weights` of an example.
 
     Args:
         fields: what `Source.fields` gives, or the part of it that `config` asks for.
@@ -66,7 +66,7 @@ def make_captions(
         default_keys: in place of `config.keys` where that is empty; the first that is there counts.
 
     Raises:
-        UnreadableRecordError: there is no caption, or a field that should hold one holds something
+        UnreadableExampleError: there is no caption, or a field that should hold one holds something
             else.
     """
     if config.keys:
@@ -75,7 +75,7 @@ def make_captions(
         present = (key for key in default_keys if key in fields)
         found = [texts_of(key, fields[key], config) for key in itertools.islice(present, 1)]
     if not any(found):
-        raise UnreadableRecordError(_why_none(fields, config.keys or default_keys))
+        raise UnreadableExampleError(_why_none(fields, config.keys or default_keys))
     captions = tuple(text for texts in found for text in texts)
     shares = config.weights or (1.0,) * len(found)
     weights = tuple(
@@ -88,7 +88,7 @@ def texts_of(key: str, value: Any, config: CaptionConfig) -> list[str]:
     """The captions in a field, none of them blank.
 
     Raises:
-        UnreadableRecordError: it holds neither a text, nor the number of a class, nor a list.
+        UnreadableExampleError: it holds neither a text, nor the number of a class, nor a list.
     """
     if isinstance(value, list | tuple):
         return [text for item in value for text in texts_of(key, item, config)]
@@ -98,16 +98,16 @@ def texts_of(key: str, value: Any, config: CaptionConfig) -> list[str]:
         value = int(value)  # in CSV all values are texts
         if not 0 <= value < len(config.class_names):
             names = len(config.class_names)
-            raise UnreadableRecordError(f"class {value} under {key!r}, of {names:,} class names")
+            raise UnreadableExampleError(f"class {value} under {key!r}, of {names:,} class names")
         value = config.class_names[value]
     if not isinstance(value, str):
-        raise UnreadableRecordError(f"{key!r} holds {_shown(value)}, not a text")
+        raise UnreadableExampleError(f"{key!r} holds {_shown(value)}, not a text")
     if not value.strip():
         return []
     try:  # JSON can name code points that no UTF-8 text holds; tokenizers stumble over them
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UnreadableRecordError("caption holds half of a surrogate pair") from error
+        raise UnreadableExampleError("caption holds half of a surrogate pair") from error
     # Not str.format: a caption, or a template, may hold other braces.
     return [template.replace("{}", value) for template in config.templates] or [value]
 
@@ -124,26 +124,26 @@ def utf8(text: bytes) -> str:
     """`text` decoded.
 
     Raises:
-        UnreadableRecordError: it is not UTF-8.
+        UnreadableExampleError: it is not UTF-8.
     """
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UnreadableRecordError(f"caption is not UTF-8: {error}") from error
+        raise UnreadableExampleError(f"caption is not UTF-8: {error}") from error
 
 
 def json_fields(text: bytes) -> dict[str, Any]:
     """The object that `text` holds.
 
     Raises:
-        UnreadableRecordError: it is not UTF-8, not JSON, or no object.
+        UnreadableExampleError: it is not UTF-8, not JSON, or no object.
     """
     try:
         fields = json.loads(utf8(text))
     except (ValueError, RecursionError) as error:
-        raise UnreadableRecordError(f"broken JSON: {error}") from error
+        raise UnreadableExampleError(f"broken JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise UnreadableRecordError(f"JSON holds {_shown(fields)}, not an object")
+        raise UnreadableExampleError(f"JSON holds {_shown(fields)}, not an object")
     return fields
 
 

@@ -38,8 +38,8 @@ class CorpusConfig:
     """Split of a TFDS data set."""
     captions: CaptionConfig = CaptionConfig()
     allow_empty_shards: bool = False
-    """Go on if shards have no records, as a downloader leaves them when all downloads of a shard
-    fail: tars without members, ArrayRecord files without records, files of 0 bytes. They are
+    """Go on if shards have no examples, as a downloader leaves them when all downloads of a shard
+    fail: tars without members, ArrayRecord files without examples, files of 0 bytes. They are
     counted, in the log and by flaxclip.data.inspect. By default they are named, and nothing
     starts."""
 

@@ -1,4 +1,4 @@
-"""Shards without a record: refused by name, or, on request, counted and reported.
+"""Shards without an example: refused by name, or, on request, counted and reported.
 
 A downloader leaves one when every download of a shard has failed.
 """

@@ -122,7 +122,7 @@ class FolderSource:
 
     def _path(self, index: int) -> str:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
+            raise IndexError(f"example {index} of {len(self):,}")
         return self._paths[index].as_py()
 
 

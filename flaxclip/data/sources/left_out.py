@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 LEFTOVERS = "leftovers_of_other_programs"
 DOTTED = "names_with_further_dots"
 MEMBER_REASONS = (LEFTOVERS, DOTTED, "hard_links", "symbolic_links", "special_files")
-"""Reasons why a member named like part of a sample is left out; counts go by these names. Links are
-left out as in webdataset; sparse files, folders and devices are special."""
+"""Reasons why a member named like part of an example is left out; counts go by these names. Links
+are left out as in webdataset; sparse files, folders and devices are special."""
 _FOLDERS = re.compile(r"__MACOSX|\.ipynb_checkpoints|@eaDir|PaxHeaders?(\..*)?")
 
 
@@ -44,7 +44,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 def split_key(name: str) -> tuple[str, str]:
     """A member's key and lower-case extension, split at the base name's first dot as in webdataset.
 
-    The extension is empty if webdataset does not take the member for part of a sample.
+    The extension is empty if webdataset does not take the member for part of an example.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
@@ -60,7 +60,7 @@ def member_reason(name: str, kind: str, extensions: Collection[str]) -> str | No
         extensions: of what samples are made of, in lower case.
 
     Returns:
-        None for part of a sample, and for what is not named like one.
+        None for part of an example, and for what is not named like one.
     """
     _, dot, extension = name.rpartition("/")[2].rpartition(".")
     if not dot or extension.lower() not in extensions:

@@ -28,7 +28,7 @@ class MixtureSource:
         return self.sources[number][index]
 
     def fields(self, index: int) -> Mapping[str, Any]:
-        """The fields of the record in its corpus."""
+        """The fields of the example in its corpus."""
         number, index = self._locate(index)
         return self.sources[number].fields(index)
 
@@ -38,12 +38,12 @@ class MixtureSource:
         return f"mixture.{number}/{self.sources[number].name(index)}"
 
     def bounds(self, index: int) -> tuple[int, int]:
-        """First record, and one past the last, of the corpus that the record belongs to."""
+        """First example, and one past the last, of the corpus that the example belongs to."""
         number, _ = self._locate(index)
         return self.starts[number], self.starts[number] + len(self.sources[number])
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
+            raise IndexError(f"example {index} of {len(self):,}")
         number = bisect.bisect_right(self.starts, index) - 1
         return number, index - self.starts[number]

@@ -1,4 +1,8 @@
-"""The interface between corpora of every kind and the loader."""
+"""The interface between corpora of every kind and the loader.
+
+A corpus is a sequence of examples, each an image with its captions. Its index is its place in that
+sequence; training visits it once an epoch, and every visit makes one row of a batch.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,15 +16,15 @@ class Pair(NamedTuple):
 
     image: bytes | UInt8[np.ndarray, "height width 3"]
     captions: tuple[str, ...]
-    """At least one, none of them blank; a visit to the record draws one."""
+    """At least one, none of them blank; a visit to the example draws one."""
     weights: tuple[float, ...] | None = None
     """Relative weights of the captions in the draw. If None, all are equal."""
 
 
-class UnreadableRecordError(Exception):
-    """A record exists but yields no pair; the message says what is wrong with it.
+class UnreadableExampleError(Exception):
+    """An example exists but yields no pair; the message says what is wrong with it.
 
-    The loader replaces such a record, counts it and logs its name: one broken image among
+    The loader replaces such an example, counts it and logs its name: one broken image among
     billions must not stop a run.
     """
 
@@ -34,14 +38,14 @@ class Source(Protocol):
     """
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Number of examples."""
         ...
 
     def __getitem__(self, index: int) -> Pair:
-        """The record at `index`, for 0 <= index < len, with the captions that training draws from.
+        """The example at `index`, for 0 <= index < len, with the captions that training draws from.
 
         Raises:
-            UnreadableRecordError: the record is there but cannot be used.
+            UnreadableExampleError: the example is there but cannot be used.
         """
         ...
 
@@ -52,13 +56,13 @@ class Source(Protocol):
         their own names.
 
         Raises:
-            UnreadableRecordError: it cannot be read.
+            UnreadableExampleError: it cannot be read.
         """
         ...
 
     def name(self, index: int) -> str:
-        """A name by which a person can find this record, e.g. `00003.tar/000030017`.
+        """A name by which a person can find this example, e.g. `00003.tar/000030017`.
 
-        The part before the last slash names the shard or folder; broken records are counted by it.
+        The part before the last slash names the shard or folder; broken examples are counted by it.
         """
         ...

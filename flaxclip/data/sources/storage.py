@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from flaxclip.data.sources.source import UnreadableRecordError
+from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 
 _OPEN_FILES = 128  # kept open in each process; the usual limit is 1,024
-_READ_AHEAD = 2**23  # bytes; large enough that a walk through a tar is bound by bandwidth
+_READ_AHEAD = 2**23  # bytes; large enough that scanning a tar is bound by bandwidth
 
 
 class Version(NamedTuple):
@@ -87,12 +87,12 @@ def read_file(path: str, max_bytes: int) -> bytes:
     """A whole file.
 
     Raises:
-        UnreadableRecordError: it cannot be read, or is larger.
+        UnreadableExampleError: it cannot be read, or is larger.
     """
     with _unreadable_on_failure(path), open_to_read(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise UnreadableRecordError(f"{path} has more than {max_bytes:,} bytes")
+        raise UnreadableExampleError(f"{path} has more than {max_bytes:,} bytes")
     return data
 
 
@@ -103,7 +103,7 @@ def read_range(path: str, offset: int, size: int, expected: Version) -> bytes:
     request, when a process first reads of it. A remote file that becomes shorter is always noticed.
 
     Raises:
-        UnreadableRecordError: it cannot be read, or is not in the expected state any more.
+        UnreadableExampleError: it cannot be read, or is not in the expected state any more.
     """
     with _unreadable_on_failure(path):
         if is_remote(path):
@@ -115,7 +115,7 @@ def read_range(path: str, offset: int, size: int, expected: Version) -> bytes:
             version = Version(stat.st_size, stat.st_mtime_ns)
             data = os.pread(file.descriptor, size, offset)
     if version != expected or len(data) != size:
-        raise UnreadableRecordError(f"{path} has changed since it was indexed")
+        raise UnreadableExampleError(f"{path} has changed since it was indexed")
     return data
 
 
@@ -126,12 +126,12 @@ def _unreadable_on_failure(path: str) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        raise UnreadableRecordError(f"{path}: {error.strerror or error}") from error
+        raise UnreadableExampleError(f"{path}: {error.strerror or error}") from error
     except Exception as error:
         if not is_remote(path):
             raise
         # Clients of object storage, having tried again by themselves, have errors of their own.
-        raise UnreadableRecordError(f"{path}: {type(error).__name__}: {error}") from error
+        raise UnreadableExampleError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 class _OpenFile:

@@ -1,4 +1,4 @@
-"""Tables of images and captions: CSV, TSV or Parquet, one row a record.
+"""Tables of images and captions: CSV, TSV or Parquet, one row an example.
 
 The images stand in a column of paths or URLs, relative ones below the folder of their table; in
 Parquet also as bytes, alone or as Hugging Face datasets store them ({bytes, path}).
@@ -38,7 +38,7 @@ from flaxclip.data.sources.parquet_batches import (
     parquet_errors,
 )
 from flaxclip.data.sources.shard_paths import expand_shards, shown
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.storage import (
     cache_folder,
     is_remote,
@@ -141,7 +141,7 @@ class TableSource:
     def _read(self, index: int) -> tuple[int, pa.RecordBatch]:
         """Read the number of the row's table, and the row."""
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
+            raise IndexError(f"example {index} of {len(self):,}")
         number = int(np.searchsorted(self._row_ends, index, "right"))
         row, start = index, 0
         if number:
@@ -168,13 +168,13 @@ class TableSource:
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str) or not value:
-            raise UnreadableRecordError(f"no image in column {self._image_key!r}")
+            raise UnreadableExampleError(f"no image in column {self._image_key!r}")
         if not is_remote(value):
             value = posixpath.join(posixpath.dirname(self.paths[table]), value)
         try:
             return read_file(value, MAX_IMAGE_BYTES)
-        except UnreadableRecordError as error:
-            raise UnreadableRecordError(f"{error}{hint}") from error
+        except UnreadableExampleError as error:
+            raise UnreadableExampleError(f"{error}{hint}") from error
 
     def _find(self, what: str, usual: Sequence[str], flag: str) -> str:
         table = int(self._tables[0])  # the first that has rows

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flaxclip.data.sources.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.storage import is_folder
 from flaxclip.errors import InputError
 
@@ -62,7 +62,7 @@ class TfdsSource:
         fields = self._row(index)
         image = fields.get(self._image_key)
         if not isinstance(image, bytes):
-            raise UnreadableRecordError(f"no image under {self._image_key!r}")
+            raise UnreadableExampleError(f"no image under {self._image_key!r}")
         return Pair(image, *make_captions(fields, self._captions, self._caption_keys))
 
     def fields(self, index: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class TfdsSource:
     def name(self, index: int) -> str:
         """Data set, split and position."""
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
+            raise IndexError(f"example {index} of {len(self):,}")
         return f"{self._name}/{self._split}/{index}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,11 +117,11 @@ class TfdsSource:
 
     def _row(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
+            raise IndexError(f"example {index} of {len(self):,}")
         try:
             row = self._rows[index]
         except (OSError, RuntimeError, ValueError) as error:
-            raise UnreadableRecordError(f"{type(error).__name__}: {error}") from error
+            raise UnreadableExampleError(f"{type(error).__name__}: {error}") from error
         return {key: self._value(key, value) for key, value in _flattened(row)}
 
     def _value(self, key: str, value: Any) -> Any:

@@ -66,11 +66,11 @@ def clean(text: str, cleaning: str) -> str:
     """Clean a text before it is tokenized. Lone surrogates become U+FFFD."""
     match cleaning:
         case "lower":
-            return " ".join(mend(text).split()).lower()
+            return " ".join(fix_characters(text).split()).lower()
         case "whitespace":
-            return " ".join(mend(text).split())
+            return " ".join(fix_characters(text).split())
         case "canonicalize":
-            text = mend(text).translate(_PUNCTUATION_BUT_UNDERSCORE)
+            text = fix_characters(text).translate(_PUNCTUATION_BUT_UNDERSCORE)
             return " ".join(text.lower().split())
     text = _without_surrogates(text)
     match cleaning:
@@ -90,7 +90,7 @@ def clean(text: str, cleaning: str) -> str:
     return text
 
 
-def mend(text: str) -> str:
+def fix_characters(text: str) -> str:
     """Fix mojibake and resolve HTML entities (twice: `&amp;lt;`), as open_clip does."""
     # Most captions are plain ASCII, in which there is nothing to fix: half of the work saved.
     if not (text.isascii() and text.isprintable()) or "&" in text:

@@ -1,1 +1,1 @@
-"""Processes that make examples beside training. No JAX, no Flax."""
+"""Processes that make batches beside training. No JAX, no Flax."""

@@ -11,8 +11,8 @@ ROWS_AT_A_TIME = 16
 filling a core's cache for each kind of work, small."""
 
 
-class Example(NamedTuple):
-    """One row of a batch, and statistics of its loading."""
+class Row(NamedTuple):
+    """One row of a batch: an example at one of its visits, with statistics of its loading."""
 
     image: UInt8[np.ndarray, "height width 3"]
     tokens: Int32[np.ndarray, " length"]
@@ -20,8 +20,8 @@ class Example(NamedTuple):
     replaced: tuple[str, ...]
 
 
-Load = Callable[[range, Callable[[int], None]], list[Example]]
-"""Positions in the stream -> their examples. Calls its second argument with each position that it
+Load = Callable[[range, Callable[[int], None]], list[Row]]
+"""Positions in the stream -> their rows. Calls its second argument with each position that it
 begins to work on."""
 
 
@@ -45,18 +45,18 @@ class LocalLoading:
     def __iter__(self) -> Iterator[HostBatch]:
         """Batches of `steps`, in order."""
         for step in self._steps:
-            positions, examples = self._positions(step), []
+            positions, rows = self._positions(step), []
             for first in range(0, len(positions), ROWS_AT_A_TIME):
                 if self._closed:
                     return
-                examples += self._load(positions[first : first + ROWS_AT_A_TIME], lambda _: None)
+                rows += self._load(positions[first : first + ROWS_AT_A_TIME], lambda _: None)
             yield HostBatch(
-                np.stack([example.image for example in examples]),
-                np.stack([example.tokens for example in examples]),
-                sum(example.truncated for example in examples),
-                tuple(name for example in examples for name in example.replaced),
+                np.stack([row.image for row in rows]),
+                np.stack([row.tokens for row in rows]),
+                sum(row.truncated for row in rows),
+                tuple(name for row in rows for name in row.replaced),
             )
 
     def close(self) -> None:
-        """End the iteration, after the examples that are being loaded."""
+        """End the iteration, after the rows that are being loaded."""
         self._closed = True

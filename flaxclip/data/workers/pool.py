@@ -1,10 +1,10 @@
 """Batches made by worker processes: in order, a bounded number ahead, and never a silent wait.
 
 Why not Grain's processes: they hold whole batches in pipes and bounded numbers rather than bytes,
-each makes every n-th batch by itself, and one that is killed or hangs cannot say over which record.
+each makes every n-th batch by itself, and one that is killed or hangs cannot name the example.
 Why not `multiprocessing`'s: they import the main program again, with JAX and all, and a killed
 process can take a queue's lock with it. Here each worker has a socket of its own; the data goes
-through shared memory; and a worker imports only what examples need.
+through shared memory; and a worker imports only what rows need.
 """
 
 import collections
@@ -29,7 +29,7 @@ from flaxclip.exit_codes import PreemptedError
 
 _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels
 _TICK_SECONDS = 1.0
-_START_SECONDS = 120.0  # granted to a worker before its first record, on a busy machine
+_START_SECONDS = 120.0  # granted to a worker before its first example, on a busy machine
 
 _ENVIRONMENT = {
     # A worker must not take the accelerator, nor start threads: there is a worker for every core.
@@ -47,7 +47,7 @@ _logger = logging.getLogger(__name__)
 
 
 class WorkerError(PreemptedError):
-    """A worker process was killed, crashed or stalled; the message says over which record."""
+    """A worker process was killed, crashed or stalled; the message says over which example."""
 
 
 class _Filling:
@@ -77,7 +77,7 @@ class _Worker:
             env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         theirs.close()
-        self.position, self.seconds = -1, 0.0  # over one record
+        self.position, self.seconds = -1, 0.0  # over one example
 
     def __str__(self) -> str:
         return f"worker {self.number} (process {self.process.pid})"
@@ -105,13 +105,13 @@ class WorkerPool:
 
         Args:
             load: sent to the workers by cloudpickle.
-            name: position in the stream -> name of its record, for messages.
+            name: position in the stream -> name of its example, for messages.
             shape: of this host's part of a batch.
             steps: whose batches are made.
             positions: step -> the positions of this host's rows.
             workers: how many processes.
             slots: batches in memory at most, the one included that is being used.
-            stall_seconds: a worker that takes longer over one record ends the iteration.
+            stall_seconds: a worker that takes longer over one example ends the iteration.
         """
         self._name, self._rows, self._steps, self._positions = name, shape.rows, steps, positions
         self._stall_seconds = stall_seconds
@@ -224,7 +224,7 @@ class WorkerPool:
             raise self._lost(worker) from None
         if isinstance(message, Failed):
             raise message.error or WorkerError(
-                f"{worker} failed over record {self._name(message.position)}\n{message.traceback}"
+                f"{worker} failed over example {self._name(message.position)}\n{message.traceback}"
             )
         worker.tasks -= 1
         batch = filling[message.task.step]
@@ -266,7 +266,7 @@ class WorkerPool:
 
     def _doing(self, worker: _Worker) -> str:
         position = int(self._shared.positions[worker.number])
-        return "between two records" if position < 0 else f"at record {self._name(position)}"
+        return "between two examples" if position < 0 else f"at example {self._name(position)}"
 
 
 def available_cores() -> int:

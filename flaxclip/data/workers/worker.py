@@ -1,7 +1,7 @@
-"""The worker process: loads the examples it is assigned into shared memory.
+"""The worker process: loads the rows that it is assigned into shared memory.
 
 `pool.py` runs it as `python -m flaxclip.data.workers.worker NUMBER CONNECTION SETUP MEMORY`, where
-all but the first are descriptors that it inherits. It imports no more than the examples need.
+all but the first are descriptors that it inherits. It imports no more than the rows need.
 """
 
 import faulthandler
@@ -40,7 +40,7 @@ class Done(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Loading an example has raised an error."""
+    """Loading a row has raised an error."""
 
     position: int
     error: InputError | None
@@ -54,7 +54,7 @@ def main() -> None:
     # decision, which may want some more batches first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Of broken EXIF and the like, which harm no pixel: each worker would tell them anew.
+    # Of broken EXIF and the like, which harm no pixel: each worker would repeat the warning.
     warnings.filterwarnings("ignore", module="PIL")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # sent by the pool to a worker that stalls
@@ -72,18 +72,18 @@ def main() -> None:
     while True:
         task = tasks.get()
         try:
-            examples = load(task.positions, begin)
+            rows = load(task.positions, begin)
         except Exception as error:
             expected = error if isinstance(error, InputError) else None
             position = int(shared.positions[number])
             connection.send(Failed(position, expected, traceback.format_exc()))
             return
         truncated, replaced = 0, []
-        for row, example in enumerate(examples, task.first_row):
-            shared.images[task.slot, row] = example.image
-            shared.tokens[task.slot, row] = example.tokens
-            truncated += example.truncated
-            replaced.extend(example.replaced)
+        for place, row in enumerate(rows, task.first_row):
+            shared.images[task.slot, place] = row.image
+            shared.tokens[task.slot, place] = row.tokens
+            truncated += row.truncated
+            replaced.extend(row.replaced)
         shared.positions[number] = -1
         connection.send(Done(task, truncated, replaced))
 

@@ -26,7 +26,7 @@ from flaxclip.data.sources.left_out import MEMBER_REASONS
 from flaxclip.data.sources.shard_paths import shown
 from flaxclip.data.sources.storage import Version, cache_folder, version_of
 from flaxclip.data.sources.tars.scan_processes import scan_in_processes
-from flaxclip.data.sources.tars.tar_scan import COUNTS, RECORD, ShardScan, scan_shard
+from flaxclip.data.sources.tars.tar_scan import COUNTS, ENTRY, ShardScan, scan_shard
 from flaxclip.errors import InputError
 
 SHARD = np.dtype(
@@ -37,8 +37,9 @@ SHARD = np.dtype(
     ]
 )
 _FORMAT = 2  # to be raised with any change of what follows from the same shards
-_PARALLEL_FROM = 8  # shards; starting processes takes as long as walking a few shards
-_ARRAYS = {"records": RECORD, "shards": SHARD, "keys": np.dtype(np.uint8)}
+_PARALLEL_FROM = 8  # shards; starting processes takes as long as scanning a few shards
+_ARRAYS = {"entries": ENTRY, "shards": SHARD, "keys": np.dtype(np.uint8)}
+_FILES = {"entries": "records", "shards": "shards", "keys": "keys"}  # as earlier builds wrote
 
 _logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ _logger = logging.getLogger(__name__)
 class TarIndex(NamedTuple):
     """Arrays on disk, mapped into memory: a copy of the index costs its readers nothing."""
 
-    records: np.ndarray
-    """[pairs] of `RECORD`, shard by shard, in the order of their first members."""
+    entries: np.ndarray
+    """[pairs] of `ENTRY`, shard by shard, in the order of their first members."""
     shards: np.ndarray
     """[shards] of `SHARD`."""
     keys: np.ndarray
@@ -63,10 +64,10 @@ def open_index(folder: pathlib.Path) -> TarIndex:
     """
     arrays = {}
     for name, dtype in _ARRAYS.items():
-        arrays[name] = np.memmap(folder / name, dtype, mode="r")
+        arrays[name] = np.memmap(folder / _FILES[name], dtype, mode="r")
     index = TarIndex(**arrays)
     pairs = int(index.shards["pairs"].sum(dtype=np.int64))
-    if len(index.records) != pairs or len(index.keys) != index.records["key_end"][-1]:
+    if len(index.entries) != pairs or len(index.keys) != index.entries["key_end"][-1]:
         raise ValueError(f"{folder} is damaged: files do not have the lengths that belong together")
     return index
 
@@ -119,11 +120,11 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
 
 def _write(folder: pathlib.Path, versions: Sequence[Version], scans: Iterator[ShardScan]) -> None:
     shards = np.zeros(len(versions), SHARD)
-    with (folder / "records").open("wb") as records, (folder / "keys").open("wb") as keys:
+    with (folder / "records").open("wb") as entries, (folder / "keys").open("wb") as keys:
         for number, (version, scan) in enumerate(zip(versions, scans, strict=True)):
-            scan.records["shard"] = number
-            scan.records["key_end"] += keys.tell()
-            records.write(scan.records.tobytes())
+            scan.entries["shard"] = number
+            scan.entries["key_end"] += keys.tell()
+            entries.write(scan.entries.tobytes())
             keys.write(scan.keys)
             shards[number]["size"], shards[number]["mtime_ns"] = version
             for name, count in scan.counts.items():
@@ -163,7 +164,7 @@ def _scan_all(paths: Sequence[str]) -> Iterator[ShardScan]:
         if isinstance(result, InputError):
             problems.append(str(result))
         else:
-            pairs += len(result.records)
+            pairs += len(result.entries)
             yield result
     if len(problems) == 1:
         raise InputError(problems[0])

@@ -22,7 +22,7 @@ IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # open_clip's order, where a 
 
 # Offsets are those of the member's data in the tar, 0 where there is no such member (a header comes
 # first). Sizes saturate at 4 GiB, far above what is ever read.
-RECORD = np.dtype(
+ENTRY = np.dtype(
     [
         ("shard", "<u4"),
         ("image_offset", "<u8"),
@@ -39,7 +39,7 @@ COUNTS = (
     "images_without_caption",
     "captions_without_image",
     "extra_images",  # further images of a key that has one
-    "repeated_keys",  # each repetition makes a record of its own, as in open_clip
+    "repeated_keys",  # each repetition makes an example of its own, as in open_clip
 )
 
 
@@ -56,15 +56,15 @@ _EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "txt", "json"))
 class ShardScan(NamedTuple):
     """The contents of one shard."""
 
-    records: np.ndarray
-    """[pairs] of `RECORD`; `shard` is 0 and `key_end` counts within `keys`."""
+    entries: np.ndarray
+    """[pairs] of `ENTRY`; `shard` is 0 and `key_end` counts within `keys`."""
     keys: bytes
     """The pairs' keys, one after the other, in UTF-8."""
     counts: dict[str, int]
     """By the names in `COUNTS` and `MEMBER_REASONS`."""
 
 
-_EMPTY = ShardScan(np.zeros(0, RECORD), b"", dict.fromkeys((*COUNTS, *MEMBER_REASONS), 0))
+_EMPTY = ShardScan(np.zeros(0, ENTRY), b"", dict.fromkeys((*COUNTS, *MEMBER_REASONS), 0))
 
 
 def scan_shard(path: str) -> ShardScan | InputError:
@@ -159,7 +159,7 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
             f"name\n{odd}{first}Expected the layout that img2dataset writes with --output_format "
             "webdataset"
         )
-    return ShardScan(np.array(rows, RECORD), bytes(keys), counts)
+    return ShardScan(np.array(rows, ENTRY), bytes(keys), counts)
 
 
 def _next_member(tar: tarfile.TarFile, path: str, number: int, size: int) -> _Member | None:

@@ -4,13 +4,13 @@
     source[7]            # Pair(image=b"...", captions=("a red bicycle",))
     source.name(7)       # "00000.tar/000000007"
 
-A record is an image (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key. By default
-the .txt is the caption, and where there is none the JSON's "caption". The members of a record need
-not be neighbours. A key ends at the first dot of its last part, as in webdataset: `photo.v2.jpg`
-has the extension `v2.jpg`, and is no image. A key that comes again in the same shard is another
-record, as in open_clip. `source.shards` counts these, and what is left out. Tars are read by
-position, without unpacking; in object storage, by a ranged request where its members are
-neighbours.
+An example is an image (.jpg .jpeg .png .webp) and a .txt, a .json or both, under one key:
+webdataset's sample. By default the .txt is the caption, and where there is none the JSON's
+"caption". The members of an example need not be neighbours. A key ends at the first dot of its last
+part, as in webdataset: `photo.v2.jpg` has the extension `v2.jpg`, and is no image. A key that comes
+again in the same shard is another example, as in open_clip. `source.shards` counts these, and what
+is left out. Tars are read by position, without unpacking; in object storage, an example whose
+members are neighbours takes one ranged request.
 """
 
 import logging
@@ -31,23 +31,23 @@ from flaxclip.data.sources.captions import (
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
 from flaxclip.data.sources.shard_paths import expand_shards
-from flaxclip.data.sources.source import Pair, UnreadableRecordError
+from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.storage import Version, is_remote, read_range
 from flaxclip.data.sources.tars.tar_index import TarIndex, build_index, open_index
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
 _LEFT_OUT = (*(name for name in COUNTS if name != "pairs"), *MEMBER_REASONS)
-_SMALL_GAP = 2**16  # bytes between a record's members, rather read along than asked for apart
+_SMALL_GAP = 2**16  # bytes between an example's members, rather read along than asked for apart
 _MAX_MEMBER_BYTES = 2**28  # as large as the largest image that transforms decode, in raw RGB
 
 _logger = logging.getLogger(__name__)
 
 
 class WebDatasetSource:
-    """A `Source` over tar shards; see the module's docstring for what a record is.
+    """A `Source` over tar shards; see the module's docstring for what an example is.
 
-    Shards are sorted by path, records keep the order of their shard: neither depends on how the
+    Shards are sorted by path, examples keep the order of their shard: neither depends on how the
     shards were listed. Copies sent to worker processes carry paths, not the index, and open files
     when they first read them.
     """
@@ -84,32 +84,32 @@ class WebDatasetSource:
         self._report()
 
     def __len__(self) -> int:
-        return len(self._index.records)
+        return len(self._index.entries)
 
     def __getitem__(self, index: SupportsIndex) -> Pair:
-        record = self._index.records[_checked(index, len(self))]
+        entry = self._index.entries[_checked(index, len(self))]
         keys = self._captions.keys
         # Only what a caption may be in.
-        wanted: tuple[str, ...] = ("txt", "json") if record["txt_offset"] == 0 else ("txt",)
+        wanted: tuple[str, ...] = ("txt", "json") if entry["txt_offset"] == 0 else ("txt",)
         if keys:
             wanted = ("txt",) * ("txt" in keys) + ("json",) * (set(keys) != {"txt"})
-        image, *texts = self._read(record, ("image", *wanted))
-        assert image is not None, "no record is without one"
+        image, *texts = self._read(entry, ("image", *wanted))
+        assert image is not None, "no example is without one"
         captions = make_captions(_fields(wanted, texts), self._captions, DEFAULT_CAPTION_KEYS)
         return Pair(image, *captions)
 
     def fields(self, index: SupportsIndex) -> dict[str, Any]:
-        """The record's JSON, and its text under `txt`."""
-        record = self._index.records[_checked(index, len(self))]
-        return _fields(("txt", "json"), self._read(record, ("txt", "json")))
+        """The example's JSON, and its text under `txt`."""
+        entry = self._index.entries[_checked(index, len(self))]
+        return _fields(("txt", "json"), self._read(entry, ("txt", "json")))
 
     def name(self, index: SupportsIndex) -> str:
         """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
         index = _checked(index, len(self))
-        ends = self._index.records["key_end"]
+        ends = self._index.entries["key_end"]
         start = int(ends[index - 1]) if index else 0
         key = self._index.keys[start : int(ends[index])].tobytes().decode("utf-8", "replace")
-        path = self.paths[self._index.records["shard"][index]]
+        path = self.paths[self._index.entries["shard"][index]]
         return f"{path[len(self._common_folder) :].lstrip('/')}/{key}"
 
     @property
@@ -136,17 +136,17 @@ class WebDatasetSource:
         folders = [f"{os.path.dirname(path)}/" for path in self.paths]
         self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
 
-    def _read(self, record: np.void, members: Sequence[str]) -> list[bytes | None]:
-        """The members' data; None for those that the record does not have."""
+    def _read(self, entry: np.void, members: Sequence[str]) -> list[bytes | None]:
+        """The members' data; None for those that the example does not have."""
         places = {}
         for member in members:
-            offset, size = int(record[f"{member}_offset"]), int(record[f"{member}_size"])
+            offset, size = int(entry[f"{member}_offset"]), int(entry[f"{member}_size"])
             if size > _MAX_MEMBER_BYTES:
-                raise UnreadableRecordError(f"{member} of {size:,} bytes or more")
+                raise UnreadableExampleError(f"{member} of {size:,} bytes or more")
             if offset:
                 places[member] = offset, size
-        shard = self._index.shards[record["shard"]]
-        path, indexed = self.paths[record["shard"]], Version(*shard[["size", "mtime_ns"]].tolist())
+        shard = self._index.shards[entry["shard"]]
+        path, indexed = self.paths[entry["shard"]], Version(*shard[["size", "mtime_ns"]].tolist())
         start = min((offset for offset, _ in places.values()), default=0)
         length = max((sum(place) for place in places.values()), default=0) - start
         if is_remote(path) and length <= sum(size for _, size in places.values()) + _SMALL_GAP:
@@ -182,5 +182,5 @@ def _fields(members: Sequence[str], texts: Sequence[bytes | None]) -> dict[str, 
 def _checked(index: SupportsIndex, length: int) -> int:
     index = operator.index(index)
     if not 0 <= index < length:
-        raise IndexError(f"record {index} of {length:,}")
+        raise IndexError(f"example {index} of {length:,}")
     return index
