@@ -1,8 +1,10 @@
 """Metrics of a run: metric files, throughput, model FLOPs utilisation."""
 
+import contextlib
 import importlib.util
 import json
 import math
+import socket
 import tempfile
 import time
 import uuid
@@ -13,9 +15,9 @@ import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import image as image_summary
 
 from flaxclip.chips import find_chip
@@ -96,7 +98,7 @@ class MetricWriter:
         # Unbuffered, so that it is known how much of a line there was room for.
         self._file = open(self._folder / METRICS_FILE, "ab", buffering=0)  # noqa: SIM115
         self._unwritten = b""
-        self._events: EventsWriter | None = None
+        self._events: RecordWriter | None = None
         self._purge_step = start_step + 1
         self._wandb = None
         if wandb_project is not None:
@@ -140,6 +142,7 @@ class MetricWriter:
         except OSError as error:
             self._warn(f"the last metrics cannot be written: {error.strerror or error}")
         self._file.close()
+        self._close_events()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -151,7 +154,7 @@ class MetricWriter:
                 self._copy_to_remote()
         except OSError as error:
             # A file that ends within an event cannot be read on: begin another.
-            self._events = None
+            self._close_events()
             if not self._warned:
                 self._warn(f"metrics of step {step} cannot be written: {error.strerror or error}")
             self._warned = True
@@ -164,18 +167,32 @@ class MetricWriter:
 
     def _write_events(self, step: int, summaries: Sequence[Summary]) -> None:
         """Write immediately: tensorboardX's own thread would end at the first error, unnoticed."""
+        now = time.time()
+        events = []
         if self._events is None:
             folder = self._folder / "tensorboard"
             folder.mkdir(exist_ok=True)
-            # It names files by the second, and another one in the same second would overwrite.
-            suffix = f".{time.monotonic_ns():020}"
-            self._events = EventsWriter(str(folder / "events"), suffix)
+            # The last number, since another file of the same second would overwrite this one.
+            name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}"
+            # Not tensorboardX's EventsWriter, which does not close a file that it cannot flush.
+            self._events = RecordWriter(str(folder / f"{name}.{time.monotonic_ns():020}"))
             start = SessionLog(status=SessionLog.START)
-            self._events.write_event(Event(step=self._purge_step, session_log=start))
-        for summary in summaries:
-            self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            events = [
+                Event(wall_time=now, file_version="brain.Event:2"),
+                Event(step=self._purge_step, session_log=start),
+            ]
+        events += [Event(step=step, wall_time=now, summary=summary) for summary in summaries]
+        for event in events:
+            self._events.write(event.SerializeToString())
         self._events.flush()
         self._purge_step = step + 1
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            # What is not flushed yet has been reported as lost.
+            with contextlib.suppress(OSError):
+                self._events.close()
+            self._events = None
 
     def _copy_to_remote(self) -> None:
         self._copied_at = time.monotonic()

@@ -134,7 +134,7 @@ def test_training_goes_on_and_says_how_many_examples_were_broken_and_where(tmp_p
     path = write_shards(tmp_path / "shards", shards=8, size=30, damaged=damaged)
     data, never = DataConfig(path=(path,), workers=0), CheckpointConfig(every_steps=10**9)
     train(tiny_config(tmp_path / "run", steps=15, data=data, checkpoint=never))
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     told = capsys.readouterr().out
     # Every broken example once, and again those drawn in place of one.
     total = lines[-1]["replaced_records"]

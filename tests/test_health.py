@@ -32,7 +32,7 @@ def monitor_in(folder, warnings, **config):
 
 
 def anomalies(folder):
-    return [json.loads(line) for line in (folder / ANOMALIES_FILE).open()]
+    return [json.loads(line) for line in (folder / ANOMALIES_FILE).read_text().splitlines()]
 
 
 def test_a_loss_far_above_the_running_median_is_reported_with_all_its_records(tmp_path):
@@ -122,7 +122,7 @@ def test_a_record_that_is_nan_costs_a_step_and_many_in_a_row_stop_the_run(tmp_pa
     assert "output of vision/patch_embedding, call 1" in result.stderr
     assert [line["step"] for line in anomalies(folder)] == [3, 6, 7, 8]
     assert [len(records & set(line["records"])) for line in anomalies(folder)] == [1] * 4
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert (lines[-1]["step"], lines[-1]["skipped_updates"]) == (8, 4)
     schedule = make_schedule(config.optim, config.steps)
     rates = [schedule(applied) for applied in (0, 1, 2, 2, 3, 4, 4, 4)]

@@ -22,11 +22,12 @@ for step in range(1, 31):
 writer.close()
 print(*warnings, sep="\\n")
 """
-    command = [sys.executable, "-c", code, tmp_path]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    [warning] = said.splitlines()
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", code, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "unclosed" not in done.stderr
+    [warning] = done.stdout.splitlines()
     assert "cannot be written: File too large" in warning
-    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).open()]
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 31))
     assert (tmp_path / "metrics.jsonl").stat().st_size > 1000
     assert len(list((tmp_path / "tensorboard").iterdir())) > 1  # the broken file, and another

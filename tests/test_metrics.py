@@ -20,7 +20,7 @@ def write(folder, start_step, stop_step, project=None):
 def test_what_a_killed_run_reported_after_its_checkpoint_is_reported_once(tmp_path):
     write(tmp_path, 0, 6)
     write(tmp_path, 4, 8)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert lines[0]["mfu"] is None
     scalars, images = read_events(tmp_path / "tensorboard")
@@ -36,7 +36,7 @@ def test_weights_and_biases_get_the_same_in_one_run(tmp_path, monkeypatch):
     write(tmp_path, 0, 4, "clip")
     write(tmp_path, 4, 8, "clip")
     ((_, steps),) = read_wandb(tmp_path / "wandb").items()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {step: values["loss"] for step, values in steps.items()} == {
         line["step"]: line["loss"] for line in lines
     }

@@ -25,6 +25,7 @@ from flaxclip.data.sources.tars import scan_processes, tar_index
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
+from tests.helpers.left_open import nothing_left_open
 
 
 @pytest.fixture(autouse=True)
@@ -546,6 +547,17 @@ def test_a_scanning_process_that_is_killed_is_told(tmp_path):
     with pytest.raises(InputError, match=r"that indexed .*a.tar was killed by SIGKILL\n.*memory"):
         scanner.scan(str(tmp_path / "a.tar"))
     scanner.close()
+    assert scanner.process.stdin.closed
+    assert scanner.process.stdout.closed
+
+
+def test_scanning_that_ends_early_leaves_no_process_and_no_descriptor(tmp_path):
+    _tar(tmp_path / "0.tar", _members(0, 2))
+    os.mkfifo(tmp_path / "1.tar")  # opening it takes for ever
+    with nothing_left_open():
+        scans = scan_processes.scan_in_processes([str(tmp_path / f"{n}.tar") for n in range(2)], 2)
+        assert len(next(scans).entries) == 2
+        scans.close()
 
 
 def _captions(source: WebDatasetSource) -> list[str]:

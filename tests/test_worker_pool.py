@@ -1,6 +1,7 @@
 import faulthandler
 import os
 import pathlib
+import resource
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from flaxclip.data.workers.host_batches import LocalLoading, Row
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
 from flaxclip.data.workers.shared_batches import BatchShape, count_slots
 from flaxclip.errors import InputError
+from tests.helpers.left_open import nothing_left_open
 
 SHAPE = BatchShape(rows=40, image_size=4, context_length=3)
 
@@ -153,6 +155,36 @@ def test_workers_are_no_further_ahead_than_the_slots(tmp_path):
     loaded = [int(line) for line in (tmp_path / "loaded").read_text().split()]
     assert sorted(loaded) == list(range(3 * 40))
     batches.close()
+
+
+def test_a_pool_leaves_no_descriptor_open_however_it_ends():
+    lock = threading.Lock()
+    with nothing_left_open(), pytest.raises(TypeError, match="cannot pickle"):
+        pool(lambda positions, begin: lock)
+    for taken in (0, 1, 3):
+        with nothing_left_open():
+            batches = pool(loading())
+            made = iter(batches)
+            for _ in range(taken):
+                next(made)
+            batches.close()
+            batches.close()
+            assert list(made) == []
+            del batches, made  # with them goes the memory
+
+
+def test_workers_that_cannot_all_be_started_leave_none():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = os.listdir("/proc/self/fd")
+    free = [number for number in range(1000) if str(number) not in taken]
+    with nothing_left_open():
+        try:
+            # Enough for the memory and some workers' connections.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free[8], hard))
+            with pytest.raises(OSError, match="Too many open files"):
+                pool(loading(), workers=6)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_prefetching_is_bounded_in_bytes():

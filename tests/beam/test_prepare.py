@@ -193,6 +193,8 @@ def test_training_reads_what_was_prepared(prepared, tmp_path):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert run.returncode == 0, run.stderr
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    metrics = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert metrics[-1]["step"] == 4
     assert (tmp_path / "run" / "checkpoints" / "4").exists()

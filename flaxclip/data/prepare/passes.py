@@ -7,6 +7,7 @@ but the first are dropped. The second pass reads the examples of each shard and 
 Images are read twice rather than sent around: the passes exchange 32 bytes an example.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -179,20 +180,20 @@ def write_shard(
     try:
         writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         last_key, last_name = None, ""
-        for row in np.sort(rows, order=("high", "low", "example")).tolist():
-            key, name = row[:2], source.name(row[2])
-            if key == last_key and recipe.deduplicate != "none":
-                dropped.append(Dropped(name, "duplicate", f"of {last_name}"))
-                continue
-            try:
-                stored, facts = _load(source, recipe, row)
-            except UnreadableExampleError as error:
-                dropped.append(Dropped(name, "unreadable", str(error)))
-                continue
-            writer.write(stored)
-            statistics.add(facts)
-            last_key, last_name = key, name
-        writer.close()
+        with contextlib.closing(writer):
+            for row in np.sort(rows, order=("high", "low", "example")).tolist():
+                key, name = row[:2], source.name(row[2])
+                if key == last_key and recipe.deduplicate != "none":
+                    dropped.append(Dropped(name, "duplicate", f"of {last_name}"))
+                    continue
+                try:
+                    stored, facts = _load(source, recipe, row)
+                except UnreadableExampleError as error:
+                    dropped.append(Dropped(name, "unreadable", str(error)))
+                    continue
+                writer.write(stored)
+                statistics.add(facts)
+                last_key, last_name = key, name
         digest = _check_written(path, statistics.pairs)
     except (OSError, RuntimeError) as error:
         # RuntimeError is how the writer passes on what the operating system said.
@@ -228,9 +229,8 @@ def _load(
 def _check_written(path: pathlib.Path, records: int) -> str:
     """The SHA-256 of a shard, once it is safely on the disk."""
     # A file that was cut off opens, as one without records.
-    reader = ArrayRecordReader(os.fspath(path))
-    found = reader.num_records()
-    reader.close()
+    with contextlib.closing(ArrayRecordReader(os.fspath(path))) as reader:
+        found = reader.num_records()
     if found != records:
         raise OSError(f"holds {found:,} of {records:,} records")
     with path.open("rb") as file:

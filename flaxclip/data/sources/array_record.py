@@ -16,6 +16,7 @@ can be read alone; images are compressed already.
 
 import bisect
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import json
@@ -140,11 +141,8 @@ def count_records(path: str) -> int:
     try:
         if not os.path.getsize(path):
             return 0
-        reader = ArrayRecordReader(path)
-        try:
+        with contextlib.closing(ArrayRecordReader(path)) as reader:
             return reader.num_records()
-        finally:
-            reader.close()
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or ["not whole"])[0]
         raise InputError(

@@ -74,8 +74,7 @@ def read_columns(paths: Sequence[os.PathLike], columns: Sequence[str]) -> dict[s
     """
     values: dict[str, list[Any]] = {column: [] for column in columns}
     for path in paths:
-        with parquet_errors(os.fspath(path)):
-            file = open_parquet(path)
+        with parquet_errors(os.fspath(path)), open_parquet(path) as file:
             check_columns(path, file.schema_arrow, columns)
             for group in range(file.num_row_groups):
                 for batch in group_batches(file, group, columns):

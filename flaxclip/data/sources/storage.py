@@ -205,12 +205,11 @@ def local_copy(path: str) -> str:
         copy = cache_folder("shards") / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                open_to_read(path) as source,
-                tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial,
-            ):
-                shutil.copyfileobj(source, partial, _READ_AHEAD)
-            os.replace(partial.name, copy)
+            with tempfile.TemporaryDirectory(dir=copy.parent) as folder:
+                partial = pathlib.Path(folder, "partial")
+                with open_to_read(path) as source, partial.open("wb") as file:
+                    shutil.copyfileobj(source, file, _READ_AHEAD)
+                partial.replace(copy)
     except OSError as error:
         raise InputError(
             f"cannot copy {path} into {cache_folder('shards')}: {error.strerror or error}\n"

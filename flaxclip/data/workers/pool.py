@@ -8,6 +8,7 @@ through shared memory; and a worker imports only what rows need.
 """
 
 import collections
+import contextlib
 import logging
 import multiprocessing.connection
 import os
@@ -65,19 +66,23 @@ class _Worker:
         self.number, self.tasks = number, 0
         self.connection, theirs = multiprocessing.connection.Pipe()
         descriptors = theirs.fileno(), setup, memory
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "flaxclip.data.workers.worker",
-                *map(str, (number, *descriptors)),
-            ],
-            pass_fds=descriptors,
-            env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        theirs.close()
+        module, arguments = "flaxclip.data.workers.worker", map(str, (number, *descriptors))
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, *arguments],
+                pass_fds=descriptors,
+                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
         self.position, self.seconds = -1, 0.0  # over one example
+
+    def close(self) -> None:
+        """End the process, which its connection tells to end, or a signal."""
+        self.connection.close()
+        try:
+            self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def __str__(self) -> str:
         return f"worker {self.number} (process {self.process.pid})"
@@ -115,19 +120,25 @@ class WorkerPool:
         """
         self._name, self._rows, self._steps, self._positions = name, shape.rows, steps, positions
         self._stall_seconds = stall_seconds
-        memory = create_shared_memory()
-        self._shared = SharedBatches(memory, shape, slots, workers)
-        self._shared.positions[:] = -1
-        # In memory too, not through the connections, which would hold up all by the slowest.
-        setup = create_shared_memory()
-        with open(setup, "wb", closefd=False) as file:
-            cloudpickle.dump((load, shape, slots, workers), file)
-        self._workers = [_Worker(number, setup, memory) for number in range(workers)]
-        os.close(setup)
-        os.close(memory)
+        with contextlib.ExitStack() as descriptors, contextlib.ExitStack() as started:
+            memory = create_shared_memory()
+            descriptors.callback(os.close, memory)  # the workers inherit it
+            self._shared = SharedBatches(memory, shape, slots, workers)
+            self._shared.positions[:] = -1
+            # In memory too, not through the connections, which would hold up all by the slowest.
+            setup = create_shared_memory()
+            descriptors.callback(os.close, setup)
+            with open(setup, "wb", closefd=False) as file:
+                cloudpickle.dump((load, shape, slots, workers), file)
+            self._workers: list[_Worker] = []
+            for number in range(workers):
+                self._workers.append(_Worker(number, setup, memory))
+                started.callback(self._workers[-1].close)
+            started.pop_all()  # `close` ends them from now on
         self._ready: queue.SimpleQueue[_Filling | Exception | None] = queue.SimpleQueue()
         self._free_slots = list(range(slots))
         self._released, self._release = multiprocessing.connection.Pipe(duplex=False)
+        self._releasing = threading.Lock()  # a connection must not be closed while it is written to
         self._feeder = threading.Thread(target=self._feed, name="feeds workers", daemon=True)
         self._feeder.start()
 
@@ -150,21 +161,25 @@ class WorkerPool:
                 ready.truncated,
                 tuple(name for _, names in sorted(ready.replaced.items()) for name in names),
             )
-            self._release.send(ready.slot)
+            with self._releasing:
+                if self._release.closed:
+                    return
+                self._release.send(ready.slot)
 
     def close(self) -> None:
         """End the workers, and the iteration."""
-        self._release.send(None)
+        with self._releasing:
+            if self._release.closed:
+                return
+            self._release.send(None)
+            self._release.close()
         self._feeder.join()
+        self._released.close()
         self._ready.put(None)
         for worker in self._workers:
-            worker.connection.close()
+            worker.connection.close()  # all begin to end
         for worker in self._workers:
-            try:
-                worker.process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            worker.close()
 
     def _feed(self) -> None:
         try:

@@ -76,7 +76,7 @@ def main() -> None:
         except Exception as error:
             expected = error if isinstance(error, InputError) else None
             position = int(shared.positions[number])
-            connection.send(Failed(position, expected, traceback.format_exc()))
+            _send(connection, Failed(position, expected, traceback.format_exc()))
             return
         truncated, replaced = 0, []
         for place, row in enumerate(rows, task.first_row):
@@ -85,7 +85,14 @@ def main() -> None:
             truncated += row.truncated
             replaced.extend(row.replaced)
         shared.positions[number] = -1
-        connection.send(Done(task, truncated, replaced))
+        _send(connection, Done(task, truncated, replaced))
+
+
+def _send(connection: Connection, message: Done | Failed) -> None:
+    try:
+        connection.send(message)
+    except OSError:
+        os._exit(0)  # the training process has ended, or needs no more batches
 
 
 def _receive(connection: Connection, tasks: queue.SimpleQueue) -> None:

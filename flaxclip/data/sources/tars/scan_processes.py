@@ -5,6 +5,7 @@ input cannot be imported, and a script without `if __name__ == "__main__"` would
 """
 
 import concurrent.futures
+import contextlib
 import os
 import pickle
 import queue
@@ -24,10 +25,7 @@ def scan_in_processes(paths: Sequence[str], processes: int) -> Iterator[ShardSca
     Raises:
         InputError: a process was killed or has crashed.
     """
-    scanners = [Scanner() for _ in range(processes)]
     idle: queue.SimpleQueue[Scanner] = queue.SimpleQueue()
-    for scanner in scanners:
-        idle.put(scanner)
 
     def scan(path: str) -> ShardScan | InputError:
         scanner = idle.get()
@@ -36,14 +34,18 @@ def scan_in_processes(paths: Sequence[str], processes: int) -> Iterator[ShardSca
         finally:
             idle.put(scanner)
 
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        try:
-            yield from pool.map(scan, paths)
-        finally:
-            # Before the pool waits for its threads: where the iteration ends early, no shard is to
-            # be scanned to its end.
-            for scanner in scanners:
-                scanner.close()
+    with contextlib.ExitStack() as opened:
+        scanners = [opened.enter_context(contextlib.closing(Scanner())) for _ in range(processes)]
+        for scanner in scanners:
+            idle.put(scanner)
+        with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+            try:
+                yield from pool.map(scan, paths)
+            finally:
+                # Before the pool waits for its threads: where the iteration ends early, no shard is
+                # to be scanned to its end. Their pipes are closed after it, when no thread reads.
+                for scanner in scanners:
+                    scanner.process.kill()
 
 
 class Scanner:
@@ -80,9 +82,13 @@ class Scanner:
         raise InputError(f"the process that indexed {shown(path)} {how}")
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does, and close its pipes."""
         self.process.kill()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None, "a pipe"
+            with contextlib.suppress(BrokenPipeError):  # a path that nobody will read
+                pipe.close()
 
 
 def main() -> None:
