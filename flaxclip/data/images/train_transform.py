@@ -75,7 +75,7 @@ def transform_for_training(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Make the training example of `image` with randomness from `rng`.
+    """Make the pixels of a row from `image`, with randomness from `rng`.
 
     Raises:
         UnreadableExampleError: see `decode_image`.

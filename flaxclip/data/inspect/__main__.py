@@ -1,4 +1,4 @@
-"""Look at a corpus: how many examples, how large, how long, how many broken, and some of them.
+"""Look at a corpus: counts of examples, sizes, lengths, broken ones, and some samples.
 
 python -m flaxclip.data.inspect 'shards/*.tar'
 python -m flaxclip.data.inspect 'shards/*.tar' --sample 20000 --images samples

@@ -28,7 +28,7 @@ class Inspection:
     read: int
     statistics: PairStatistics
     broken: list[tuple[str, str]]
-    """Name, and what is wrong, of each broken example among those read."""
+    """Name and fault of each broken example among those read."""
     samples: list[Sample]
 
     @property
@@ -81,7 +81,7 @@ def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspec
     Args:
         source: the corpus.
         sample: number of examples to read; drawn without replacement, read in their order.
-        shown: how many of those that are whole to keep, drawn from them.
+        shown: number of whole ones to keep, drawn from those that were read.
         seed: of both draws.
     """
     rng = np.random.default_rng(seed)

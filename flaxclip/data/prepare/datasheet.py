@@ -56,10 +56,10 @@ def make_datasheet(
     """The datasheet as JSON.
 
     Args:
-        plan: what was asked for, with the number of examples there were.
+        plan: the preparation's plan, with the number of examples of the corpus.
         splits: names and contents of each split's shards.
-        dropped: what was left out.
-        files: names of what there is beside shards and the datasheet.
+        dropped: all examples that were left out.
+        files: names of the other files beside shards and datasheet.
     """
     sheets: dict[str, dict[str, Any]] = {}
     for split, shards in splits.items():

@@ -27,7 +27,7 @@ def claim(folder: PreparationFolder, plan: Plan, overwrite: bool) -> Iterator[bo
     """Hold the folder for this preparation, new or resumed.
 
     Yields:
-        Whether it is finished already, and there is nothing to do.
+        True if it is finished already, so that there is nothing to do.
 
     Raises:
         InputError: the folder cannot be written, is foreign, belongs to another preparation

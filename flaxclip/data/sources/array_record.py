@@ -1,8 +1,8 @@
-"""ArrayRecord shards of images with what is written beside them: what `data.prepare` writes.
+"""ArrayRecord shards of images and the fields beside them, as `data.prepare` writes them.
 
 Each record of a shard is a msgpack map, made by `encode_record`:
 
-    key      str    what the record was called where it comes from
+    key      str    the example's name in the corpus that it comes from
     image    bytes  the encoded image, as a file would hold it
     fields   str    a JSON object: the texts, labels and metadata beside the image, by name
 

@@ -61,7 +61,7 @@ def make_captions(
     """`Pair.captions` and `Pair.weights` of an example.
 
     Args:
-        fields: what `Source.fields` gives, or the part of it that `config` asks for.
+        fields: `Source.fields`, or the part of it that `config` asks for.
         config: which of them are captions.
         default_keys: in place of `config.keys` where that is empty; the first that is there counts.
 

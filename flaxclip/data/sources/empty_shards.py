@@ -21,9 +21,9 @@ def check_empty_shards(
 
     Args:
         empty: path and size, in bytes, of each.
-        total: how many shards there are, these included.
+        total: number of shards, these included.
         allowed: `CorpusConfig.allow_empty_shards`.
-        doubt: what else such a file may be, for the message.
+        doubt: another explanation for such a file, for the message.
 
     Raises:
         InputError: there are some and they are not allowed; or all are empty.

@@ -52,7 +52,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def member_reason(name: str, kind: str, extensions: Collection[str]) -> str | None:
-    """Why a member of a tar is left out, one of `MEMBER_REASONS`.
+    """The reason for leaving out a member of a tar: one of `MEMBER_REASONS`.
 
     Args:
         name: the member's.
@@ -60,7 +60,7 @@ def member_reason(name: str, kind: str, extensions: Collection[str]) -> str | No
         extensions: of what samples are made of, in lower case.
 
     Returns:
-        None for part of an example, and for what is not named like one.
+        None if it is part of an example, or not named like one.
     """
     _, dot, extension = name.rpartition("/")[2].rpartition(".")
     if not dot or extension.lower() not in extensions:

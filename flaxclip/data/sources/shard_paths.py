@@ -12,12 +12,12 @@ from flaxclip.errors import InputError
 
 
 def expand_shards(patterns: Sequence[str], expected: str = "tar") -> list[str]:
-    """Absolute paths, or URLs, that paths, brace patterns and globs name; sorted.
+    """The sorted absolute paths, or URLs, of all shards that `patterns` name.
 
     Does not check that a path without a glob exists: opening it does.
 
     Args:
-        patterns: what was given.
+        patterns: paths, brace patterns and globs.
         expected: the extension that shards should have, for messages.
 
     Raises:

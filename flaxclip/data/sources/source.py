@@ -22,7 +22,7 @@ class Pair(NamedTuple):
 
 
 class UnreadableExampleError(Exception):
-    """An example exists but yields no pair; the message says what is wrong with it.
+    """An example that exists but yields no pair; the message names the fault.
 
     The loader replaces such an example, counts it and logs its name: one broken image among
     billions must not stop a run.

@@ -34,7 +34,7 @@ class Tokenizer(abc.ABC):
     def encode(
         self, texts: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "batch length"], Bool[np.ndarray, " batch"]]:
-        """The rows of ids, and for each text whether it was too long and lost its end.
+        """The rows of ids, and for each text True if it was too long and lost its end.
 
         Raises:
             InputError: `texts` is a single string, or holds something that is no string.

@@ -48,7 +48,7 @@ _logger = logging.getLogger(__name__)
 
 
 class WorkerError(PreemptedError):
-    """A worker process was killed, crashed or stalled; the message says over which example."""
+    """A worker process was killed, crashed or stalled; the message names the example."""
 
 
 class _Filling:
@@ -76,7 +76,7 @@ class _Worker:
         self.position, self.seconds = -1, 0.0  # over one example
 
     def close(self) -> None:
-        """End the process, which its connection tells to end, or a signal."""
+        """End the process: by closing its connection, or else by a signal."""
         self.connection.close()
         try:
             self.process.wait(timeout=2)
@@ -114,7 +114,7 @@ class WorkerPool:
             shape: of this host's part of a batch.
             steps: whose batches are made.
             positions: step -> the positions of this host's rows.
-            workers: how many processes.
+            workers: number of processes.
             slots: batches in memory at most, the one included that is being used.
             stall_seconds: a worker that takes longer over one example ends the iteration.
         """

@@ -46,7 +46,7 @@ def count_slots(batch_bytes: int, prefetch_bytes: int | None) -> int:
 
 
 class SharedBatches:
-    """Slots, each of which holds a batch, and what every worker is doing.
+    """Slots, each of which holds a batch, and every worker's position in the stream.
 
     Attributes:
         images: [slots rows size size 3] uint8.

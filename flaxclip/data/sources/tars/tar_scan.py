@@ -68,7 +68,7 @@ _EMPTY = ShardScan(np.zeros(0, ENTRY), b"", dict.fromkeys((*COUNTS, *MEMBER_REAS
 
 
 def scan_shard(path: str) -> ShardScan | InputError:
-    """The pairs in a shard, or the error, returned since several shards may have one.
+    """The pairs in a shard; or its error, returned so that those of all shards can be reported.
 
     No pairs if the shard has no members, or no bytes.
     """
