@@ -11,7 +11,7 @@ case $step in
     # The images' own Python is older than 3.11.
     python3 -m pip install -q --user uv
     export PATH=$HOME/.local/bin:$PATH
-    uv venv -q --clear --python 3.12 venv
+    uv venv -q --clear --python 3.13 venv
     VIRTUAL_ENV=venv uv pip install -q -c flaxclip/launch/constraints.txt -e './flaxclip[tpu,gcs]'
     ;;
   start)
