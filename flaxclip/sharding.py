@@ -224,6 +224,17 @@ def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:
     )
 
 
+def is_for_one_cpu() -> bool:
+    """True if the program that is being traced is for a single CPU device.
+
+    Devices are those of the current mesh, otherwise JAX's default.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return platform == "cpu" and mesh.size <= 1
+
+
 def _is_ours(mesh: AbstractMesh) -> bool:
     """True unless no mesh is set, or one with axes of other names."""
     return set(MESH_AXES) <= set(mesh.axis_names)

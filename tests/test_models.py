@@ -27,6 +27,7 @@ from flaxclip.models.layers import BlockConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.transformer import Transformer, TransformerBlock
 from flaxclip.models.vision_transformer import ViTConfig, sample_patches
+from flaxclip.sharding import MeshConfig, make_mesh
 from tests.helpers.peer_params import huggingface_shapes, params_from_huggingface
 from tests.parity.clip_cases import TINY, random_tensors
 
@@ -278,6 +279,23 @@ def test_recomputing_for_the_backward_pass_changes_no_gradient_and_saves_memory(
     )
     assert none >= names >= full
     assert none > full
+
+
+@pytest.mark.parametrize(("devices", "axes"), [(1, {2}), (2, {2, 3})])
+def test_on_one_cpu_projections_and_their_gradients_are_products_of_two_matrices(devices, axes):
+    init = BlockInit.torch_default(16, 32)
+    mlp = layers.MLP(BlockConfig(2, 32, "gelu", init), ComputeConfig())
+    x = jax.ShapeDtypeStruct((2, 7, 16), jnp.float32)
+    variables = nn.unbox(jax.eval_shape(mlp.init, jax.random.key(0), x))
+
+    def total(variables, x):
+        return mlp.apply(variables, x).sum()
+
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:devices])):
+        traced = jax.jit(jax.grad(total, (0, 1))).trace(variables, x).jaxpr
+    products = [e for e in traced.eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 6
+    assert {operand.aval.ndim for e in products for operand in e.invars} == axes
 
 
 @pytest.mark.parametrize(("length", "causal"), [(50, False), (77, True)])
