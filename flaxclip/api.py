@@ -43,7 +43,8 @@ def encode_image(
 ) -> Float[Array, "b d"]:
     """Unit image embeddings, a pure function of `variables` and pixels."""
     model = CLIP(spec.model, compute, spec.preprocess)
-    return model.apply(variables, images, method="encode_image")
+    zimg: Any = model.apply(variables, images, method="encode_image")
+    return zimg
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "compute"))
@@ -54,7 +55,8 @@ def encode_text(
     compute: ComputeConfig = ComputeConfig(),
 ) -> Float[Array, "b d"]:
     """Unit text embeddings, a pure function of `variables` and token ids."""
-    return CLIP(spec.model, compute).apply(variables, tokens, method="encode_text")
+    ztxt: Any = CLIP(spec.model, compute).apply(variables, tokens, method="encode_text")
+    return ztxt
 
 
 class CLIPModel:

@@ -29,6 +29,7 @@ from flaxclip.benchmark.scores import (
 )
 from flaxclip.benchmark.tasks import Task
 from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.errors import InputError
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(4, size=200)
@@ -229,3 +230,12 @@ def test_metrics_of_single_tasks_are_what_their_names_say(metric, by_hand, chanc
     assert score.value == pytest.approx(expected)
     assert score.chance == pytest.approx(chance)
     assert score.low < expected < score.high
+
+
+def test_a_metric_of_groups_is_refused_for_data_without_them():
+    known = Known(np.eye(2), np.eye(2))
+    data = Labelled(PairImages(ScenesSource("unseen", 16), "known", 2), np.arange(2))
+    task = Task("known", "", "classification", "worst_group_top1", ())
+    wording = Wording(("0", "1"), {"0": ("0",), "1": ("1",)}, "", "")
+    with pytest.raises(InputError, match="worst_group_top1 needs the group of each image"):
+        classify_task(known, task, data, wording)

@@ -40,6 +40,8 @@ from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.hosts.connections import join_hosts
 from flaxclip.interop.archives.state_dicts import WhichWeights
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -80,7 +82,7 @@ class Command:
     """Your own, before those: JSON of task -> {"class_names": [...], "templates": ["a {}", ...]}, a
     list of templates, or a dict of class -> its own prompts. A class can be a list of names that
     mean the same, and a name can say what it is a kind of: "animal > dog"."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Dtype | None = None
     """Of activations. None: as in training. With bfloat16 the distance from float32 is reported."""
     batch_size: int = 256
     """Images at once on this host."""
@@ -168,7 +170,7 @@ def run(command: Command) -> Measured:
 
     cache = command.cache.expanduser()
     embedder = Embedder(model, command.batch_size, cache, command.max_unreadable)
-    if command.images is not None and command.labels and not _has_folders(command):
+    if command.images is not None and not tasks:
         name_images(embedder, command.images, split_labels(command.labels), out)
         return Measured([], {}, {}, [])
     settings = Settings(command.data, out, command.prompts, command.methods, own_prompts)
@@ -188,7 +190,8 @@ def run(command: Command) -> Measured:
 def _tasks(command: Command, checkpoint: Checkpoint) -> list[Task]:
     if command.images is not None:
         labels = split_labels(command.labels) if command.labels else ()
-        return [own_task(command.images, labels)] if _has_folders(command) else []
+        has_folders = _has_folders(command.images, bool(labels))
+        return [own_task(command.images, labels)] if has_folders else []
     if command.labels:
         raise InputError("--labels without --images\nsay which images they are for")
     if command.tasks:
@@ -196,19 +199,19 @@ def _tasks(command: Command, checkpoint: Checkpoint) -> list[Task]:
     return checkpoint.default_tasks()
 
 
-def _has_folders(command: Command) -> bool:
-    if not command.images.is_dir():
-        raise InputError(f"--images {command.images} is no folder\nname a folder of images")
-    folders = bool(class_folders(command.images))
-    if not folders and not command.labels:
+def _has_folders(images: Path, has_labels: bool) -> bool:
+    if not images.is_dir():
+        raise InputError(f"--images {images} is no folder\nname a folder of images")
+    has_folders = bool(class_folders(images))
+    if not has_folders and not has_labels:
         raise InputError(
-            f"{command.images} has no sub-folders, and no --labels are given\n"
+            f"{images} has no sub-folders, and no --labels are given\n"
             'say what the images can be, e.g. --labels "cat,dog"'
         )
-    return folders
+    return has_folders
 
 
-def _with_dtype(model: CLIPModel, dtype: str | None) -> CLIPModel:
+def _with_dtype(model: CLIPModel, dtype: Dtype | None) -> CLIPModel:
     if dtype is None or dtype == model.compute.dtype:
         return model
     compute = dataclasses.replace(model.compute, dtype=dtype)

@@ -1,7 +1,7 @@
 """Evaluation data: images by position, what is known of each, batches that count each once."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -109,7 +109,7 @@ def measured_pixels(
     if isinstance(image, bytes) and transform.how.transparency == "dropped":
         # To RGB before the resize, as the loaders behind published scores do; for palettes and
         # transparency the order shows.
-        image = decode_image(image).convert("RGB")
+        return preprocess(decode_image(image).convert("RGB"), transform)
     return preprocess(image, transform)
 
 
@@ -137,7 +137,7 @@ def image_batches(
 
     with ThreadPoolExecutor(workers) as pool:
         firsts = range(start, stop, batch_size)
-        ahead = []
+        ahead: list[list[Future[tuple[UInt8[np.ndarray, "h w 3"], str | None]]]] = []
         for number, first in enumerate(firsts):
             ahead += [
                 [pool.submit(load, index) for index in range(at, min(at + batch_size, stop))]

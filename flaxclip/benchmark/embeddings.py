@@ -155,16 +155,18 @@ class Embedder:
         parts = repr((self.checkpoint, kind, count, self._chunk, key))
         folder = self._cache / hashlib.sha256(parts.encode()).hexdigest()[:32]
         hosts, host = jax.process_count(), jax.process_index()
-        chunks, remarks = [], ()
+        chunks: list[Embedded] = []
+        remarks: tuple[str, ...] = ()
         for number, start in enumerate(range(0, count, self._chunk)):
             stop = min(start + self._chunk, count)
             path = folder / f"{number}.npz"
             kept = _load(path) if host == 0 else None
             if is_image and kept is not None and kept.remarks:
                 kept = None  # what could not be read may be readable by now
-            if is_word_of_host_0(kept is not None):
-                chunks.append(_from_host_0(kept, stop - start, self.model.config.embed_dim))
-                remarks += chunks[-1].remarks
+            kept = _from_host_0(kept, stop - start, self.model.config.embed_dim)
+            if kept is not None:
+                chunks.append(kept)
+                remarks += kept.remarks
                 continue
             each = -(-(stop - start) // hosts)
             first, last = min(start + host * each, stop), min(start + (host + 1) * each, stop)
@@ -203,7 +205,9 @@ class Embedder:
 
     def _collect(self, batches: Iterator[Embedded], count: int) -> Embedded:
         """The first `count` rows of `batches`, of which the last is filled up."""
-        z, remarks, pending = [np.zeros((0, self.model.config.embed_dim), np.float32)], [], None
+        z: list[np.ndarray] = [np.zeros((0, self.model.config.embed_dim), np.float32)]
+        remarks: list[str] = []
+        pending = None
         for batch in batches:
             # The previous batch is fetched while this one is being computed.
             if pending is not None:
@@ -251,16 +255,19 @@ def _save(path: Path, part: Embedded) -> None:
         ) from None
 
 
-def is_word_of_host_0(flag: bool) -> bool:
-    """What process 0 says, on every host: hosts need not share a file system."""
+def broadcast_from_host_0(flag: bool) -> bool:
+    """The flag of process 0, on every host: hosts need not share a file system."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
 
-def _from_host_0(part: Embedded | None, rows: int, width: int) -> Embedded:
+def _from_host_0(part: Embedded | None, rows: int, width: int) -> Embedded | None:
+    """The part that process 0 has, on every host; None on all where it has none."""
     if jax.process_count() == 1:
         return part
+    if not broadcast_from_host_0(part is not None):
+        return None
     z = np.zeros((rows, width), np.float32) if part is None else part.z
     z = np.asarray(multihost_utils.broadcast_one_to_all(z))
     return Embedded(z, _gather_texts(() if part is None else part.remarks))

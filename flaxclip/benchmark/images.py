@@ -9,14 +9,15 @@ import PIL.Image
 from jaxtyping import Int, UInt8
 
 from flaxclip.benchmark.datasets import (
+    Associations,
     Captioned,
-    Dataset,
+    Choices,
     Images,
     Labelled,
     measured_pixels,
 )
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.prompts import Wording
+from flaxclip.benchmark.prompts import Asked
 from flaxclip.benchmark.results import Result
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableExampleError
@@ -28,20 +29,19 @@ SHOWN = 12
 THUMBNAIL = SizedTransform(96)
 
 
-def draw_result(
-    embedder: Embedder, data: Dataset, wording: Wording | None, result: Result, stem: Path
-) -> dict[str, Any]:
+def draw_result(embedder: Embedder, asked: Asked, result: Result, stem: Path) -> dict[str, Any]:
     """Images of the result; returns what the page needs to show them."""
     folder = stem.with_name(f"{stem.name}-images")
-    if isinstance(data, Captioned):
+    if isinstance(asked, Captioned):
         shown, found = (result.arrays[f"image_to_text_{name}"] for name in ("shown", "found"))
-        first = dict(map(tuple, data.pairs[::-1]))  # of several captions, the first
-        truths = [data.captions[first[int(index)]] for index in shown]
-        guesses = [[data.captions[best] for best in row[:3]] for row in found]
-        _draw_overview(embedder, data.images, truths, truths, guesses, shown, stem)
-        return {"retrieved": _save_retrieved(result, data, folder)}
-    if not isinstance(data, Labelled) or data.labels.ndim != 1:
+        first = dict(map(tuple, asked.pairs[::-1]))  # of several captions, the first
+        truths = [asked.captions[first[int(index)]] for index in shown]
+        guesses = [[asked.captions[best] for best in row[:3]] for row in found]
+        _draw_overview(embedder, asked.images, truths, truths, guesses, shown, stem)
+        return {"retrieved": _save_retrieved(result, asked, folder)}
+    if isinstance(asked, Choices | Associations) or asked.data.labels.ndim != 1:
         return {}
+    data, wording = asked
     names = wording.shown_names
     # Evenly spread: neighbours in a data set are often of one class.
     count = len(data.images)

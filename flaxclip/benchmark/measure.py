@@ -18,20 +18,14 @@ from flaxclip.benchmark.datasets import (
     Labelled,
     MissingDataError,
 )
-from flaxclip.benchmark.embeddings import Embedder, is_word_of_host_0
+from flaxclip.benchmark.embeddings import Embedder, broadcast_from_host_0
 from flaxclip.benchmark.images import draw_result
 from flaxclip.benchmark.methods.choice import associate_task, choose_task
-from flaxclip.benchmark.methods.linear_probe import (
-    Split,
-    few_shot,
-    linear_probe,
-    nearest_neighbours,
-    set_aside,
-)
+from flaxclip.benchmark.methods.linear_probe import PROBE_METRICS, Probe, probe_task
 from flaxclip.benchmark.methods.retrieval import retrieve_task
 from flaxclip.benchmark.methods.zero_shot import classify_task
-from flaxclip.benchmark.prompts import Wording, choose_wording
-from flaxclip.benchmark.readers import open_split, open_test
+from flaxclip.benchmark.prompts import Asked, Classification, Wording, choose_wording
+from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.results import (
     MeasuredCheckpoint,
     Record,
@@ -45,11 +39,12 @@ from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
 from flaxclip.data.sources.left_out import describe_counts
 from flaxclip.errors import InputError
 
-Method = Literal["zero-shot", "linear-probe", "few-shot", "knn"]
+Method = Literal["zero-shot"] | Probe
 
 PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers", "ftfy")
 """Whose versions a result keeps."""
-_PROBE_METRICS = {"linear-probe": "top1", "few-shot": "top1_16_shot", "knn": "top1"}
+_ASKED = ("task", "title", "method", "kind", "metric", "parameters_sha256", "data_sha256")
+"""Fields of a result that say what was measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +107,13 @@ def measure_tasks(
 
 def _open(task: Task, data_dir: Path, image_size: int) -> tuple[DataSource, Dataset]:
     """The task's test set, of which every host must have the same number of images."""
-    opened, problem = None, None
+    opened: tuple[DataSource, Dataset] | InputError
     try:
         opened = open_test(task, data_dir, image_size)
     except InputError as error:
-        problem = error
+        opened = error
     if jax.process_count() > 1:
-        mine = -1 if opened is None else len(opened[1].images)
+        mine = -1 if isinstance(opened, InputError) else len(opened[1].images)
         counts = np.asarray(multihost_utils.process_allgather(np.array(mine))).tolist()
         if len(set(counts)) > 1:
             there = ", ".join("none" if count < 0 else f"{count:,}" for count in counts)
@@ -126,8 +121,8 @@ def _open(task: Task, data_dir: Path, image_size: int) -> tuple[DataSource, Data
                 f"hosts do not have the same images of {task.name}: {there}\n"
                 "put the same data on all of them"
             )
-    if problem is not None:
-        raise problem
+    if isinstance(opened, InputError):
+        raise opened
     return opened
 
 
@@ -146,30 +141,30 @@ def _measure(
     say: Callable[[str], None],
 ) -> tuple[Record, bool]:
     """The record, and whether it was made now; scores of one that was kept are on host 0 alone."""
-    wording = None
+    asked: Asked
     if isinstance(data, Labelled):
         own = settings.own_prompts.get(task.name, settings.own_prompts.get(source.name))
-        wording = choose_wording(task, data, settings.prompts, own)
-    asked = {
-        "task": task.name,
-        "title": task.title,
-        "method": method,
-        "kind": task.kind if method == "zero-shot" else method,
-        "metric": task.metric if method == "zero-shot" else _PROBE_METRICS[method],
-        "parameters_sha256": embedder.checkpoint,
-        "data_sha256": digest([data.images.identity, len(data.images)]),
-    }
-    words = {}
-    if wording is not None:
-        words = _words(task, wording, settings.prompts if method == "zero-shot" else None)
+        asked = Classification(data, choose_wording(task, data, settings.prompts, own))
+        words = _words(task, asked.wording, settings.prompts if method == "zero-shot" else None)
+    else:
+        asked, words = data, {}
     record = Record(
-        **asked,
+        task=task.name,
+        title=task.title,
+        method=method,
+        kind=task.kind if method == "zero-shot" else method,
+        metric=task.metric if method == "zero-shot" else PROBE_METRICS[method],
         checkpoint=checkpoint,
+        parameters_sha256=embedder.checkpoint,
         source=dataclasses.asdict(source),
+        data_sha256=digest([data.images.identity, len(data.images)]),
         task_preprocessing=task.preprocessing,
-        identity_sha256=digest(asked | words | {"batch_size": embedder.batch_size}),
+        identity_sha256="",
         examples=len(data.images),
     )
+    identity = {name: getattr(record, name) for name in _ASKED}
+    identity |= words | {"batch_size": embedder.batch_size}
+    record = dataclasses.replace(record, identity_sha256=digest(identity))
     suffix = "" if method == "zero-shot" else f".{method}"
     stem = settings.out / f"{task.name}{suffix}"
     done = stem.with_name(stem.name + ".json")
@@ -179,16 +174,12 @@ def _measure(
         and before.identity_sha256 == record.identity_sha256
         and not before.unreadable  # which may be readable by now, or too many
     )
-    if is_word_of_host_0(is_done):
+    if broadcast_from_host_0(is_done):
         say(f"{task.name}, {method}: measured before, kept")
         return before or record, False
 
     say(f"{task.name}, {method}: {len(data.images):,} images")
-    if method == "zero-shot":
-        result = _zero_shot(embedder, task, data, wording)
-    else:
-        classes = len(wording.class_names)
-        result = _probe(embedder, task, source, data, method, classes, settings.data_dir)
+    result = _ask(embedder, task, source, asked, method, settings.data_dir)
     notes = list(result.notes)
     if task.examples not in (None, len(data.images)):
         notes.append(
@@ -207,7 +198,7 @@ def _measure(
             f"{distance['mean']:.2g} on average, {distance['max']:.2g} at most"
         )
     if _main() and method == "zero-shot":
-        details |= draw_result(embedder, data, wording, result, stem)
+        details |= draw_result(embedder, asked, result, stem)
     record = dataclasses.replace(
         record,
         scores=result.scores,
@@ -237,7 +228,7 @@ def _how_computed(embedder: Embedder) -> dict[str, Any]:
 
 
 def _words(task: Task, wording: Wording, prompt_set: PromptSet | None) -> dict[str, Any]:
-    names = {"class_names": wording.class_names}
+    names: dict[str, Any] = {"class_names": wording.class_names}
     if prompt_set is None:
         return names
     words = names | {"distractors": task.distractors, "templates": wording.templates}
@@ -249,50 +240,15 @@ def _words(task: Task, wording: Wording, prompt_set: PromptSet | None) -> dict[s
     }
 
 
-def _zero_shot(embedder: Embedder, task: Task, data: Dataset, wording: Wording | None) -> Result:
-    if isinstance(data, Captioned):
-        return retrieve_task(embedder, data)
-    if isinstance(data, Choices):
-        return choose_task(embedder, data)
-    if isinstance(data, Associations):
-        return associate_task(embedder, data)
-    return classify_task(embedder, task, data, wording)
-
-
-def _probe(
-    embedder: Embedder,
-    task: Task,
-    source: DataSource,
-    data: Labelled,
-    method: Method,
-    classes: int,
-    data_dir: Path,
+def _ask(
+    embedder: Embedder, task: Task, source: DataSource, asked: Asked, method: Method, data_dir: Path
 ) -> Result:
-    size = embedder.model.transform.size
-    unreadable: list[str] = []
-    notes: list[str] = []
-
-    def embed(part: Labelled, split: str = "") -> Split:
-        if split and part.left_out:
-            notes.append(f"{split}left out of the set: {describe_counts(part.left_out)}")
-        zimg, broken = embedder.embed_images(part.images)
-        unreadable.extend(f"{split}{line}" for line in broken)
-        if part.labels.min() < 0 or part.labels.max() >= classes:
-            raise InputError(
-                f"{task.name}: a training label is out of range 0 to {classes - 1}\nmend the set"
-            )
-        return Split(zimg, part.labels)
-
-    train = embed(open_split(task, source, "train", data_dir, size), "training split, ")
-    held_out = open_split(task, source, "validation", data_dir, size)
-    test = embed(data)
-    if method == "knn":
-        result = nearest_neighbours(train, test, classes)
-    else:
-        if held_out is None:
-            train, validation = set_aside(train)
-        else:
-            validation = embed(held_out, "validation split, ")
-        fit = linear_probe if method == "linear-probe" else few_shot
-        result = fit(train, validation, test, classes)
-    return dataclasses.replace(result, unreadable=tuple(unreadable), notes=(*result.notes, *notes))
+    if isinstance(asked, Captioned):
+        return retrieve_task(embedder, asked)
+    if isinstance(asked, Choices):
+        return choose_task(embedder, asked)
+    if isinstance(asked, Associations):
+        return associate_task(embedder, asked)
+    if method == "zero-shot":
+        return classify_task(embedder, task, *asked)
+    return probe_task(embedder, task, source, *asked, method, data_dir)

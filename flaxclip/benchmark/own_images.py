@@ -11,7 +11,7 @@ from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import task_classifier
 from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
-from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
+from flaxclip.benchmark.tasks import PROMPT_SETS, DataSource, Prompts, Task
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import check_distinct
@@ -59,7 +59,7 @@ def own_task(images: Path, labels: Sequence[str]) -> Task:
         )
     names = tuple(name.replace("_", " ") for name in folders)
     check_distinct(names)
-    prompts = dict.fromkeys(PromptSet.__args__, Prompts(names, DEFAULT_TEMPLATES))
+    prompts = dict.fromkeys(PROMPT_SETS, Prompts(names, DEFAULT_TEMPLATES))
     source = DataSource("folder", str(images), train=None)
     title = f"images of {images}"
     return Task(f"images-{images.resolve().name}", title, "classification", "top1", (source,),

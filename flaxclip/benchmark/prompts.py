@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxclip.benchmark.datasets import Labelled
-from flaxclip.benchmark.tasks import Prompts, PromptSet, Task
+from flaxclip.benchmark.datasets import Associations, Captioned, Choices, Labelled
+from flaxclip.benchmark.tasks import ClassNames, Prompts, PromptSet, Task
 from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name
 
@@ -28,6 +28,17 @@ class Wording(NamedTuple):
     def shown_names(self) -> tuple[str, ...]:
         """One name a class, for people."""
         return tuple(first_name(name) for name in self.class_names)
+
+
+class Classification(NamedTuple):
+    """Labelled images, and the words that they are asked in."""
+
+    data: Labelled
+    wording: Wording
+
+
+Asked = Classification | Captioned | Choices | Associations
+"""A data set, with words where it has none of its own."""
 
 
 def choose_wording(
@@ -116,7 +127,7 @@ def _plain(name: str | tuple[str, ...]) -> str:
     return "".join(filter(str.isalnum, first_name(name).lower()))
 
 
-def _in_label_order(task: str, names: Names, own: tuple[str, ...]) -> Names:
+def _in_label_order(task: str, names: ClassNames, own: tuple[str, ...]) -> ClassNames:
     """`names` in the order of the data set's own: lists of the same classes differ in it."""
     if len(names) != len(own):
         raise InputError(

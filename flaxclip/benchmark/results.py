@@ -33,7 +33,9 @@ def digest(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,10 @@ class Score:
 
     value: float
     chance: float
-    low: float | None = None
+    low: float
     """Lower end of the 95% interval over examples: another test set of the same kind would give
     a score between `low` and `high` 19 times of 20. Training anew is not in it."""
-    high: float | None = None
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ def write_record(record: Record, arrays: Mapping[str, np.ndarray], stem: Path) -
     """`stem`.npz, then `stem`.json, each whole or not at all: the JSON says that all is there."""
     partial = stem.with_name(stem.name + ".npz.partial")
     with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
     os.replace(partial, stem.with_name(stem.name + ".npz"))
     write_text(stem.with_name(stem.name + ".json"), as_json(record.to_json()))
 

@@ -57,7 +57,8 @@ def reference_line(shift: str) -> Line:
         if row["source"] == "open_clip" and row["task"] in ("imagenet", shift):
             scores.setdefault(row["model"], {})[row["task"]] = float(row["value"])
     points = [(model, s["imagenet"], s[shift]) for model, s in scores.items() if len(s) == 2]
-    x, y = (np.array([_logit(point[i]) for point in points]) for i in (1, 2))
+    x = np.array([_logit(imagenet) for _, imagenet, _ in points])
+    y = np.array([_logit(shifted) for _, _, shifted in points])
     slope, intercept = np.polyfit(x, y, 1)
     return Line(float(slope), float(intercept), points)
 

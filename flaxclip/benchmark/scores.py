@@ -155,7 +155,7 @@ def hits_at_k(
 
 def per_class_table(
     predictions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], classes: int
-) -> list[dict[str, float | int]]:
+) -> list[dict[str, float | None]]:
     """Recall, precision and number of examples of each class; None where undefined."""
     counts = np.bincount(labels, minlength=classes)
     predicted = np.bincount(predictions, minlength=classes)

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -14,8 +14,23 @@ from flaxclip.data.sources import scenes
 from flaxclip.errors import InputError
 
 Kind = Literal["classification", "multilabel", "retrieval", "choice", "association"]
+Reader = Literal[
+    "wds",
+    "tfds",
+    "folder",
+    "parquet",
+    "pairs",
+    "scenes",
+    "sugarcrepe",
+    "winoground",
+    "winogavil",
+]
+"""What reads a set: a name of `readers.READERS`."""
 PromptSet = Literal["clip_benchmark", "openai"]
 """Who published the prompts: the two differ for some tasks, and scores with them."""
+PROMPT_SETS: tuple[PromptSet, ...] = get_args(PromptSet)
+ClassNames = tuple[str | tuple[str, ...], ...]
+"""One for each class; a class with several names has the prompts of all of them averaged."""
 
 _SUITES = Path(__file__).parent / "suites"
 
@@ -24,17 +39,7 @@ _SUITES = Path(__file__).parent / "suites"
 class DataSource:
     """Where a task's images can be read."""
 
-    reader: Literal[
-        "wds",
-        "tfds",
-        "folder",
-        "parquet",
-        "pairs",
-        "scenes",
-        "sugarcrepe",
-        "winoground",
-        "winogavil",
-    ]
+    reader: Reader
     name: str
     """Name there, or the path of a set of one's own."""
     split: str = "test"
@@ -52,8 +57,7 @@ class DataSource:
 class Prompts:
     """Words for classes. None: those that come with the data."""
 
-    class_names: tuple[str | tuple[str, ...], ...] | None = None
-    """A class with several names has the prompts of all of them averaged."""
+    class_names: ClassNames | None = None
     templates: tuple[str, ...] | dict[str, tuple[str, ...]] | None = None
     """Prompts with `{}` for the class's name, or for each class its own; their embeddings are
     averaged."""
@@ -98,7 +102,7 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
     return list(tasks.values())
 
 
-OWN_DATA = {
+OWN_DATA: dict[str, tuple[Reader, Kind, str]] = {
     "retrieval": ("pairs", "retrieval", "text_to_image_recall@1"),
     "wds": ("wds", "classification", "top1"),
     "wds-multilabel": ("wds", "multilabel", "mean_average_precision"),
@@ -152,7 +156,7 @@ def _task(name: str, fields: dict[str, Any]) -> Task:
             class_names=_words("class_names.json", set_name, key),
             templates=_words("templates.json", set_name, key),
         )
-        for set_name in PromptSet.__args__
+        for set_name in PROMPT_SETS
     }
     return pydantic.TypeAdapter(Task).validate_python(fields | {"name": name, "prompts": prompts})
 
@@ -162,13 +166,18 @@ def _tables(file: str) -> dict[str, dict[str, list]]:
     return _read(file)
 
 
-def _words(file: str, set_name: str, key: str | dict) -> tuple | None:
-    if isinstance(key, dict):
-        key = key.get(file.removesuffix(".json"))
-    if isinstance(key, dict):
-        key = key.get(set_name)
-    words = _tables(file)[set_name].get(key)
-    return words and tuple(tuple(word) if isinstance(word, list) else word for word in words)
+_Key = str | Mapping[str, "_Key"]
+"""Of words: one, or by the kind of words, and these by who published them."""
+
+
+def _words(file: str, set_name: PromptSet, key: _Key | None) -> tuple[Any, ...] | None:
+    for level in (file.removesuffix(".json"), set_name):
+        if isinstance(key, Mapping):
+            key = key.get(level)
+    words = _tables(file)[set_name].get(key) if isinstance(key, str) else None
+    if words is None:
+        return None
+    return tuple(tuple(word) if isinstance(word, list) else word for word in words)
 
 
 _SCENES = {
@@ -192,7 +201,7 @@ def _scenes_tasks() -> list[Task]:
             sources=(DataSource("scenes", split, train="train" if split == "seen" else None),),
             classes=len(seen if split == "seen" else unseen),
             prompts=dict.fromkeys(
-                PromptSet.__args__,
+                PROMPT_SETS,
                 Prompts(seen if split == "seen" else unseen, scenes.PROMPT_TEMPLATES),
             ),
             distractors=unseen if split == "seen" else seen,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from flaxclip.benchmark.datasets import Labelled
+from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import best_classes, score_ranking
+from flaxclip.benchmark.prompts import Wording
+from flaxclip.benchmark.readers import open_split
 from flaxclip.benchmark.results import Result, Score
+from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.sources.left_out import describe_counts
+from flaxclip.errors import InputError
 from flaxclip.numerics import matmul, similarity
 
 STEPS_PER_DECADE = 8
@@ -29,11 +37,66 @@ TEMPERATURE = 0.07
 """Of the votes of neighbours: Wu et al. 2018, section 3.4."""
 
 
+Probe = Literal["linear-probe", "few-shot", "knn"]
+PROBE_METRICS: dict[Probe, str] = {
+    "linear-probe": "top1", "few-shot": "top1_16_shot", "knn": "top1"
+}  # fmt: skip
+"""The score of each that is quoted."""
+
+
 class Split(NamedTuple):
     """Unit embeddings and their classes."""
 
     z: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
+
+
+def probe_task(
+    embedder: Embedder,
+    task: Task,
+    source: DataSource,
+    data: Labelled,
+    wording: Wording,
+    probe: Probe,
+    data_dir: Path,
+) -> Result:
+    """Scores of a probe on `task`, trained on the other splits of its source.
+
+    Raises:
+        InputError: there is no training split, or a label of one is out of range.
+    """
+    if source.train is None:
+        raise InputError(f"{task.name} has no training split\na probe needs one")
+    size, classes = embedder.model.transform.size, len(wording.class_names)
+    unreadable: list[str] = []
+    notes: list[str] = []
+
+    def embed(part: Labelled, split: str = "") -> Split:
+        if split and part.left_out:
+            notes.append(f"{split}left out of the set: {describe_counts(part.left_out)}")
+        zimg, broken = embedder.embed_images(part.images)
+        unreadable.extend(f"{split}{line}" for line in broken)
+        if part.labels.min() < 0 or part.labels.max() >= classes:
+            raise InputError(
+                f"{task.name}: a training label is out of range 0 to {classes - 1}\nfix the set"
+            )
+        return Split(zimg, part.labels)
+
+    train = embed(open_split(task, source, source.train, data_dir, size), "training split, ")
+    held_out = None
+    if source.validation is not None:
+        held_out = open_split(task, source, source.validation, data_dir, size)
+    test = embed(data)
+    if probe == "knn":
+        result = nearest_neighbours(train, test, classes)
+    else:
+        if held_out is None:
+            train, validation = set_aside(train)
+        else:
+            validation = embed(held_out, "validation split, ")
+        fit = linear_probe if probe == "linear-probe" else few_shot
+        result = fit(train, validation, test, classes)
+    return dataclasses.replace(result, unreadable=tuple(unreadable), notes=(*result.notes, *notes))
 
 
 @functools.partial(jax.jit, static_argnames="classes")
@@ -105,7 +168,11 @@ def set_aside(train: Split, share: float = 0.2, seed: int = 0) -> tuple[Split, S
     """`train` without a random share of it, and that share: for sets without a validation split."""
     order = np.random.default_rng(seed).permutation(len(train.labels))
     cut = round(share * len(order))
-    return tuple(Split(train.z[rows], train.labels[rows]) for rows in (order[cut:], order[:cut]))
+    rest, share_of_it = order[cut:], order[:cut]
+    return (
+        Split(train.z[rest], train.labels[rest]),
+        Split(train.z[share_of_it], train.labels[share_of_it]),
+    )
 
 
 def linear_probe(train: Split, validation: Split, test: Split, classes: int) -> Result:

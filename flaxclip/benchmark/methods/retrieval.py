@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from flaxclip.benchmark.datasets import Captioned
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts
-from flaxclip.benchmark.results import Result
+from flaxclip.benchmark.results import Result, Score
 from flaxclip.benchmark.scores import share_of_hits
 from flaxclip.numerics import similarity
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
@@ -26,7 +26,8 @@ def retrieve_task(embedder: Embedder, data: Captioned) -> Result:
     """Recall at 1, 5 and 10 in both directions: a query counts if one of its partners is found."""
     ztxt, cut = embedder.embed_texts(data.captions)
     zimg, unreadable = embedder.embed_images(data.images)
-    scores, arrays = {}, {"pairs": data.pairs.astype(np.int32)}
+    scores: dict[str, Score] = {}
+    arrays: dict[str, np.ndarray] = {"pairs": data.pairs.astype(np.int32)}
     directions = {
         "image_to_text": (zimg, ztxt, data.pairs),
         "text_to_image": (ztxt, zimg, data.pairs[:, ::-1]),

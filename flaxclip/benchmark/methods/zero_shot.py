@@ -26,6 +26,7 @@ from flaxclip.benchmark.scores import (
     worst_group,
 )
 from flaxclip.benchmark.tasks import Task
+from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name, path_of
 from flaxclip.zero_shot.classifier import IMAGES_AT_ONCE, average_prompts, class_similarities
 
@@ -92,6 +93,9 @@ def score_single_label(
     """Accuracies, calibration and what else the task's `metric` asks for.
 
     `scale` times a similarity is the logit that the model was trained with.
+
+    Raises:
+        InputError: the metric is of groups, and the data have none.
     """
     labels = data.labels
     examples, classes = similarities.shape
@@ -112,6 +116,11 @@ def score_single_label(
         both = (first.astype(float) + hits_at_k(ranking, labels, 5)) / 2
         add("mean_top1_top5", mean_of(both), (1 + min(5, classes)) / classes / 2)
     if (k := WORST_GROUP.get(metric)) is not None:
+        if data.groups is None:
+            raise InputError(
+                f"{metric} needs the group of each image, and the set has none\n"
+                "read it from a webdataset whose .npy files have them, and say in which column"
+            )
         statistic = worst_group(hits_at_k(ranking, labels, k), data.groups)
         add(metric, statistic, min(k / classes, 1.0))
     details = {

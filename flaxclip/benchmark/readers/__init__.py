@@ -1,8 +1,9 @@
 """A task's data from where it lies on this machine."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from flaxclip.benchmark.datasets import Dataset, MissingDataError
+from flaxclip.benchmark.datasets import Dataset, Labelled, MissingDataError
 from flaxclip.benchmark.readers.compositionality import (
     read_sugarcrepe,
     read_winogavil,
@@ -13,9 +14,10 @@ from flaxclip.benchmark.readers.own import read_pairs, read_scenes
 from flaxclip.benchmark.readers.parquet import read_parquet
 from flaxclip.benchmark.readers.tfds import read_tfds
 from flaxclip.benchmark.readers.wds import read_wds
-from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.benchmark.tasks import DataSource, Reader, Task
+from flaxclip.errors import InputError
 
-READERS = {
+READERS: dict[Reader, Callable[[Task, DataSource, str, Path, int], Dataset]] = {
     "wds": read_wds,
     "tfds": read_tfds,
     "folder": read_folder,
@@ -46,14 +48,16 @@ def open_test(task: Task, data_dir: Path, image_size: int) -> tuple[DataSource, 
 
 
 def open_split(
-    task: Task, source: DataSource, role: str, data_dir: Path, image_size: int
-) -> Dataset | None:
-    """The `train` or `validation` split of the source; None where it has none.
+    task: Task, source: DataSource, split: str, data_dir: Path, image_size: int
+) -> Labelled:
+    """Another split of the source, with labels: one to train a probe on, or to choose by.
 
     Raises:
-        InputError: it should be there and is not, or cannot be used.
+        InputError: it is not there, cannot be used, or has no labels.
     """
-    split = getattr(source, role)
-    if split is None:
-        return None
-    return READERS[source.reader](task, source, split, data_dir, image_size)
+    data = READERS[source.reader](task, source, split, data_dir, image_size)
+    if not isinstance(data, Labelled):
+        raise InputError(
+            f"{task.name}: split {split!r} has no labels\nprobes need a class an image"
+        )
+    return data

@@ -1,6 +1,7 @@
 """The built-in data, and image–caption pairs in the shards that training reads."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -8,13 +9,14 @@ from jaxtyping import UInt8
 from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.scenes import ScenesSource, Split
 from flaxclip.data.sources.source import Source, UnreadableExampleError
 from flaxclip.data.sources.storage import Version, version_of
 from flaxclip.errors import InputError
 
 TRAIN_SCENES = 12_000
 """Of ten million, for probes."""
+_SPLITS: dict[str, Split] = {split: split for split in get_args(Split)}
 
 
 class PairImages:
@@ -39,10 +41,10 @@ def read_scenes(
     """A split of the built-in data."""
     del task, data_dir
     # The source's own name is its test split; `split` differs from it for probes alone.
-    split = "train" if split == source.train else source.name
-    scenes = ScenesSource(split, image_size)
-    count = TRAIN_SCENES if split == "train" else len(scenes)
-    identity = f"scenes 1 {split} {count} {image_size}"
+    drawn = _SPLITS["train" if split == source.train else source.name]
+    scenes = ScenesSource(drawn, image_size)
+    count = TRAIN_SCENES if drawn == "train" else len(scenes)
+    identity = f"scenes 1 {drawn} {count} {image_size}"
     labels = np.array([scenes.label(index) for index in range(count)])
     return Labelled(PairImages(scenes, identity, count), labels)
 

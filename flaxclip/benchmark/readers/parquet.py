@@ -42,7 +42,10 @@ class ParquetImages:
                 rows = file.metadata.row_group(group).num_rows
                 self._rows += [(number, group, row) for row in range(rows)]
         self._reading: tuple[tuple[int, int], int, Iterator[pa.RecordBatch]] = (-1, -1), 0, iter(())
-        self._recent = collections.deque(maxlen=_RECENT)  # (file, row group), first row, images
+        # (file, row group), first row, images
+        self._recent: collections.deque[tuple[tuple[int, int], int, pa.Array]] = collections.deque(
+            maxlen=_RECENT
+        )
         self._lock = threading.Lock()
         stats = [(str(path), path.stat()) for path in paths]
         described = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]

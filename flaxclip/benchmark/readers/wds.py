@@ -1,12 +1,14 @@
 """CLIP_benchmark's webdatasets: `wds_NAME/` with classnames.txt, test/nshards.txt, test/0.tar.
 
-A record is an image (.webp .png .jpg .jpeg) with, under the same key, the number of its class
+An example is an image (.webp .png .jpg .jpeg) with, under the same key, the number of its class
 (.cls), for several classes a NumPy row of 0 and 1 (.npy), or captions, a line each (.txt). Keys are
-those that training's own reader sees; what looks like a part of a record and is none is counted.
+those that training's own reader sees; what looks like a part of an example and is none is counted.
 """
 
 import collections
+import dataclasses
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Mapping
@@ -73,25 +75,23 @@ def read_wds(
     del image_size
     root = find_wds(source.name, data_dir)
     folder = root / split
-    records, left_out = _read_tars(folder, root)
-    images = TarImages([record["image"] for record in records])
+    examples, left_out = _read_tars(folder, root)
+    images = TarImages([example.image() for example in examples])
     if task.kind == "retrieval":
-        captions = [_captions(record) for record in records]
-        for index, lines in enumerate(captions):
-            if not lines:
-                raise InputError(f"{folder / images.name(index)} has no caption\nmend the set")
-        image_of = np.repeat(np.arange(len(records)), [len(lines) for lines in captions])
+        captions = [_captions(example) for example in examples]
+        for index, of_image in enumerate(captions):
+            if not of_image:
+                raise InputError(f"{folder / images.name(index)} has no caption\nfix the set")
+        image_of = np.repeat(np.arange(len(examples)), [len(of_image) for of_image in captions])
         pairs = np.stack([image_of, np.arange(len(image_of))], axis=1)
-        return Captioned(
-            images, tuple(line for lines in captions for line in lines), pairs, left_out
-        )
+        return Captioned(images, tuple(itertools.chain.from_iterable(captions)), pairs, left_out)
     if task.kind == "multilabel":
-        labels = _multi_hot([_array(record) for record in records], folder)
+        labels = _multi_hot([_array(example) for example in examples], folder)
     else:
-        labels = _numbers([_field(record, "cls") for record in records], images, folder)
+        labels = _numbers([example.field("cls") for example in examples], images, folder)
     groups = None
     if task.group is not None:
-        groups = np.array([_array(record)[task.group] for record in records]).astype(np.int64)
+        groups = np.array([_array(example)[task.group] for example in examples]).astype(np.int64)
     names, templates = _lines(root / "classnames.txt"), None
     if (lines := _lines(root / "zeroshot_classification_templates.txt")) is not None:
         templates = tuple(line.replace("{c}", "{}") for line in lines)
@@ -111,8 +111,40 @@ def find_wds(name: str, data_dir: Path) -> Path:
     )
 
 
-def _read_tars(folder: Path, root: Path) -> tuple[list[dict], dict[str, int]]:
-    """A dict an image: where it lies, and its small files by their extension; what is left out."""
+@dataclasses.dataclass
+class _Example:
+    """What a tar holds under one key."""
+
+    tar: Path
+    key: str
+    left_out: Mapping[str, int]
+    """What looked like parts of examples in this tar and those before it."""
+    images: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    """Extension -> offset and size."""
+    fields: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    """Extension -> content of a small file."""
+
+    def image(self) -> tuple[Path, str, int, int]:
+        """Of several formats the preferred one: tar, key, offset and size."""
+        if not self.images:
+            raise InputError(
+                f"{self.tar}: {self.key} has no image\nexpected one of {', '.join(_IMAGES)}"
+                f"{_described(self.left_out)}"
+            )
+        return self.tar, self.key, *self.images[min(self.images, key=_IMAGES.index)]
+
+    def field(self, extension: str) -> bytes:
+        """The small file, which every example of the task needs."""
+        if extension not in self.fields:
+            raise InputError(
+                f"{self.tar}: {self.key} has no .{extension}\nevery image of this task needs one"
+                f"{_described(self.left_out)}"
+            )
+        return self.fields[extension]
+
+
+def _read_tars(folder: Path, root: Path) -> tuple[list[_Example], dict[str, int]]:
+    """All examples, and what is left out."""
     count_file = folder / "nshards.txt"
     if not count_file.is_file():
         raise InputError(
@@ -123,25 +155,26 @@ def _read_tars(folder: Path, root: Path) -> tuple[list[dict], dict[str, int]]:
     text = count_file.read_text().strip()
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"{count_file} holds {text!r}\nexpected the number of shards")
-    records, left_out = [], collections.Counter()
+    examples: list[_Example] = []
+    left_out: collections.Counter[str] = collections.Counter()
     for number in range(int(text)):
         path = folder / f"{number}.tar"
         if not path.is_file():
             raise InputError(f"shard {path} is missing: {count_file} says {text}\ndownload it")
         try:
-            records += _read_tar(path, left_out)
+            examples += _read_tar(path, left_out)
         except tarfile.TarError as error:
             raise InputError(f"{path} is damaged: {error}\ndownload it again") from None
-    if not records:
+    if not examples:
         raise InputError(
             f"no images in {folder}\nexpected {', '.join(_IMAGES)} in its tars"
             f"{_described(left_out)}"
         )
-    return records, dict(left_out)
+    return examples, dict(left_out)
 
 
-def _read_tar(path: Path, left_out: collections.Counter[str]) -> list[dict]:
-    records: dict[str, dict] = {}
+def _read_tar(path: Path, left_out: collections.Counter[str]) -> list[_Example]:
+    examples: dict[str, _Example] = {}
     dotted = set()
     with tarfile.open(path) as tar:
         for member in tar:
@@ -153,60 +186,45 @@ def _read_tar(path: Path, left_out: collections.Counter[str]) -> list[dict]:
                 left_out[reason] += 1
             if reason or extension not in _EXTENSIONS:
                 continue
-            record = records.setdefault(key, {"key": key})
-            if extension in record or extension in record.get("images", ()):
+            example = examples.setdefault(key, _Example(path, key, left_out))
+            if extension in example.fields or extension in example.images:
                 raise InputError(
                     f"{path} has {key}.{extension} twice\n"
                     "which label belongs to which image cannot be known: make the set anew"
                 )
             if extension in _IMAGES:
-                record.setdefault("images", {})[extension] = (member.offset_data, member.size)
+                example.images[extension] = (member.offset_data, member.size)
             else:
-                record[extension] = tar.extractfile(member).read()
+                file = tar.extractfile(member)
+                assert file is not None, "`member_reason` leaves out all but plain files"
+                example.fields[extension] = file.read()
     if dotted:
         left_out[DOTTED] += len(dotted)
-    for record in records.values():
-        if "images" not in record:
-            raise InputError(
-                f"{path}: {record['key']} has no image\nexpected one of {', '.join(_IMAGES)}"
-                f"{_described(left_out)}"
-            )
-        record["left_out"] = left_out
-        best = min(record["images"], key=_IMAGES.index)
-        record["image"] = (path, record["key"], *record["images"][best])
-    return list(records.values())
-
-
-def _field(record: dict, extension: str) -> bytes:
-    if extension not in record:
-        tar, key, *_ = record["image"]
-        raise InputError(
-            f"{tar}: {key} has no .{extension}\nevery image of this task needs one"
-            f"{_described(record['left_out'])}"
-        )
-    return record[extension]
+    return list(examples.values())
 
 
 def _described(left_out: Mapping[str, int]) -> str:
     return f"; left out of the tars: {describe_counts(left_out)}" if left_out else ""
 
 
-def _array(record: dict) -> np.ndarray:
+def _array(example: _Example) -> np.ndarray:
+    content = example.field("npy")
     try:
-        return np.load(io.BytesIO(_field(record, "npy"))).ravel()
+        return np.load(io.BytesIO(content)).ravel()
     except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        tar, key, *_ = record["image"]
-        raise InputError(f"{tar}: {key}.npy is no NumPy array: {error}\nmend the set") from None
+        raise InputError(
+            f"{example.tar}: {example.key}.npy is no NumPy array: {error}\nfix the set"
+        ) from None
 
 
-def _captions(record: dict) -> list[str]:
+def _captions(example: _Example) -> list[str]:
+    content = example.field("txt")
     try:
-        return _field(record, "txt").decode().splitlines()
+        return content.decode().splitlines()
     except UnicodeDecodeError as error:
-        tar, key, *_ = record["image"]
-        raise InputError(f"{tar}: {key}.txt is not UTF-8: {error}\nmend the set") from None
+        raise InputError(
+            f"{example.tar}: {example.key}.txt is not UTF-8: {error}\nfix the set"
+        ) from None
 
 
 def _numbers(fields: list[bytes], images: TarImages, folder: Path) -> Int[np.ndarray, " n"]:

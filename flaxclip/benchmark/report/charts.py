@@ -1,6 +1,6 @@
 """Charts as SVG text that takes its colours from the page, so that they follow its dark mode."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -16,8 +16,7 @@ class Point(NamedTuple):
     x: float
     y: float
     label: str
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 class Axes(NamedTuple):
@@ -44,7 +43,7 @@ class Axes(NamedTuple):
 def chart(
     title: str,
     axes: Axes,
-    series: dict[str, Sequence[Point]],
+    series: Mapping[str, Sequence[Point]],
     line: Sequence[tuple[float, float]] = (),
     background: Sequence[Point] = (),
     connect: bool = False,
@@ -65,9 +64,8 @@ def chart(
             parts.append(_path([axes.place(p.x, p.y) for p in points], style))
         for point in points if marks else ():
             x, y = axes.place(point.x, point.y)
-            if point.low is not None:
-                ends = [axes.place(point.x, point.low), axes.place(point.x, point.high)]
-                parts.append(_path(ends, style))
+            if point.interval is not None:
+                parts.append(_path([axes.place(point.x, end) for end in point.interval], style))
             parts.append(_dot(x, y, 5, style, point.label))
     described = escape(title)
     return Markup(

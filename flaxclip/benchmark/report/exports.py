@@ -105,16 +105,15 @@ def to_clip_benchmark(records: Records) -> dict[str, dict[str, Any]]:
             for ours, theirs in CLIP_BENCHMARK_SCORES.items()
             if ours in r.scores
         }
-        result = {
+        about = {
             "dataset": _clip_benchmark_dataset(r),
-            "model": "flaxclip",
             "pretrained": checkpoint_name(r),
-            "task": _CLIP_BENCHMARK_TASKS[r.kind],
-            "metrics": metrics,
+            "model": "flaxclip",
             "language": "en",
+            "task": _CLIP_BENCHMARK_TASKS[r.kind],
         }
-        words = [result[key] for key in ("dataset", "pretrained", "model", "language", "task")]
-        results["_".join(words).replace("/", "_").replace(" ", "_")] = result
+        name = "_".join(about.values()).replace("/", "_").replace(" ", "_")
+        results[name] = {**about, "metrics": metrics}
     return results
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxclip.benchmark.report.charts import Axes, Point, chart
 from flaxclip.benchmark.report.exports import checkpoint_name
-from flaxclip.benchmark.results import Record, read_arrays, unreadable_lines
+from flaxclip.benchmark.results import Record, Score, read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
 from flaxclip.benchmark.scores import confusion_matrix, paired_difference
 from flaxclip.errors import InputError
@@ -76,23 +76,33 @@ def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any
 
 def curves(found: Found) -> list[dict[str, Any]]:
     """Of every run with several steps: scores against training step, as a chart and a table."""
-    runs: dict[str, dict[str, list[Point]]] = {}
+    runs: dict[str, dict[str, list[tuple[int, Score]]]] = {}
     for _, record in found:
         step, score = record.checkpoint.step, record.scores.get(record.metric)
         if step is None or score is None:
             continue
         which = record.checkpoint.weights
         name = ", ".join(filter(None, [record.task, record.method, which]))
-        label = f"{name}, step {step}: {score.value:.1%}"
-        point = Point(step, score.value, label, score.low, score.high)
-        runs.setdefault(record.checkpoint.path, {}).setdefault(name, []).append(point)
+        runs.setdefault(record.checkpoint.path, {}).setdefault(name, []).append((step, score))
     charts = []
-    for path, series in runs.items():
-        steps = sorted({point.x for points in series.values() for point in points})
+    for path, found_scores in runs.items():
+        steps = {step for scores in found_scores.values() for step, _ in scores}
         if len(steps) < 2:
             continue
-        top = max(point.high for points in series.values() for point in points)
-        axes = Axes((0, steps[-1]), (0, top), "training step", "score", False)
+        top = max(score.high for scores in found_scores.values() for _, score in scores)
+        axes = Axes((0, max(steps)), (0, top), "training step", "score", False)
+        series = {
+            name: [
+                Point(
+                    step,
+                    score.value,
+                    f"{name}, step {step}: {score.value:.1%}",
+                    (score.low, score.high),
+                )
+                for step, score in scores
+            ]
+            for name, scores in found_scores.items()
+        }
         svg = chart(f"Scores of {path} against training step", axes, series, connect=True)
         charts.append({"run": path, "svg": svg, "series": list(series)})
     return charts
