@@ -194,6 +194,29 @@ def test_a_table_is_read_once_and_again_when_it_has_changed(tmp_path, cache):
     assert len(open_at(path)) == 1
 
 
+def test_rows_are_copied_by_the_first_run_and_those_left_out_reported_by_every_one(
+    tmp_path, caplog
+):
+    path = write_rows(tmp_path / "a.csv", ROWS)
+    path.write_bytes(path.read_bytes() + b"images/0.png\n")
+    reported = []
+    for _ in range(2):
+        with caplog.at_level(logging.INFO, "flaxclip"):
+            assert open_at(path).name(2) == "a.csv/2"
+        reported.append(caplog.text)
+        caplog.clear()
+    assert ["reading 1 tables" in text for text in reported] == [True, False]
+    assert all("1 rows left out" in text for text in reported)
+
+
+def test_a_table_whose_rows_are_all_left_out_is_one_without_rows(tmp_path, caplog):
+    path = write_rows(tmp_path / "a.csv", ROWS)
+    (tmp_path / "b.csv").write_text("url,words\nonly one\n")
+    source = open_at(tmp_path / "*.csv")
+    assert (len(source), source.empty_shards) == (3, 1)
+    assert f"{path.with_name('b.csv')}: 1 rows left out" in caplog.text
+
+
 def test_rows_of_csv_that_cannot_be_used_are_counted_or_spoil_themselves_alone(tmp_path, caplog):
     path = write_rows(tmp_path / "a.csv", ROWS)
     rows = b"images/0.png,caf\xe9,0\nimages/0.png\n\n\xe9,b,c,d\na\0.png,b,0\n"
