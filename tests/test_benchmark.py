@@ -16,14 +16,13 @@ import pytest
 import tyro
 
 import flaxclip
-from flaxclip.benchmark.__main__ import Command, follow, run
+from flaxclip.benchmark.command import Command, follow, run, watch
 from flaxclip.benchmark.datasets import image_batches
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import task_classifier
 from flaxclip.benchmark.readers.own import read_scenes
 from flaxclip.benchmark.report.report import write_report
 from flaxclip.benchmark.tasks import DataSource, all_tasks
-from flaxclip.benchmark.watch import watch
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import UnreadableExampleError
@@ -172,15 +171,15 @@ def test_the_command_line_measures_the_tasks_of_the_training_data(measured):
     folder, output = measured
     for task in ("scenes-seen", "scenes-unseen", "scenes-shift"):
         assert task in output
-        record = json.loads((folder / "results" / f"{task}.json").read_text())
-        top1, top5 = record["scores"]["top1"], record["scores"]["top5"]
-        assert record["checkpoint"]["step"] == 8
+        result = json.loads((folder / "results" / f"{task}.json").read_text())
+        top1, top5 = result["scores"]["top1"], result["scores"]["top5"]
+        assert result["checkpoint"]["step"] == 8
         assert 0 <= top1["low"] <= top1["value"] <= top1["high"] <= top5["high"] <= 1
-        assert top1["chance"] == 1 / len(record["class_names"])
-        assert record["prompt_set"] == "clip_benchmark"
+        assert top1["chance"] == 1 / len(result["class_names"])
+        assert result["prompt_set"] == "clip_benchmark"
         for image in ("predictions", "similarities"):
             assert PIL.Image.open(folder / f"results/{task}-{image}.png").width > 300
-        first = record["mistakes"][0]
+        first = result["mistakes"][0]
         assert first["class"] != first["prediction"]
         assert PIL.Image.open(folder / "results" / first["image"]).width == 96
 
@@ -201,17 +200,17 @@ def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):
     assert first.stat().st_mtime_ns == killed_at
     assert "measured before, kept" in result.stdout
     for task in ("scenes-seen", "scenes-unseen", "scenes-shift"):
-        record = json.loads((tmp_path / "results" / f"{task}.json").read_text())
-        assert record == json.loads((measured[0] / "results" / f"{task}.json").read_text())
+        result = json.loads((tmp_path / "results" / f"{task}.json").read_text())
+        assert result == json.loads((measured[0] / "results" / f"{task}.json").read_text())
 
 
 def test_retrieval_of_pairs_of_ones_own(retrieved):
-    record = json.loads((retrieved / "results" / "retrieval.json").read_text())
-    assert record["examples"] == 21
-    assert record["checkpoint"]["step"] == 4
-    assert record["scores"]["image_to_text_recall@5"]["chance"] == pytest.approx(5 / 21)
-    assert len(record["retrieved"][0]["captions"]) == 5
-    assert len(record["unreadable"]) == record["unreadable_images"] == 1
+    result = json.loads((retrieved / "results" / "retrieval.json").read_text())
+    assert result["examples"] == 21
+    assert result["checkpoint"]["step"] == 4
+    assert result["scores"]["image_to_text_recall@5"]["chance"] == pytest.approx(5 / 21)
+    assert len(result["retrieved"][0]["captions"]) == 5
+    assert len(result["unreadable"]) == result["unreadable_images"] == 1
 
 
 def measure(finished_run, *arguments):
@@ -227,12 +226,12 @@ def test_a_task_fails_alone_whose_images_cannot_be_read(
 ):
     monkeypatch.chdir(tmp_path)
     broken = [{"png": b"no image", "cls": b"0"}, *labelled(9)]
-    for name, records, train in (
+    for name, examples, train in (
         ("good", labelled(9), labelled(30)),
         ("classes", broken, labelled(30)),
         ("taught", labelled(9), broken),
     ):
-        write_wds(tmp_path / name, records, shards=1)
+        write_wds(tmp_path / name, examples, shards=1)
         write_wds(tmp_path / name, train, shards=1, split="train")
     captioned = [{"png": r["png"], "txt": b"%d" % i} for i, r in enumerate(broken)]
     write_wds(tmp_path / "captioned", captioned, shards=1)
@@ -263,9 +262,9 @@ def test_a_task_fails_alone_whose_images_cannot_be_read(
     said = refused(lambda: measure(finished_run, *probe), capsys)
     assert "taught: 1 of 10 images cannot be read" in said
     assert (tmp_path / "probes/good.linear-probe.json").exists()
-    assert len(measure(finished_run, *probe, "--max-unreadable", "0.1").records) == 2
-    record = json.loads((tmp_path / "probes/taught.linear-probe.json").read_text())
-    assert record["unreadable"][0].startswith("training split, 0.tar/s0000000: not a JPEG")
+    assert len(measure(finished_run, *probe, "--max-unreadable", "0.1").results) == 2
+    result = json.loads((tmp_path / "probes/taught.linear-probe.json").read_text())
+    assert result["unreadable"][0].startswith("training split, 0.tar/s0000000: not a JPEG")
 
 
 def test_the_number_of_unreadable_images_stands_beside_scores(
@@ -281,8 +280,8 @@ def test_the_number_of_unreadable_images_stands_beside_scores(
         (tmp_path / name).write_bytes(png(i))
     (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"{a},{b}\n" for a, b in rows))
     arguments = ("--tasks", "retrieval:pairs.csv", "--out", "out")
-    (record,) = measure(finished_run, *arguments).records
-    assert (len(record.unreadable), record.examples) == (1, 120)
+    (result,) = measure(finished_run, *arguments).results
+    assert (len(result.unreadable), result.examples) == (1, 120)
     said = capsys.readouterr().out
     assert re.search(r"retrieval, n = 120 +1 unreadable", said)
     assert "counted as black, because unreadable: pairs.csv/0: " in said
@@ -296,7 +295,7 @@ def test_the_number_of_unreadable_images_stands_beside_scores(
 
     (tmp_path / rows[0][0]).write_bytes(png(0))
     capsys.readouterr()
-    assert measure(finished_run, *arguments).records[0].unreadable == ()
+    assert measure(finished_run, *arguments).results[0].unreadable == ()
     assert "measured before, kept" not in capsys.readouterr().out
     measure(finished_run, *arguments)
     assert "measured before, kept" in capsys.readouterr().out
@@ -308,9 +307,9 @@ def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monk
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pets" / name).write_bytes(png(len(name)))
     for arguments in (("--tasks", "folder:pets"), ("--images", "pets")):
-        (record,) = measure(finished_run, *arguments, "--out", "out").records
-        assert record.examples == 2
-        assert record.details["left_out"] == {"leftovers_of_other_programs": 2}
+        (result,) = measure(finished_run, *arguments, "--out", "out").results
+        assert result.examples == 2
+        assert result.details["left_out"] == {"leftovers_of_other_programs": 2}
         assert "left out of the set: 2 leftovers of other programs" in capsys.readouterr().out
     (tmp_path / "pets/cat/.ipynb_checkpoints").mkdir()
     (tmp_path / "pets/cat/c: d.png").write_bytes(b"no image")
@@ -337,9 +336,9 @@ def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):
     assert "mnist: label 2 of image 1 is out of range" in result.stderr
     assert "imagenet: not on this machine, left out" in result.stdout
     assert "hf download" in (tmp_path / "results/missing.txt").read_text()
-    record = json.loads((tmp_path / "results/stl10.json").read_text())
-    assert "8 images here, 8,000 where published" in record["notes"][0]
-    assert 0 < record["cosine_distance_from_float32"]["max"] < 0.1
+    result = json.loads((tmp_path / "results/stl10.json").read_text())
+    assert "8 images here, 8,000 where published" in result["notes"][0]
+    assert 0 < result["cosine_distance_from_float32"]["max"] < 0.1
     probe = json.loads((tmp_path / "results/stl10.linear-probe.json").read_text())
     assert probe["train_examples"] == 40
     assert probe["scores"]["top1"]["chance"] == 0.25
@@ -353,8 +352,8 @@ def test_a_folder_of_ones_own_images(finished_run, tmp_path):
     arguments = (str(finished_run), "--out", "results", "--cache", "cache", "--images")
     result = run_cli("flaxclip.benchmark", *arguments, "photos", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "results/images-photos.json").read_text())
-    assert record["class_names"] == ["cat", "dog"]
+    result = json.loads((tmp_path / "results/images-photos.json").read_text())
+    assert result["class_names"] == ["cat", "dog"]
     (tmp_path / "photos/cat/broken.jpg").write_bytes(b"no image")
     result = run_cli(
         "flaxclip.benchmark", *arguments, "photos/cat", "--labels", "cat, dog",
@@ -405,15 +404,15 @@ def test_watching_draws_curves(watched, finished_run):
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
     rows = list(csv.DictReader((watched / "report.csv").open()))
     assert {row["step"] for row in rows} == {"4", "8"}
-    record = json.loads((watched / "8/scenes-unseen.json").read_text())
+    result = json.loads((watched / "8/scenes-unseen.json").read_text())
     (top1,) = (row for row in rows if row["step"] == "8" and row["score"] == "top1")
-    assert float(top1["value"]) == record["scores"]["top1"]["value"]
+    assert float(top1["value"]) == result["scores"]["top1"]["value"]
     assert "| scenes-unseen, zero-shot | top1 |" in (watched / "report.md").read_text()
     exported = json.loads(
         (watched / f"report.clip_benchmark/scenes-unseen_{finished_run.parent.name}_"
          f"{finished_run.name}_step_8_flaxclip_en_zeroshot_classification.json").read_text()
     )  # fmt: skip
-    assert exported["metrics"]["acc1"] == record["scores"]["top1"]["value"]
+    assert exported["metrics"]["acc1"] == result["scores"]["top1"]["value"]
     (events,) = (watched / "tensorboard").glob("*.step-8")
     assert b"scenes-unseen/top1" in events.read_bytes()
     assert b"scenes-unseen/predictions" in events.read_bytes()

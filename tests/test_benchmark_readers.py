@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import tyro
 
-from flaxclip.benchmark.__main__ import Command
+from flaxclip.benchmark.command import Command
 from flaxclip.benchmark.datasets import MissingDataError, image_batches
 from flaxclip.benchmark.embeddings import Embedded, Embedder
 from flaxclip.benchmark.methods.choice import associate_task

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flaxclip.benchmark.checkpoint import find_checkpoint
-from flaxclip.benchmark.results import Record, Score, read_arrays, read_record, write_record
+from flaxclip.benchmark.results import Result, Score, read_arrays, read_result, write_result
 from flaxclip.errors import InputError
 
 # As earlier versions wrote it: words and findings lie beside the fields that all results have.
@@ -38,16 +38,16 @@ CONTENT = {
 
 def test_what_a_result_file_holds_is_read_and_written_whole(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps(CONTENT))
-    record = read_record(tmp_path / "old.json")
-    assert record.scores == {"top1": Score(0.5, 0.5, 0.1, 0.9)}
-    assert record.checkpoint.step == 8
-    assert record.unreadable == ("cat/a.png: not a JPEG",)
-    assert record.details["of_a_later_version"] == {"kept": [1, 2]}
-    write_record(record, {"labels": np.arange(2)}, tmp_path / "new")
+    result = read_result(tmp_path / "old.json")
+    assert result.scores == {"top1": Score(0.5, 0.5, 0.1, 0.9)}
+    assert result.checkpoint.step == 8
+    assert result.unreadable == ("cat/a.png: not a JPEG",)
+    assert result.details["of_a_later_version"] == {"kept": [1, 2]}
+    write_result(result, {"labels": np.arange(2)}, tmp_path / "new")
     assert json.loads((tmp_path / "new.json").read_text()) == CONTENT
     assert read_arrays(tmp_path / "new.json")["labels"].tolist() == [0, 1]
     without = CONTENT | {"checkpoint": {"path": "runs/a", "step": None}}
-    assert Record.from_json(without).checkpoint.weights is None
+    assert Result.from_json(without).checkpoint.weights is None
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_a_result_file_holds_is_read_and_written_whole(tmp_path):
 def test_what_is_no_result_file_is_refused(content, message, tmp_path):
     (tmp_path / "pets.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"pets\.json is {message}"):
-        read_record(tmp_path / "pets.json")
+        read_result(tmp_path / "pets.json")
 
 
 def test_results_are_read_without_jax():
@@ -75,6 +75,23 @@ def test_results_are_read_without_jax():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert found.stdout == "[]\n"
+
+
+def test_the_report_of_the_command_line_needs_no_jax(tmp_path):
+    content = {name: value for name, value in CONTENT.items() if name != "prompt_set"}
+    write_result(Result.from_json(content), {"labels": np.arange(2)}, tmp_path / "pets")
+    program = (
+        "import runpy, sys\n"
+        "runpy.run_module('flaxclip.benchmark', run_name='__main__')\n"
+        "print([name for name in ('jax', 'flax', 'orbax') if name in sys.modules])"
+    )
+    arguments = ["report", str(tmp_path), "--out", str(tmp_path / "page.html")]
+    found = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.startswith("1 results of 1 checkpoints")
+    assert found.stdout.endswith("[]\n")
+    assert "| pets, zero-shot | top1 | 50.00% |" in (tmp_path / "page.md").read_text()
 
 
 def test_all_that_is_said_of_a_checkpoint_is_of_one_step(finished_run, tmp_path):

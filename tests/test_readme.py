@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-import flaxclip.benchmark.__main__
+import flaxclip.benchmark.command
 import flaxclip.benchmark.report.report
 import flaxclip.interop.__main__
 from flaxclip import plan, train
@@ -50,7 +50,7 @@ def check_benchmark(words):
     if words[0] == "report":
         tyro.cli(flaxclip.benchmark.report.report.Command, args=words[1:])
     else:
-        tyro.cli(flaxclip.benchmark.__main__.Command, args=words)
+        tyro.cli(flaxclip.benchmark.command.Command, args=words)
 
 
 MODULES = {

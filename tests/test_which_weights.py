@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 import flaxclip
-from flaxclip.benchmark.__main__ import Command
-from flaxclip.benchmark.__main__ import run as measure
+from flaxclip.benchmark.command import Command
+from flaxclip.benchmark.command import run as measure
 from flaxclip.benchmark.report.exports import checkpoint_name
 from flaxclip.checkpoint.layout import save_variables
 from flaxclip.errors import InputError
@@ -137,16 +137,16 @@ def test_scores_of_either_lie_apart_and_say_whose_they_are(both, tmp_path, capsy
         for number in range(2):
             image = PIL.Image.new("RGB", (16, 16), (shade, shade, 9 * number))
             image.save(tmp_path / "images" / name / f"{number}.png")
-    records = []
+    results = []
     for which in (None, "raw"):
         command = Command(str(both), images=tmp_path / "images", cache=tmp_path, weights=which)
-        records += measure(command).records
+        results += measure(command).results
     assert capsys.readouterr().out.count("holds weights and their average, which is taken") == 1
-    assert [record.checkpoint.weights for record in records] == [None, "raw"]
-    assert records[0].checkpoint.format.endswith("'state_dict_ema', not 'state_dict'")
-    assert records[1].checkpoint.format.endswith("'state_dict', not 'state_dict_ema'")
-    assert records[0].parameters_sha256 != records[1].parameters_sha256
-    assert [checkpoint_name(record).split("/")[1] for record in records] == [
+    assert [result.checkpoint.weights for result in results] == [None, "raw"]
+    assert results[0].checkpoint.format.endswith("'state_dict_ema', not 'state_dict'")
+    assert results[1].checkpoint.format.endswith("'state_dict', not 'state_dict_ema'")
+    assert results[0].parameters_sha256 != results[1].parameters_sha256
+    assert [checkpoint_name(result).split("/")[1] for result in results] == [
         "best.pt",
         "best.pt raw",
     ]

@@ -18,7 +18,7 @@ from flaxclip.benchmark.datasets import (
 )
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import Asked
-from flaxclip.benchmark.results import Result
+from flaxclip.benchmark.results import Findings
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.figures import draw_predictions, draw_similarities, save_figure
@@ -29,16 +29,16 @@ SHOWN = 12
 THUMBNAIL = SizedTransform(96)
 
 
-def draw_result(embedder: Embedder, asked: Asked, result: Result, stem: Path) -> dict[str, Any]:
-    """Images of the result; returns what the page needs to show them."""
+def draw_result(embedder: Embedder, asked: Asked, findings: Findings, stem: Path) -> dict[str, Any]:
+    """Images of the findings; returns what the page needs to show them."""
     folder = stem.with_name(f"{stem.name}-images")
     if isinstance(asked, Captioned):
-        shown, found = (result.arrays[f"image_to_text_{name}"] for name in ("shown", "found"))
+        shown, found = (findings.arrays[f"image_to_text_{name}"] for name in ("shown", "found"))
         first = dict(map(tuple, asked.pairs[::-1]))  # of several captions, the first
         truths = [asked.captions[first[int(index)]] for index in shown]
         guesses = [[asked.captions[best] for best in row[:3]] for row in found]
         _draw_overview(embedder, asked.images, truths, truths, guesses, shown, stem)
-        return {"retrieved": _save_retrieved(result, asked, folder)}
+        return {"retrieved": _save_retrieved(findings, asked, folder)}
     if isinstance(asked, Choices | Associations) or asked.data.labels.ndim != 1:
         return {}
     data, wording = asked
@@ -49,17 +49,17 @@ def draw_result(embedder: Embedder, asked: Asked, result: Result, stem: Path) ->
     truths = [names[data.labels[index]] for index in shown]
     prompts = class_prompts(wording.class_names, wording.templates)
     captions = [prompts[data.labels[index]][0] for index in shown]
-    guesses = [[names[best] for best in result.arrays["ranking"][index, :3]] for index in shown]
+    guesses = [[names[best] for best in findings.arrays["ranking"][index, :3]] for index in shown]
     _draw_overview(embedder, data.images, truths, captions, guesses, shown, stem)
-    return {"mistakes": _save_mistakes(result, data, names, folder)}
+    return {"mistakes": _save_mistakes(findings, data, names, folder)}
 
 
 def _save_mistakes(
-    result: Result, data: Labelled, names: Sequence[str], folder: Path
+    findings: Findings, data: Labelled, names: Sequence[str], folder: Path
 ) -> list[dict[str, Any]]:
     """The most confident mistakes as small images, and what the model took each for."""
-    labels, first = result.arrays["labels"], result.arrays["ranking"][:, 0]
-    confidence = result.arrays["confidence"]
+    labels, first = findings.arrays["labels"], findings.arrays["ranking"][:, 0]
+    confidence = findings.arrays["confidence"]
     wrong = np.flatnonzero(first != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
     found = []
@@ -76,12 +76,12 @@ def _save_mistakes(
     return found
 
 
-def _save_retrieved(result: Result, data: Captioned, folder: Path) -> list[dict[str, Any]]:
+def _save_retrieved(findings: Findings, data: Captioned, folder: Path) -> list[dict[str, Any]]:
     """Some images with the captions found for them; the right ones are marked."""
     right = set(map(tuple, data.pairs))
     found = []
     rows = zip(
-        result.arrays["image_to_text_shown"], result.arrays["image_to_text_found"], strict=True
+        findings.arrays["image_to_text_shown"], findings.arrays["image_to_text_found"], strict=True
     )
     for number, (index, captions) in enumerate(rows):
         found.append(

@@ -27,12 +27,12 @@ from flaxclip.benchmark.methods.zero_shot import classify_task
 from flaxclip.benchmark.prompts import Asked, Classification, Wording, choose_wording
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.results import (
+    Findings,
     MeasuredCheckpoint,
-    Record,
     Result,
     digest,
-    read_record,
-    write_record,
+    read_result,
+    write_result,
 )
 from flaxclip.benchmark.robustness import published_scores
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
@@ -60,13 +60,13 @@ class Settings:
 
 
 class Measured(NamedTuple):
-    """Records of results, and what could not be measured: task -> what to do about it."""
+    """Results, and what could not be measured: task -> what to do about it."""
 
-    records: list[Record]
+    results: list[Result]
     missing: dict[str, str]
     failed: dict[str, str]
-    fresh: list[Record]
-    """Those of `records` that were not there already."""
+    fresh: list[Result]
+    """Those of `results` that were not there already."""
 
 
 def measure_tasks(
@@ -89,12 +89,12 @@ def measure_tasks(
                 if method != "zero-shot" and not _can_be_probed(source, data):
                     say(f"{task.name}: no training split with one class an image: no {method}")
                     continue
-                record, is_fresh = _measure(
+                result, is_fresh = _measure(
                     embedder, checkpoint, task, source, data, method, settings, say
                 )
-                found.records.append(record)
+                found.results.append(result)
                 if is_fresh:
-                    found.fresh.append(record)
+                    found.fresh.append(result)
         except MissingDataError as error:
             found.missing[task.name] = str(error)
             say(f"{task.name}: not on this machine, left out")
@@ -139,8 +139,8 @@ def _measure(
     method: Method,
     settings: Settings,
     say: Callable[[str], None],
-) -> tuple[Record, bool]:
-    """The record, and whether it was made now; scores of one that was kept are on host 0 alone."""
+) -> tuple[Result, bool]:
+    """The result, and whether it was made now; scores of one that was kept are on host 0 alone."""
     asked: Asked
     if isinstance(data, Labelled):
         own = settings.own_prompts.get(task.name, settings.own_prompts.get(source.name))
@@ -148,7 +148,7 @@ def _measure(
         words = _words(task, asked.wording, settings.prompts if method == "zero-shot" else None)
     else:
         asked, words = data, {}
-    record = Record(
+    result = Result(
         task=task.name,
         title=task.title,
         method=method,
@@ -162,30 +162,30 @@ def _measure(
         identity_sha256="",
         examples=len(data.images),
     )
-    identity = {name: getattr(record, name) for name in _ASKED}
+    identity = {name: getattr(result, name) for name in _ASKED}
     identity |= words | {"batch_size": embedder.batch_size}
-    record = dataclasses.replace(record, identity_sha256=digest(identity))
+    result = dataclasses.replace(result, identity_sha256=digest(identity))
     suffix = "" if method == "zero-shot" else f".{method}"
     stem = settings.out / f"{task.name}{suffix}"
     done = stem.with_name(stem.name + ".json")
-    before = read_record(done) if _main() and done.exists() else None
+    before = read_result(done) if _main() and done.exists() else None
     is_done = (
         before is not None
-        and before.identity_sha256 == record.identity_sha256
+        and before.identity_sha256 == result.identity_sha256
         and not before.unreadable  # which may be readable by now, or too many
     )
     if broadcast_from_host_0(is_done):
         say(f"{task.name}, {method}: measured before, kept")
-        return before or record, False
+        return before or result, False
 
     say(f"{task.name}, {method}: {len(data.images):,} images")
-    result = _ask(embedder, task, source, asked, method, settings.data_dir)
-    notes = list(result.notes)
+    findings = _ask(embedder, task, source, asked, method, settings.data_dir)
+    notes = list(findings.notes)
     if task.examples not in (None, len(data.images)):
         notes.append(
             f"the set has {len(data.images):,} images here, {task.examples:,} where published"
         )
-    details = dict(result.details)
+    details = dict(findings.details)
     if left_out := getattr(data, "left_out", None):
         details["left_out"] = left_out
         notes.append(f"left out of the set: {describe_counts(left_out)}")
@@ -198,17 +198,17 @@ def _measure(
             f"{distance['mean']:.2g} on average, {distance['max']:.2g} at most"
         )
     if _main() and method == "zero-shot":
-        details |= draw_result(embedder, asked, result, stem)
-    record = dataclasses.replace(
-        record,
-        scores=result.scores,
-        unreadable=result.unreadable,
+        details |= draw_result(embedder, asked, findings, stem)
+    result = dataclasses.replace(
+        result,
+        scores=findings.scores,
+        unreadable=findings.unreadable,
         notes=tuple(notes),
         details=words | details | _how_computed(embedder),
     )
     if _main():
-        write_record(record, result.arrays, stem)
-    return record, True
+        write_result(result, findings.arrays, stem)
+    return result, True
 
 
 def _main() -> bool:
@@ -242,7 +242,7 @@ def _words(task: Task, wording: Wording, prompt_set: PromptSet | None) -> dict[s
 
 def _ask(
     embedder: Embedder, task: Task, source: DataSource, asked: Asked, method: Method, data_dir: Path
-) -> Result:
+) -> Findings:
     if isinstance(asked, Captioned):
         return retrieve_task(embedder, asked)
     if isinstance(asked, Choices):

@@ -82,7 +82,7 @@ def choose_wording(
 def read_prompts(file: Path) -> dict[str, Prompts]:
     """A user's own words: JSON of task -> its words, of which either may be left out.
 
-        {"stl10": {"class_names": ["cat", ["dog", "hound"]], "templates": ["a picture of a {}"]}}
+        {"stl10": {"class_names": ["cat", ["dog", "hound"]], "templates": ["a sketch of a {}"]}}
 
     Instead of that dict, also a list of templates, or a dict of class -> its own prompts, as
     CLIP_benchmark's `--custom_template_file` has them; `{c}` is `{}`.

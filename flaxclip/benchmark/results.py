@@ -51,7 +51,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Findings:
     """What one measurement found."""
 
     scores: dict[str, Score]
@@ -77,7 +77,7 @@ class MeasuredCheckpoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Result:
     """A result with all that it takes to repeat it, as its file holds it."""
 
     task: str
@@ -117,7 +117,7 @@ class Record:
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Record":
+    def from_json(cls, content: Mapping[str, Any]) -> "Result":
         """The inverse of `to_json`.
 
         Raises:
@@ -133,16 +133,16 @@ class Record:
         return cls(**known, details=rest)
 
 
-_FIELDS = [field for field in dataclasses.fields(Record) if field.name != "details"]
+_FIELDS = [field for field in dataclasses.fields(Result) if field.name != "details"]
 
 
-def write_record(record: Record, arrays: Mapping[str, np.ndarray], stem: Path) -> None:
+def write_result(result: Result, arrays: Mapping[str, np.ndarray], stem: Path) -> None:
     """`stem`.npz, then `stem`.json, each whole or not at all: the JSON says that all is there."""
     partial = stem.with_name(stem.name + ".npz.partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     os.replace(partial, stem.with_name(stem.name + ".npz"))
-    write_text(stem.with_name(stem.name + ".json"), as_json(record.to_json()))
+    write_text(stem.with_name(stem.name + ".json"), as_json(result.to_json()))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -157,7 +157,7 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n"
 
 
-def read_record(path: Path) -> Record:
+def read_result(path: Path) -> Result:
     """A result file.
 
     Raises:
@@ -166,7 +166,7 @@ def read_record(path: Path) -> Record:
     try:
         content = json.loads(path.read_text())
         if content["format"] == FORMAT:
-            return Record.from_json(content)
+            return Result.from_json(content)
         found = f"of format {content['format']}, not {FORMAT}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"damaged: {error!r}"
@@ -182,24 +182,24 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
 
 
-def unreadable_lines(record: Record, shown: int = 10) -> list[str]:
+def unreadable_lines(result: Result, shown: int = 10) -> list[str]:
     """The first images that a result counts as black, and how many more there are."""
-    lines = [f"counted as black, because unreadable: {line}" for line in record.unreadable[:shown]]
-    if len(record.unreadable) > shown:
-        lines.append(f"and {len(record.unreadable) - shown:,} more: {record.task}'s JSON has all")
+    lines = [f"counted as black, because unreadable: {line}" for line in result.unreadable[:shown]]
+    if len(result.unreadable) > shown:
+        lines.append(f"and {len(result.unreadable) - shown:,} more: {result.task}'s JSON has all")
     return lines
 
 
-def print_table(records: Sequence[Record]) -> None:
+def print_table(results: Sequence[Result]) -> None:
     """One row a score, with its 95% interval and what a blind guess would reach beside it; above
     them how many images the set has, and how many of these were unreadable and count as black.
     """
     table = Table("task", "score", "value", "95% interval", "chance", box=SIMPLE_HEAD)
-    for record in records:
-        examples = f"{record.kind}, n = {record.examples:,}"
-        unreadable = f"{len(record.unreadable):,} unreadable"
-        table.add_row(record.task, examples, "", unreadable, style="bold")
-        for name, score in record.scores.items():
+    for result in results:
+        examples = f"{result.kind}, n = {result.examples:,}"
+        unreadable = f"{len(result.unreadable):,} unreadable"
+        table.add_row(result.task, examples, "", unreadable, style="bold")
+        for name, score in result.scores.items():
             interval = f"{score.low:.1%} – {score.high:.1%}"
             table.add_row("", name, f"{score.value:.1%}", interval, f"{score.chance:.1%}")
     Console().print(table)

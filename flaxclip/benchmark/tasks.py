@@ -46,7 +46,7 @@ class DataSource:
     train: str | None = "train"
     """Split to train a probe on."""
     validation: str | None = None
-    """Split to choose a probe's regularisation on; None: a fifth of `train` is set aside."""
+    """Split to choose a probe's regularisation on; if None, a fifth of `train` is set aside."""
     label: str = "label"
     image: str = "image"
     url: str | None = None
@@ -55,7 +55,7 @@ class DataSource:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Words for classes. None: those that come with the data."""
+    """Words for classes. If None, those that come with the data."""
 
     class_names: ClassNames | None = None
     templates: tuple[str, ...] | dict[str, tuple[str, ...]] | None = None

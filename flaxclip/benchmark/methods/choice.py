@@ -8,11 +8,11 @@ import numpy as np
 from flaxclip.benchmark.datasets import Associations, Choices
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts
-from flaxclip.benchmark.results import Result
+from flaxclip.benchmark.results import Findings
 from flaxclip.benchmark.scores import mean_of, share_of_hits, with_interval
 
 
-def choose_task(embedder: Embedder, data: Choices) -> Result:
+def choose_task(embedder: Embedder, data: Choices) -> Findings:
     """Text, image and group score of Thrush et al. 2022 (Winoground), section 3.2.
 
     Text: every image of an item is closest to its own caption; image: every caption to its own
@@ -32,10 +32,10 @@ def choose_task(embedder: Embedder, data: Choices) -> Result:
         hits |= {"image": (image, images**-captions), "group": (text & image, 1 / 6)}
     scores = {name: share_of_hits(hit, float(chance)) for name, (hit, chance) in hits.items()}
     arrays = {f"{name}_hits": hit for name, (hit, _) in hits.items()}
-    return Result(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
+    return Findings(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
 
 
-def associate_task(embedder: Embedder, data: Associations) -> Result:
+def associate_task(embedder: Embedder, data: Associations) -> Findings:
     """Jaccard index of the images that are closest to a cue and of those that go with it.
 
     Bitton et al. 2022 (WinoGAViL), section 4: a model picks as many images as go with the cue.
@@ -52,7 +52,7 @@ def associate_task(embedder: Embedder, data: Associations) -> Result:
         scores[item] = hits / (2 * wanted - hits)
         chances[item] = _blind_jaccard(len(right), wanted)
     score = with_interval(mean_of(scores), len(scores), float(chances.mean()))
-    return Result(
+    return Findings(
         {"jaccard": score}, {}, {"jaccard": scores}, unreadable, note_cut_texts("cues", cut)
     )
 

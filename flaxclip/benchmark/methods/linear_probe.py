@@ -16,7 +16,7 @@ from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import best_classes, score_ranking
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.readers import open_split
-from flaxclip.benchmark.results import Result, Score
+from flaxclip.benchmark.results import Findings, Score
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import describe_counts
 from flaxclip.errors import InputError
@@ -59,7 +59,7 @@ def probe_task(
     wording: Wording,
     probe: Probe,
     data_dir: Path,
-) -> Result:
+) -> Findings:
     """Scores of a probe on `task`, trained on the other splits of its source.
 
     Raises:
@@ -88,15 +88,17 @@ def probe_task(
         held_out = open_split(task, source, source.validation, data_dir, size)
     test = embed(data)
     if probe == "knn":
-        result = nearest_neighbours(train, test, classes)
+        findings = nearest_neighbours(train, test, classes)
     else:
         if held_out is None:
             train, validation = set_aside(train)
         else:
             validation = embed(held_out, "validation split, ")
         fit = linear_probe if probe == "linear-probe" else few_shot
-        result = fit(train, validation, test, classes)
-    return dataclasses.replace(result, unreadable=tuple(unreadable), notes=(*result.notes, *notes))
+        findings = fit(train, validation, test, classes)
+    return dataclasses.replace(
+        findings, unreadable=tuple(unreadable), notes=(*findings.notes, *notes)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="classes")
@@ -175,7 +177,7 @@ def set_aside(train: Split, share: float = 0.2, seed: int = 0) -> tuple[Split, S
     )
 
 
-def linear_probe(train: Split, validation: Split, test: Split, classes: int) -> Result:
+def linear_probe(train: Split, validation: Split, test: Split, classes: int) -> Findings:
     """Accuracy on `test` of a linear classifier of `train` and `validation` together.
 
     Regularisation is chosen by `validation`, never by `test`.
@@ -183,16 +185,16 @@ def linear_probe(train: Split, validation: Split, test: Split, classes: int) -> 
     cost, tried = choose_cost(train, validation, classes)
     both = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
     w = fit_logistic(both.z, both.labels, cost, classes)
-    result = _score(predict(w, test.z), test.labels, classes)
+    findings = _score(predict(w, test.z), test.labels, classes)
     details = {
         "regularisation": cost,
         "validation_accuracy": [{"cost": c, "accuracy": a} for c, a in tried.items()],
         "train_examples": len(both.labels),
     }
-    return dataclasses.replace(result, details=details)
+    return dataclasses.replace(findings, details=details)
 
 
-def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Result:
+def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Findings:
     """Accuracy from 1 to 16 examples a class: mean of `DRAWS` draws, with the lowest and highest.
 
     Regularisation is chosen by `validation` for the first draw of each number of examples.
@@ -223,10 +225,10 @@ def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Resu
     notes = () if len(scores) == len(SHOTS) else (
         f"the smallest class has {counts.min()} examples: larger numbers of shots left out",
     )  # fmt: skip
-    return Result(scores, {"draws": draws}, notes=notes)
+    return Findings(scores, {"draws": draws}, notes=notes)
 
 
-def nearest_neighbours(train: Split, test: Split, classes: int) -> Result:
+def nearest_neighbours(train: Split, test: Split, classes: int) -> Findings:
     """Accuracy of a vote of the `NEIGHBOURS` most similar training images, by similarity."""
     k = min(NEIGHBOURS, len(train.labels))
 
@@ -238,11 +240,11 @@ def nearest_neighbours(train: Split, test: Split, classes: int) -> Result:
         return jnp.einsum("nk,nkc->nc", jnp.exp((best - 1) / TEMPERATURE), votes)
 
     votes = [np.asarray(vote(test.z[at : at + 1024])) for at in range(0, len(test.z), 1024)]
-    result = _score(np.concatenate(votes), test.labels, classes)
-    return dataclasses.replace(result, details={"neighbours": k, "temperature": TEMPERATURE})
+    findings = _score(np.concatenate(votes), test.labels, classes)
+    return dataclasses.replace(findings, details={"neighbours": k, "temperature": TEMPERATURE})
 
 
-def _score(logits: np.ndarray, labels: np.ndarray, classes: int) -> Result:
+def _score(logits: np.ndarray, labels: np.ndarray, classes: int) -> Findings:
     ranking = best_classes(logits)
     arrays = {"labels": labels.astype(np.int32), "ranking": ranking.astype(np.int32)}
-    return Result(score_ranking(ranking, labels, classes), {}, arrays)
+    return Findings(score_ranking(ranking, labels, classes), {}, arrays)

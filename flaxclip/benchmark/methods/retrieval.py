@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from flaxclip.benchmark.datasets import Captioned
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts
-from flaxclip.benchmark.results import Result, Score
+from flaxclip.benchmark.results import Findings, Score
 from flaxclip.benchmark.scores import share_of_hits
 from flaxclip.numerics import similarity
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
@@ -22,7 +22,7 @@ QUERIES_AT_ONCE = 1024
 CANDIDATES_AT_ONCE = 16_384
 
 
-def retrieve_task(embedder: Embedder, data: Captioned) -> Result:
+def retrieve_task(embedder: Embedder, data: Captioned) -> Findings:
     """Recall at 1, 5 and 10 in both directions: a query counts if one of its partners is found."""
     ztxt, cut = embedder.embed_texts(data.captions)
     zimg, unreadable = embedder.embed_images(data.images)
@@ -43,7 +43,7 @@ def retrieve_task(embedder: Embedder, data: Captioned) -> Result:
         similar = queries[shown] @ candidates.T
         arrays[f"{direction}_shown"] = shown
         arrays[f"{direction}_found"] = np.argsort(-similar, axis=1, kind="stable")[:, :5]
-    return Result(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
+    return Findings(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
 
 
 @functools.cache

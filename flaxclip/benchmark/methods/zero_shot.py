@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import Wording
-from flaxclip.benchmark.results import Result, Score
+from flaxclip.benchmark.results import Findings, Score
 from flaxclip.benchmark.scores import (
     expected_calibration_error,
     f1_macro,
@@ -62,7 +62,7 @@ def task_classifier(
     return classifier, tuple(cut)
 
 
-def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wording) -> Result:
+def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wording) -> Findings:
     """Zero-shot scores of a model on `task`; all are shares of 0..1.
 
     Raises:
@@ -75,21 +75,21 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
     scale = embedder.model.logit_scale
     classes = len(wording.class_names)
     if data.labels.ndim == 2:
-        result = score_multilabel(similarities, data.labels)
+        findings = score_multilabel(similarities, data.labels)
     else:
-        result = score_single_label(similarities[:, :classes], data, task.metric, scale)
-        guesses = result.arrays["ranking"][:, 0]
-        result.scores.update(score_levels(guesses, data.labels, wording.class_names))
+        findings = score_single_label(similarities[:, :classes], data, task.metric, scale)
+        guesses = findings.arrays["ranking"][:, 0]
+        findings.scores.update(score_levels(guesses, data.labels, wording.class_names))
     if task.distractors:
         hits = similarities.argmax(axis=1) == data.labels
-        result.scores["top1_among_all"] = share_of_hits(hits, 1 / len(names))
+        findings.scores["top1_among_all"] = share_of_hits(hits, 1 / len(names))
     notes = wording.notes + note_cut_texts("prompts", cut)
-    return dataclasses.replace(result, unreadable=unreadable, notes=notes)
+    return dataclasses.replace(findings, unreadable=unreadable, notes=notes)
 
 
 def score_single_label(
     similarities: Float[np.ndarray, "n classes"], data: Labelled, metric: str, scale: float
-) -> Result:
+) -> Findings:
     """Accuracies, calibration and what else the task's `metric` asks for.
 
     `scale` times a similarity is the logit that the model was trained with.
@@ -132,7 +132,7 @@ def score_single_label(
         "ranking": ranking.astype(np.int32),
         "confidence": confidence.astype(np.float32),
     }
-    return Result(scores, details, arrays)
+    return Findings(scores, details, arrays)
 
 
 def best_classes(similarities: Float[np.ndarray, "n classes"]) -> Int[np.ndarray, "n best"]:
@@ -176,9 +176,9 @@ def score_levels(
     return scores
 
 
-def score_multilabel(similarities: Float[np.ndarray, "n classes"], present: np.ndarray) -> Result:
+def score_multilabel(similarities: Float[np.ndarray, "n classes"], present: np.ndarray) -> Findings:
     """Mean average precision; chance is the share of images that have a class."""
     statistic = mean_average_precision(similarities, present)
     score = with_interval(statistic, len(present), float(present.mean()))
     arrays = {"present": present, "similarities": similarities.astype(np.float32)}
-    return Result({"mean_average_precision": score}, {}, arrays)
+    return Findings({"mean_average_precision": score}, {}, arrays)

@@ -88,5 +88,5 @@ def _caption(source: Source, index: int) -> str:
     except UnreadableExampleError as error:
         raise InputError(
             f"{source.name(index)}: {error}\n"
-            "a pair without its caption cannot be retrieved: mend it or take it out of the shard"
+            "a pair without its caption cannot be retrieved: fix it or take it out of the shard"
         ) from None

@@ -62,7 +62,7 @@ class TfdsImages:
 
     def name(self, index: int) -> str:
         """Position in the split."""
-        return f"record {index}"
+        return f"example {index}"
 
 
 def read_tfds(

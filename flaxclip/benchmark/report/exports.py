@@ -1,13 +1,17 @@
-"""Results as other programs read them: CSV, Markdown, and CLIP_benchmark's columns."""
+"""Results as others read them: CSV, Markdown, CLIP_benchmark's columns, TensorBoard's events."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from flaxclip.benchmark.results import Record
+import numpy as np
+import PIL.Image
 
-Records = Sequence[Record]
+from flaxclip.benchmark.results import Result
+
+Results = Sequence[Result]
 
 CLIP_BENCHMARK_SCORES = {
     "top1": "acc1",
@@ -34,15 +38,15 @@ _CLIP_BENCHMARK_COLUMNS = (
 )  # fmt: skip
 
 
-def checkpoint_name(record: Record) -> str:
+def checkpoint_name(result: Result) -> str:
     """How a checkpoint is called in tables: the end of its path, its step, and which weights."""
-    path, step = record.checkpoint.path, record.checkpoint.step
+    path, step = result.checkpoint.path, result.checkpoint.step
     short = "/".join(path.rstrip("/").split("/")[-2:])
-    parts = [short, "" if step is None else f"step {step}", record.checkpoint.weights]
+    parts = [short, "" if step is None else f"step {step}", result.checkpoint.weights]
     return " ".join(filter(None, parts))
 
 
-def to_csv(records: Records) -> str:
+def to_csv(results: Results) -> str:
     """A row a score."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -50,7 +54,7 @@ def to_csv(records: Records) -> str:
         ["checkpoint", "step", "task", "method", "prompts", "examples", "score", "value", "low",
          "high", "chance", "unreadable", "weights"]
     )  # fmt: skip
-    for r in records:
+    for r in results:
         for name, score in r.scores.items():
             writer.writerow(
                 [r.checkpoint.path, r.checkpoint.step, r.task, r.method,
@@ -61,13 +65,13 @@ def to_csv(records: Records) -> str:
     return out.getvalue()
 
 
-def to_markdown(records: Records, comparisons: Sequence[Mapping[str, Any]] = ()) -> str:
+def to_markdown(results: Results, comparisons: Sequence[Mapping[str, Any]] = ()) -> str:
     """A row a task with its quoted score, then a row a comparison of two checkpoints."""
     lines = [
         "| checkpoint | task | score | value | 95% interval | chance | unreadable images |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in records:
+    for r in results:
         if (score := r.scores.get(r.metric)) is not None:
             interval = f"{score.low:.2%} – {score.high:.2%}"
             lines.append(
@@ -90,13 +94,13 @@ def to_markdown(records: Records, comparisons: Sequence[Mapping[str, Any]] = ())
     return "\n".join(lines) + "\n"
 
 
-def to_clip_benchmark(records: Records) -> dict[str, dict[str, Any]]:
+def to_clip_benchmark(results: Results) -> dict[str, dict[str, Any]]:
     """A dict a result with the keys that CLIP_benchmark writes: `dataset`, `model`, `metrics`.
 
     By the names that it gives files: DATASET_PRETRAINED_MODEL_LANGUAGE_TASK.
     """
-    results = {}
-    for r in records:
+    by_name = {}
+    for r in results:
         if r.kind not in _CLIP_BENCHMARK_TASKS:
             continue
         prefix = "lp_" if r.kind == "linear-probe" else ""
@@ -113,27 +117,53 @@ def to_clip_benchmark(records: Records) -> dict[str, dict[str, Any]]:
             "task": _CLIP_BENCHMARK_TASKS[r.kind],
         }
         name = "_".join(about.values()).replace("/", "_").replace(" ", "_")
-        results[name] = {**about, "metrics": metrics}
-    return results
+        by_name[name] = {**about, "metrics": metrics}
+    return by_name
 
 
-def _clip_benchmark_dataset(record: Record) -> str:
+def _clip_benchmark_dataset(result: Result) -> str:
     """`wds/vtab/cifar10`, as it is asked for there; a set of one's own by its task's name."""
-    source = record.source
+    source = result.source
     own = (
-        source["reader"] != "wds" or source["name"].startswith((".", "/")) or (":" in record.title)
+        source["reader"] != "wds" or source["name"].startswith((".", "/")) or (":" in result.title)
     )
-    return record.task if own else f"wds/{source['name']}"
+    return result.task if own else f"wds/{source['name']}"
 
 
-def to_clip_benchmark_csv(records: Records) -> str:
+def to_clip_benchmark_csv(results: Results) -> str:
     """The table that `clip_benchmark build` makes of such results."""
     out = io.StringIO()
     writer = csv.DictWriter(
         out, _CLIP_BENCHMARK_COLUMNS, lineterminator="\n", extrasaction="ignore"
     )
     writer.writeheader()
-    for result in to_clip_benchmark(records).values():
-        fullname = f"{result['model']} {result['pretrained']}"
-        writer.writerow(result | result["metrics"] | {"model_fullname": fullname})
+    for theirs in to_clip_benchmark(results).values():
+        fullname = f"{theirs['model']} {theirs['pretrained']}"
+        writer.writerow(theirs | theirs["metrics"] | {"model_fullname": fullname})
     return out.getvalue()
+
+
+def write_events(folder: Path, step: int, results: Sequence[Result], out: Path) -> None:
+    """Scores and images of `step`, which TensorBoard shows as curves and beside other steps'.
+
+    Args:
+        folder: of the events of all steps.
+        step: of the checkpoint.
+        results: what was measured.
+        out: where their grids of predictions and similarity matrices are.
+    """
+    from tensorboardX import SummaryWriter  # slow to import, and reports do without it
+
+    writer = SummaryWriter(str(folder), filename_suffix=f".step-{step}")
+    for result in results:
+        name = result.task
+        if result.method != "zero-shot":
+            name = f"{name}.{result.method}"
+        for score, found in result.scores.items():
+            writer.add_scalar(f"{name}/{score}", found.value, step)
+        for image in ("predictions", "similarities"):
+            path = out / f"{name}-{image}.png"
+            if path.is_file():
+                pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
+                writer.add_image(f"{name}/{image}", pixels, step, dataformats="HWC")
+    writer.close()

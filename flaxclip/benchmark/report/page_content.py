@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxclip.benchmark.report.charts import Axes, Point, chart
 from flaxclip.benchmark.report.exports import checkpoint_name
-from flaxclip.benchmark.results import Record, Score, read_arrays, unreadable_lines
+from flaxclip.benchmark.results import Result, Score, read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
 from flaxclip.benchmark.scores import confusion_matrix, paired_difference
 from flaxclip.errors import InputError
@@ -22,20 +22,20 @@ STEPS_SHOWN = 3
 _MATRIX_CLASSES = 40
 """Beyond these a confusion matrix is too fine to be read: its largest entries are listed alone."""
 
-Found = list[tuple[Path, Record]]
+Found = list[tuple[Path, Result]]
 """Result files and what they hold."""
 
 
 def latest_steps(found: Found) -> Found:
     """Those of the latest `STEPS_SHOWN` steps of each run."""
     steps: dict[str, set[int]] = {}
-    for _, record in found:
-        steps.setdefault(record.checkpoint.path, set()).add(record.checkpoint.step or 0)
+    for _, result in found:
+        steps.setdefault(result.checkpoint.path, set()).add(result.checkpoint.step or 0)
     shown = {path: sorted(of_run)[-STEPS_SHOWN:] for path, of_run in steps.items()}
     return [
-        (path, record)
-        for path, record in found
-        if (record.checkpoint.step or 0) in shown[record.checkpoint.path]
+        (path, result)
+        for path, result in found
+        if (result.checkpoint.step or 0) in shown[result.checkpoint.path]
     ]
 
 
@@ -46,30 +46,30 @@ def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any
         for row in reversed(references())  # CLIP_benchmark's, sorted first, win
     }
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for _, record in found:
-        metric = record.metric
-        if metric not in record.scores:
+    for _, result in found:
+        metric = result.metric
+        if metric not in result.scores:
             continue
         row = rows.setdefault(
-            (record.task, record.method),
+            (result.task, result.method),
             {
-                "task": record.task,
-                "title": record.title,
-                "method": record.method,
+                "task": result.task,
+                "title": result.title,
+                "method": result.method,
                 "metric": metric,
-                "chance": record.scores[metric].chance,
+                "chance": result.scores[metric].chance,
                 "scores": dict.fromkeys(checkpoints),
                 "published": {
-                    model: published.get((record.task, metric, model))
-                    if record.method == "zero-shot"
+                    model: published.get((result.task, metric, model))
+                    if result.method == "zero-shot"
                     else None
                     for model in REFERENCE_MODELS
                 },
             },
         )
-        unreadable = {"unreadable": len(record.unreadable)}
-        row["scores"][checkpoint_name(record)] = (
-            dataclasses.asdict(record.scores[metric]) | unreadable
+        unreadable = {"unreadable": len(result.unreadable)}
+        row["scores"][checkpoint_name(result)] = (
+            dataclasses.asdict(result.scores[metric]) | unreadable
         )
     return list(rows.values())
 
@@ -77,13 +77,13 @@ def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any
 def curves(found: Found) -> list[dict[str, Any]]:
     """Of every run with several steps: scores against training step, as a chart and a table."""
     runs: dict[str, dict[str, list[tuple[int, Score]]]] = {}
-    for _, record in found:
-        step, score = record.checkpoint.step, record.scores.get(record.metric)
+    for _, result in found:
+        step, score = result.checkpoint.step, result.scores.get(result.metric)
         if step is None or score is None:
             continue
-        which = record.checkpoint.weights
-        name = ", ".join(filter(None, [record.task, record.method, which]))
-        runs.setdefault(record.checkpoint.path, {}).setdefault(name, []).append((step, score))
+        which = result.checkpoint.weights
+        name = ", ".join(filter(None, [result.task, result.method, which]))
+        runs.setdefault(result.checkpoint.path, {}).setdefault(name, []).append((step, score))
     charts = []
     for path, found_scores in runs.items():
         steps = {step for scores in found_scores.values() for step, _ in scores}
@@ -111,10 +111,10 @@ def curves(found: Found) -> list[dict[str, Any]]:
 def robustness(found: Found) -> dict[str, Any] | None:
     """Top-1 on shifted sets against ImageNet, with published models and their line."""
     models: dict[str, dict[str, float]] = {}
-    for _, record in found:
-        if record.method == "zero-shot" and "top1" in record.scores:
-            accuracies = models.setdefault(checkpoint_name(record), {})
-            accuracies[record.task] = record.scores["top1"].value
+    for _, result in found:
+        if result.method == "zero-shot" and "top1" in result.scores:
+            accuracies = models.setdefault(checkpoint_name(result), {})
+            accuracies[result.task] = result.scores["top1"].value
     rows = [(name, shift) for name, a in models.items() for shift in summarise_shifts(a)]
     if not rows:
         return None
@@ -141,16 +141,16 @@ def comparisons(found: Found) -> list[dict[str, Any]]:
     """Each checkpoint against the first one, on tasks that both have on the same data."""
     first: dict[tuple[str, ...], tuple[str, np.ndarray]] = {}
     rows = []
-    for path, record in found:
-        name = checkpoint_name(record)
+    for path, result in found:
+        name = checkpoint_name(result)
         for score, hits in _hits(read_arrays(path)):
-            key = record.task, record.method, record.data_sha256, score
+            key = result.task, result.method, result.data_sha256, score
             if key not in first:
                 first[key] = name, hits
                 continue
             other, other_hits = first[key]
             rows.append(
-                {"task": record.task, "method": record.method, "score": score,
+                {"task": result.task, "method": result.method, "score": score,
                  "checkpoint": name, "other": other,
                  **paired_difference(hits, other_hits)._asdict()}
             )  # fmt: skip
@@ -170,23 +170,23 @@ def _hits(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
             yield name, hits
 
 
-def result_detail(path: Path, record: Record) -> dict[str, Any]:
+def result_detail(path: Path, result: Result) -> dict[str, Any]:
     arrays = read_arrays(path)
     detail = {
-        "record": record,
-        "unreadable": unreadable_lines(record),
-        "checkpoint": checkpoint_name(record),
-        "mistakes": _with_images(path, record.details.get("mistakes", [])),
-        "retrieved": _with_images(path, record.details.get("retrieved", [])),
+        "result": result,
+        "unreadable": unreadable_lines(result),
+        "checkpoint": checkpoint_name(result),
+        "mistakes": _with_images(path, result.details.get("mistakes", [])),
+        "retrieved": _with_images(path, result.details.get("retrieved", [])),
         "per_class": [], "confusions": [], "matrix": None,
     }  # fmt: skip
     if "ranking" not in arrays:
         return detail
-    names = [first_name(name) for name in record.details["class_names"]]
+    names = [first_name(name) for name in result.details["class_names"]]
     matrix = confusion_matrix(arrays["ranking"][:, 0], arrays["labels"], len(names))
     detail["per_class"] = [
         {"name": name, **row}
-        for name, row in zip(names, record.details.get("per_class", []), strict=False)
+        for name, row in zip(names, result.details.get("per_class", []), strict=False)
         if row["examples"]
     ]
     off = matrix - np.diag(np.diag(matrix))

@@ -36,7 +36,7 @@ from flaxclip.benchmark.report.page_content import (
     summary_rows,
 )
 from flaxclip.benchmark.report.training_curves import Rows, find_runs, training_charts
-from flaxclip.benchmark.results import read_record, write_text
+from flaxclip.benchmark.results import read_result, write_text
 from flaxclip.errors import InputError
 
 _PAGE = Path(__file__).parent / "page"
@@ -74,18 +74,18 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         InputError: there is nothing to show, or the page cannot be written.
     """
     found = find_results(folders)
-    records = [record for _, record in found]
-    runs = find_runs(folders, {record.checkpoint.path for record in records})
+    results = [result for _, result in found]
+    runs = find_runs(folders, {result.checkpoint.path for result in results})
     if not found and not runs:
         raise InputError(
             f"no results in {', '.join(map(str, folders))}\n"
             "name folders that python -m flaxclip.benchmark has written, or workdirs of runs"
         )
     tables = {
-        ".csv": to_csv(records),
-        ".md": to_markdown(records, comparisons(latest_steps(found))),
-        ".json": json.dumps([record.to_json() for record in records], indent=1, ensure_ascii=False),
-        ".clip_benchmark.csv": to_clip_benchmark_csv(records),
+        ".csv": to_csv(results),
+        ".md": to_markdown(results, comparisons(latest_steps(found))),
+        ".json": json.dumps([result.to_json() for result in results], indent=1, ensure_ascii=False),
+        ".clip_benchmark.csv": to_clip_benchmark_csv(results),
     }
     folder = out.with_suffix(".clip_benchmark")
     try:
@@ -94,12 +94,12 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         for suffix, text in tables.items():
             write_text(out.with_suffix(suffix), text)
         folder.mkdir(exist_ok=True)
-        for name, result in to_clip_benchmark(records).items():
-            write_text(folder / f"{name}.json", json.dumps(result))
+        for name, theirs in to_clip_benchmark(results).items():
+            write_text(folder / f"{name}.json", json.dumps(theirs))
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}\nname another --out") from None
     print(
-        f"{len(records)} results of {len({checkpoint_name(r) for r in records})} checkpoints, "
+        f"{len(results)} results of {len({checkpoint_name(r) for r in results})} checkpoints, "
         f"training curves of {len(runs)} runs: {out}, and {', '.join(tables)} of the same"
     )
 
@@ -123,7 +123,7 @@ def find_results(folders: Sequence[Path]) -> Found:
             if path.with_suffix(".npz").exists()
         }
     )
-    found = [(path, read_record(path)) for path in paths]
+    found = [(path, read_result(path)) for path in paths]
     return sorted(
         found,
         key=lambda item: (
@@ -146,14 +146,14 @@ def render_page(found: Found, runs: dict[str, Rows]) -> str:
         short_number(value) if isinstance(value, int | float) else "–"
     )
     shown = latest_steps(found)
-    checkpoints = list(dict.fromkeys(checkpoint_name(record) for _, record in shown))
+    checkpoints = list(dict.fromkeys(checkpoint_name(result) for _, result in shown))
     summary = summary_rows(shown, checkpoints)
     published = any(value is not None for row in summary for value in row["published"].values())
     return environment.get_template("page.html").render(
         style=(_PAGE / "page.css").read_text(),
         script=(_PAGE / "page.js").read_text(),
         results_count=len(found),
-        checkpoints_count=len({checkpoint_name(record) for _, record in found}),
+        checkpoints_count=len({checkpoint_name(result) for _, result in found}),
         steps_shown=STEPS_SHOWN,
         checkpoints=checkpoints,
         reference_models=REFERENCE_MODELS if published else (),
@@ -162,5 +162,5 @@ def render_page(found: Found, runs: dict[str, Rows]) -> str:
         training=training_charts(runs),
         robustness=robustness(shown),
         comparisons=comparisons(shown),
-        results=[result_detail(path, record) for path, record in shown],
+        results=[result_detail(path, result) for path, result in shown],
     )
