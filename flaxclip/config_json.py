@@ -77,23 +77,28 @@ def run_from_json(kind: type[T], text: str | bytes, path: PurePath | str) -> T:
     return from_json(kind, json.dumps(_migrated(text, path)), path)
 
 
-def run_field_from_json(
-    kind: type[T], text: str | bytes, path: PurePath | str, field: str, default: T | None = None
-) -> T:
-    """One field of a `config.json`, for readers that know only the type of that one.
+class RunFields:
+    """The fields of a `config.json`, for readers that know the types of only some."""
 
-    If the file has no such field, `default`.
+    def __init__(self, text: str | bytes, path: PurePath | str) -> None:
+        """`path` is for messages.
 
-    Raises:
-        InputError: not JSON, of a newer format, or the field is not of that type, or is missing
-            while there is no default.
-    """
-    config = _migrated(text, path)
-    if field not in config:
+        Raises:
+            InputError: not JSON, or of a newer format.
+        """
+        self._fields, self._path = _migrated(text, path), path
+
+    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+        """One field; `default` if the file does not have it.
+
+        Raises:
+            InputError: the field is not of that type, or is missing while there is no default.
+        """
+        if name in self._fields:
+            return from_json(kind, json.dumps(self._fields[name]), f"{self._path}, field {name}")
         if default is not None:
             return default
-        raise InputError(f"{path} is not a usable configuration\nit has no field {field!r}")
-    return from_json(kind, json.dumps(config[field]), f"{path}, field {field}")
+        raise InputError(f"{self._path} is not a usable configuration\nit has no field {name!r}")
 
 
 def _migrated(text: str | bytes, path: PurePath | str) -> dict[str, Any]:

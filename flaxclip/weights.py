@@ -20,6 +20,7 @@ from flaxclip.checkpoint.layout import (
     load_variables,
     resolve_checkpoint,
 )
+from flaxclip.config_json import RunFields
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.interop.files import COMPANIONS, fetch_tree
@@ -94,7 +95,8 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
     if is_fetched:
         path = str(_fetch_run(path))
     workdir, step = resolve_checkpoint(path)
-    spec = load_spec(workdir)
+    config = load_config(workdir)
+    spec = _spec_of_run(config, workdir)
     has_average = keeps_average(workdir, step)
     if which == "ema" and not has_average:
         raise InputError(f"the run in {workdir} keeps no average of its weights (optim.ema_decay)")
@@ -115,7 +117,7 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
             load_variables(workdir, step, abstract, which != "raw"), sep="/"
         ).items()
 
-    compute = load_config(workdir, "compute", ComputeConfig, ComputeConfig())
+    compute = config.get("compute", ComputeConfig, ComputeConfig())
     found = Weights(f"flaxclip, step {step}{kind}", "float32", spec, read, compute=compute)
     return found if is_fetched else dataclasses.replace(found, workdir=workdir, step=step)
 
@@ -146,18 +148,13 @@ def _fetch_run(url: str) -> Path:
     return fetch_tree(workdir, choose)
 
 
-def load_spec(workdir: epath.Path) -> ModelSpec:
-    """Load the specification that is needed to use the weights of a run.
-
-    Raises:
-        InputError: its configuration is damaged.
-    """
-    tokenizer = load_config(workdir, "tokenizer", TokenizerConfig)
+def _spec_of_run(config: RunFields, workdir: epath.Path) -> ModelSpec:
+    tokenizer = config.get("tokenizer", TokenizerConfig)
     # A workdir is moved as a whole, so the copy in it counts.
     if tokenizer.file is not None and (copy := workdir / Path(tokenizer.file).name).exists():
         tokenizer = dataclasses.replace(tokenizer, file=str(copy))
     return ModelSpec(
-        load_config(workdir, "model", CLIPConfig),
-        load_config(workdir, "preprocess", ImageTransform),
+        config.get("model", CLIPConfig),
+        config.get("preprocess", ImageTransform),
         tokenizer,
     )

@@ -3,9 +3,10 @@ import json
 
 import pytest
 
-from flaxclip.config_json import from_json, to_json
+from flaxclip.config_json import RunFields, from_json, to_json
 from flaxclip.errors import InputError
 from flaxclip.models.clip import CLIPConfig
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 
 
@@ -35,3 +36,14 @@ def test_an_unknown_field_is_named_for_the_kind_of_tower_that_was_meant(name):
         "config.json is not a usable configuration",
         f"vision.{kind}.depth: Unexpected keyword argument",
     ]
+
+
+def test_fields_of_a_run_are_checked_one_by_one():
+    text = '{"format": 1, "steps": "many", "compute": {"unroll": 2}, "of_a_later_version": 0}'
+    fields = RunFields(text, "run/config.json")
+    assert fields.get("compute", ComputeConfig) == ComputeConfig(unroll=2)
+    assert fields.get("batch_size", int, 256) == 256
+    with pytest.raises(InputError, match=r"run/config\.json, field steps is not a usable"):
+        fields.get("steps", int)
+    with pytest.raises(InputError, match="it has no field 'model'"):
+        fields.get("model", CLIPConfig)

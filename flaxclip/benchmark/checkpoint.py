@@ -51,7 +51,7 @@ class Checkpoint:
             InputError: there are none.
         """
         if self.weights.workdir is not None:
-            data = load_config(self.weights.workdir, "data", DataConfig)
+            data = load_config(self.weights.workdir).get("data", DataConfig)
             if data.path == ("scenes",) and not data.mixture:
                 return find_tasks(["scenes"])
             if data.heldout:

@@ -156,7 +156,7 @@ def watch(
         InputError: there is no run in `workdir`, or a step cannot be measured for a reason other
             than its being gone.
     """
-    last = load_config(workdir, "steps", int)
+    last = load_config(workdir).get("steps", int)
     seen: set[int] = set()
     while True:
         fresh = [step for step in saved_steps(workdir) if step not in seen]

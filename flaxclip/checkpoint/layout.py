@@ -8,18 +8,16 @@ WORKDIR/checkpoints/STEP/    `params`, perhaps a ResNet's `batch_stats` and the 
 
 import hashlib
 import json
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from flaxclip.checkpoint.checksum import tree_checksums
-from flaxclip.config_json import run_field_from_json, run_to_json
+from flaxclip.config_json import RunFields, run_to_json
 from flaxclip.errors import InputError
 from flaxclip.storage import absolute
-
-T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -74,14 +72,14 @@ def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
     return workdir, step
 
 
-def load_config(workdir: epath.PathLike, field: str, kind: type[T], default: T | None = None) -> T:
-    """One part of the run's configuration, such as `model`; `default` if it has none.
+def load_config(workdir: epath.PathLike) -> RunFields:
+    """The run's configuration, whose fields, such as `model`, are checked as they are asked for.
 
     Raises:
-        InputError: the file or the part is damaged, or missing while there is no default.
+        InputError: the file is damaged.
     """
     path = absolute(workdir) / CONFIG_FILE
-    return run_field_from_json(kind, path.read_text(), path, field, default)
+    return RunFields(path.read_text(), path)
 
 
 def keeps_average(workdir: epath.PathLike, step: int) -> bool:
