@@ -11,7 +11,7 @@ With `--debug`, an error says where in the code it arose.
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import jax
@@ -20,7 +20,8 @@ import tyro
 from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.checkpoint.manager import CheckpointManager
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import LoadedBatch, load_batches
+from flaxclip.data.device_feed import LoadedBatch
+from flaxclip.data.loader import load_batches
 from flaxclip.errors import exit_on_input_error
 from flaxclip.exit_codes import PreemptedError, exit_with_code
 from flaxclip.hosts.connections import connect_hosts, join_hosts
@@ -42,7 +43,7 @@ from flaxclip.run.report import RunReport, announce, explain_out_of_memory
 from flaxclip.run.step_monitor import StepMonitor
 from flaxclip.run.step_profile import StepProfile, parse_profile_steps
 from flaxclip.run.workdir import claim_workdir, hold_workdir
-from flaxclip.train_step import TrainStep, choose_remat, make_train_step, step_fits
+from flaxclip.train_step import TrainStep, choose_remat, compile_train_step, step_fits
 
 
 def train(
@@ -80,25 +81,28 @@ def train(
         checkpoints = CheckpointManager(
             config.workdir, config.checkpoint, start.record, progress.warn, timeout
         )
+        # The loader's processes start while the step is compiled.
         batches = load_batches(
             config.data, config.spec, source, mesh, batch_size=config.batch_size,
             seed=config.seed, start_step=start.step, stop_step=config.steps,
         )  # fmt: skip
-        train_step = make_train_step(config, tx, schedule, mesh, start.state)
-        train_step = refusal_explained(config, mesh)(train_step)
-        report = RunReport(config, source, mesh, start.step, progress, checkpoints, clock)
-        monitor = StepMonitor(config, mesh, source, report, progress, watchdog)
-        profile = StepProfile(profiled, start.step, config.workdir, progress, watchdog)
-        run_steps(
-            config, start, train_step, batches, checkpoints, report, monitor, profile, watchdog
-        )
+        with contextlib.closing(batches):
+            with refusal_explained(config, mesh):
+                train_step = compile_train_step(config, tx, schedule, mesh, start.state)
+            clock.finished("compilation")
+            report = RunReport(config, source, mesh, start.step, progress, checkpoints, clock)
+            monitor = StepMonitor(config, mesh, source, report, progress, watchdog)
+            profile = StepProfile(profiled, start.step, config.workdir, progress, watchdog)
+            run_steps(
+                config, start, train_step, batches, checkpoints, report, monitor, profile, watchdog
+            )
 
 
 def run_steps(
     config: TrainConfig,
     start: StartingState,
     train_step: TrainStep,
-    batches: Generator[LoadedBatch, None, None],
+    batches: Iterable[LoadedBatch],
     checkpoints: CheckpointManager,
     report: RunReport,
     monitor: StepMonitor,
@@ -123,7 +127,6 @@ def run_steps(
     with (
         report,
         profile,
-        contextlib.closing(batches),
         Requests(config.health.host_timeout_seconds) as requests,
         StopSignals(requests),
         no_hidden_transfers(),

@@ -1,5 +1,6 @@
 """The state of a run at a step, and its sharded initialization."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ def _new_state(
     )
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_train_state(
     config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: bool = False
 ) -> TrainState:
@@ -123,9 +125,13 @@ def init_train_state(
 ) -> TrainState:
     """Initialize the state, divided over the mesh: no device ever holds all of it."""
     abstract = abstract_train_state(config, tx, mesh, ema)
+    # LLVM's full optimization of the random generator, once for each parameter, takes two to three
+    # times as long, and the program is no faster.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     init = jax.jit(
         _new_state,
         static_argnums=(1, 2, 3),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
     )
     return init(key, config, tx, ema)

@@ -62,10 +62,8 @@ def step_fits(
     Compiles it, a minute or so for a large model; the run itself then finds it in JAX's cache.
     """
     state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
-    shapes: Any = example_inputs(config.model, config.batch_size)
     try:
-        step: Any = make_train_step(config, tx, schedule, mesh, state)
-        compiled = step.lower(state, Batch(*shapes)).compile()
+        compiled: Any = compile_train_step(config, tx, schedule, mesh, state)
     except Exception as error:
         if is_out_of_memory(error):
             return False
@@ -178,3 +176,16 @@ def make_train_step(
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
     )
+
+
+def compile_train_step(
+    config: TrainConfig,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    state: TrainState,
+) -> TrainStep:
+    """`make_train_step`, compiled for batches of `config`; `state` may be abstract."""
+    shapes: Any = example_inputs(config.model, config.batch_size)
+    step: Any = make_train_step(config, tx, schedule, mesh, state)
+    return step.lower(state, Batch(*shapes)).compile()

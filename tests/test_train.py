@@ -119,7 +119,7 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     assert re.search(
         r"step 8/8  loss \d\.\d+  acc i→t .*img/s  mfu unknown  data wait", first.stdout
     )
-    parts = "imports .*, data and checkpoints .*, state .*, first batch .*, compilation .*, step "
+    parts = "imports .*, data and checkpoints .*, state .*, compilation .*, first batch .*, step "
     assert re.search(rf"first step after \d+\.\d s: {parts}", first.stdout)
     assert "python -m flaxclip.benchmark run" in first.stdout
     assert "\x1b" not in first.stdout

@@ -3,7 +3,6 @@
 import queue
 import threading
 import time
-from collections.abc import Generator
 from typing import NamedTuple
 
 import jax
@@ -28,20 +27,56 @@ class LoadedBatch(NamedTuple):
     """Seconds that the training loop waited for this batch."""
 
 
-def feed_devices(
-    host_batches: WorkerPool | LocalLoading, mesh: Mesh
-) -> Generator[LoadedBatch, None, None]:
-    """Move batches to the devices, two ahead of the one that was taken last.
+class DeviceFeed:
+    """Iterator that moves batches to the devices, two ahead of the one that was taken last.
 
-    A thread does it: one batch is complete on the devices while the next is on its way. Closes
-    `host_batches` at its end.
-
-    Raises:
-        Exception: what iterating over `host_batches` raises.
+    A thread does it from the start: one batch is complete on the devices while the next is on its
+    way. Ends with the last batch, with an error, or when it is closed, and closes `host_batches`.
     """
-    ready: queue.Queue[LoadedBatch | BaseException | None] = queue.Queue(maxsize=1)
-    ended = threading.Event()
 
+    def __init__(self, host_batches: WorkerPool | LocalLoading, mesh: Mesh):
+        self._host_batches = host_batches
+        self._ready: queue.Queue[LoadedBatch | BaseException | None] = queue.Queue(maxsize=1)
+        self._ended = threading.Event()
+        # The thread does not refer to the feed: one that is dropped is closed.
+        args = (host_batches, mesh, self._ready, self._ended)
+        self._mover = threading.Thread(target=_move, args=args, name="moves batches", daemon=True)
+        self._mover.start()
+
+    def __iter__(self) -> "DeviceFeed":
+        return self
+
+    def __next__(self) -> LoadedBatch:
+        """The next batch.
+
+        Raises:
+            Exception: what iterating over `host_batches` raises.
+        """
+        if self._ended.is_set():
+            raise StopIteration
+        start = time.perf_counter()
+        loaded = self._ready.get()
+        if isinstance(loaded, LoadedBatch):
+            return loaded._replace(wait_seconds=time.perf_counter() - start)
+        self.close()
+        raise StopIteration if loaded is None else loaded
+
+    def close(self) -> None:
+        """End the thread and the workers; harmless if they have ended."""
+        self._ended.set()
+        self._host_batches.close()
+        self._mover.join()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _move(
+    host_batches: WorkerPool | LocalLoading,
+    mesh: Mesh,
+    ready: queue.Queue[LoadedBatch | BaseException | None],
+    ended: threading.Event,
+) -> None:
     def put(item: LoadedBatch | BaseException | None) -> None:
         while not ended.is_set():
             try:
@@ -49,31 +84,14 @@ def feed_devices(
             except queue.Full:
                 continue
 
-    def move() -> None:
-        try:
-            for host_batch in host_batches:
-                put(_to_mesh(host_batch, mesh))
-                if ended.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    mover = threading.Thread(target=move, name="moves batches", daemon=True)
-    mover.start()
     try:
-        while True:
-            start = time.perf_counter()
-            loaded = ready.get()
-            if loaded is None:
+        for host_batch in host_batches:
+            put(_to_mesh(host_batch, mesh))
+            if ended.is_set():
                 return
-            if isinstance(loaded, BaseException):
-                raise loaded
-            yield loaded._replace(wait_seconds=time.perf_counter() - start)
-    finally:
-        ended.set()
-        host_batches.close()
-        mover.join()
+        put(None)
+    except BaseException as error:
+        put(error)
 
 
 def _to_mesh(host_batch: HostBatch, mesh: Mesh) -> LoadedBatch:

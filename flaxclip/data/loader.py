@@ -6,12 +6,11 @@ examples in the same order.
 """
 
 import dataclasses
-from collections.abc import Generator
 
 import jax
 from jax.sharding import Mesh
 
-from flaxclip.data.device_feed import LoadedBatch, feed_devices
+from flaxclip.data.device_feed import DeviceFeed
 from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
@@ -87,7 +86,7 @@ def load_batches(
     seed: int,
     start_step: int,
     stop_step: int,
-) -> Generator[LoadedBatch, None, None]:
+) -> DeviceFeed:
     """Global batches of steps `start_step` up to `stop_step`, two ahead on the devices.
 
     Each host loads its own rows of every global batch. Worker processes read, decode and tokenise;
@@ -124,4 +123,4 @@ def load_batches(
         )
     else:
         host_batches = LocalLoading(load, steps, rows.of_step)
-    yield from feed_devices(host_batches, mesh)
+    return DeviceFeed(host_batches, mesh)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from flaxclip.checkpoint.manager import CheckpointManager
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import LoadedBatch
+from flaxclip.data.device_feed import LoadedBatch
 from flaxclip.data.order import repeated_in_batches
 from flaxclip.data.sources.source import Source
 from flaxclip.errors import InputError
@@ -74,7 +74,6 @@ class RunReport:
         Waits for the first update, to report the time of the start.
         """
         if step == self._first_step:
-            self._clock.finished("compilation")
             jax.block_until_ready(metrics)
             self._clock.finished("step")
             self._progress.say(self._clock.summary())
