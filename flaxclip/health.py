@@ -21,7 +21,7 @@ ANOMALIES_FILE = "anomalies.jsonl"
 
 _WINDOW = 100  # losses that the running median is of
 _LEAST = 20  # of them before anything is called a spike
-_NAMED = 3  # records named on the terminal; the file has all
+_NAMED = 3  # examples named on the terminal; the file has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,13 @@ class LossMonitor:
         self,
         config: HealthConfig,
         workdir: epath.PathLike,
-        batch_records: Callable[[int], Sequence[str]],
+        batch_names: Callable[[int], Sequence[str]],
         warn: Callable[[str], None],
     ):
-        """`batch_records` gives the names of the records that a step has learned from."""
+        """`batch_names` gives the names of the examples that a step has learned from."""
         self._config = config
         self._file = epath.Path(workdir) / ANOMALIES_FILE
-        self._batch_records = batch_records
+        self._batch_names = batch_names
         self._warn = warn
         self._recent: dict[str, collections.deque[float]] = collections.defaultdict(
             lambda: collections.deque(maxlen=_WINDOW)
@@ -67,7 +67,7 @@ class LossMonitor:
         """Updates up to the last one checked that were not finite."""
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Warn about a bad `step`, and note the records of its batch."""
+        """Warn about a bad `step`, and note the examples of its batch."""
         loss, grad_norm = metrics["loss"], metrics["grad_norm"]
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.skipped_in_a_row += 1
@@ -99,10 +99,10 @@ class LossMonitor:
     def _note(self, step: int, what: str, metrics: Mapping[str, float]) -> None:
         if jax.process_index() != 0:
             return
-        records = list(self._batch_records(step))
-        first = ", ".join(records[:_NAMED])
+        names = list(self._batch_names(step))
+        first = ", ".join(names[:_NAMED])
         self._warn(f"step {step}: {what}\n  its batch: {first}, ... (all in {self._file})")
-        line = {"step": step, "what": what, "records": records}
+        line = {"step": step, "what": what, "records": names}
         line |= {name: str(value) for name, value in metrics.items()}
         try:
             append_text(self._file, json.dumps(line) + "\n")

@@ -139,11 +139,11 @@ def test_training_goes_on_and_says_how_many_examples_were_broken_and_where(tmp_p
     # Every broken example once, and again those drawn in place of one.
     total = lines[-1]["replaced_records"]
     assert len(damaged) <= total <= len(damaged) + 12
-    assert told.count("unreadable record, replaced by another: ") == 20
-    assert "further unreadable records are only counted, by shard" in told
-    (summary,) = [line for line in told.splitlines() if "unreadable records were replaced" in line]
+    assert told.count("unreadable example, replaced by another: ") == 20
+    assert "further unreadable examples are only counted, by shard" in told
+    (summary,) = [line for line in told.splitlines() if "unreadable examples were replaced" in line]
     counts = dict(re.findall(r"(\d\.tar) (\d+)", summary))
-    assert summary.startswith(f"{total} unreadable records were replaced: 1.tar ")
+    assert summary.startswith(f"{total} unreadable examples were replaced: 1.tar ")
     assert sum(map(int, counts.values())) == total
     assert int(counts["1.tar"]) >= 30
     assert set(counts) == {f"{number // 30}.tar" for number in damaged}

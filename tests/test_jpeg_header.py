@@ -9,8 +9,8 @@ import pytest
 
 from flaxclip.data.images import decode
 from flaxclip.data.images.decode import UprightImage
-from flaxclip.data.images.eval_transform import decode_image, open_image
 from flaxclip.data.images.jpeg_header import JpegFrame, read_jpeg_frame
+from flaxclip.data.images.open_image import decode_image, open_image
 from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.sources.source import UnreadableExampleError
 

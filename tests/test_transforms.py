@@ -10,7 +10,8 @@ import PIL.Image
 import pytest
 
 from flaxclip.api import CLIPModel
-from flaxclip.data.images.eval_transform import SizedTransform, decode_image, preprocess
+from flaxclip.data.images.eval_transform import SizedTransform, preprocess
+from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import ImageTransform

@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from flaxclip.data.images.eval_transform import SizedTransform, decode_image, preprocess
+from flaxclip.data.images.eval_transform import SizedTransform, preprocess
+from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 

@@ -26,7 +26,7 @@ from flaxclip.train_state import TrainState, bytes_per_device
 from flaxclip.train_step import Metrics, step_flops
 from flaxclip.xla_errors import is_out_of_memory
 
-_NAMED_RECORDS = 20  # of the unreadable; with more, a log would hold little else
+_NAMED_EXAMPLES = 20  # of the unreadable; with more, a log would hold little else
 _NAMED_SHARDS = 10  # in a summary of them
 
 
@@ -117,16 +117,16 @@ class RunReport:
             self._writer.write_images(step, self._images.draw(state))
 
     def close(self) -> None:
-        """Flush and close the files; report the number of unreadable records of this host."""
+        """Flush and close the files; report the number of unreadable examples of this host."""
         for line in self._replaced.summary():
             self._progress.warn(line)
         self._writer.close()
 
 
 class Replacements:
-    """Unreadable records that were replaced by others, counted by shard, on one host of a run.
+    """Unreadable examples that were replaced by others, counted by shard, on one host of a run.
 
-    A record that is drawn again in a later epoch counts again.
+    An example that is drawn again in a later epoch counts again.
     """
 
     def __init__(self) -> None:
@@ -134,19 +134,19 @@ class Replacements:
         self._by_shard: collections.Counter[str] = collections.Counter()
         self._unreported: collections.Counter[str] = collections.Counter()
 
-    def add(self, step: int, records: Iterable[str]) -> list[str]:
-        """Count `records` (name, colon, reason); returns lines to log immediately."""
+    def add(self, step: int, examples: Iterable[str]) -> list[str]:
+        """Count `examples` (name, colon, reason); returns lines to log immediately."""
         lines = []
-        for record in records:
-            shard = _shard(record)
+        for example in examples:
+            shard = _shard(example)
             self.total += 1
             self._by_shard[shard] += 1
-            if self.total <= _NAMED_RECORDS:
-                lines.append(f"step {step}: unreadable record, replaced by another: {record}")
+            if self.total <= _NAMED_EXAMPLES:
+                lines.append(f"step {step}: unreadable example, replaced by another: {example}")
             else:
                 self._unreported[shard] += 1
-            if self.total == _NAMED_RECORDS:
-                lines.append("further unreadable records are only counted, by shard")
+            if self.total == _NAMED_EXAMPLES:
+                lines.append("further unreadable examples are only counted, by shard")
         return lines
 
     def recent(self) -> list[str]:
@@ -154,18 +154,18 @@ class Replacements:
         unreported, self._unreported = self._unreported, collections.Counter()
         if not unreported:
             return []
-        return [f"{unreported.total():,} more unreadable records replaced: {_listed(unreported)}"]
+        return [f"{unreported.total():,} more unreadable examples replaced: {_listed(unreported)}"]
 
     def summary(self) -> list[str]:
         """Lines to report at the end of the run."""
         if not self.total:
             return []
-        return [f"{self.total:,} unreadable records were replaced: {_listed(self._by_shard)}"]
+        return [f"{self.total:,} unreadable examples were replaced: {_listed(self._by_shard)}"]
 
 
-def _shard(record: str) -> str:
-    """The shard or folder in a record's name: see `Source.name`."""
-    name = record.split(": ", 1)[0]
+def _shard(example: str) -> str:
+    """The shard or folder in an example's name: see `Source.name`."""
+    name = example.split(": ", 1)[0]
     return name.rpartition("/")[0] or name
 
 

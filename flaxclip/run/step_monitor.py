@@ -38,7 +38,7 @@ class StepMonitor:
         progress: ProgressReport,
         watchdog: Watchdog,
     ):
-        def records(step: int) -> list[str]:
+        def names(step: int) -> list[str]:
             # The update after which `step` are done is the update of step - 1.
             order = config.data.order
             return batch_names(source, order, config.seed, config.batch_size, step - 1)
@@ -47,7 +47,7 @@ class StepMonitor:
         self._mesh = mesh
         self._report = report
         self._watchdog = watchdog
-        self._losses = LossMonitor(config.health, config.workdir, records, progress.warn)
+        self._losses = LossMonitor(config.health, config.workdir, names, progress.warn)
         self._unread: tuple[int, Metrics] | None = None
 
     def dispatched(self, step: int, metrics: Metrics) -> None:
@@ -124,6 +124,6 @@ class StepMonitor:
         saved = "is saved" if is_saved else "could not be saved, for which see above"
         raise TrainingFailedError(
             f"the last {skipped} updates, up to step {step}, were not finite; not finite in the "
-            f"last: {where}\nstep {before}, before the first of them, {saved}; their records are "
+            f"last: {where}\nstep {before}, before the first of them, {saved}; their examples are "
             f"named in {ANOMALIES_FILE}"
         )

@@ -19,8 +19,8 @@ import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
 
-from flaxclip.data.images.eval_transform import check_pixels, load_image, open_image, over_white
 from flaxclip.data.images.jpeg_header import JpegFrame, read_jpeg_frame
+from flaxclip.data.images.open_image import check_pixels, load_image, open_image, over_white
 
 _ORIENTATION = 0x0112  # EXIF 2.32, section 4.6.4
 # Orientation -> whether stored pixels must be transposed, then turned upside down, then mirrored.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from flaxclip.data.images.eval_transform import decode_image
+from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxclip.data.images.eval_transform import open_image
+from flaxclip.data.images.open_image import open_image
 from flaxclip.data.sources.source import Pair
 
 _EXACT_BELOW = 64

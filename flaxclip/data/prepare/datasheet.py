@@ -19,7 +19,7 @@ import jinja2
 import PIL.Image
 from etils import epath
 
-from flaxclip.data.images.eval_transform import decode_image
+from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.inspect.statistics import MEASURES, Distribution, PairStatistics
 from flaxclip.data.prepare.filters import REASONS
 from flaxclip.data.prepare.passes import Dropped, Recipe, ShardReport

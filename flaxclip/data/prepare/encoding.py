@@ -9,7 +9,7 @@ import PIL.Image
 from jaxtyping import UInt8
 
 from flaxclip.data.images.decode import UprightImage
-from flaxclip.data.images.eval_transform import decode_image, open_image
+from flaxclip.data.images.open_image import decode_image, open_image
 from flaxclip.errors import InputError
 
 
