@@ -12,10 +12,11 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+
+if __name__ == "__main__":
+    print("importing JAX, Flax, Orbax", flush=True)  # some seconds, in which nothing else is seen
 
 import jax
-import tyro
 
 from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.checkpoint.manager import CheckpointManager
@@ -29,7 +30,7 @@ from flaxclip.hosts.coordination import Requests
 from flaxclip.hosts.stop_signals import StopSignals, exit_on_signals
 from flaxclip.hosts.watchdog import Watchdog
 from flaxclip.planning.advice import refusal_explained
-from flaxclip.run.command_line import RunCommand, parse
+from flaxclip.run.command_line import TrainCommand, parse
 from flaxclip.run.parts import StartingState, open_parts, restore_or_init
 from flaxclip.run.process import (
     StartupClock,
@@ -81,12 +82,12 @@ def train(
         checkpoints = CheckpointManager(
             config.workdir, config.checkpoint, start.record, progress.warn, timeout
         )
-        # The loader's processes start while the step is compiled.
         batches = load_batches(
             config.data, config.spec, source, mesh, batch_size=config.batch_size,
             seed=config.seed, start_step=start.step, stop_step=config.steps,
         )  # fmt: skip
-        with contextlib.closing(batches):
+        with contextlib.closing(batches):  # its processes start while the step is compiled
+            progress.say("compiling the training step")
             with refusal_explained(config, mesh):
                 train_step = compile_train_step(config, tx, schedule, mesh, start.state)
             clock.finished("compilation")
@@ -165,26 +166,12 @@ def run_steps(
         raise PreemptedError(f"stopped after step {step}, which is saved; the same command goes on")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Command(RunCommand):
-    """Pretrain CLIP. The same command again resumes where the run stopped."""
-
-    resume_with_changes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD")] = ()
-    """Fields, such as optim.peak_lr, in which this run may differ from the one in its workdir.
-    `data` also allows another corpus."""
-    profile_steps: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
-    """Profile the updates after step A up to step B, for XProf, into WORKDIR/tensorboard."""
-    debug_nans: bool = False
-    """Stop at the first loss or gradient that is not finite, and name the layer in which it arises:
-    `--health.max-skipped 1`."""
-
-
 def main() -> None:
     """The command line."""
     keep_freed_memory()
     keep_compiled_programs()
     with exit_on_input_error("flaxclip.train"), exit_with_code("flaxclip.train"):
-        command = parse(Command, sys.argv[1:], "flaxclip.train", __doc__)
+        command = parse(TrainCommand, sys.argv[1:], "flaxclip.train", __doc__)
         config = command.config
         if command.debug_nans:
             health = dataclasses.replace(config.health, max_skipped=1)

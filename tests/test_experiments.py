@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flaxclip import train
 from flaxclip.config import load_experiment
 from flaxclip.config_json import to_json
-from flaxclip.run.command_line import parse
+from flaxclip.run.command_line import TrainCommand, parse
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "experiments"
@@ -42,7 +41,7 @@ def test_the_command_in_the_docstring_runs_the_experiment(name):
         words = shlex.split(command)[3:]
         experiment = words[0] if words else "quickstart"
         assert Path(experiment).stem == name
-        config = parse(train.Command, words, "flaxclip.train", None).config
+        config = parse(TrainCommand, words, "flaxclip.train", None).config
         assert config.model == load_experiment(name).model or "--model" in command
 
 

@@ -22,7 +22,7 @@ from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.variants import VARIANTS, ModelSpec
 from flaxclip.optim import OptimConfig, make_optimizer
-from flaxclip.run.command_line import parse
+from flaxclip.run.command_line import TrainCommand, parse
 from flaxclip.run.initial_weights import (
     describe,
     open_initial_weights,
@@ -31,7 +31,6 @@ from flaxclip.run.initial_weights import (
     start_from,
 )
 from flaxclip.sharding import MeshConfig, make_mesh
-from flaxclip.train import Command
 from flaxclip.train_state import init_train_state
 from tests.helpers.command_lines import run_cli
 from tests.helpers.small_models import variables_of
@@ -122,11 +121,13 @@ def test_the_command_line_starts_from_others_weights_and_resumes_without_them(
 def test_the_model_is_the_weights_but_for_what_the_flags_say(theirs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ("tiny.py", "--workdir", "run", "--init-from", "theirs", "--init-only", "^vision/")
-    config = parse(Command, [*flags, "--compute.dtype", "bfloat16"], "flaxclip.train", None).config
+    config = parse(
+        TrainCommand, [*flags, "--compute.dtype", "bfloat16"], "flaxclip.train", None
+    ).config
     assert (config.spec, config.compute) == (SPEC, ComputeConfig(dtype="bfloat16"))
     assert config.init_only == ("^vision/",)
     # A model that is named counts, and is compared with that of the weights.
-    config = parse(Command, [*flags, "--model", "ViT-tiny"], "flaxclip.train", None).config
+    config = parse(TrainCommand, [*flags, "--model", "ViT-tiny"], "flaxclip.train", None).config
     assert config.spec == VARIANTS["ViT-tiny"]
     with pytest.raises(InputError, match=r"vision.width: 32 -> 128"):
         open_initial_weights(config)
@@ -263,7 +264,7 @@ def test_of_weights_and_their_average_a_run_starts_from_either(variables, tmp_pa
     flags = ["tiny.py", "--workdir", "run", "--init-from", "best.pt"]
     theirs = flatten_dict(variables, sep="/")
     for chosen, factor in (([], 2), (["--init-weights", "ema"], 2), (["--init-weights", "raw"], 1)):
-        config = parse(Command, [*flags, *chosen], "flaxclip.train", None).config
+        config = parse(TrainCommand, [*flags, *chosen], "flaxclip.train", None).config
         weights = open_initial_weights(config).weights
         for name, value in weights.read(None):
             np.testing.assert_array_equal(value, factor * theirs[name], err_msg=name)

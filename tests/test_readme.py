@@ -14,10 +14,10 @@ import tyro
 import flaxclip.benchmark.command
 import flaxclip.benchmark.report.report
 import flaxclip.interop.__main__
-from flaxclip import plan, train
+from flaxclip import plan
 from flaxclip.data.inspect import __main__ as inspect
 from flaxclip.data.prepare import __main__ as prepare
-from flaxclip.run.command_line import parse
+from flaxclip.run.command_line import TrainCommand, parse
 from tests.helpers.readme import TEXT, blocks
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def test_every_block_is_of_a_kind_that_is_checked():
 
 
 def check_train(words):
-    parse(train.Command, words, "flaxclip.train", None)
+    parse(TrainCommand, words, "flaxclip.train", None)
 
 
 def check_interop(words):

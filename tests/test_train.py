@@ -19,10 +19,10 @@ from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
 from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig, make_optimizer
-from flaxclip.run.command_line import parse
+from flaxclip.run.command_line import TrainCommand, parse
 from flaxclip.run.report import announce, explain_out_of_memory, peak_memory
 from flaxclip.sharding import MeshConfig, make_mesh
-from flaxclip.train import Command, train
+from flaxclip.train import train
 from flaxclip.train_state import abstract_train_state
 from tests.helpers.command_lines import refused, run_cli
 from tests.helpers.image_tars import jpeg, write_shard
@@ -71,7 +71,7 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_for_bit(
 
 
 def test_metrics_are_written_for_every_report(finished_run):
-    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 4, 6, 8]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["replaced_records"] == 0
@@ -79,7 +79,7 @@ def test_metrics_are_written_for_every_report(finished_run):
 
 
 def test_tensorboard_gets_the_same_scalars_and_a_image_with_every_checkpoint(finished_run):
-    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     scalars, images = read_events(finished_run / "tensorboard")
     for line in lines:
         known = {name: value for name, value in line.items() if isinstance(value, float)}
@@ -108,7 +108,7 @@ def test_sixteen_real_pairs_are_learnt_by_heart(tmp_path):
         optim=OptimConfig(peak_lr=5e-3, warmup_steps=10, weight_decay=0.0),
     )
     train(config)
-    last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()][-1]
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["image_to_text_accuracy"] == last["text_to_image_accuracy"] == 1.0
 
 
@@ -123,7 +123,10 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     assert re.search(rf"first step after \d+\.\d s: {parts}", first.stdout)
     assert "python -m flaxclip.benchmark run" in first.stdout
     assert "\x1b" not in first.stdout
-    announced = dict(line.split(maxsplit=1) for line in first.stdout.splitlines()[:9])
+    lines = first.stdout.splitlines()
+    assert lines[0] == "importing JAX, Flax, Orbax"
+    assert lines[10] == "compiling the training step"
+    announced = dict(line.split(maxsplit=1) for line in lines[1:10])
     assert list(announced) == [
         "model", "data", "batch", "optim", "devices", "memory", "work", "workdir", "start",
     ]  # fmt: skip
@@ -187,7 +190,7 @@ def test_bad_input_is_a_message_and_exit_code_2(
     monkeypatch.setenv("COLUMNS", "100")
     arguments = [experiment, "--workdir", "run", *flags]
     assert message in refused(
-        lambda: train(parse(Command, arguments, "flaxclip.train", None).config), capsys
+        lambda: train(parse(TrainCommand, arguments, "flaxclip.train", None).config), capsys
     )
     assert not (tmp_path / "run").exists()
 

@@ -36,6 +36,20 @@ class RunCommand:
     ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainCommand(RunCommand):
+    """Pretrain CLIP. The same command again resumes where the run stopped."""
+
+    resume_with_changes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD")] = ()
+    """Fields, such as optim.peak_lr, in which this run may differ from the one in its workdir.
+    `data` also allows another corpus."""
+    profile_steps: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    """Profile the updates after step A up to step B, for XProf, into WORKDIR/tensorboard."""
+    debug_nans: bool = False
+    """Stop at the first loss or gradient that is not finite, and name the layer in which it arises:
+    `--health.max-skipped 1`."""
+
+
 Command = TypeVar("Command", bound=RunCommand)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
 
@@ -20,14 +20,13 @@ class ProgressReport:
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=console,
             # Each redrawing is a message to a notebook's page, and work beside the training.
             refresh_per_second=2,
             disable=not (self._speaks and console.is_terminal),
         )
-        self._task = self._bar.add_task("compiling", total=steps, completed=start_step)
+        self._task = self._bar.add_task("", total=steps, completed=start_step)
 
     def __enter__(self) -> "ProgressReport":
         self._bar.start()
@@ -44,7 +43,6 @@ class ProgressReport:
         """Print one line of `scalars`, as the training loop names them."""
         mfu = scalars["mfu"]
         width = len(str(self._steps))
-        self._bar.update(self._task, description="")
         self.say(
             f"step {step:{width}}/{self._steps}  loss {scalars['loss']:.3f}  "
             f"acc i→t {scalars['image_to_text_accuracy']:.1%} "
