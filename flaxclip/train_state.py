@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from jaxtyping import Array, Int
 
 from flaxclip.models.clip import CLIPConfig, init_variables, logical_axes
 from flaxclip.sharding import mesh_shardings
+
+_LLVM_LEVEL = "xla_backend_optimization_level"
 
 
 class TrainState(NamedTuple):
@@ -125,13 +128,17 @@ def init_train_state(
 ) -> TrainState:
     """Initialize the state, divided over the mesh: no device ever holds all of it."""
     abstract = abstract_train_state(config, tx, mesh, ema)
-    # LLVM's full optimization of the random generator, once for each parameter, takes two to three
-    # times as long, and the program is no faster.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {}
+    if mesh.devices.flat[0].platform == "cpu" and _LLVM_LEVEL not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        # Full optimization of the random generator, once for each parameter, takes two to three
+        # times as long, and the program is no faster.
+        options[_LLVM_LEVEL] = 1
     init = jax.jit(
         _new_state,
         static_argnums=(1, 2, 3),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
-        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
+        compiler_options=options,
     )
     return init(key, config, tx, ema)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flaxclip.data.sources.array_record import decode_record, encode_record
 from flaxclip.data.sources.captions import CaptionConfig, json_fields, make_captions
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.table import TableSource
+from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError

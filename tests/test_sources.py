@@ -22,8 +22,8 @@ from flaxclip.data.sources import array_record
 from flaxclip.data.sources.array_record import encode_record
 from flaxclip.data.sources.captions import CaptionConfig, draw_caption
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus
-from flaxclip.data.sources.parquet_batches import group_batches, open_parquet
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
+from flaxclip.data.sources.tables.parquet_batches import group_batches, open_parquet
 from flaxclip.errors import InputError
 from tests.helpers.full_disk import files_no_larger_than
 from tests.helpers.leftovers import leave_behind

@@ -9,7 +9,7 @@ from flaxclip.benchmark.datasets import Associations, Choices, MissingDataError
 from flaxclip.benchmark.readers.folder import FileImages
 from flaxclip.benchmark.readers.parquet import ParquetImages, find_parquet, image_bytes
 from flaxclip.benchmark.tasks import DataSource, Task
-from flaxclip.data.sources.parquet_batches import read_columns
+from flaxclip.data.sources.tables.parquet_batches import read_columns
 from flaxclip.errors import InputError
 
 

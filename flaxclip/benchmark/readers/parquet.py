@@ -13,7 +13,8 @@ import pyarrow as pa
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import is_leftover
-from flaxclip.data.sources.parquet_batches import (
+from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.sources.tables.parquet_batches import (
     BATCH_BYTES,
     NO_BYTES,
     check_columns,
@@ -22,7 +23,6 @@ from flaxclip.data.sources.parquet_batches import (
     parquet_errors,
     read_columns,
 )
-from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 
 _RECENT = 4  # batches in memory: threads ask for images only nearly in order

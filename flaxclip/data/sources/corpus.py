@@ -13,8 +13,8 @@ from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import Source
 from flaxclip.data.sources.storage import is_folder
-from flaxclip.data.sources.table import TableSource
-from flaxclip.data.sources.table_copy import EXTENSIONS as TABLE_EXTENSIONS
+from flaxclip.data.sources.tables.table import TableSource
+from flaxclip.data.sources.tables.table_copy import EXTENSIONS as TABLE_EXTENSIONS
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.sources.tfds import TfdsSource
 from flaxclip.errors import InputError

@@ -1,0 +1,1 @@
+"""Corpora in tables: Parquet, CSV, TSV."""
