@@ -152,8 +152,8 @@ def kind_of(program: Any, line: Any) -> str:
     while todo:
         current = todo.pop()
         opcodes.add(current.opcode)
-        name = current.called("calls")
-        todo += program.computations[name].instructions.values() if name else []
+        if current.opcode == "fusion":
+            todo += program.computations[current.called("calls")].instructions.values()
     if opcodes & {"dot", "convolution", "custom-call"}:
         return "matrix products"
     scopes = {
