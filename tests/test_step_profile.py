@@ -39,7 +39,7 @@ def test_a_profile_that_cannot_be_written_does_not_stop_the_run(tmp_path, capsys
     train(tiny_config(tmp_path), profile_steps="2:3")
     out = capsys.readouterr().out
     assert f"no profile in {tmp_path / PROFILES / 'steps-2-3'}: Not a directory" in out
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 8
     assert np.isfinite(lines[-1]["loss"])
 

@@ -26,6 +26,7 @@ from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.optim import OptimConfig
+from flaxclip.train_step import make_train_step
 
 SAVE_STEPS = 50
 BATCH_SIZE = 16
@@ -89,6 +90,8 @@ def make_nan(records: Iterable[str]) -> None:
             yield loaded._replace(batch=batch._replace(images=images))
 
     flaxclip.train.load_batches = poisoned
+    # Compiled when it is called, for images of floats.
+    flaxclip.train.compile_train_step = make_train_step
 
 
 if __name__ == "__main__":

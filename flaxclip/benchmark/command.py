@@ -38,8 +38,8 @@ from flaxclip.benchmark.results import (
 from flaxclip.benchmark.tasks import PromptSet, Task, find_tasks
 from flaxclip.checkpoint.layout import CHECKPOINTS, load_config, saved_steps
 from flaxclip.errors import InputError
+from flaxclip.hosts.connections import join_hosts
 from flaxclip.interop.archives.state_dicts import WhichWeights
-from flaxclip.sharding import join_hosts
 
 Dtype = Literal["float32", "bfloat16"]
 POLL_SECONDS = 10.0

@@ -36,7 +36,9 @@ def params(folder):
 
 def losses(folder):
     """Step and loss of every report."""
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
+    lines = [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     return [(line["step"], line["loss"]) for line in lines]
 
 

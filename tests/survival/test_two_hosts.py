@@ -38,7 +38,7 @@ def test_two_hosts_equal_one(experiment, finished_run, tmp_path):
     assert "4 x cpu, 2 host(s)" in hosts[0].stdout
     assert "loss" not in hosts[1].stdout
     ours, theirs = (
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (tmp_path / "run", finished_run)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -17,7 +17,7 @@ import logging
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
@@ -79,7 +79,7 @@ class TableRows:
     def _batch(self, index: int) -> tuple[int, int]:
         """The number of the row's batch, and of the first row in that."""
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self):,}")
+            raise IndexError(f"example {index} of {len(self):,}")
         number = int(np.searchsorted(self._row_ends, index, "right"))
         return number, int(self._row_ends[number - 1]) if number else 0
 
@@ -183,19 +183,22 @@ def _without_categories(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _csv_batches(path: str, file: io.IOBase) -> Iterator[tuple[pa.RecordBatch, int]]:
     # Not pyarrow's reader, which loses rows that are neither whole nor UTF-8 without a word. Bytes
     # that are not UTF-8 are kept, and refused row by row: one of them must not spoil the table.
-    text = io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", "surrogateescape", newline="")
-    reader = csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",")
-    names = next(reader, [])
-    if len(set(names)) < len(names):
-        raise InputError(f"{shown(path)} has two columns of one name: {', '.join(names)}\nrename")
-    schema = pa.schema([(name, pa.binary()) for name in names])
-    while lines := list(itertools.islice(reader, _CSV_ROWS)):
-        rows = [line for line in lines if len(line) == len(names)]
-        by_column: Iterable[Sequence[str]] = zip(*rows, strict=True) if rows else [()] * len(names)
-        columns = [
-            pa.array([value.encode("utf-8", "surrogateescape") for value in column], pa.binary())
-            for column in by_column
-        ]
-        # An empty line is no row.
-        left_out = sum(bool(line) and len(line) != len(names) for line in lines)
-        yield pa.record_batch(columns, schema), left_out
+    with io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", "surrogateescape", newline="") as text:
+        reader = csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",")
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"{shown(path)} has two columns of one name: {', '.join(names)}\nrename"
+            )
+        schema = pa.schema([(name, pa.binary()) for name in names])
+        while lines := list(itertools.islice(reader, _CSV_ROWS)):
+            rows = [line for line in lines if len(line) == len(names)]
+            columns = [
+                pa.array(
+                    [value.encode("utf-8", "surrogateescape") for value in column], pa.binary()
+                )
+                for column in list(zip(*rows, strict=True)) or [()] * len(names)
+            ]
+            # An empty line is no row.
+            left_out = sum(bool(line) and len(line) != len(names) for line in lines)
+            yield pa.record_batch(columns, schema), left_out
