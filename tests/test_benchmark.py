@@ -322,19 +322,19 @@ def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monk
     assert [row[:2] for row in rows[2:]] == [["c: d.png", "unreadable"]]
 
 
-def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):
+def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     write_wds(tmp_path / "data/wds_stl10", labelled(8, 4), names=("cat", "dog", "owl", "eel"))
     write_wds(tmp_path / "data/wds_stl10", labelled(40, 4), names=("cat", "dog", "owl", "eel"),
               split="train")  # fmt: skip
     write_wds(tmp_path / "data/wds_mnist", labelled(8, 4), names=("one", "two"))
-    result = run_cli(
-        "flaxclip.benchmark", str(finished_run), "--tasks", "mnist", "stl10", "imagenet",
-        "--methods", "zero-shot", "linear-probe", "knn", "--dtype", "bfloat16",
-        "--out", "results", "--cache", "cache", cwd=tmp_path,
+    arguments = (
+        "--tasks", "mnist", "stl10", "imagenet", "--methods", "zero-shot", "linear-probe", "knn",
+        "--dtype", "bfloat16", "--out", "results",
     )  # fmt: skip
-    assert result.returncode == 2
-    assert "mnist: label 2 of image 1 is out of range" in result.stderr
-    assert "imagenet: not on this machine, left out" in result.stdout
+    said = refused(lambda: measure(finished_run, *arguments), capsys)
+    assert "mnist: label 2 of image 1 is out of range" in said
+    assert "imagenet: not on this machine, left out" in said
     assert "hf download" in (tmp_path / "results/missing.txt").read_text()
     result = json.loads((tmp_path / "results/stl10.json").read_text())
     assert "8 images here, 8,000 where published" in result["notes"][0]
@@ -344,26 +344,24 @@ def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path):
     assert probe["scores"]["top1"]["chance"] == 0.25
 
 
-def test_a_folder_of_ones_own_images(finished_run, tmp_path):
+def test_a_folder_of_ones_own_images(finished_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for shade in range(3):
             (tmp_path / f"photos/{name}/{shade}.png").write_bytes(png(shade))
-    arguments = (str(finished_run), "--out", "results", "--cache", "cache", "--images")
-    result = run_cli("flaxclip.benchmark", *arguments, "photos", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    measure(finished_run, "--out", "results", "--images", "photos")
     result = json.loads((tmp_path / "results/images-photos.json").read_text())
     assert result["class_names"] == ["cat", "dog"]
     (tmp_path / "photos/cat/broken.jpg").write_bytes(b"no image")
-    result = run_cli(
-        "flaxclip.benchmark", *arguments, "photos/cat", "--labels", "cat, dog",
-        "--max-unreadable", "0.25", cwd=tmp_path,
+    measure(
+        finished_run, "--out", "results", "--images", "photos/cat", "--labels", "cat, dog",
+        "--max-unreadable", "0.25",
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
     rows = (tmp_path / "results/predictions.csv").read_text().splitlines()
     assert rows[0] == "image,prediction,cat,dog"
     assert rows[4].startswith("broken.jpg,unreadable,")
-    assert "unreadable: broken.jpg: not a JPEG" in result.stdout
+    assert "unreadable: broken.jpg: not a JPEG" in capsys.readouterr().out
 
 
 def test_watching_measures_every_step_once_and_survives_deletions(finished_run):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ def test_the_steps_asked_for_are_profiled_where_tensorboard_looks(tmp_path, caps
     assert [path.name for path in (tmp_path / PROFILES).iterdir()] == ["steps-3-6"]
 
 
-def test_a_run_that_resumes_among_the_steps_profiles_the_rest_of_them(tmp_path):
-    train(tiny_config(tmp_path))
-    train(tiny_config(tmp_path, steps=10), ["steps"], profile_steps="6:9")
+def test_a_run_that_resumes_among_the_steps_profiles_the_rest_of_them(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path, dirs_exist_ok=True)
+    config = tiny_config(tmp_path, steps=10, shown_pairs=4)
+    train(config, ["steps"], profile_steps="6:9")
     (folder,) = (tmp_path / PROFILES).iterdir()
     assert folder.name == "steps-8-9"
     assert profiled_steps(folder / "host0.xplane.pb") == [9]
