@@ -42,7 +42,7 @@ def loading(before=lambda position: None):
     return load
 
 
-def pool(load, *, steps=3, workers=2, slots=2, stall_seconds=60.0):
+def pool(load, *, steps=3, workers=2, slots=2, stall_seconds=60.0, read_ahead=None):
     return WorkerPool(
         load,
         name,
@@ -52,6 +52,7 @@ def pool(load, *, steps=3, workers=2, slots=2, stall_seconds=60.0):
         workers=workers,
         slots=slots,
         stall_seconds=stall_seconds,
+        read_ahead=read_ahead,
     )
 
 
@@ -155,6 +156,31 @@ def test_workers_are_no_further_ahead_than_the_slots(tmp_path):
     loaded = [int(line) for line in (tmp_path / "loaded").read_text().split()]
     assert sorted(loaded) == list(range(3 * 40))
     batches.close()
+
+
+def test_workers_are_told_of_tasks_ahead_and_given_what_that_returned(tmp_path):
+    def read_ahead(positions):
+        return [f"{os.getpid()}: {position}" for position in positions]
+
+    def load(positions, begin, ahead):
+        (tmp_path / str(positions[0])).write_text(ahead[0])
+        return loading()(positions, begin)
+
+    # A batch is three tasks, and a worker that reads ahead could hold them all.
+    batches = pool(load, steps=1, workers=3, read_ahead=read_ahead)
+    list(batches)
+    batches.close()
+    words = [(tmp_path / str(first)).read_text().split(": ") for first in (0, 16, 32)]
+    assert [first for _, first in words] == ["0", "16", "32"]
+    assert len({process for process, _ in words}) == 3
+
+
+def test_a_worker_that_cannot_read_ahead_ends_the_iteration(capfd):
+    batches = pool(loading(), read_ahead=lambda positions: 1 / 0)
+    with pytest.raises(WorkerError, match=r"ended with exit code 1; its own message is above"):
+        list(batches)
+    batches.close()
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_a_pool_leaves_no_descriptor_open_however_it_ends():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import grain
 import numpy as np
@@ -12,9 +13,10 @@ from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig, Crop, choose_crop, render_crop
 from flaxclip.data.order import CorpusOrder, Draw, example_rng, replacement
 from flaxclip.data.sources.captions import draw_caption
-from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
+from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.workers.host_batches import Row
+from flaxclip.data.workers.reading_threads import call_in_thread
 from flaxclip.errors import InputError
 
 MAX_REPLACEMENTS = 16
@@ -27,6 +29,7 @@ class _Loading:
 
     position: int
     draw: Draw
+    reading: Future[Pair] | None = None
     pair: Pair = dataclasses.field(init=False)
     rng: np.random.Generator = dataclasses.field(init=False)
     crop: Crop = dataclasses.field(init=False)
@@ -46,17 +49,23 @@ class ExampleLoader:
     augment: AugmentConfig
     seed: int
 
-    def __call__(self, positions: range, begin: Callable[[int], None]) -> list[Row]:
+    def __call__(
+        self,
+        positions: range,
+        begin: Callable[[int], None],
+        ahead: list[_Loading] | None = None,
+    ) -> list[Row]:
         """The rows at `positions`; an unreadable example is replaced by another one.
 
         Args:
             positions: in the stream.
-            begin: called with each position that is about to be worked on.
+            begin: called with each position that is about to be worked on, or waited for.
+            ahead: what `read_ahead` has returned for these positions.
 
         Raises:
             InputError: `MAX_REPLACEMENTS` examples in a row are unreadable.
         """
-        rows = [_Loading(position, self.order[position]) for position in positions]
+        rows = self.read_ahead(positions) if ahead is None else ahead
         pending = rows
         while pending:
             # All of one kind of work, then of the next: decoding an image leaves nothing of the
@@ -72,6 +81,7 @@ class ExampleLoader:
             pending = [row for row in pending if row.error is not None]
             for row in pending:
                 self._replace(row)
+            self._begin_reading(pending)
         captions = [
             draw_caption(row.pair, functools.partial(example_rng, self.seed, row.draw, "caption"))
             for row in rows
@@ -82,12 +92,26 @@ class ExampleLoader:
             for row, ids, cut in zip(rows, tokens, truncated, strict=True)
         ]
 
+    def read_ahead(self, positions: range) -> list[_Loading]:
+        """Begin to read the examples at `positions`, where reading means waiting for a network."""
+        rows = [_Loading(position, self.order[position]) for position in positions]
+        self._begin_reading(rows)
+        return rows
+
     def name(self, position: int) -> str:
         """Name of the example at `position`."""
         return self.source.name(self.order[position].example)
 
+    def _begin_reading(self, rows: list[_Loading]) -> None:
+        if reads_remotely(self.source):
+            for row in rows:
+                row.reading = call_in_thread(self.source.__getitem__, row.draw.example)
+
     def _read(self, row: _Loading) -> None:
-        row.pair = self.source[row.draw.example]
+        # Requests begin in the order in which they are waited for here: if one hangs, the others
+        # before it end, and the position that was begun last is its own.
+        row.pair = row.reading.result() if row.reading else self.source[row.draw.example]
+        row.reading = None
 
     def _choose_crop(self, row: _Loading) -> None:
         row.rng = example_rng(self.seed, row.draw, "image")

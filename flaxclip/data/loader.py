@@ -17,7 +17,7 @@ from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
-from flaxclip.data.sources.source import Source
+from flaxclip.data.sources.source import Source, reads_remotely
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers.host_batches import LocalLoading
 from flaxclip.data.workers.pool import WorkerPool, available_cores
@@ -120,6 +120,7 @@ def load_batches(
             workers=workers,
             slots=count_slots(shape.nbytes, config.prefetch_bytes),
             stall_seconds=config.stall_seconds,
+            read_ahead=load.read_ahead if reads_remotely(source) else None,
         )
     else:
         host_batches = LocalLoading(load, steps, rows.of_step)

@@ -22,7 +22,7 @@ from flaxclip.data.sources.captions import (
 )
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_leftovers, is_leftover
 from flaxclip.data.sources.source import Pair
-from flaxclip.data.sources.storage import files_below, is_folder, read_file
+from flaxclip.data.sources.storage import files_below, is_folder, is_remote, read_file
 from flaxclip.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -119,6 +119,11 @@ class FolderSource:
     def name(self, index: int) -> str:
         """Path, with the folder's own name in front."""
         return f"{posixpath.basename(self._folder)}/{self._path(index)}"
+
+    @property
+    def reads_remotely(self) -> bool:
+        """True if the folder is at a URL."""
+        return is_remote(self._folder)
 
     def _path(self, index: int) -> str:
         if not 0 <= index < len(self):

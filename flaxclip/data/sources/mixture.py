@@ -1,11 +1,12 @@
 """Several corpora as one."""
 
 import bisect
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxclip.data.sources.source import Pair, Source
+from flaxclip.data.sources.source import Pair, Source, reads_remotely
 
 
 class MixtureSource:
@@ -41,6 +42,11 @@ class MixtureSource:
         """First example, and one past the last, of the corpus that the example belongs to."""
         number, _ = self._locate(index)
         return self.starts[number], self.starts[number] + len(self.sources[number])
+
+    @functools.cached_property
+    def reads_remotely(self) -> bool:
+        """True if one of the corpora does."""
+        return any(map(reads_remotely, self.sources))
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -34,7 +34,9 @@ class Source(Protocol):
     """Random access by position. Must be picklable: worker processes hold a copy.
 
     A source that leaves out files has a `left_out`: counts by reason. If images can be missing
-    while their captions exist, it has `captions(index)`, which returns those of `Pair`.
+    while their captions exist, it has `captions(index)`, which returns those of `Pair`. If reading
+    an example means waiting for a network, it has `reads_remotely`, which is True: many threads of
+    a process then read at once.
     """
 
     def __len__(self) -> int:
@@ -66,3 +68,8 @@ class Source(Protocol):
         The part before the last slash names the shard or folder; broken examples are counted by it.
         """
         ...
+
+
+def reads_remotely(source: Source) -> bool:
+    """True if reading an example may mean waiting for a network."""
+    return getattr(source, "reads_remotely", False)

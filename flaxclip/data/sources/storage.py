@@ -10,7 +10,9 @@ import pathlib
 import posixpath
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import fsspec
@@ -107,7 +109,7 @@ def read_range(path: str, offset: int, size: int, expected: Version) -> bytes:
     """
     with _unreadable_on_failure(path):
         if is_remote(path):
-            version = _first_seen_version(path)
+            version = _FIRST_SEEN.of(path)
             data = file_system_of(path).cat_file(path, start=offset, end=offset + size)
         else:
             file = _open_file(path, expected)
@@ -153,9 +155,38 @@ def _open_file(path: str, version: Version) -> _OpenFile:
     return _OpenFile(path)
 
 
-@functools.lru_cache(2**16)
-def _first_seen_version(path: str) -> Version:
-    return version_of(path)
+class _FirstSeenVersions:
+    """Versions of remote files when this process first asked: one request, whoever asks, for each.
+
+    A request that fails is one for all who wait for it; whoever asks later asks anew.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Version] = {}
+        self._asked: dict[str, Future[Version]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, path: str) -> Version:
+        with self._lock:
+            if path in self._known:
+                return self._known[path]
+            asked, first = self._asked.get(path), path not in self._asked
+            if asked is None:
+                asked = self._asked[path] = Future()
+        if first:
+            try:
+                version = version_of(path)
+            except BaseException as error:
+                asked.set_exception(error)
+            else:
+                self._known[path] = version
+                asked.set_result(version)
+            with self._lock:
+                del self._asked[path]
+        return asked.result()
+
+
+_FIRST_SEEN = _FirstSeenVersions()
 
 
 def files_below(folder: str) -> Iterator[str]:

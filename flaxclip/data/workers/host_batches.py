@@ -1,7 +1,7 @@
 """One host's part of each batch, and a loader for it without worker processes."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -9,6 +9,10 @@ from jaxtyping import Int32, UInt8
 ROWS_AT_A_TIME = 16
 """Few enough to divide a batch evenly among workers; enough to make the costs of a message, and of
 filling a core's cache for each kind of work, small."""
+
+READS_AHEAD = 64
+"""Requests to remote storage that a process has in flight. A core decodes some 600 images a second
+and a request takes about 0.1 s, so that 60 keep it busy; as many images, encoded, take few MB."""
 
 
 class Row(NamedTuple):
@@ -20,9 +24,13 @@ class Row(NamedTuple):
     replaced: tuple[str, ...]
 
 
-Load = Callable[[range, Callable[[int], None]], list[Row]]
-"""Positions in the stream -> their rows. Calls its second argument with each position that it
-begins to work on."""
+Load = Callable[..., list[Row]]
+"""(positions in the stream, begin) -> their rows. Calls `begin` with each position that it begins
+to work on. If there is a `ReadAhead`, what it has returned for the positions is a third argument.
+"""
+
+ReadAhead = Callable[[range], Any]
+"""Begins to read the examples at positions in the stream, and waits for nothing."""
 
 
 class HostBatch(NamedTuple):

@@ -23,12 +23,19 @@ from typing import Any
 
 import cloudpickle
 
-from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load
+from flaxclip.data.workers.host_batches import (
+    READS_AHEAD,
+    ROWS_AT_A_TIME,
+    HostBatch,
+    Load,
+    ReadAhead,
+)
 from flaxclip.data.workers.shared_batches import BatchShape, SharedBatches, create_shared_memory
 from flaxclip.data.workers.worker import Done, Failed, Task
 from flaxclip.exit_codes import PreemptedError
 
 _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels
+_TASKS_READING_AHEAD = 1 + READS_AHEAD // ROWS_AT_A_TIME  # one in hand, the others being read
 _TICK_SECONDS = 1.0
 _START_SECONDS = 120.0  # granted to a worker before its first example, on a busy machine
 
@@ -105,6 +112,7 @@ class WorkerPool:
         workers: int,
         slots: int,
         stall_seconds: float,
+        read_ahead: ReadAhead | None = None,
     ):
         """Start the workers.
 
@@ -117,9 +125,11 @@ class WorkerPool:
             workers: number of processes.
             slots: batches in memory at most, the one included that is being used.
             stall_seconds: a worker that takes longer over one example ends the iteration.
+            read_ahead: sent to the workers too, which call it with positions that they will load.
         """
         self._name, self._rows, self._steps, self._positions = name, shape.rows, steps, positions
         self._stall_seconds = stall_seconds
+        self._tasks_a_worker = _TASKS_READING_AHEAD if read_ahead else _TASKS_A_WORKER
         with contextlib.ExitStack() as descriptors, contextlib.ExitStack() as started:
             memory = create_shared_memory()
             descriptors.callback(os.close, memory)  # the workers inherit it
@@ -129,7 +139,7 @@ class WorkerPool:
             setup = create_shared_memory()
             descriptors.callback(os.close, setup)
             with open(setup, "wb", closefd=False) as file:
-                cloudpickle.dump((load, shape, slots, workers), file)
+                cloudpickle.dump((load, read_ahead, shape, slots, workers), file)
             self._workers: list[_Worker] = []
             for number in range(workers):
                 self._workers.append(_Worker(number, setup, memory))
@@ -198,9 +208,8 @@ class WorkerPool:
                 slot = self._free_slots.pop()
                 filling[step] = _Filling(slot, self._rows)
                 tasks.extend(self._divide(step, slot))
-            for worker in sorted(self._workers, key=lambda worker: worker.tasks):
-                while tasks and worker.tasks < _TASKS_A_WORKER:
-                    self._send(worker, tasks.popleft())
+            while tasks and (worker := self._least_busy()).tasks < self._tasks_a_worker:
+                self._send(worker, tasks.popleft())
             connections: list[Any] = [self._released, *by_connection]
             ready: list[Any] = multiprocessing.connection.wait(connections, _TICK_SECONDS)
             for connection in ready:
@@ -219,6 +228,9 @@ class WorkerPool:
                 # No more than a tick at a time: the whole job may have been suspended.
                 self._look_for_stalls(min(now - ticked, 2 * _TICK_SECONDS))
                 ticked = now
+
+    def _least_busy(self) -> _Worker:
+        return min(self._workers, key=lambda worker: worker.tasks)
 
     def _divide(self, step: int, slot: int) -> Iterator[Task]:
         positions = self._positions(step)

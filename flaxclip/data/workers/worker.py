@@ -14,10 +14,11 @@ import threading
 import traceback
 import warnings
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cloudpickle
 
+from flaxclip.data.workers.host_batches import ReadAhead
 from flaxclip.data.workers.shared_batches import SharedBatches
 from flaxclip.errors import InputError
 
@@ -61,18 +62,18 @@ def main() -> None:
     number, descriptor, setup, memory = map(int, sys.argv[1:])
     connection = Connection(descriptor)
     # Read by position: the workers share the descriptor's own.
-    load, *layout = cloudpickle.loads(os.pread(setup, os.fstat(setup).st_size, 0))
+    load, read_ahead, *layout = cloudpickle.loads(os.pread(setup, os.fstat(setup).st_size, 0))
     shared = SharedBatches(memory, *layout)
-    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
+    tasks: queue.SimpleQueue[tuple[Task, list[Any]]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, tasks, read_ahead), daemon=True).start()
 
     def begin(position: int) -> None:
         shared.positions[number] = position
 
     while True:
-        task = tasks.get()
+        task, ahead = tasks.get()
         try:
-            rows = load(task.positions, begin)
+            rows = load(task.positions, begin, *ahead)
         except Exception as error:
             expected = error if isinstance(error, InputError) else None
             position = int(shared.positions[number])
@@ -95,13 +96,21 @@ def _send(connection: Connection, message: Done | Failed) -> None:
         os._exit(0)  # the training process has ended, or needs no more batches
 
 
-def _receive(connection: Connection, tasks: queue.SimpleQueue) -> None:
+def _receive(
+    connection: Connection, tasks: queue.SimpleQueue, read_ahead: ReadAhead | None
+) -> None:
     """Receive in a thread of its own, to notice the end of the training process at once."""
     while True:
         try:
-            tasks.put(connection.recv())
+            task = connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
             os._exit(0)
+        try:
+            ahead = [read_ahead(task.positions)] if read_ahead else []
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # the pool tells of it
+        tasks.put((task, ahead))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ The images stand in a column of paths or URLs, relative ones below the folder of
 Parquet also as bytes, alone or as Hugging Face datasets store them ({bytes, path}).
 """
 
+import contextlib
+import functools
 import json
 import posixpath
 from collections.abc import Sequence
@@ -89,6 +91,14 @@ class TableSource:
         table, row = self._rows.place(index)
         return f"{posixpath.basename(self.paths[table])}/{row}"
 
+    @functools.cached_property
+    def reads_remotely(self) -> bool:
+        """True if the image of the first row is at a URL, as others then are in most tables."""
+        with contextlib.suppress(UnreadableExampleError):
+            value = self._image_or_path(*self._rows[0])[0]
+            return isinstance(value, str) and is_remote(value)
+        return False
+
     def _check_empty(self, allow_empty_shards: bool) -> None:
         pairs = zip(self.paths, self._rows.tables, strict=True)
         empty = [(path, version_of(path).size) for path, table in pairs if not table.rows]
@@ -98,6 +108,16 @@ class TableSource:
         check_empty_shards(empty, len(self.paths), allow_empty_shards or not unsaid)
 
     def _image(self, table: int, row: pa.RecordBatch) -> bytes:
+        value, hint = self._image_or_path(table, row)
+        if isinstance(value, bytes):
+            return value
+        try:
+            return read_file(value, MAX_IMAGE_BYTES)
+        except UnreadableExampleError as error:
+            raise UnreadableExampleError(f"{error}{hint}") from error
+
+    def _image_or_path(self, table: int, row: pa.RecordBatch) -> tuple[bytes | str, str]:
+        """The image or its path, and what to add to an error of reading that."""
         value, hint = row.column(self._image_key)[0].as_py(), ""
         if isinstance(value, dict):
             hint = f"; {NO_BYTES}"
@@ -105,15 +125,12 @@ class TableSource:
         elif isinstance(value, bytes) and not self.paths[table].endswith(".parquet"):
             value = utf8(value)
         if isinstance(value, bytes):
-            return value
+            return value, hint
         if not isinstance(value, str) or not value:
             raise UnreadableExampleError(f"no image in column {self._image_key!r}")
         if not is_remote(value):
             value = posixpath.join(posixpath.dirname(self.paths[table]), value)
-        try:
-            return read_file(value, MAX_IMAGE_BYTES)
-        except UnreadableExampleError as error:
-            raise UnreadableExampleError(f"{error}{hint}") from error
+        return value, hint
 
     def _find(self, what: str, usual: Sequence[str], flag: str) -> str:
         table, _ = self._rows.place(0)  # the first that has rows

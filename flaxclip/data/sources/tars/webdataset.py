@@ -13,6 +13,7 @@ is left out. Tars are read by position, without unpacking; in object storage, an
 members are neighbours takes one ranged request.
 """
 
+import functools
 import logging
 import operator
 import os
@@ -111,6 +112,11 @@ class WebDatasetSource:
         key = self._index.keys[start : int(ends[index])].tobytes().decode("utf-8", "replace")
         path = self.paths[self._index.entries["shard"][index]]
         return f"{path[len(self._common_folder) :].lstrip('/')}/{key}"
+
+    @functools.cached_property
+    def reads_remotely(self) -> bool:
+        """True if shards are at URLs."""
+        return any(map(is_remote, self.paths))
 
     @property
     def shards(self) -> np.ndarray:

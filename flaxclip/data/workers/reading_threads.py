@@ -1,0 +1,40 @@
+"""Threads that wait for remote storage."""
+
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from flaxclip.data.workers.host_batches import READS_AHEAD
+
+_Result = TypeVar("_Result")
+
+
+def call_in_thread(function: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
+    """Begin a call, or queue it behind the `READS_AHEAD` that run; calls begin in order."""
+    future: Future[_Result] = Future()
+    _threads().put((future, function, arguments))
+    return future
+
+
+@functools.cache
+def _threads() -> queue.SimpleQueue:
+    # Not ThreadPoolExecutor's, which a process waits for when it ends: a request may hang.
+    calls: queue.SimpleQueue = queue.SimpleQueue()
+    for _ in range(READS_AHEAD):
+        threading.Thread(target=_serve, args=(calls,), name="reads", daemon=True).start()
+    return calls
+
+
+def _serve(calls: queue.SimpleQueue) -> None:
+    while True:
+        _call(*calls.get())
+
+
+def _call(future: Future, function: Callable[..., Any], arguments: tuple) -> None:
+    try:
+        future.set_result(function(*arguments))
+    except BaseException as error:
+        future.set_exception(error)

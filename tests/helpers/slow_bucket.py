@@ -1,0 +1,64 @@
+"""`slow://FOLDER/FILE`: files on disk by ranged requests that take a while, as in a bucket.
+
+To be imported in every process that reads of it: sources of `BucketTars` do so where they arrive.
+"""
+
+import os
+import threading
+import time
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+
+SECONDS = 0.02  # that a request takes
+
+
+class SlowBucket(LocalFileSystem):
+    """Counts requests; one for a file whose name contains `hangs` is never answered."""
+
+    protocol = "slow"
+    in_flight = most_in_flight = versions_asked = 0
+    together = 1  # requests that are answered only when so many have been in flight at once
+    _change = threading.Condition()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("slow://"))
+
+    @classmethod
+    def forget(cls):
+        """Count from 0."""
+        cls.in_flight = cls.most_in_flight = cls.versions_asked = 0
+        cls.together = 1
+
+    def info(self, path, **kwargs):
+        """As on disk, some time later."""
+        with self._change:
+            SlowBucket.versions_asked += 1
+        time.sleep(SECONDS)
+        return super().info(path, **kwargs)
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        """The bytes, some time later."""
+        with self._change:
+            SlowBucket.in_flight += 1
+            SlowBucket.most_in_flight = max(self.most_in_flight, self.in_flight)
+            self._change.notify_all()
+            met = self._change.wait_for(lambda: self.most_in_flight >= self.together, timeout=10)
+        time.sleep(1000 if "hangs" in os.path.basename(path) else SECONDS)
+        with self._change:
+            SlowBucket.in_flight -= 1
+        if not met:
+            raise TimeoutError(f"{self.most_in_flight} requests at once, not {self.together}")
+        with open(self._strip_protocol(path), "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+fsspec.register_implementation("slow", SlowBucket, clobber=True)
+
+
+class BucketTars(WebDatasetSource):
+    """Tars of the bucket; a process that a copy is sent to imports this module."""
