@@ -19,11 +19,16 @@ from flaxclip.data.sources.folder import FolderSource
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
-from flaxclip.data.sources.storage import Version, read_range, version_of
+from flaxclip.data.sources.storage import (
+    REQUESTS_AT_ONCE,
+    Version,
+    file_system,
+    read_range,
+    version_of,
+)
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
-from flaxclip.data.workers.host_batches import READS_AHEAD
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
 from flaxclip.data.workers.shared_batches import BatchShape
 from flaxclip.errors import InputError
@@ -82,9 +87,9 @@ def test_rows_from_a_bucket_are_those_from_disk_and_their_reads_overlap(shards):
 
 
 def test_no_more_requests_are_in_flight_than_pay(shards):
-    source, SlowBucket.together = in_bucket(shards), READS_AHEAD
-    load(source, range(2 * READS_AHEAD))
-    assert SlowBucket.most_in_flight == READS_AHEAD
+    source, SlowBucket.together = in_bucket(shards), REQUESTS_AT_ONCE
+    load(source, range(2 * REQUESTS_AT_ONCE))
+    assert SlowBucket.most_in_flight == REQUESTS_AT_ONCE
 
 
 def test_reads_that_were_begun_ahead_are_not_made_again(shards):
@@ -231,3 +236,12 @@ def test_sources_say_whether_reading_them_means_waiting(shards, tmp_path):
         table = tmp_path / "rows.csv"
         table.write_text(f"filepath,caption\n{image},a cat\n")
         assert reads_remotely(TableSource(str(table))) is remotely
+
+
+def test_s3_has_a_connection_for_every_request_unless_the_user_says_otherwise(monkeypatch):
+    pytest.importorskip("s3fs")
+    for settings, connections in (({}, REQUESTS_AT_ONCE), ({"max_pool_connections": 7}, 7)):
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": settings})
+        file_system.cache_clear()
+        assert file_system("s3").config_kwargs["max_pool_connections"] == connections
+    file_system.cache_clear()

@@ -10,10 +10,6 @@ ROWS_AT_A_TIME = 16
 """Few enough to divide a batch evenly among workers; enough to make the costs of a message, and of
 filling a core's cache for each kind of work, small."""
 
-READS_AHEAD = 64
-"""Requests to remote storage that a process has in flight. A core decodes some 600 images a second
-and a request takes about 0.1 s, so that 60 keep it busy; as many images, encoded, take few MB."""
-
 
 class Row(NamedTuple):
     """One row of a batch: an example at one of its visits, with statistics of its loading."""

@@ -23,19 +23,14 @@ from typing import Any
 
 import cloudpickle
 
-from flaxclip.data.workers.host_batches import (
-    READS_AHEAD,
-    ROWS_AT_A_TIME,
-    HostBatch,
-    Load,
-    ReadAhead,
-)
+from flaxclip.data.sources.storage import REQUESTS_AT_ONCE
+from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load, ReadAhead
 from flaxclip.data.workers.shared_batches import BatchShape, SharedBatches, create_shared_memory
 from flaxclip.data.workers.worker import Done, Failed, Task
 from flaxclip.exit_codes import PreemptedError
 
 _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels
-_TASKS_READING_AHEAD = 1 + READS_AHEAD // ROWS_AT_A_TIME  # one in hand, the others being read
+_TASKS_READING_AHEAD = 1 + REQUESTS_AT_ONCE // ROWS_AT_A_TIME  # one in hand, the others being read
 _TICK_SECONDS = 1.0
 _START_SECONDS = 120.0  # granted to a worker before its first example, on a busy machine
 

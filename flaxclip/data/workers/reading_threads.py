@@ -7,13 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from flaxclip.data.workers.host_batches import READS_AHEAD
+from flaxclip.data.sources.storage import REQUESTS_AT_ONCE
 
 _Result = TypeVar("_Result")
 
 
 def call_in_thread(function: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
-    """Begin a call, or queue it behind the `READS_AHEAD` that run; calls begin in order."""
+    """Begin a call, or queue it behind the `REQUESTS_AT_ONCE` that run; calls begin in order."""
     future: Future[_Result] = Future()
     _threads().put((future, function, arguments))
     return future
@@ -23,7 +23,7 @@ def call_in_thread(function: Callable[..., _Result], *arguments: Any) -> Future[
 def _threads() -> queue.SimpleQueue:
     # Not ThreadPoolExecutor's, which a process waits for when it ends: a request may hang.
     calls: queue.SimpleQueue = queue.SimpleQueue()
-    for _ in range(READS_AHEAD):
+    for _ in range(REQUESTS_AT_ONCE):
         threading.Thread(target=_serve, args=(calls,), name="reads", daemon=True).start()
     return calls
 
