@@ -29,7 +29,9 @@ from flaxclip.data.sources.storage import (
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.data.workers import reading_threads
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
+from flaxclip.data.workers.reading_threads import call_in_thread
 from flaxclip.data.workers.shared_batches import BatchShape
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
@@ -79,6 +81,7 @@ def assert_same(rows, expected):
 
 def test_rows_from_a_bucket_are_those_from_disk_and_their_reads_overlap(shards):
     source, begun = in_bucket(shards), []
+    load(source, range(1))  # the first read of a process is made alone
     SlowBucket.together = 16
     rows = load(source, range(16), begun.append)
     assert_same(rows, load(on_disk(shards), range(16)))
@@ -87,7 +90,9 @@ def test_rows_from_a_bucket_are_those_from_disk_and_their_reads_overlap(shards):
 
 
 def test_no_more_requests_are_in_flight_than_pay(shards):
-    source, SlowBucket.together = in_bucket(shards), REQUESTS_AT_ONCE
+    source = in_bucket(shards)
+    load(source, range(1))
+    SlowBucket.together = REQUESTS_AT_ONCE
     load(source, range(2 * REQUESTS_AT_ONCE))
     assert SlowBucket.most_in_flight == REQUESTS_AT_ONCE
 
@@ -195,6 +200,20 @@ def test_a_request_that_hangs_is_named_and_ends_the_run(shards, capfd):
         list(batches)
     batches.close()
     assert "in cat_file" in capfd.readouterr().err
+
+
+def test_the_first_read_of_a_process_is_made_alone():
+    reading_threads._threads.cache_clear()
+    begun, answered, seen = threading.Event(), threading.Event(), []
+    first = call_in_thread(lambda: (begun.set(), answered.wait(10)))
+    others = [call_in_thread(lambda: seen.append(first.done())) for _ in range(8)]
+    assert begun.wait(10)
+    with pytest.raises(TimeoutError):
+        others[0].result(0.1)
+    answered.set()
+    for other in others:
+        other.result(10)
+    assert seen == [True] * 8
 
 
 HANGING = """

@@ -25,6 +25,7 @@ REQUESTS_AT_ONCE = 64
 request takes about 0.1 s, so that 60 keep it busy; as many encoded images take a few MB."""
 
 _OPEN_FILES = 128  # kept open in each process; the usual limit is 1,024
+_S3 = ("s3", "s3a")
 _READ_AHEAD = 2**23  # bytes; large enough that scanning a tar is bound by bandwidth
 
 
@@ -58,12 +59,11 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    names = ("s3", "s3a")
-    if protocol not in names:
+    if protocol not in _S3:
         return {}
     # It would have 10 connections, at which all further requests wait.
     config = {"max_pool_connections": REQUESTS_AT_ONCE}
-    for name in names:  # what the user has set stands
+    for name in _S3:  # what the user has set stands
         config |= fsspec.config.conf.get(name, {}).get("config_kwargs", {})
     return {"config_kwargs": config}
 
