@@ -94,15 +94,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # the tars' index
         write_shards(Path(folder))
-        disk = rate(WebDatasetSource(f"{folder}/*.tar"), arguments.seconds)
-        print(f"{'from disk':24} {disk:7.0f} pairs/s")
         for latency in LATENCIES:
+            # Anew each time: other processes may come and go.
+            disk = rate(WebDatasetSource(f"{folder}/*.tar"), arguments.seconds)
+            print(f"{'from disk':24} {disk:7.0f} pairs/s")
             for kind, name in ((OneByOne, "one by one"), (BucketTars, "many at once")):
                 source = kind(f"bucket://{folder}/*.tar")
                 source.latency = latency
                 found = rate(source, arguments.seconds)
                 title = f"{1000 * latency:.0f} ms, {name}"
-                print(f"{title:24} {found:7.0f} pairs/s, {found / disk:6.1%} of disk", flush=True)
+                print(f"{title:24} {found:7.0f} pairs/s, {found / disk:.3f} of disk", flush=True)
 
 
 def rate(source: WebDatasetSource, seconds: float) -> float:
