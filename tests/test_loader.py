@@ -18,11 +18,28 @@ from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.sharding import MeshConfig, make_mesh
+from tests.helpers.command_lines import run_cli
 from tests.helpers.image_tars import jpeg, write_shard
+from tests.helpers.left_open import nothing_left_open
 
 TINY = VARIANTS["ViT-tiny"]
 HALF = AugmentConfig(crop_scale=(0.5, 1.0))
 WHOLE = AugmentConfig(crop_scale=None)
+LEAVES_OPEN = """
+import faulthandler
+
+from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.models.variants import VARIANTS
+from flaxclip.sharding import MeshConfig, make_mesh
+
+faulthandler.dump_traceback_later(60, exit=True)
+feed = load_batches(
+    DataConfig(workers=1), VARIANTS["ViT-tiny"], ScenesSource("train", 32),
+    make_mesh(MeshConfig()), batch_size=16, seed=0, start_step=0, stop_step=100,
+)
+next(feed)
+"""
 
 
 def take(source, *, config=None, start=0, stop=3, seed=0, batch_size=16):
@@ -141,3 +158,19 @@ def test_captions_that_lose_their_end_are_counted(tmp_path):
     )
     source = WebDatasetSource(str(tmp_path / "0.tar"))
     assert take(source, stop=1)[0].truncated == 4
+
+
+def test_a_feed_that_is_dropped_ends_its_workers(scenes):
+    with nothing_left_open():
+        feed = load_batches(
+            DataConfig(augment=WHOLE, workers=1), TINY, scenes, make_mesh(MeshConfig()),
+            batch_size=16, seed=0, start_step=0, stop_step=100,
+        )  # fmt: skip
+        next(feed)
+        del feed
+
+
+def test_a_program_that_leaves_a_feed_open_ends(tmp_path):
+    (tmp_path / "leaves.py").write_text(LEAVES_OPEN)
+    result = run_cli("leaves", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")

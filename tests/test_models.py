@@ -332,7 +332,7 @@ def test_what_cudnn_attention_computed_is_kept_for_the_backward_pass(monkeypatch
     assert text.count("__cudnn$fmhaSoftmaxBackward(") == 1
 
 
-def test_a_image_of_which_all_patches_are_kept_is_the_whole_image(params, reference):
+def test_an_image_of_which_all_patches_are_kept_is_the_whole_image(params, reference):
     grid = CONFIG.vision.grid**2
     images = reference["images"]
     patch_ids = sample_patches(jax.random.key(0), len(images), grid, grid)

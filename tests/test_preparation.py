@@ -111,7 +111,7 @@ def test_duplicates_of_images_and_none_at_all(tmp_path):
     assert counts == expected
 
 
-def test_a_image_is_in_one_split_whatever_its_caption(tmp_path):
+def test_an_image_is_in_one_split_whatever_its_caption(tmp_path):
     write_shards(tmp_path / "in")
     recipe = _recipe(tmp_path / "in", deduplicate="none", validation=0.3)
     source = open_corpus(recipe.corpus, 32)

@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+import weakref
 from typing import NamedTuple
 
 import jax
@@ -35,13 +36,15 @@ class DeviceFeed:
     """
 
     def __init__(self, host_batches: WorkerPool | LocalLoading, mesh: Mesh):
-        self._host_batches = host_batches
         self._ready: queue.Queue[LoadedBatch | BaseException | None] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
-        # The thread does not refer to the feed: one that is dropped is closed.
         args = (host_batches, mesh, self._ready, self._ended)
-        self._mover = threading.Thread(target=_move, args=args, name="moves batches", daemon=True)
-        self._mover.start()
+        mover = threading.Thread(target=_move, args=args, name="moves batches", daemon=True)
+        mover.start()
+        # Also called for a feed that is dropped, to which therefore neither it nor the thread may
+        # refer, and before the interpreter ends: later, its threads stand still, and joining one
+        # would wait forever.
+        self._close = weakref.finalize(self, _close, host_batches, self._ended, mover)
 
     def __iter__(self) -> "DeviceFeed":
         return self
@@ -63,12 +66,15 @@ class DeviceFeed:
 
     def close(self) -> None:
         """End the thread and the workers; harmless if they have ended."""
-        self._ended.set()
-        self._host_batches.close()
-        self._mover.join()
+        self._close()
 
-    def __del__(self) -> None:
-        self.close()
+
+def _close(
+    host_batches: WorkerPool | LocalLoading, ended: threading.Event, mover: threading.Thread
+) -> None:
+    ended.set()
+    host_batches.close()
+    mover.join()
 
 
 def _move(
