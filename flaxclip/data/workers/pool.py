@@ -14,8 +14,6 @@ import multiprocessing.connection
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from typing import Any
 import cloudpickle
 
 from flaxclip.data.sources.storage import REQUESTS_AT_ONCE
+from flaxclip.data.workers.child_process import ChildProcess
 from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load, ReadAhead
 from flaxclip.data.workers.shared_batches import BatchShape, SharedBatches, create_shared_memory
 from flaxclip.data.workers.worker import Done, Failed, Task
@@ -33,18 +32,6 @@ _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a messa
 _TASKS_READING_AHEAD = 1 + REQUESTS_AT_ONCE // ROWS_AT_A_TIME  # one in hand, the others being read
 _TICK_SECONDS = 1.0
 _START_SECONDS = 120.0  # granted to a worker before its first example, on a busy machine
-
-_ENVIRONMENT = {
-    # A worker must not take the accelerator, nor start threads: there is a worker for every core.
-    "JAX_PLATFORMS": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # glibc keeps what images of usual sizes need, instead of asking the kernel for zeroed pages
-    # each time.
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**26),
-}
 
 _logger = logging.getLogger(__name__)
 
@@ -61,30 +48,13 @@ class _Filling:
         self.replaced: dict[int, list[str]] = {}  # by the first row of the task
 
 
-class _Worker:
+class _Worker(ChildProcess):
     """The training process's side of a worker."""
 
     def __init__(self, number: int, setup: int, memory: int):
+        super().__init__("flaxclip.data.workers.worker", number, setup, memory)
         self.number, self.tasks = number, 0
-        self.connection, theirs = multiprocessing.connection.Pipe()
-        descriptors = theirs.fileno(), setup, memory
-        module, arguments = "flaxclip.data.workers.worker", map(str, (number, *descriptors))
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *arguments],
-                pass_fds=descriptors,
-                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            )
         self.position, self.seconds = -1, 0.0  # over one example
-
-    def close(self) -> None:
-        """End the process: by closing its connection, or else by a signal."""
-        self.connection.close()
-        try:
-            self.process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
     def __str__(self) -> str:
         return f"worker {self.number} (process {self.process.pid})"
@@ -277,13 +247,7 @@ class WorkerPool:
                 worker.process.send_signal(signal.SIGUSR1)
 
     def _lost(self, worker: _Worker) -> WorkerError:
-        code = worker.process.wait(timeout=10)
-        how = f"ended with exit code {code}; its own message is above"
-        advice = "the same command again continues the run"
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            advice = "the kernel kills so when memory runs out: fewer data.workers need less"
+        how, advice = worker.how_it_ended()
         return WorkerError(f"{worker} {how}, {self._doing(worker)}\n{advice}")
 
     def _doing(self, worker: _Worker) -> str:
