@@ -41,7 +41,7 @@ source = WebDatasetSource(sys.argv[1])
 opened = time.perf_counter() - start
 for index in range(0, len(source), 50):
     source.name(index)  # a page of the index each, or more
-checksum = int(source._index.entries["image_offset"].sum()) + int(source._index.keys.sum())
+checksum = int(source._index.entries(0, len(source))["image_offset"].sum())
 after = [resident(("RssAnon",)), resident(("RssFile",))]
 print(opened, len(source), after[0] - before[0], after[1] - before[1])
 """

@@ -17,7 +17,6 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -44,36 +43,59 @@ _FILES = {"entries": "records", "shards": "shards", "keys": "keys"}  # as earlie
 _logger = logging.getLogger(__name__)
 
 
-class TarIndex(NamedTuple):
-    """Arrays on disk, mapped into memory: a copy of the index costs its readers nothing."""
+class TarIndex:
+    """Where the members of each pair are: in which shard, and at which of its bytes.
 
-    entries: np.ndarray
-    """[pairs] of `ENTRY`, shard by shard, in the order of their first members."""
-    shards: np.ndarray
-    """[shards] of `SHARD`."""
-    keys: np.ndarray
-    """[bytes] uint8: the keys of all pairs, one after the other, in UTF-8."""
-
-
-def open_index(folder: pathlib.Path) -> TarIndex:
-    """Map a folder that `build_index` returned.
-
-    Raises:
-        ValueError: the files do not fit together.
-        OSError: they cannot be read.
+    Pairs are numbered shard by shard, in the order of their first members. A copy sent to another
+    process carries the index's place, not its contents.
     """
-    arrays = {}
-    for name, dtype in _ARRAYS.items():
-        arrays[name] = np.memmap(folder / _FILES[name], dtype, mode="r")
-    index = TarIndex(**arrays)
-    pairs = int(index.shards["pairs"].sum(dtype=np.int64))
-    if len(index.entries) != pairs or len(index.keys) != index.entries["key_end"][-1]:
-        raise ValueError(f"{folder} is damaged: files do not have the lengths that belong together")
-    return index
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Open a folder that `build_index` has written.
+
+        Raises:
+            ValueError: its files do not fit together.
+            OSError: they cannot be read.
+        """
+        self.folder = folder
+        arrays = {}
+        for name, dtype in _ARRAYS.items():
+            # Mapped into memory: a copy of the index costs its readers nothing.
+            arrays[name] = np.memmap(folder / _FILES[name], dtype, mode="r")
+        self.shards: np.ndarray = arrays["shards"]
+        """[shards] of `SHARD`."""
+        self._entries, self._keys = arrays["entries"], arrays["keys"]
+        pairs = int(self.shards["pairs"].sum(dtype=np.int64))
+        if len(self._entries) != pairs or len(self._keys) != self._entries["key_end"][-1]:
+            raise ValueError(
+                f"{folder} is damaged: files do not have the lengths that belong together"
+            )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entries(self, first: int, last: int) -> np.ndarray:
+        """[last - first] of `ENTRY`: those of the pairs `first` up to `last`, which may lie in
+        several shards.
+        """
+        return self._entries[first:last]
+
+    def entry(self, number: int) -> np.void:
+        """The `ENTRY` of one pair."""
+        return self._entries[number]
+
+    def key(self, number: int) -> str:
+        """The key of one pair, with folders where the tar has them."""
+        start = int(self._entries["key_end"][number - 1]) if number else 0
+        end = int(self._entries["key_end"][number])
+        return self._keys[start:end].tobytes().decode("utf-8", "replace")
+
+    def __reduce__(self) -> tuple[type["TarIndex"], tuple[pathlib.Path]]:
+        return TarIndex, (self.folder,)
 
 
-def build_index(paths: Sequence[str]) -> pathlib.Path:
-    """The folder that holds the index of these shards, built if there is none yet.
+def build_index(paths: Sequence[str]) -> TarIndex:
+    """The index of these shards, built if there is none yet.
 
     Args:
         paths: absolute paths, or URLs, of tar files.
@@ -89,8 +111,7 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
     folder = cache_folder("tar_index") / identity.hexdigest()[:32]
     if folder.exists():
         try:
-            open_index(folder)
-            return folder
+            return TarIndex(folder)
         except (OSError, ValueError) as error:
             _logger.warning("index is built again: %s", error)
             shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +136,7 @@ def build_index(paths: Sequence[str]) -> pathlib.Path:
             ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    return TarIndex(folder)
 
 
 def _write(folder: pathlib.Path, versions: Sequence[Version], scans: Iterator[ShardScan]) -> None:

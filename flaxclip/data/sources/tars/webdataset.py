@@ -34,7 +34,7 @@ from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
 from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.storage import Version, is_remote, read_range
-from flaxclip.data.sources.tars.tar_index import TarIndex, build_index, open_index
+from flaxclip.data.sources.tars.tar_index import build_index
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
@@ -72,8 +72,10 @@ class WebDatasetSource:
         """
         self.paths = expand_shards([shards] if isinstance(shards, str) else shards)
         self._captions = captions
-        self._folder = build_index(self.paths)
-        self._open()
+        self._index = build_index(self.paths)
+        # By characters, up to a slash: commonpath would spoil URLs.
+        folders = [f"{os.path.dirname(path)}/" for path in self.paths]
+        self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
         empty = self._index.shards["pairs"] == 0
         self.empty_shards = int(empty.sum())
         sizes = self._index.shards["size"].tolist()
@@ -85,10 +87,10 @@ class WebDatasetSource:
         self._report()
 
     def __len__(self) -> int:
-        return len(self._index.entries)
+        return len(self._index)
 
     def __getitem__(self, index: SupportsIndex) -> Pair:
-        entry = self._index.entries[_checked(index, len(self))]
+        entry = self._index.entry(_checked(index, len(self)))
         keys = self._captions.keys
         # Only what a caption may be in.
         wanted: tuple[str, ...] = ("txt", "json") if entry["txt_offset"] == 0 else ("txt",)
@@ -101,17 +103,14 @@ class WebDatasetSource:
 
     def fields(self, index: SupportsIndex) -> dict[str, Any]:
         """The example's JSON, and its text under `txt`."""
-        entry = self._index.entries[_checked(index, len(self))]
+        entry = self._index.entry(_checked(index, len(self)))
         return _fields(("txt", "json"), self._read(entry, ("txt", "json")))
 
     def name(self, index: SupportsIndex) -> str:
         """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
         index = _checked(index, len(self))
-        ends = self._index.entries["key_end"]
-        start = int(ends[index - 1]) if index else 0
-        key = self._index.keys[start : int(ends[index])].tobytes().decode("utf-8", "replace")
-        path = self.paths[self._index.entries["shard"][index]]
-        return f"{path[len(self._common_folder) :].lstrip('/')}/{key}"
+        path = self.paths[self._index.entry(index)["shard"]]
+        return f"{path[len(self._common_folder) :].lstrip('/')}/{self._index.key(index)}"
 
     @functools.cached_property
     def reads_remotely(self) -> bool:
@@ -128,19 +127,6 @@ class WebDatasetSource:
         """Counts, by reason, of members that are repeated or no pairs; zeros are omitted."""
         totals = {name: int(self.shards[name].sum(dtype=np.int64)) for name in _LEFT_OUT}
         return {name: count for name, count in totals.items() if count}
-
-    def __getstate__(self) -> dict:
-        return {"paths": self.paths, "_captions": self._captions, "_folder": self._folder}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-    def _open(self) -> None:
-        self._index: TarIndex = open_index(self._folder)
-        # By characters, up to a slash: commonpath would spoil URLs.
-        folders = [f"{os.path.dirname(path)}/" for path in self.paths]
-        self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
 
     def _read(self, entry: np.void, members: Sequence[str]) -> list[bytes | None]:
         """The members' data; None for those that the example does not have."""
