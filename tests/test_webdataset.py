@@ -21,7 +21,7 @@ import PIL.Image
 import pytest
 
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.tars import scan_processes, tar_index
+from flaxclip.data.sources.tars import scan_processes, shard_scans
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
@@ -439,7 +439,7 @@ def test_permission_denied_is_told(monkeypatch):
 def test_a_second_opening_reads_no_tar(shards, monkeypatch):
     pattern = str(shards / "*.tar")
     first = WebDatasetSource(pattern)
-    monkeypatch.setattr(tar_index, "scan_shard", lambda path: pytest.fail(f"scanned {path}"))
+    monkeypatch.setattr(shard_scans, "scan_shard", lambda path: pytest.fail(f"scanned {path}"))
     assert _as_list(WebDatasetSource(pattern)) == _as_list(first)
 
 
@@ -476,9 +476,15 @@ def test_a_damaged_index_is_built_again(shards, cache):
     pattern = str(shards / "*.tar")
     expected = _as_list(WebDatasetSource(pattern))
     (folder,) = cache.iterdir()
-    for name in ("records", "keys", "shards"):
-        (folder / name).write_bytes((folder / name).read_bytes()[:-5])
-        assert _as_list(WebDatasetSource(pattern)) == expected
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == 3  # the table, a piece, and its own table
+    for path in files:
+        whole = path.read_bytes()
+        for damaged in (whole[:-5], b"", None):
+            path.write_bytes(damaged) if damaged is not None else path.unlink()
+            assert _as_list(WebDatasetSource(pattern)) == expected
+        if path.suffix != ".table" or path.parent == folder:
+            assert path.read_bytes() == whole
     assert list(cache.iterdir()) == [folder]
 
 
@@ -502,21 +508,21 @@ def test_processes_that_build_at_once_agree_and_leave_one_index(shards, cache):
 
 
 def test_many_shards_are_indexed_in_parallel_with_the_same_result(tmp_path, cache, monkeypatch):
-    for shard in range(tar_index._PARALLEL_FROM):
+    for shard in range(shard_scans._PARALLEL_FROM):
         _tar(tmp_path / f"{shard}.tar", _members(10 * shard, 10 * shard + 2 + shard))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     parallel = WebDatasetSource(str(tmp_path / "*.tar"))
     expected = _as_list(parallel)
-    written = {path.name: path.read_bytes() for path in parallel._index.folder.iterdir()}
+    entries = parallel._index.entries(0, len(parallel))
     shutil.rmtree(cache)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     sequential = WebDatasetSource(str(tmp_path / "*.tar"))
-    assert {path.name: path.read_bytes() for path in sequential._index.folder.iterdir()} == written
+    assert (sequential._index.entries(0, len(sequential)) == entries).all()
     assert _as_list(sequential) == expected
 
 
 def test_many_shards_are_indexed_whatever_the_main_program_is(tmp_path):
-    for shard in range(tar_index._PARALLEL_FROM):
+    for shard in range(shard_scans._PARALLEL_FROM):
         _tar(tmp_path / f"{shard}.tar", _members(10 * shard, 10 * shard + 2))
     program = (  # without `if __name__ == "__main__"`
         "import os\n"
@@ -573,9 +579,10 @@ def test_a_copy_in_another_process_reads_the_same_and_travels_light(shards, tmp_
     assert _as_list(pickle.loads(pickle.dumps(source))) == _as_list(source)
 
 
-def test_an_index_takes_fewer_than_100_bytes_an_example(tmp_path):
+def test_an_index_takes_fewer_than_100_bytes_an_example(tmp_path, cache):
     source = WebDatasetSource(str(_tar(tmp_path / "a.tar", _members(0, 200))))
-    assert sum(file.stat().st_size for file in source._index.folder.iterdir()) < 100 * len(source)
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 100 * len(source)
 
 
 def test_threads_share_a_bounded_number_of_open_shards(tmp_path):

@@ -34,7 +34,7 @@ from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
 from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.storage import Version, is_remote, read_range
-from flaxclip.data.sources.tars.tar_index import build_index
+from flaxclip.data.sources.tars.build_index import build_index
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
@@ -119,7 +119,7 @@ class WebDatasetSource:
 
     @property
     def shards(self) -> np.ndarray:
-        """[shards] of `tar_index.SHARD`: pairs, and what was left out or repeated, in each."""
+        """[shards] of `index_table.SHARD`: pairs, and what was left out or repeated, in each."""
         return self._index.shards
 
     @property

@@ -1,0 +1,165 @@
+"""From the paths of tar shards to their index: found, completed, or built.
+
+What is known of shards is looked for in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`,
+in `flaxclip/tar_index`), in the index that `data.index` names, and in a folder `flaxclip_index`
+beside the shards, as `flaxclip.data.index` makes it. A shard counts as known if it has the size and
+the modification time, or the generation or tag in object storage, that it had when it was indexed.
+The others are scanned, into the cache: folders of data are often read-only, shared or covered by a
+checksum. An index in the cache that is no longer used can be deleted.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.shard_paths import shown
+from flaxclip.data.sources.storage import Version, cache_folder, is_remote
+from flaxclip.data.sources.tars.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index_lookup import Known, find_known
+from flaxclip.data.sources.tars.index_storage import (
+    common_folder,
+    join_path,
+)
+from flaxclip.data.sources.tars.index_table import FORMAT, Table, join_tables
+from flaxclip.data.sources.tars.shard_scans import scan_into
+from flaxclip.data.sources.tars.shard_versions import versions_of_all
+from flaxclip.data.sources.tars.tar_index import PIECES, TarIndex
+from flaxclip.errors import InputError
+
+INDEX_FOLDER = "flaxclip_index"
+"""Beside the shards."""
+_COPIED_BYTES = 2**28  # of an index in object storage; a larger one is read by ranges
+
+_logger = logging.getLogger(__name__)
+
+
+def build_index(paths: Sequence[str], stored: str | None = None) -> TarIndex:
+    """The index of these shards; those that no index has in their present state are scanned.
+
+    Args:
+        paths: absolute paths, or URLs, of tar files.
+        stored: folder of an index that `flaxclip.data.index` has made. If None, the one beside the
+            shards, if there is one.
+
+    Raises:
+        InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs,
+            although it has members; all are empty; or the index cannot be written.
+    """
+    versions = versions_of_all(paths)
+    home = IndexFolder(str(cache_folder("tar_index") / _hash(common_folder(paths))))
+    name = f"{_hash(FORMAT, *zip(paths, versions, strict=True))}.table"
+    if os.path.exists(home.place(name)):
+        try:
+            return TarIndex(home.place(name))
+        except (OSError, ValueError) as error:
+            _logger.warning("index is built again: %s", error)
+    try:
+        table = complete_table([home, *_stored_indexes(paths, stored)], paths, versions, home)
+        if not table.shards["pairs"].any():
+            empty = [(path, version.size) for path, version in zip(paths, versions, strict=True)]
+            check_empty_shards(empty, len(paths), allowed=False)
+        return TarIndex(home.publish(_with_copies(table, home), "", name))
+    except OSError as error:
+        raise InputError(
+            f"cannot write the index of the shards to {home.path}: {error.strerror or error}\n"
+            "make room there, or set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+
+
+def complete_table(
+    folders: Sequence[IndexFolder],
+    paths: Sequence[str],
+    versions: Sequence[Version],
+    out: IndexFolder,
+    root: str = "",
+    processes: int | None = None,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> Table:
+    """The table of all shards: from the indexes in `folders`, and for the rest by scanning.
+
+    Args:
+        folders: where to look.
+        paths: of the shards.
+        versions: their present states.
+        out: where pieces of scanned shards are written.
+        root: folder of the corpus, for the names in these pieces.
+        processes: see `scan_into`.
+        report: called with the number of shards scanned, and of those to scan, after each.
+
+    Raises:
+        InputError: see `scan_into`.
+        OSError: `out` cannot be written.
+    """
+    known = find_known(folders, paths, versions)
+    unknown = np.flatnonzero(known.rows[:, 0] < 0).tolist()
+    _announce(known, len(unknown), paths)
+    scanned = scan_into(
+        out,
+        [paths[place] for place in unknown],
+        [versions[place] for place in unknown],
+        root,
+        processes,
+        lambda done: report(done, len(unknown)),
+    )
+    rows, tables = known.rows.copy(), [*known.tables, *scanned]
+    new = [
+        (len(known.tables) + number, row)
+        for number, table in enumerate(scanned)
+        for row in range(len(table.shards))
+    ]
+    rows[unknown] = np.array(new, np.int64).reshape(-1, 2)
+    return join_tables(tables, rows, paths)
+
+
+def _announce(known: Known, unknown: int, paths: Sequence[str]) -> None:
+    """Log what is to be scanned, and why."""
+    if not unknown:
+        return
+    if known.changed:
+        _logger.warning(
+            "%s of %s shards are not in the state that they were indexed in: first %s; they are "
+            "indexed again. If they were copied, see --copied of flaxclip.data.index",
+            *(f"{len(known.changed):,}", f"{len(paths):,}", shown(known.changed[0])),
+        )
+    found = f", {len(paths) - unknown:,} are known" if unknown < len(paths) else ", once"
+    _logger.info("indexing %s shards%s", f"{unknown:,}", found)
+
+
+def _stored_indexes(paths: Sequence[str], stored: str | None) -> list[IndexFolder]:
+    """The index that is named, or the one beside the shards.
+
+    Raises:
+        InputError: there is none where one is named.
+    """
+    if stored is None:
+        return [IndexFolder(join_path(common_folder(paths), INDEX_FOLDER))]
+    folder = IndexFolder(stored if is_remote(stored) else os.path.abspath(stored))
+    if not folder.holds_index():
+        raise InputError(
+            f"there is no index of shards in {stored}\n"
+            "make one with flaxclip.data.index SHARDS --out there, or leave data.index out"
+        )
+    return [folder]
+
+
+def _with_copies(table: Table, home: IndexFolder) -> Table:
+    """With copies of pieces that lie elsewhere, if these are small."""
+    inside = home.place(PIECES, "")
+    elsewhere = [piece for piece in table.pieces if not piece.path.startswith(inside)]
+    if sum(piece.size for piece in elsewhere) > _COPIED_BYTES:
+        return table
+    with ThreadPoolExecutor(16) as pool:
+        copies = dict(zip(elsewhere, pool.map(home.copy_piece, elsewhere), strict=True))
+    return table._replace(pieces=tuple(copies.get(piece, piece) for piece in table.pieces))
+
+
+def _hash(*parts: object) -> str:
+    identity = hashlib.sha256()
+    for part in parts:
+        identity.update(b"\0" + os.fsencode(str(part)))
+    return identity.hexdigest()[:32]

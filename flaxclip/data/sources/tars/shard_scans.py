@@ -1,0 +1,83 @@
+"""Scan many shards: in order, in several processes, with the errors of all of them."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from flaxclip.data.sources.storage import Version
+from flaxclip.data.sources.tars.index_folder import IndexFolder, ScannedShard
+from flaxclip.data.sources.tars.index_table import Table
+from flaxclip.data.sources.tars.scan_processes import scan_in_processes
+from flaxclip.data.sources.tars.tar_scan import ShardScan, scan_shard
+from flaxclip.errors import InputError
+
+_PARALLEL_FROM = 8  # shards; starting processes takes as long as scanning a few shards
+_PIECE_BYTES = 2**26  # kept in memory until they are written
+_PIECE_SECONDS = 60.0  # of work that is lost at most, if the process is killed
+
+
+def scan_into(
+    folder: IndexFolder,
+    paths: Sequence[str],
+    versions: Sequence[Version],
+    root: str = "",
+    processes: int | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Table]:
+    """Scan shards and write what is in them, piece by piece; returns the tables of the pieces.
+
+    Args:
+        folder: where pieces are written.
+        paths: of the shards.
+        versions: the states that they are in.
+        root: names are written relative to it, where shards lie below it.
+        processes: to scan in. If None, one for each core.
+        report: called with the number of shards done, after each.
+
+    Raises:
+        InputError: some shards cannot be used; those that can are in the folder nevertheless.
+    """
+    tables: list[Table] = []
+    waiting: list[ScannedShard] = []
+    waiting_bytes, since = 0, time.monotonic()
+    problems = []
+    results = scan_each(paths, processes)
+    for number, (path, version, result) in enumerate(zip(paths, versions, results, strict=True), 1):
+        if isinstance(result, InputError):
+            problems.append(str(result))
+        else:
+            waiting.append(ScannedShard(path, version, result))
+            waiting_bytes += result.entries.nbytes + len(result.keys)
+        report(number)
+        full = waiting_bytes >= _PIECE_BYTES or time.monotonic() - since >= _PIECE_SECONDS
+        if waiting and (full or number == len(paths)):
+            tables.append(folder.write_piece(waiting, root))
+            waiting, waiting_bytes, since = [], 0, time.monotonic()
+    _check_no_problems(problems, len(paths))
+    return tables
+
+
+def _check_no_problems(problems: Sequence[str], shards: int) -> None:
+    """All broken shards are reported at once."""
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    if problems:
+        firsts = [problem.splitlines()[0] for problem in problems]
+        more = [f"and {len(firsts) - 10:,} more"] if len(firsts) > 10 else []
+        lines = [f"{len(firsts):,} of {shards:,} shards cannot be used", *firsts[:10], *more]
+        raise InputError("\n".join([*lines, "", "the first one in full:", problems[0]]))
+
+
+def scan_each(
+    paths: Sequence[str], processes: int | None = None
+) -> Iterator[ShardScan | InputError]:
+    """`scan_shard` of each, in order.
+
+    Raises:
+        InputError: a process was killed or has crashed.
+    """
+    workers = min(processes or os.cpu_count() or 1, len(paths))
+    if len(paths) < _PARALLEL_FROM or workers == 1:
+        yield from map(scan_shard, paths)
+    else:
+        yield from scan_in_processes(paths, workers)
