@@ -15,9 +15,9 @@ from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
-from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.sources.source import Source, reads_remotely
+from flaxclip.data.sources.tars.index_sharing import IndexSharing
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers.host_batches import LocalLoading
 from flaxclip.data.workers.pool import WorkerPool, available_cores
@@ -51,10 +51,11 @@ class DataConfig(CorpusConfig):
             raise InputError(f"data.workers is {self.workers}\nit must not be negative")
         if self.stall_seconds <= 0:
             raise InputError(f"data.stall_seconds is {self.stall_seconds}\nit must be positive")
-        if self.mixture and (self.path, self.captions) != (CorpusConfig.path, CaptionConfig()):
+        own = CorpusConfig(self.path, captions=self.captions, index=self.index)
+        if self.mixture and own != CorpusConfig():
             raise InputError(
-                "data.mixture and data.path, or data.captions, are both given\n"
-                "name every corpus in the mixture, each with its own captions"
+                "data.mixture is given, and so is data.path, data.captions or data.index\n"
+                "name every corpus in the mixture, each with its own captions and index"
             )
 
     @property
@@ -65,15 +66,17 @@ class DataConfig(CorpusConfig):
         return " ".join(self.path)
 
 
-def open_source(config: DataConfig, image_size: int) -> Source:
+def open_source(config: DataConfig, image_size: int, sharing: IndexSharing | None = None) -> Source:
     """The corpus, or mixture of corpora, that `config` names.
+
+    With `sharing`, must be called on every host: they index tars together.
 
     Raises:
         InputError: see `open_corpus`.
     """
     if config.mixture:
-        return open_mixture(config.mixture, image_size)
-    return open_corpus(config, image_size)
+        return open_mixture(config.mixture, image_size, sharing)
+    return open_corpus(config, image_size, sharing)
 
 
 def load_batches(

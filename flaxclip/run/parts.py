@@ -12,6 +12,7 @@ from flaxclip.checkpoint.restore import restore_latest
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import open_source
 from flaxclip.data.sources.source import Source
+from flaxclip.data.sources.tars.index_sharing import IndexSharing
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.metrics import check_wandb
 from flaxclip.models.clip import abstract_variables, check_tensor_divides
@@ -25,6 +26,7 @@ from flaxclip.run.initial_weights import (
 from flaxclip.run.progress import ProgressReport
 from flaxclip.run.workdir import check_same_data
 from flaxclip.sharding import check_batch_divides, make_mesh
+from flaxclip.storage import absolute
 from flaxclip.train_state import TrainState, abstract_train_state, init_train_state
 
 
@@ -52,7 +54,11 @@ def open_parts(config: TrainConfig) -> RunParts:
     mesh = make_mesh(config.mesh)
     check_batch_divides(config.batch_size, mesh, config.accumulate)
     check_tensor_divides(config.model, config.mesh.tensor)
-    source = open_source(config.data, config.model.vision.image_size)
+    sharing = None
+    if jax.process_count() > 1:
+        folder = str(absolute(config.workdir) / "index")
+        sharing = IndexSharing(folder, jax.process_index(), jax.process_count())
+    source = open_source(config.data, config.model.vision.image_size, sharing)
     text = config.model.text
     # So that a missing vocabulary is said in time.
     load_tokenizer(config.tokenizer, text.context_length, text.vocab_size)

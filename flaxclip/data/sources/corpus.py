@@ -15,6 +15,7 @@ from flaxclip.data.sources.source import Source
 from flaxclip.data.sources.storage import is_folder
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tables.table_copy import EXTENSIONS as TABLE_EXTENSIONS
+from flaxclip.data.sources.tars.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.sources.tfds import TfdsSource
 from flaxclip.errors import InputError
@@ -42,6 +43,10 @@ class CorpusConfig:
     fail: tars without members, ArrayRecord files without examples, files of 0 bytes. They are
     counted, in the log and by flaxclip.data.inspect. By default they are named, and nothing
     starts."""
+    index: str | None = None
+    """Folder or URL of an index of tars that flaxclip.data.index has made. If None, the one beside
+    them is used; where there is none, they are read through once, and indexed in the user's
+    cache."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -61,8 +66,15 @@ class MixtureCorpus(CorpusConfig):
             raise InputError(f"weight of {self.path[0]} is {self.weight}\nit must be above 0")
 
 
-def open_corpus(config: CorpusConfig, image_size: int) -> Source:
-    """The corpus that `config.path` names; `image_size` is for the built-in data, which is drawn.
+def open_corpus(
+    config: CorpusConfig, image_size: int, sharing: IndexSharing | None = None
+) -> Source:
+    """The corpus that `config.path` names.
+
+    Args:
+        config: the corpus.
+        image_size: for the built-in data, which is drawn.
+        sharing: hosts that open it together, see `WebDatasetSource`.
 
     Raises:
         InputError: shards that are missing, empty, cut off, or hold no pairs.
@@ -74,7 +86,10 @@ def open_corpus(config: CorpusConfig, image_size: int) -> Source:
             f"data.path names several corpora: {' '.join(config.path)}\n"
             "give shards or tables of one kind, or a data.mixture of corpora"
         )
-    match kinds.pop():
+    kind = kinds.pop()
+    if config.index is not None and kind != "tar":
+        raise InputError(f"data.index is of tars, and {first} is none\nleave data.index out")
+    match kind:
         case "scenes":
             return ScenesSource("train", image_size)
         case "tfds":
@@ -89,7 +104,9 @@ def open_corpus(config: CorpusConfig, image_size: int) -> Source:
         case "folder":
             return FolderSource(first, config.captions)
         case _:
-            return WebDatasetSource(config.path, config.captions, config.allow_empty_shards)
+            return WebDatasetSource(
+                config.path, config.captions, config.allow_empty_shards, config.index, sharing
+            )
 
 
 def _kind(path: str) -> Literal["scenes", "tfds", "array_record", "table", "tar", "folder"]:
@@ -107,7 +124,9 @@ def _kind(path: str) -> Literal["scenes", "tfds", "array_record", "table", "tar"
     return "folder"
 
 
-def open_mixture(corpora: tuple[MixtureCorpus, ...], image_size: int) -> MixtureSource:
+def open_mixture(
+    corpora: tuple[MixtureCorpus, ...], image_size: int, sharing: IndexSharing | None = None
+) -> MixtureSource:
     """All of the corpora as one; raises `InputError` as `open_corpus` does."""
-    sources = [open_corpus(corpus, image_size) for corpus in corpora]
+    sources = [open_corpus(corpus, image_size, sharing) for corpus in corpora]
     return MixtureSource(sources, [corpus.weight for corpus in corpora])

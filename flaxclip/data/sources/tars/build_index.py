@@ -14,19 +14,19 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.shard_paths import shown
 from flaxclip.data.sources.storage import Version, cache_folder, is_remote
+from flaxclip.data.sources.tars.copied_shards import add_copies
 from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.index_lookup import Known, find_known
+from flaxclip.data.sources.tars.index_lookup import KnownShards
+from flaxclip.data.sources.tars.index_sharing import IndexSharing, share_table
 from flaxclip.data.sources.tars.index_storage import (
     common_folder,
     join_path,
 )
-from flaxclip.data.sources.tars.index_table import FORMAT, Table, join_tables
-from flaxclip.data.sources.tars.shard_scans import scan_into
+from flaxclip.data.sources.tars.index_table import FORMAT, Table
+from flaxclip.data.sources.tars.shard_scans import scan_each, write_pieces
 from flaxclip.data.sources.tars.shard_versions import versions_of_all
 from flaxclip.data.sources.tars.tar_index import PIECES, TarIndex
 from flaxclip.errors import InputError
@@ -38,13 +38,17 @@ _COPIED_BYTES = 2**28  # of an index in object storage; a larger one is read by 
 _logger = logging.getLogger(__name__)
 
 
-def build_index(paths: Sequence[str], stored: str | None = None) -> TarIndex:
+def build_index(
+    paths: Sequence[str], stored: str | None = None, sharing: IndexSharing | None = None
+) -> TarIndex:
     """The index of these shards; those that no index has in their present state are scanned.
 
     Args:
         paths: absolute paths, or URLs, of tar files.
         stored: folder of an index that `flaxclip.data.index` has made. If None, the one beside the
             shards, if there is one.
+        sharing: hosts that all call this, and scan a part of the shards each. If None, this one
+            scans all.
 
     Raises:
         InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs,
@@ -53,13 +57,15 @@ def build_index(paths: Sequence[str], stored: str | None = None) -> TarIndex:
     versions = versions_of_all(paths)
     home = IndexFolder(str(cache_folder("tar_index") / _hash(common_folder(paths))))
     name = f"{_hash(FORMAT, *zip(paths, versions, strict=True))}.table"
-    if os.path.exists(home.place(name)):
-        try:
-            return TarIndex(home.place(name))
-        except (OSError, ValueError) as error:
-            _logger.warning("index is built again: %s", error)
+    elsewhere = _stored_indexes(paths, stored)
+    if sharing is not None:
+        # Whether or not this host has an index, the others may wait for its part.
+        table = share_table(elsewhere, paths, versions, home, sharing)
     try:
-        table = complete_table([home, *_stored_indexes(paths, stored)], paths, versions, home)
+        if (index := _open_table(home.place(name))) is not None:
+            return index
+        if sharing is None:
+            table = complete_table([home, *elsewhere], paths, versions, home)
         if not table.shards["pairs"].any():
             empty = [(path, version.size) for path, version in zip(paths, versions, strict=True)]
             check_empty_shards(empty, len(paths), allowed=False)
@@ -71,12 +77,23 @@ def build_index(paths: Sequence[str], stored: str | None = None) -> TarIndex:
         ) from None
 
 
+def _open_table(path: str) -> TarIndex | None:
+    if not os.path.exists(path):
+        return None
+    try:
+        return TarIndex(path)
+    except (OSError, ValueError) as error:
+        _logger.warning("index is built again: %s", error)
+        return None
+
+
 def complete_table(
     folders: Sequence[IndexFolder],
     paths: Sequence[str],
     versions: Sequence[Version],
     out: IndexFolder,
     root: str = "",
+    copied: bool = False,
     processes: int | None = None,
     report: Callable[[int, int], None] = lambda done, of: None,
 ) -> Table:
@@ -88,46 +105,48 @@ def complete_table(
         versions: their present states.
         out: where pieces of scanned shards are written.
         root: folder of the corpus, for the names in these pieces.
-        processes: see `scan_into`.
+        copied: shards that are copies of those indexed are known, see `copied_shards`.
+        processes: see `scan_each`.
         report: called with the number of shards scanned, and of those to scan, after each.
 
     Raises:
-        InputError: see `scan_into`.
+        InputError: see `write_pieces`.
         OSError: `out` cannot be written.
     """
-    known = find_known(folders, paths, versions)
-    unknown = np.flatnonzero(known.rows[:, 0] < 0).tolist()
-    _announce(known, len(unknown), paths)
-    scanned = scan_into(
+    known = KnownShards(folders, paths, versions)
+    if copied:
+        add_copies(known)
+    announce(known)
+    unknown = known.unknown
+    to_scan = [paths[place] for place in unknown]
+    for table in write_pieces(
         out,
-        [paths[place] for place in unknown],
+        to_scan,
         [versions[place] for place in unknown],
+        scan_each(to_scan, processes),
         root,
-        processes,
         lambda done: report(done, len(unknown)),
-    )
-    rows, tables = known.rows.copy(), [*known.tables, *scanned]
-    new = [
-        (len(known.tables) + number, row)
-        for number, table in enumerate(scanned)
-        for row in range(len(table.shards))
-    ]
-    rows[unknown] = np.array(new, np.int64).reshape(-1, 2)
-    return join_tables(tables, rows, paths)
+    ):
+        known.add(table)
+    return known.table()
 
 
-def _announce(known: Known, unknown: int, paths: Sequence[str]) -> None:
+def announce(known: KnownShards) -> None:
     """Log what is to be scanned, and why."""
-    if not unknown:
-        return
     if known.changed:
         _logger.warning(
             "%s of %s shards are not in the state that they were indexed in: first %s; they are "
             "indexed again. If they were copied, see --copied of flaxclip.data.index",
-            *(f"{len(known.changed):,}", f"{len(paths):,}", shown(known.changed[0])),
+            *(f"{len(known.changed):,}", f"{len(known.paths):,}"),
+            shown(known.paths[known.changed[0]]),
         )
-    found = f", {len(paths) - unknown:,} are known" if unknown < len(paths) else ", once"
-    _logger.info("indexing %s shards%s", f"{unknown:,}", found)
+    if unknown := len(known.unknown):
+        others = len(known.paths) - unknown
+        _logger.info(
+            "indexing %s shards%s",
+            f"{unknown:,}",
+            f"; {others:,} are known" if others else ", once",
+        )
 
 
 def _stored_indexes(paths: Sequence[str], stored: str | None) -> list[IndexFolder]:

@@ -60,23 +60,35 @@ class IndexFolder:
         """True if there is anything of an index in the folder."""
         return TABLE in list_files(self.path) or bool(list_files(self.place(PIECES)))
 
-    def read_tables(self) -> list[Table]:
+    def read_published(self) -> Table | None:
+        """The table of all shards, as `read_tables` gives it."""
+        table = self._read_table(TABLE)
+        return None if table is None else self._whole(table, list_files(self.place(PIECES)))
+
+    def read_tables(self, seen: set[str] | None = None) -> list[Table]:
         """The table, if it is there, and those of pieces that it does not name.
 
         Pieces have whole paths. What is damaged is left out, with a warning.
+
+        Args:
+            seen: names of tables that need not be read; those that are read are added.
         """
+        seen = set() if seen is None else seen
         found = list_files(self.place(PIECES))
-        published = self._read_table(TABLE)
+        published = None if TABLE in seen else self._read_table(TABLE)
         tables = [] if published is None else [published]
         named = {posixpath.basename(piece.path) for table in tables for piece in table.pieces}
         more = sorted(
             name
             for name in found
-            if name.endswith(_TABLE_OF_PIECE) and name.partition("-")[0] not in named
+            if name.endswith(_TABLE_OF_PIECE)
+            and name.partition("-")[0] not in named
+            and name not in seen
         )
         with ThreadPoolExecutor(32) as pool:  # in object storage each is a request
-            tables += filter(None, pool.map(lambda name: self._read_table(PIECES, name), more))
-        return [self._whole(table, found) for table in tables]
+            read = list(pool.map(lambda name: self._read_table(PIECES, name), more))
+        seen.update(name for name, table in zip(more, read, strict=True) if table is not None)
+        return [self._whole(table, found) for table in (*tables, *filter(None, read))]
 
     def _read_table(self, *names: str) -> Table | None:
         path = self.place(*names)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from flaxclip.data.sources.storage import Version
 from flaxclip.data.sources.tars.index_folder import IndexFolder, ScannedShard
@@ -16,32 +16,32 @@ _PIECE_BYTES = 2**26  # kept in memory until they are written
 _PIECE_SECONDS = 60.0  # of work that is lost at most, if the process is killed
 
 
-def scan_into(
+def write_pieces(
     folder: IndexFolder,
     paths: Sequence[str],
     versions: Sequence[Version],
+    results: Iterator[ShardScan | InputError],
     root: str = "",
-    processes: int | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Table]:
-    """Scan shards and write what is in them, piece by piece; returns the tables of the pieces.
+    """Write what is in shards, piece by piece; returns the tables of the pieces.
 
     Args:
         folder: where pieces are written.
         paths: of the shards.
         versions: the states that they are in.
+        results: of scanning them, see `scan_each`.
         root: names are written relative to it, where shards lie below it.
-        processes: to scan in. If None, one for each core.
         report: called with the number of shards done, after each.
 
     Raises:
         InputError: some shards cannot be used; those that can are in the folder nevertheless.
+        OSError: the folder cannot be written.
     """
     tables: list[Table] = []
     waiting: list[ScannedShard] = []
     waiting_bytes, since = 0, time.monotonic()
     problems = []
-    results = scan_each(paths, processes)
     for number, (path, version, result) in enumerate(zip(paths, versions, results, strict=True), 1):
         if isinstance(result, InputError):
             problems.append(str(result))
@@ -70,7 +70,7 @@ def _check_no_problems(problems: Sequence[str], shards: int) -> None:
 
 def scan_each(
     paths: Sequence[str], processes: int | None = None
-) -> Iterator[ShardScan | InputError]:
+) -> Generator[ShardScan | InputError, None, None]:
     """`scan_shard` of each, in order.
 
     Raises:

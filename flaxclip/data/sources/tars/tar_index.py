@@ -10,14 +10,15 @@ import os
 
 import numpy as np
 
+from flaxclip.data.sources.left_out import MEMBER_REASONS
 from flaxclip.data.sources.storage import file_system_of, is_remote
 from flaxclip.data.sources.tars.index_storage import join_path
 from flaxclip.data.sources.tars.index_table import Piece, shards_and_pieces
-from flaxclip.data.sources.tars.tar_scan import ENTRY
+from flaxclip.data.sources.tars.tar_scan import COUNTS, ENTRY, ShardScan
 from flaxclip.errors import InputError
 
 PIECES = "pieces"
-_BLOCK = 2**18  # bytes of a piece in object storage that are fetched together
+_BLOCK = 2**16  # bytes of a piece in object storage that are fetched together
 _BLOCKS = 64  # kept in each process
 _OPEN_PIECES = 64  # kept open in each process
 
@@ -93,6 +94,16 @@ class TarIndex:
         row = self.shards[shard]
         data = self._read(int(row["piece"]), int(row["keys_at"]) + start, end - start)
         return data.decode("utf-8", "replace")
+
+    def scan_of(self, shard: int) -> ShardScan:
+        """What is in one shard, as `scan_shard` has found it; raises as `entries` does."""
+        row, last = self.shards[shard], int(self._ends[shard])
+        entries = self.entries(int(self._starts[shard]), last)
+        entries["shard"] = 0
+        keys = self._read(int(row["piece"]), int(row["keys_at"]), int(row["keys_size"]))
+        return ShardScan(
+            entries, keys, {name: int(row[name]) for name in (*COUNTS, *MEMBER_REASONS)}
+        )
 
     def _entries_of(self, shard: int, first: int, last: int) -> np.ndarray:
         row = self.shards[shard]

@@ -35,6 +35,7 @@ from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.storage import Version, is_remote, read_range
 from flaxclip.data.sources.tars.build_index import build_index
+from flaxclip.data.sources.tars.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
@@ -58,6 +59,8 @@ class WebDatasetSource:
         shards: str | Sequence[str],
         captions: CaptionConfig = DEFAULT_CAPTIONS,
         allow_empty_shards: bool = False,
+        index: str | None = None,
+        sharing: IndexSharing | None = None,
     ) -> None:
         """Index the shards, or open the index that an earlier call has built.
 
@@ -65,6 +68,9 @@ class WebDatasetSource:
             shards: a path, a brace pattern (`{00000..01242}.tar`), a glob, or a list of these.
             captions: which texts are captions.
             allow_empty_shards: go on where shards have no members, or no bytes.
+            index: folder of an index that `flaxclip.data.index` has made. If None, the one beside
+                the shards is used, if there is one.
+            sharing: hosts that index the shards together. If None, this one does.
 
         Raises:
             InputError: a pattern matches nothing or a shard is named twice, is missing, cannot be
@@ -72,7 +78,7 @@ class WebDatasetSource:
         """
         self.paths = expand_shards([shards] if isinstance(shards, str) else shards)
         self._captions = captions
-        self._index = build_index(self.paths)
+        self._index = build_index(self.paths, index, sharing)
         # By characters, up to a slash: commonpath would spoil URLs.
         folders = [f"{os.path.dirname(path)}/" for path in self.paths]
         self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071

@@ -1,0 +1,1 @@
+"""Index tar shards once, for all who read them."""
