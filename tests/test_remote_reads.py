@@ -191,12 +191,13 @@ def test_worker_processes_that_read_ahead_make_the_same_batches(shards):
 
 
 def test_a_request_that_hangs_is_named_and_ends_the_run(shards, capfd):
-    write_shard(shards / "hangs.tar", {"040": (jpeg(40), "never")})
+    write_shard(shards / "2.tar", {"040": (jpeg(40), "never")})
     source = in_bucket(shards)
+    (shards / "2.tar.hangs").touch()
     order = loader(source).order
     assert order[0].example != 40  # others are waited for before
     batches = pool(source, steps=2, stall_seconds=2.0, rows=41)
-    with pytest.raises(WorkerError, match=r"has been at example hangs.tar/040 for \d+ s"):
+    with pytest.raises(WorkerError, match=r"has been at example 2.tar/040 for \d+ s"):
         list(batches)
     batches.close()
     assert "in cat_file" in capfd.readouterr().err

@@ -16,7 +16,7 @@ SECONDS = 0.02  # that a request takes
 
 
 class SlowBucket(LocalFileSystem):
-    """Counts requests; one for a file whose name contains `hangs` is never answered."""
+    """Counts requests; one for FILE, beside which is FILE.hangs, is never answered."""
 
     protocol = "slow"
     in_flight = most_in_flight = versions_asked = 0
@@ -47,7 +47,7 @@ class SlowBucket(LocalFileSystem):
             SlowBucket.most_in_flight = max(self.most_in_flight, self.in_flight)
             self._change.notify_all()
             met = self._change.wait_for(lambda: self.most_in_flight >= self.together, timeout=10)
-        time.sleep(1000 if "hangs" in os.path.basename(path) else SECONDS)
+        time.sleep(1000 if os.path.exists(f"{self._strip_protocol(path)}.hangs") else SECONDS)
         with self._change:
             SlowBucket.in_flight -= 1
         if not met:

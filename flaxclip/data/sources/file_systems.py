@@ -1,0 +1,132 @@
+"""Which client speaks to a URL, and the states of files there and on disk."""
+
+import functools
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+import fsspec
+
+from flaxclip.data.sources.repeated_requests import STALL_SECONDS, call, request
+from flaxclip.errors import InputError
+
+REQUESTS_AT_ONCE = 64
+"""In flight, to remote storage, in each process. A core decodes some 600 images a second and a
+request takes about 0.1 s, so that 60 keep it busy; as many encoded images take a few MB."""
+
+_S3 = ("s3", "s3a")
+_HTTP = ("http", "https")
+_GOOGLE = ("gs", "gcs")
+
+
+class Version(NamedTuple):
+    """Identifies one state of a file."""
+
+    size: int
+    mtime_ns: int
+    """In object storage without times, a number made of the object's tag."""
+
+
+def is_remote(path: str) -> bool:
+    """True if `path` is a URL."""
+    return "://" in path
+
+
+@functools.lru_cache(16)
+def file_system(protocol: str) -> fsspec.AbstractFileSystem:
+    """The file system of URLs that begin with `protocol`.
+
+    Raises:
+        InputError: the package that speaks to it is not installed.
+    """
+    try:
+        return fsspec.filesystem(protocol, **_options(protocol))
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"cannot open {protocol}:// paths: {error}\n"
+            "for Google Cloud Storage: pip install 'flaxclip[gcs]'; for S3: 'flaxclip[s3]'; "
+            "for http(s)://: pip install aiohttp"
+        ) from None
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """Settings of the client; what the user has set stands."""
+    if protocol in _S3:
+        # It would have 10 connections, at which all further requests wait.
+        options = {"max_pool_connections": REQUESTS_AT_ONCE}
+        return {"config_kwargs": options | _set_by_user(_S3, "config_kwargs")}
+    if protocol in (*_HTTP, *_GOOGLE):
+        import aiohttp
+
+        # They would wait for a silent server for 5 minutes, or forever.
+        patience = aiohttp.ClientTimeout(sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+        if protocol in _HTTP:
+            return {"client_kwargs": {"timeout": patience} | _set_by_user(_HTTP, "client_kwargs")}
+        if not _set_by_user(_GOOGLE, "requests_timeout"):
+            return {"requests_timeout": patience}
+    return {}
+
+
+def _set_by_user(protocols: tuple[str, ...], option: str) -> dict[str, Any]:
+    settings = {}
+    for name in protocols:
+        settings |= fsspec.config.conf.get(name, {})
+    return settings.get(option, {})
+
+
+def file_system_of(path: str) -> fsspec.AbstractFileSystem:
+    """The file system of a URL; raises `InputError` as `file_system` does."""
+    return file_system(path.partition("://")[0])
+
+
+def version_of(path: str) -> Version:
+    """The present state of a file.
+
+    Raises:
+        OSError: there is none, or it cannot be reached.
+        InputError: the server does not say how large it is.
+        StorageAwayError: its storage stays away.
+    """
+    return state_of(path)[0]
+
+
+def state_of(path: str, *, anew: bool = False) -> tuple[Version, dict[str, Any]]:
+    """The present state of a file, and arguments of `cat_file` that ask for this state alone.
+
+    Raises as `version_of` does.
+
+    Args:
+        path: of a file, or a URL.
+        anew: ask the server even if the client has the state from a listing.
+    """
+    if not is_remote(path):
+        stat = os.stat(path)
+        return Version(stat.st_size, stat.st_mtime_ns), {}
+    fs = file_system_of(path)
+    if anew:
+        fs.invalidate_cache()
+    info = request(path, lambda seconds: call(fs, "info", seconds, path))
+    if info.get("size") is None:
+        raise InputError(
+            f"the server does not say how large {path} is\n"
+            "expected an answer with Content-Length, as file servers and object storage give it"
+        )
+    condition: dict[str, Any] = {}
+    protocol = path.partition("://")[0]
+    if protocol in _GOOGLE and info.get("generation"):
+        condition = {"generation": info["generation"]}
+    # A weak tag equals none, not even itself.
+    elif protocol in _HTTP and info.get("ETag", "").startswith('"'):
+        condition = {"headers": {"If-Match": info["ETag"]}}
+    return Version(int(info["size"]), _change_number(info)), condition
+
+
+def _change_number(info: dict[str, Any]) -> int:
+    for name in (
+        *("generation", "etag", "ETag", "mtime", "LastModified", "last_modified"),
+        *("Last-Modified", "created"),
+    ):
+        if info.get(name):
+            digest = hashlib.sha256(str(info[name]).encode()).digest()
+            return int.from_bytes(digest[:7])
+    return 0
