@@ -53,15 +53,17 @@ def _options(protocol: str) -> dict[str, Any]:
     """Settings of the client; what the user has set stands."""
     if protocol in _S3:
         # It would have 10 connections, at which all further requests wait.
-        options = {"max_pool_connections": REQUESTS_AT_ONCE}
-        return {"config_kwargs": options | _set_by_user(_S3, "config_kwargs")}
+        connections = {"max_pool_connections": REQUESTS_AT_ONCE}
+        return {"config_kwargs": connections | _set_by_user(_S3, "config_kwargs")}
     if protocol in (*_HTTP, *_GOOGLE):
         import aiohttp
 
         # They would wait for a silent server for 5 minutes, or forever.
         patience = aiohttp.ClientTimeout(sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
         if protocol in _HTTP:
-            return {"client_kwargs": {"timeout": patience} | _set_by_user(_HTTP, "client_kwargs")}
+            # Some servers compress what they send, and know ranges of what is compressed alone.
+            options = {"timeout": patience, "headers": {"Accept-Encoding": "identity"}}
+            return {"client_kwargs": options | _set_by_user(_HTTP, "client_kwargs")}
         if not _set_by_user(_GOOGLE, "requests_timeout"):
             return {"requests_timeout": patience}
     return {}

@@ -111,7 +111,7 @@ def _read_remote(extent: Extent) -> bytes:
         try:
             data = call(fs, "cat_file", seconds, path, **arguments)
         except Exception as error:
-            if not condition or not _is_refusal(error):
+            if not condition or not _is_refusal(error, condition):
                 raise
             _STATES.ask_anew(path, extent.version)
             raise TransientError(f"refused, though it is unchanged: {described(error)}") from None
@@ -131,9 +131,11 @@ def _read_remote(extent: Extent) -> bytes:
     return request(path, send, size)
 
 
-def _is_refusal(error: Exception) -> bool:
-    """True if the state asked for is past, or, with some servers, was written in another way."""
-    return isinstance(error, FileNotFoundError) or status_of(error) in _REFUSALS
+def _is_refusal(error: Exception, condition: dict[str, Any]) -> bool:
+    """True if the server says that there is no such state of a file."""
+    if "generation" in condition and isinstance(error, FileNotFoundError):
+        return True
+    return status_of(error) in _REFUSALS
 
 
 class _OpenFile:

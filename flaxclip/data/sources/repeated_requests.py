@@ -191,8 +191,13 @@ def described(error: BaseException) -> str:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that the server answered, if it answered."""
-    return next((status for e in _chain(error) if (status := _status(e)) is not None), None)
+    """The HTTP status that the server answered; None if there was no answer, or no end of it."""
+    for one in _chain(error):
+        if _is_of_network(one):  # may have a cause that calls itself 400
+            return None
+        if (status := _status(one)) is not None:
+            return status
+    return None
 
 
 def _may_pass(error: Exception, path: str) -> bool:
