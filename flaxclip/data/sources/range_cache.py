@@ -76,8 +76,9 @@ class RangeCache:
         object.__setattr__(self, "folder", os.path.abspath(self.folder))
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
                 file.write(bytes(2**12))
+                file.flush()
                 os.fsync(file.fileno())
             with self._locked_total() as total:
                 total.bytes = self._evict(self.max_bytes)
