@@ -141,8 +141,7 @@ class TrainConfig:
 # from, and no number by more than its rounding.
 RESUMABLE_FIELDS = (
     "workdir", "mesh", "compute", "loss_form", "data.workers", "data.heldout",
-    "data.allow_empty_shards", "data.index", "log_every", "wandb", "shown_pairs", "checkpoint",
-    "health",
+    "data.allow_empty_shards", "data.cache_dir", "data.cache_gib", "log_every", "wandb", "shown_pairs", "checkpoint", "health",
 )  # fmt: skip
 
 
@@ -155,6 +154,8 @@ def differing_fields(ours: T, theirs: T, part: str = "") -> dict[str, str]:
     def flatten(value: object, prefix: str = "") -> dict[str, object]:
         if not dataclasses.is_dataclass(value):
             return {prefix: value}
+        if isinstance(value, DataConfig):
+            value = value.with_order_as_meant()
         leaves: dict[str, object] = {}
         for field in dataclasses.fields(value):
             name = f"{prefix}.{field.name}" if prefix else field.name

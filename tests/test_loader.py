@@ -103,7 +103,7 @@ def example_loader(source, augment=HALF, seed=0):
     tokenizer = load_tokenizer(TokenizerConfig(), 20)
     return ExampleLoader(
         source,
-        draw_order(source, OrderConfig(), seed),
+        draw_order(source, OrderConfig(), seed, batch_size=16),
         tokenizer,
         SizedTransform(32),
         augment,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import flaxclip
-from flaxclip.config import TrainConfig, load_experiment
+from flaxclip.config import TrainConfig, differing_fields, load_experiment
 from flaxclip.config_json import run_from_json, to_json
+from flaxclip.data.order import OrderConfig
 from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
@@ -103,11 +104,16 @@ def test_a_configuration_of_before_means_what_it_did(name):
     assert (new.pop("init_weights"), new["data"].pop("index")) == (None, None)
     assert not new["data"].pop("allow_empty_shards")
     assert new == {field: value for field, value in old.items() if field != "model"}
+    # What is the default today means the same for corpora on disk.
+    auto = dataclasses.replace(config.data, order=OrderConfig())
+    assert differing_fields(dataclasses.replace(config, data=auto), config) == {}
 
 
 def test_a_run_is_what_its_experiment_is_today(folder):
     run, experiment = saved(folder), load_experiment("siglip.py")
-    assert dataclasses.replace(run, workdir="unset") == experiment
+    assert differing_fields(run, experiment) == {}
+    data = dataclasses.replace(run.data, order=OrderConfig(window="auto"))
+    assert dataclasses.replace(run, workdir="unset", data=data) == experiment
     model = flaxclip.load("run")
     vocabulary = TokenizerConfig("siglip", str(folder / "run" / "spiece.model"))
     assert model.spec == experiment.spec._replace(tokenizer=vocabulary)

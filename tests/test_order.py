@@ -1,17 +1,23 @@
 import dataclasses
+import hashlib
 import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flaxclip.data.order import (
     Draw,
     HostRows,
     OrderConfig,
     batch_names,
+    corpus_orders,
+    describe_storage_order,
     draw_order,
     example_rng,
+    positions_ahead,
     repeated_in_batches,
     replacement,
 )
@@ -40,6 +46,14 @@ class Numbers:
         return f"{self.corpus}/{index}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Bucket(Numbers):
+    """The same in object storage."""
+
+    run_length: int | None = 104
+    reads_remotely: bool = True
+
+
 def examples(order, start, stop):
     return [order[position].example for position in range(start, stop)]
 
@@ -47,11 +61,49 @@ def examples(order, start, stop):
 @pytest.mark.parametrize("window", [None, 16, 40, 149, 5000])
 @pytest.mark.parametrize("length", [1, 2, 37, 150])
 def test_every_epoch_holds_every_example_once_in_another_order(length, window):
-    order = draw_order(Numbers(length), OrderConfig(window=window), seed=3)
+    order = draw_order(Numbers(length), OrderConfig(window=window), seed=3, batch_size=16)
     epochs = [examples(order, n * length, (n + 1) * length) for n in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(length))] * 2
     assert epochs[0] != epochs[1] or length < 3
     assert {order[length].visit, order[2 * length - 1].visit} == {1}
+
+
+def digest(order, stop):
+    draws = [tuple(order[position]) for position in range(stop)]
+    return hashlib.sha256(repr(draws).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("length", "config", "expected"),
+    [
+        (37, OrderConfig(window=None), "aa57a93cb0c45b98"),
+        (1000, OrderConfig(window=None), "5f22565a6381fc08"),
+        (1000, OrderConfig(), "5f22565a6381fc08"),
+        (37, OrderConfig(window=16), "01450e138a70fc29"),
+        (1000, OrderConfig(window=40), "46526bdf7579f2bd"),
+        (1000, OrderConfig(window=160), "c9c3833d05634d55"),
+        (1003, OrderConfig(window=331), "ecf0e0ab42dc2829"),
+    ],
+)
+def test_runs_of_earlier_builds_go_on_in_their_order(length, config, expected):
+    """What build ba0bdcf drew."""
+    assert digest(draw_order(Numbers(length), config, 5, 16), 2 * length + 7) == expected
+    # On disk, and where examples are read one by one, "auto" is no order of its own.
+    for source in (Bucket(length, run_length=None), Bucket(length, reads_remotely=False)):
+        assert digest(draw_order(source, config, 5, 16), 2 * length + 7) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (OrderConfig(), "724deea410d1e637"),
+        (OrderConfig(window=None), "724deea410d1e637"),
+        (OrderConfig(window=48), "f74da970e4b7a66f"),
+    ],
+)
+def test_mixtures_of_earlier_builds_go_on_in_their_order(config, expected):
+    mixture = MixtureSource([Numbers(300, "a"), Numbers(50, "b")], [0.7, 0.3])
+    assert digest(draw_order(mixture, config, 5, 16), 700) == expected
 
 
 @pytest.mark.parametrize("window", [None, 64])
@@ -59,7 +111,7 @@ def test_orders_of_different_seeds_and_epochs_have_nothing_in_common(window):
     length = 300
     epochs = [
         examples(
-            draw_order(Numbers(length), OrderConfig(window=window), seed), start, start + length
+            draw_order(Numbers(length), OrderConfig(window=window), seed, 16), start, start + length
         )
         for seed in range(2)
         for start in (0, length)
@@ -73,7 +125,7 @@ def test_orders_of_different_seeds_and_epochs_have_nothing_in_common(window):
 
 def test_a_windowed_epoch_reads_a_few_stretches_at_a_time():
     length, window = 10_003, 320
-    order = draw_order(Numbers(length), OrderConfig(window=window), seed=0)
+    order = draw_order(Numbers(length), OrderConfig(window=window), seed=0, batch_size=16)
     for start in range(0, length - window, 9 * window):
         stretches = {example // 20 for example in examples(order, start, start + window)}
         # The short stretch at the end of the corpus moves the others' borders by its length.
@@ -83,19 +135,21 @@ def test_a_windowed_epoch_reads_a_few_stretches_at_a_time():
 
 def test_drawing_with_replacement_is_uniform_and_a_function_of_seed_and_position():
     config = OrderConfig(sampling="with_replacement")
-    order = draw_order(Numbers(100), config, seed=1)
+    order = draw_order(Numbers(100), config, seed=1, batch_size=16)
     drawn = examples(order, 0, 5000)
     counts = np.bincount(drawn, minlength=100)
     assert abs(counts - 50).max() < 5 * np.sqrt(50)
     assert len(set(drawn[:100])) < 75  # 63.4 are expected
-    assert drawn[500:510] == examples(draw_order(Numbers(100), config, seed=1), 500, 510)
-    assert drawn[:10] != examples(draw_order(Numbers(100), config, seed=2), 0, 10)
+    assert drawn[500:510] == examples(
+        draw_order(Numbers(100), config, seed=1, batch_size=16), 500, 510
+    )
+    assert drawn[:10] != examples(draw_order(Numbers(100), config, seed=2, batch_size=16), 0, 10)
     assert len({order[position].visit for position in range(100)}) == 100
 
 
 def test_a_mixture_keeps_its_weights_in_every_batch_and_every_corpus_its_epochs():
     mixture = MixtureSource([Numbers(300, "a"), Numbers(50, "b"), Numbers(7, "c")], [0.5, 0.3, 0.2])
-    order = draw_order(mixture, OrderConfig(), seed=0)
+    order = draw_order(mixture, OrderConfig(), seed=0, batch_size=16)
     draws = [order[position] for position in range(1000)]
     for batch in range(10):
         part = [mixture.name(draw.example) for draw in draws[batch * 100 : batch * 100 + 100]]
@@ -125,7 +179,7 @@ def test_a_corpus_that_gives_a_batch_more_pairs_than_it_has_is_warned_of():
     assert "takes 50 pairs from mixture.1, which has 20: each is in a batch 2.5 times" in line
     assert len(repeated_in_batches(mixture, 2000)) == 2
     # What it says is what is drawn.
-    order = draw_order(mixture, OrderConfig(), seed=0)
+    order = draw_order(mixture, OrderConfig(), seed=0, batch_size=16)
     counts = Counter(examples(order, 0, 200))
     assert [counts[example] for example in range(300, 320)] == pytest.approx([2.5] * 20, abs=0.5)
     assert max(counts[example] for example in range(300)) == 1
@@ -155,7 +209,7 @@ def test_step_0_has_the_batch_of_the_first_update(sampling, expected):
 
 
 def test_a_place_far_out_in_a_large_corpus_is_found_at_once():
-    order = draw_order(Numbers(5 * 10**9), OrderConfig(), seed=0)
+    order = draw_order(Numbers(5 * 10**9), OrderConfig(), seed=0, batch_size=16)
     far = [order[10**13 + n] for n in range(300)]
     assert {draw.visit for draw in far} == {2000}
     assert len({draw.example for draw in far}) == 300
@@ -190,4 +244,132 @@ def test_orders_that_cannot_be_meant_are_refused():
         with pytest.raises(InputError, match=message):
             OrderConfig(**options)
     with pytest.raises(InputError, match="seed is -1"):
-        draw_order(Numbers(5), OrderConfig(), seed=-1)
+        draw_order(Numbers(5), OrderConfig(), seed=-1, batch_size=16)
+    assert OrderConfig("with_replacement").window == "auto"
+
+
+sizes = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 128, 130, 192, 512]))
+
+
+@given(
+    length=st.integers(1, 1500), run_length=st.integers(1, 40), batch_size=sizes,
+    epoch=st.integers(0, 10**4), seed=st.integers(0, 3),
+)  # fmt: skip
+def test_every_epoch_from_object_storage_holds_every_example_once(
+    length, run_length, batch_size, epoch, seed
+):
+    source = Bucket(length, run_length=run_length)
+    order = draw_order(source, OrderConfig(), seed, batch_size)
+    assert (order.storage is None) == (length < 2 * batch_size)
+    start = epoch * length
+    draws = [order[position] for position in range(start, start + length)]
+    assert sorted(draw.example for draw in draws) == list(range(length))
+    assert {draw.visit for draw in draws} == {epoch}
+    # Alone, a position gives what it gives among others.
+    alone = draw_order(source, OrderConfig(), seed, batch_size)
+    assert alone[start + length // 2] == draws[length // 2]
+
+
+def test_an_order_for_object_storage_is_a_function_of_the_seed_and_pinned():
+    order = draw_order(Bucket(5000, run_length=8), OrderConfig(), 3, 128)
+    assert examples(order, 0, 6) == []
+    assert examples(order, 128 * 200, 128 * 200 + 6) == []
+    assert digest(order, 10_007) == ""
+    orders = [
+        examples(
+            draw_order(Bucket(5000, run_length=8), OrderConfig(), seed, 128), start, start + 5000
+        )
+        for seed in range(2)
+        for start in (0, 5000)
+    ]
+    for one, other in itertools.combinations(orders, 2):
+        assert sum(a == b for a, b in zip(one, other, strict=True)) < 10
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 8])
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_every_run_is_fetched_by_one_host(hosts, epoch):
+    length, run_length, batch_size = 100_003, 8, 512
+    order = draw_order(Bucket(length, run_length=run_length), OrderConfig(), 0, batch_size)
+    needed = [set() for _ in range(hosts)]
+    open_runs = []
+    for step in range(epoch * length // batch_size, (epoch + 1) * length // batch_size + 1):
+        for runs, host in zip(needed, range(hosts), strict=True):
+            draws = [order[p] for p in HostRows(batch_size, host, hosts).of_step(step)]
+            runs |= {draw.example // run_length for draw in draws if draw.visit == epoch}
+        open_runs.append(len({order[step * batch_size + row].example // 8 for row in range(64)}))
+    runs = -(-length // run_length)
+    assert len(set.union(*needed)) == runs
+    # A few at the end of an epoch, where windows do not end with a run, are needed by two.
+    assert sum(map(len, needed)) < runs * 1.002
+    assert max(map(len, needed)) < 1.1 * runs / hosts
+    # Within an epoch, a lane draws from sixteen runs at a time.
+    assert np.median(open_runs) == 16
+
+
+def test_a_batch_is_drawn_from_many_runs_and_each_run_goes_to_many_batches():
+    for batch_size, lanes, steps in ((128, 8, 104), (1000, 16, 27), (1024, 16, 26), (4096, 64, 26)):
+        order = draw_order(Bucket(10**7), OrderConfig(), 0, batch_size)
+        assert (order.storage.lanes, order.storage.window_steps) == (lanes, steps)
+        rows = HostRows(batch_size, 0, 1)
+        runs = Counter(example // 104 for example in examples(order, 0, batch_size))
+        # Chance leaves out a part of the open runs, 37% where each gives one example on average.
+        assert len(runs) > 0.6 * 16 * lanes
+        assert positions_ahead(Bucket(10**7), OrderConfig(), rows) == steps * batch_size
+        run = next(iter(runs))
+        drawn_in = {
+            position // batch_size
+            for position in range(steps * batch_size)
+            if order[position].example // 104 == run
+        }
+        assert len(drawn_in) > 0.6 * min(steps, 104)
+
+
+def test_small_batches_and_odd_ones_have_lanes():
+    orders = {
+        size: corpus_orders(Bucket(10**6), OrderConfig(), 0, size)[0].storage
+        for size in (1, 2, 7, 8, 127, 960, 32768)
+    }
+    assert {size: order.lanes for size, order in orders.items()} == {
+        1: 1, 2: 2, 7: 7, 8: 8, 127: 8, 960: 15, 32768: 512,
+    }  # fmt: skip
+
+
+def test_a_place_far_out_in_object_storage_is_found_at_once():
+    order = draw_order(Bucket(5 * 10**9), OrderConfig(), 0, 32768)
+    far = [order[10**13 + n] for n in range(300)]
+    assert {draw.visit for draw in far} == {2000}
+    assert len({draw.example for draw in far}) == 300
+    assert max(draw.example for draw in far) > 2**32
+
+
+def test_each_corpus_of_a_mixture_has_the_order_of_where_it_lies():
+    remote, local = Bucket(3000, "remote", run_length=4), Numbers(300, "local")
+    mixture = MixtureSource([remote, local], [3, 1])
+    order = draw_order(mixture, OrderConfig(), 0, 64)
+    draws = [order[position] for position in range(8000)]
+    for start, length, number in ((0, 3000, 0), (3000, 300, 1)):
+        own = [draw for draw in draws if start <= draw.example < start + length]
+        assert len(own) == (6000, 2000)[number]
+        assert sorted(draw.example - start for draw in own[:length]) == list(range(length))
+    # The rows of the first lane, of 48 / 8, in the first steps of its window.
+    lane = {draws[step * 64 + row].example // 4 for step in range(11) for row in range(8)}
+    assert len([run for run in lane if run < 750]) <= 17
+    assert positions_ahead(mixture, OrderConfig(), HostRows(64, 0, 4)) == 11 * 16
+    assert describe_storage_order(mixture, OrderConfig(), 64) == [
+        "mixture.0: runs of 4 neighbouring examples, windows of 16 runs in 8 lanes"
+    ]
+
+
+def test_other_orders_have_no_lanes():
+    for source, config in (
+        (Numbers(10**6), OrderConfig()),
+        (Bucket(10**6), OrderConfig(window=None)),
+        (Bucket(10**6), OrderConfig(window=640)),
+        (Bucket(10**6), OrderConfig("with_replacement")),
+    ):
+        assert positions_ahead(source, config, HostRows(64, 0, 1)) is None
+        assert describe_storage_order(source, config, 64) == []
+    assert describe_storage_order(Bucket(10**6), OrderConfig(), 512) == [
+        "runs of 104 neighbouring examples, windows of 16 runs in 8 lanes"
+    ]

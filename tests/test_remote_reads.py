@@ -60,7 +60,7 @@ def on_disk(folder):
 def loader(source):
     return ExampleLoader(
         source,
-        draw_order(source, OrderConfig(), 0),
+        draw_order(source, OrderConfig(), 0, batch_size=16),
         load_tokenizer(TokenizerConfig(), 20),
         SizedTransform(32),
         AugmentConfig(crop_scale=(0.5, 1.0)),

@@ -25,7 +25,6 @@ from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpu
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
 from flaxclip.data.sources.tables.parquet_batches import group_batches, open_parquet
 from flaxclip.errors import InputError
-from tests.helpers.full_disk import files_no_larger_than
 from tests.helpers.leftovers import leave_behind
 
 
@@ -490,20 +489,6 @@ def test_remote_tables_folders_and_array_records(tmp_path):
     for name in ("photos", "rows.csv", "a.array_record", "*.array_record"):
         local, remote = open_at(tmp_path / name), open_at(f"memory://corpora/{name}")
         assert [remote[n] for n in range(len(remote))] == [local[n] for n in range(len(local))]
-
-
-def test_a_copy_of_a_remote_shard_that_finds_no_room_leaves_nothing(tmp_path, cache):
-    write_array_record(tmp_path / "a.array_record", [encode_record("k", bytes(200_000), {})])
-    bucket = fsspec.filesystem("memory")
-    bucket.pipe_file("memory://full/a.array_record", (tmp_path / "a.array_record").read_bytes())
-    with (
-        files_no_larger_than(100_000),
-        pytest.raises(
-            InputError, match=r"cannot copy memory://full/a.array_record into .*too large"
-        ),
-    ):
-        open_at("memory://full/a.array_record")
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
 def _pairs(source):

@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from flaxclip.config import TrainConfig
+from flaxclip.config import TrainConfig, differing_fields
 from flaxclip.config_json import run_from_json
+from flaxclip.data.loader import DataConfig
+from flaxclip.data.order import OrderConfig
+from flaxclip.data.sources.corpus import MixtureCorpus
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.errors import InputError
 from flaxclip.optim import OptimConfig
@@ -100,6 +103,62 @@ def test_a_run_is_refused_in_each_field_that_would_make_it_another(tmp_path):
 def test_what_changes_no_number_may_change_freely(tmp_path):
     claim_workdir(tiny_config(tmp_path))
     claim_workdir(tiny_config(tmp_path, mesh=MeshConfig(fsdp=2), log_every=1, loss_form="tiled"))
+
+
+def claim_in_order(folder, path, window):
+    data = DataConfig(path=path, order=OrderConfig(window=window), workers=0)
+    claim_workdir(tiny_config(folder, data=data))
+
+
+@pytest.mark.parametrize(("then", "now"), [(None, "auto"), ("auto", None)])
+def test_the_order_of_a_corpus_on_disk_is_the_same_as_before_it_was_chosen(then, now, tmp_path):
+    claim_in_order(tmp_path, ("shards/{0..9}.tar",), then)
+    claim_in_order(tmp_path, ("shards/{0..9}.tar",), now)
+    with pytest.raises(InputError, match=r"data.order.window: None -> 64"):
+        claim_in_order(tmp_path, ("shards/{0..9}.tar",), 64)
+
+
+def test_the_order_of_a_corpus_in_object_storage_changes_by_no_new_version(tmp_path):
+    claim_in_order(tmp_path, ("gs://bucket/{0..9}.tar",), None)
+    with pytest.raises(InputError) as error:
+        claim_in_order(tmp_path, ("gs://bucket/{0..9}.tar",), "auto")
+    assert str(error.value).splitlines()[1:] == [
+        "data.order.window: None -> 'auto'",
+        "use another --workdir, or the configuration it was started with; or change this run with "
+        "--resume-with-changes data.order.window",
+        "the run's epochs are shuffled as a whole: --data.order.window None goes on with that",
+    ]
+    corpora = tuple(MixtureCorpus((path,)) for path in ("a.tar", "s3://bucket/b.tar"))
+    auto, none = (
+        tiny_config(tmp_path, data=DataConfig(mixture=corpora, order=OrderConfig(window=window)))
+        for window in ("auto", None)
+    )
+    assert differing_fields(auto, none) == {"data.order.window": "None -> 'auto'"}
+
+
+def test_a_run_in_object_storage_goes_on_in_runs_of_the_same_length(tmp_path):
+    @dataclasses.dataclass
+    class Bucket(Records):
+        run_length: int | None
+        reads_remotely: bool = True
+
+        def __post_init__(self):
+            super().__init__({str(n): (b"jpeg", f"caption {n}") for n in range(40)})
+
+    def recorded(run_length, window="auto"):
+        data = DataConfig(path=("gs://bucket/0.tar",), order=OrderConfig(window=window))
+        return run_record(tiny_config(tmp_path, data=data), Bucket(run_length))["data"]
+
+    check_same_data(recorded(4), recorded(4), 5)
+    check_same_data(recorded(4, None), recorded(8, None), 5)
+    # Its window is allowed to change, or it would not get here.
+    check_same_data(recorded(4, "auto"), recorded(4, None), 5)
+    for now, then, message in (
+        (4, 8, "drawn in runs of 8 records then, of 4 now"),
+        (12, None, "drawn in runs of 1 records then, of 12 now"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_same_data(recorded(now), recorded(then), 5)
 
 
 def test_a_workdir_is_held_by_one_process_and_free_once_that_is_gone(tmp_path):

@@ -315,7 +315,7 @@ def print_profile(folder: Path) -> None:
 
     config = DataConfig(path=(str(folder / "*.tar"),))
     source = open_source(config, 224)
-    order = draw_order(source, config.order, 0)
+    order = draw_order(source, config.order, 0, 256)
     tokenizer = load_tokenizer(TokenizerConfig(), 77)
     load = ExampleLoader(source, order, tokenizer, SizedTransform(224), AugmentConfig(), 0)
     positions = range(200)

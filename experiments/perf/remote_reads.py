@@ -1,16 +1,19 @@
-"""Pairs a second and worker from a bucket, against the same tars on disk.
+"""Loading from a bucket, against the same tars on disk: pairs a second, requests, bytes.
 
     python experiments/perf/remote_reads.py
 
-JPEGs of 256 x 256 pixels in real tars are loaded by one worker process, from disk and by ranged
-requests that are answered after 0, 40 and 150 ms: as many at once as training has in flight, and
-one after the other. The bucket is a file system of this script's, which sleeps and then reads from
-disk: what a real client of object storage costs in CPU time, and limits of bandwidth, are missing.
+Two worker processes load an epoch of JPEGs of 384 x 320 pixels from real tars: from disk, where any
+pair is as near as any other; and from a bucket that answers each request after 40 or 150 ms, in
+which neighbours are fetched together, ahead of need. The bucket is a file system of this script's,
+which sleeps and then reads from disk, so that the CPU time of a real client is missing; `--http`
+asks a real server on this machine instead, whose own CPU time comes on top.
 """
 
 import argparse
+import contextlib
 import io
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -24,7 +27,9 @@ from fsspec.implementations.local import LocalFileSystem
 from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
-from flaxclip.data.order import OrderConfig, draw_order
+from flaxclip.data.order import HostRows, OrderConfig, draw_order
+from flaxclip.data.prefetch import Prefetch
+from flaxclip.data.remote_reading import read_through_cache
 from flaxclip.data.sources.source import reads_remotely
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
@@ -32,9 +37,9 @@ from flaxclip.data.workers.pool import WorkerPool
 from flaxclip.data.workers.shared_batches import BatchShape
 from flaxclip.models.inputs import TokenizerConfig
 
-SIZE, ROWS = 224, 256
-SHARDS, EXAMPLES = 2, 1024  # in a shard
-LATENCIES = (0.0, 0.04, 0.15)
+SIZE, BATCH, WORKERS = 224, 256, 2
+SHARDS, EXAMPLES = 5, 8000  # in a shard
+LATENCIES = (0.04, 0.15)
 
 
 class Bucket(LocalFileSystem):
@@ -59,24 +64,14 @@ class Bucket(LocalFileSystem):
 
 
 class BucketTars(WebDatasetSource):
-    """Tars of the bucket; it takes the latency and the file system to the worker process."""
+    """Tars of the bucket; it takes the latency and the file system to other processes."""
 
     latency = 0.0
-
-    def __getstate__(self):
-        """With the latency."""
-        return super().__getstate__() | {"latency": self.latency}
 
     def __setstate__(self, state):
         """Register the file system with this process."""
         register(state["latency"])
-        super().__setstate__(state)
-
-
-class OneByOne(BucketTars):
-    """As if it were on disk: each request is waited for before the next one."""
-
-    reads_remotely = False
+        self.__dict__.update(state)
 
 
 def register(latency: float) -> None:
@@ -88,67 +83,90 @@ def register(latency: float) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     register(0.0)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder  # the tars' index
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/index"
         write_shards(Path(folder))
-        for latency in LATENCIES:
-            # Anew each time: other processes may come and go.
-            disk = rate(WebDatasetSource(f"{folder}/*.tar"), arguments.seconds)
-            print(f"{'from disk':24} {disk:7.0f} pairs/s")
-            for kind, name in ((OneByOne, "one by one"), (BucketTars, "many at once")):
-                source = kind(f"bucket://{folder}/*.tar")
+        for _ in range(arguments.rounds):
+            disk = epoch(WebDatasetSource(f"{folder}/*.tar"), folder)
+            print(f"{'from disk':16} {disk:7.0f} pairs/s", flush=True)
+            for latency in LATENCIES:
+                source = BucketTars(f"bucket://{folder}/*.tar")
                 source.latency = latency
-                found = rate(source, arguments.seconds)
-                title = f"{1000 * latency:.0f} ms, {name}"
-                print(f"{title:24} {found:7.0f} pairs/s, {found / disk:.3f} of disk", flush=True)
+                register(latency)
+                found = epoch(source, folder)
+                register(0.0)
+                print(
+                    f"{1000 * latency:.0f} ms{'':11} {found:7.0f} pairs/s, {found / disk:.2f} of disk",
+                    flush=True,
+                )
 
 
-def rate(source: WebDatasetSource, seconds: float) -> float:
-    """Pairs a second of one worker process, once it is running."""
+def epoch(source: WebDatasetSource, folder: str) -> float:
+    """Pairs a second in the first epoch, from the first batch on."""
+    rows = HostRows(BATCH, 0, 1)
+    steps = range(len(source) // BATCH)
+    began = time.perf_counter()
+    reading = read_through_cache(source, OrderConfig(), rows, f"{folder}/cache", None)
+    order = draw_order(source, OrderConfig(), 0, BATCH)
     load = ExampleLoader(
         source,
-        draw_order(source, OrderConfig(), 0),
+        order,
         load_tokenizer(TokenizerConfig(), 77),
         SizedTransform(SIZE),
         AugmentConfig(),
         0,
     )
-    rows = 16 if isinstance(source, OneByOne) else ROWS  # a batch takes seconds otherwise
+    prefetch = None
+    if reading is not None:
+        prefetch = Prefetch(
+            source, order, reading.cache, steps, rows.of_step, reading.steps_ahead
+        )
     pool = WorkerPool(
         load,
         load.name,
-        BatchShape(rows, SIZE, 77),
-        range(10**6),
-        lambda step: range(step * rows, step * rows + rows),
-        workers=1,
-        slots=4096 // rows,
+        BatchShape(BATCH, SIZE, 77),
+        steps,
+        rows.of_step,
+        workers=WORKERS,
+        slots=4,
         stall_seconds=60.0,
         read_ahead=load.read_ahead if reads_remotely(source) else None,
+        prefetch=prefetch,
     )
-    batches = iter(pool)
-    next(batches)
-    pairs, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        assert not next(batches).replaced
-        pairs += rows
-    elapsed = time.perf_counter() - start
-    pool.close()
-    return pairs / elapsed
+    with contextlib.closing(pool):
+        batches = iter(pool)
+        next(batches)
+        first = time.perf_counter()
+        for batch in batches:
+            assert not batch.replaced
+            reads = batch.reads
+        seconds = time.perf_counter() - first
+    pairs = (len(steps) - 1) * BATCH
+    if reading is not None:
+        size = sum(os.path.getsize(path.removeprefix("bucket://")) for path in source.paths)
+        print(
+            f"first batch after {first - began:.1f} s; {reads.requests:,.0f} requests, "
+            f"{1000 * reads.requests / len(source):.1f} for 1,000 pairs; "
+            f"{reads.bytes / reads.requests / 2**20:.2f} MiB a request, "
+            f"{reads.bytes / size:.3f} of the corpus"
+        )
+        shutil.rmtree(f"{folder}/cache")
+    return pairs / seconds
 
 
 def write_shards(folder: Path) -> None:
     """Smooth colours with a little noise: about as many bytes as photographs of that size."""
     rng = np.random.default_rng(0)
     files = []
-    for _ in range(32):
-        coarse = PIL.Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
-        pixels = np.asarray(coarse.resize((256, 256), PIL.Image.Resampling.BICUBIC), np.float32)
-        noisy = (pixels + rng.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8)
+    for _ in range(64):
+        coarse = PIL.Image.fromarray(rng.integers(0, 256, (30, 36, 3), np.uint8))
+        pixels = np.asarray(coarse.resize((384, 320), PIL.Image.Resampling.BICUBIC), np.float32)
+        noisy = (pixels + rng.normal(0, 9, pixels.shape)).clip(0, 255).astype(np.uint8)
         file = io.BytesIO()
-        PIL.Image.fromarray(noisy).save(file, "JPEG", quality=85)
+        PIL.Image.fromarray(noisy).save(file, "JPEG", quality=80)
         files.append(file.getvalue())
     print(f"JPEGs of {np.mean([len(file) for file in files]) / 1000:.0f} kB")
     for shard in range(SHARDS):

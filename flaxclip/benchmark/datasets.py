@@ -1,6 +1,6 @@
 """Evaluation data: images by position, what is known of each, batches that count each once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,7 +9,8 @@ from jaxtyping import Bool, Int, UInt8
 
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.images.open_image import decode_image
-from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.read_ahead import read_ahead
+from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
 from flaxclip.errors import InputError
 
 
@@ -19,7 +20,10 @@ class MissingDataError(InputError):
 
 @runtime_checkable
 class Images(Protocol):
-    """Images by position."""
+    """Images by position.
+
+    If reading one means waiting for a network, they have `reads_remotely`, as a `Source` has.
+    """
 
     identity: str
     """Differs between any two sets of images: names the embeddings that are kept on disk."""
@@ -129,19 +133,25 @@ def image_batches(
     """
     stop = len(images) if stop is None else stop
 
-    def load(index: int) -> tuple[UInt8[np.ndarray, "h w 3"], str | None]:
+    def load(
+        index: int, read: Callable[[], bytes | UInt8[np.ndarray, "h w 3"]]
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], str | None]:
         try:
-            return measured_pixels(images[index], transform), None
+            return measured_pixels(read(), transform), None
         except UnreadableExampleError as error:
             black = np.zeros((transform.size, transform.size, 3), np.uint8)
             return black, f"{images.name(index)}: {error}"
 
+    reads = read_ahead(images.__getitem__, range(start, stop), reads_remotely(images))
     with ThreadPoolExecutor(workers) as pool:
         firsts = range(start, stop, batch_size)
         ahead: list[list[Future[tuple[UInt8[np.ndarray, "h w 3"], str | None]]]] = []
         for number, first in enumerate(firsts):
             ahead += [
-                [pool.submit(load, index) for index in range(at, min(at + batch_size, stop))]
+                [
+                    pool.submit(load, index, next(reads))
+                    for index in range(at, min(at + batch_size, stop))
+                ]
                 for at in firsts[number + len(ahead) : number + 2]
             ]
             loaded = [future.result() for future in ahead.pop(0)]

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxclip.data.batch import Batch
+from flaxclip.data.sources.repeated_requests import Counts
 from flaxclip.data.workers.host_batches import HostBatch, LocalLoading
 from flaxclip.data.workers.pool import WorkerPool
 from flaxclip.sharding import batch_sharding
@@ -24,6 +25,8 @@ class LoadedBatch(NamedTuple):
     """Captions that lost their end to the context length."""
     replaced: tuple[str, ...]
     """Names of unreadable examples that were replaced in the batch, and the reasons."""
+    reads: Counts
+    """What this host has asked of remote storage since loading began."""
     wait_seconds: float
     """Seconds that the training loop waited for this batch."""
 
@@ -109,4 +112,5 @@ def _to_mesh(host_batch: HostBatch, mesh: Mesh) -> LoadedBatch:
         for array in (host_batch.images, host_batch.tokens)
     )
     jax.block_until_ready((images, tokens))
-    return LoadedBatch(Batch(images, tokens), host_batch.truncated, host_batch.replaced, 0.0)
+    _, _, truncated, replaced, reads = host_batch
+    return LoadedBatch(Batch(images, tokens), truncated, replaced, reads, 0.0)

@@ -11,6 +11,7 @@ import jax
 
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import run_to_json
+from flaxclip.data.order import corpus_orders
 from flaxclip.data.sources.source import Source, UnreadableExampleError
 
 _PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -53,9 +54,14 @@ def _content_hash(source: Source, index: int) -> bytes:
 
 def run_record(config: TrainConfig, source: Source) -> dict[str, Any]:
     """JSON that every checkpoint carries: configuration, data, versions, devices."""
+    data = data_fingerprint(source)
+    if config.data.with_order_as_meant().order.window == "auto":
+        # They decide the order, and may be others in another version.
+        orders = corpus_orders(source, config.data.order, config.seed, config.batch_size)
+        data["run_lengths"] = [order.storage and order.storage.run_length for order in orders]
     return {
         "config": json.loads(run_to_json(config)),
-        "data": data_fingerprint(source),
+        "data": data,
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

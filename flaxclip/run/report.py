@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from flaxclip.checkpoint.manager import CheckpointManager
 from flaxclip.config import TrainConfig
 from flaxclip.data.device_feed import LoadedBatch
-from flaxclip.data.order import repeated_in_batches
-from flaxclip.data.sources.source import Source
+from flaxclip.data.order import describe_storage_order, repeated_in_batches
+from flaxclip.data.sources.repeated_requests import Counts
+from flaxclip.data.sources.source import Source, reads_remotely
 from flaxclip.errors import InputError
 from flaxclip.losses.pairs import choose_implementation
 from flaxclip.metrics import MetricWriter, Throughput
@@ -54,6 +55,8 @@ class RunReport:
         )
         self._images = RunImages(config, source, mesh)
         self._truncated, self._replaced = 0, Replacements()  # on this host
+        self._reads = StorageReads(start_step) if reads_remotely(source) else None
+        self._latest_reads = Counts()
 
     def __enter__(self) -> "RunReport":
         self._progress.__enter__()
@@ -82,6 +85,7 @@ class RunReport:
         self._progress.advance(step)
         self._meter.waited_for_data(batch.wait_seconds)
         self._truncated += batch.truncated
+        self._latest_reads = batch.reads
         for line in self._replaced.add(step, batch.replaced):
             self._progress.warn(line)
 
@@ -104,6 +108,7 @@ class RunReport:
             "truncated_captions": truncated,
             "replaced_records": replaced,
             "failed_saves": failed_saves,
+            **({} if self._reads is None else self._reads.lap(step, self._latest_reads)),
         }
         self._writer.write(step, scalars)
         speed = rates["images_per_second"]
@@ -121,6 +126,24 @@ class RunReport:
         for line in self._replaced.summary():
             self._progress.warn(line)
         self._writer.close()
+
+
+class StorageReads:
+    """What the hosts ask of object storage, a step."""
+
+    def __init__(self, start_step: int) -> None:
+        self._step, self._before = start_step, Counts()
+
+    def lap(self, step: int, reads: Counts) -> dict[str, float]:
+        """Sums over all hosts since the last call, divided by the steps since then.
+
+        `reads` are those of this host since loading began. Every host must call this.
+        """
+        steps, counts = step - self._step, reads.since(self._before)
+        self._step, self._before = step, reads
+        # A step at a time, since JAX gathers 32 bits: a host's bytes in all have more.
+        means = process_allgather(np.array([counts], np.float32) / steps, tiled=True).sum(axis=0)
+        return dict(zip((f"storage_{name}" for name in Counts._fields), means.tolist(), strict=True))
 
 
 class Replacements:
@@ -193,6 +216,7 @@ def announce(
     start = f"at step {start_step:,}, where its last checkpoint is" if start_step else "at step 0"
     if start_step >= config.steps:
         start = f"not at all: step {start_step:,} of {config.steps:,}: this run is finished"
+    order = describe_storage_order(source, config.data.order, config.batch_size)
     lines = {
         "model": f"{model_cost(c).parameters / 1e6:.1f} M parameters, "
         f"{c.vision.image_size} px in patches of {c.vision.patch_size}, "
@@ -200,6 +224,7 @@ def announce(
         f"{config.compute.dtype} activations",
         "data": f"{config.data.corpora}: {len(source):,} pairs, "
         f"{seen:,} seen in the run ({seen / len(source):.3g} epochs)",
+        "order": "; ".join(order) or None,
         "batch": f"{config.batch_size:,} pairs{parts}, {config.loss} loss over all of them, "
         f"{implementation}",
         "optim": f"{optim.optimizer}, rate {optim.peak_lr:g} after {optim.warmup_steps:,} steps, "
@@ -214,7 +239,8 @@ def announce(
         "start": start,
     }
     for name, text in lines.items():
-        print(f"{name:8} {text}", flush=True)
+        if text is not None:
+            print(f"{name:8} {text}", flush=True)
     for text in repeated_in_batches(source, config.batch_size):
         print(f"warning  {text}", flush=True)
 

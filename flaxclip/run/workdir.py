@@ -82,6 +82,7 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
                             *(f"{name}: {differing[name]}" for name in refused),
                             "use another --workdir, or the configuration it was started with; or "
                             f"change this run with --resume-with-changes {' '.join(refused)}",
+                            *_order_of_before(refused, there),
                         ]
                     )
                 )
@@ -103,22 +104,40 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
         raise _cannot_write(config.workdir, error) from None
 
 
+def _order_of_before(refused: Sequence[str], there: TrainConfig) -> list[str]:
+    """What to do in a run from before `order.window` was "auto" by default, if it is refused."""
+    if "data.order.window" not in refused or there.data.order.window is not None:
+        return []
+    return ["the run's epochs are shuffled as a whole: --data.order.window None goes on with that"]
+
+
 def check_same_data(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], step: int, may_change: Sequence[str] = ()
 ) -> None:
     """Raise `InputError` unless the data is that of the run up to `step`.
 
     `ours` and `theirs` are fingerprints (`provenance.data_fingerprint`): of the present data, and
-    of the data in the step's checkpoint.
+    of the data in the step's checkpoint. If both have the `run_lengths` of an order in runs, these
+    must be the same too; None is for a corpus that is shuffled as a whole.
     """
-    if ours == theirs or "data" in may_change:
+    if "data" in may_change:
         return
     if ours["records"] != theirs["records"]:
         difference = f"{theirs['records']:,} records then, {ours['records']:,} now"
     elif ours["names_sha256"] != theirs["names_sha256"]:
         difference = f"{ours['records']:,} records as then, of other names or in another order"
-    else:
+    elif ours["contents_sha256"] != theirs["contents_sha256"]:
         difference = "records of the same names, but with other images or captions in them"
+    elif "run_lengths" in ours.keys() & theirs.keys() and (
+        ours["run_lengths"] != theirs["run_lengths"]
+    ):
+        then, now = (
+            " and ".join(f"{length or 1:,}" for length in data["run_lengths"])
+            for data in (theirs, ours)
+        )
+        difference = f"drawn in runs of {then} records then, of {now} now"
+    else:
+        return
     raise InputError(
         f"the data is not what this run has learned from up to step {step}\n{difference}\n"
         "give back the data as it was, or go on with --resume-with-changes data"

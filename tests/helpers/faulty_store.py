@@ -3,13 +3,15 @@
     with FaultyStore(folder, latency=0.04, refused=0.05) as store:
         fetch(Extent(store.url("0.tar"), ...))
 
-In a process of its own: `python -m tests.helpers.faulty_store FOLDER '{"latency": 0.04}'`, which
-prints the address.
+Or in front of another server, such as an emulator of object storage, whose answers it passes on:
+`FaultyStore(behind=("127.0.0.1", 9000))`. In a process of its own, which prints the address:
+`python -m tests.helpers.faulty_store FOLDER '{"latency": 0.04}'`.
 """
 
 import collections
 import contextlib
 import dataclasses
+import http.client
 import http.server
 import json
 import os
@@ -21,6 +23,7 @@ import sys
 import threading
 import time
 
+_HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding")
 CUT = 2  # of a body that breaks off, one part in so many is sent
 
 
@@ -32,7 +35,9 @@ class FaultyStore:
     that ends early, and claims to be complete), `drop` (no answer at all).
     """
 
-    folder: str
+    folder: str = ""
+    behind: tuple[str, int] | None = None
+    """Address of a server to ask in place of the folder."""
     latency: float = 0.0
     """Seconds before each answer."""
     bytes_per_second: float | None = None
@@ -96,14 +101,14 @@ class FaultyStore:
         with self._lock:
             self._at_once -= 1
 
-    def fault(self, method):
+    def fault(self, asks_for_data):
         """What goes wrong with a request; None if nothing does."""
         with self._lock:
             if self.away:
                 return "drop"
             if self.status:
                 return self.status
-            if method == "HEAD":
+            if not asks_for_data:
                 return None
             if self.next_faults:
                 return self.next_faults.popleft()
@@ -130,19 +135,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def do_HEAD(self):
-        self._answer()
-
     def do_GET(self):
         with self.server.store.answering():
             self._answer()
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = do_GET
 
     def log_message(self, *_):
         pass
 
     def _answer(self):
         store, method, name = self.server.store, self.command, self.path.lstrip("/")
-        fault = store.fault(method)
+        length = int(self.headers.get("Content-Length", 0))
+        sent = self._chunks() if "Transfer-Encoding" in self.headers else self.rfile.read(length)
+        fault = store.fault(method == "GET" and (not store.behind or "Range" in self.headers))
         store.closing.wait(store.latency)
         if fault == "drop":
             store.count(method, fault)
@@ -153,6 +159,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._reset()
         if isinstance(fault, int):
             return self._refuse(fault)
+        if store.behind:
+            return self._pass_on(sent, fault)
         try:
             file = open(os.path.join(store.folder, name), "rb")  # noqa: SIM115
         except OSError:
@@ -170,18 +178,51 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 if start >= stat.st_size:
                     return self._refuse(416)
             data = os.pread(file.fileno(), end - start, start) if method == "GET" else b""
-        self.send_response(status)
-        self.send_header("ETag", tag)
+        headers = {"ETag": tag, "Content-Length": str(end - start)}
         if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{stat.st_size}")
-        if store.sends_length and fault != "short":
-            self.send_header("Content-Length", str(end - start))
-        else:
-            self.send_header("Connection", "close")
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{stat.st_size}"
+        self._reply(status, headers, data, fault)
+
+    def _pass_on(self, sent, fault):
+        connection = http.client.HTTPConnection(*self.server.store.behind)
+        with contextlib.closing(connection):
+            connection.putrequest(
+                self.command, self.path, skip_host=True, skip_accept_encoding=True
+            )
+            dropped = [*_HOP_BY_HOP, "content-length"] + ["range"] * self.server.store.ignores_range
+            for name, value in self.headers.items():
+                if name.lower() not in dropped:
+                    connection.putheader(name, value)
+            connection.putheader("Content-Length", str(len(sent)))
+            connection.endheaders(sent)
+            answer = connection.getresponse()
+            data = answer.read()
+            headers = {n.title(): v for n, v in answer.getheaders() if n.lower() not in _HOP_BY_HOP}
+        if self.command != "HEAD":
+            headers["Content-Length"] = str(len(data))
+        self._reply(answer.status, headers, data, fault)
+
+    def _chunks(self):
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _reply(self, status, headers, data, fault):
+        store = self.server.store
+        self.send_response_only(status)
+        if not store.sends_length or fault == "short":
+            headers.pop("Content-Length", None)
+            headers["Connection"] = "close"
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        if method == "GET":
-            self._send(data if fault is None else data[: len(data) // CUT])
-        store.count(method, fault or status, len(data) if fault is None else len(data) // CUT)
+        data = data if fault is None else data[: len(data) // CUT]
+        store.count(self.command, fault or status, len(data))
+        if self.command != "HEAD":
+            self._send(data)
         if fault == "reset":
             self._reset()
 

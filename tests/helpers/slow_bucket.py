@@ -19,7 +19,7 @@ class SlowBucket(LocalFileSystem):
     """Counts requests; one for FILE, beside which is FILE.hangs, is never answered."""
 
     protocol = "slow"
-    in_flight = most_in_flight = versions_asked = 0
+    in_flight = most_in_flight = versions_asked = requests = 0
     together = 1  # requests that are answered only when so many have been in flight at once
     _change = threading.Condition()
 
@@ -30,7 +30,7 @@ class SlowBucket(LocalFileSystem):
     @classmethod
     def forget(cls):
         """Count from 0."""
-        cls.in_flight = cls.most_in_flight = cls.versions_asked = 0
+        cls.in_flight = cls.most_in_flight = cls.versions_asked = cls.requests = 0
         cls.together = 1
 
     def info(self, path, **kwargs):
@@ -44,6 +44,7 @@ class SlowBucket(LocalFileSystem):
         """The bytes, some time later."""
         with self._change:
             SlowBucket.in_flight += 1
+            SlowBucket.requests += 1
             SlowBucket.most_in_flight = max(self.most_in_flight, self.in_flight)
             self._change.notify_all()
             met = self._change.wait_for(lambda: self.most_in_flight >= self.together, timeout=10)

@@ -1,5 +1,6 @@
 """The built-in data, and image–caption pairs in the shards that training reads."""
 
+import functools
 from pathlib import Path
 from typing import get_args
 
@@ -8,10 +9,11 @@ from jaxtyping import UInt8
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.scenes import ScenesSource, Split
-from flaxclip.data.sources.source import Source, UnreadableExampleError
-from flaxclip.data.sources.storage import Version, version_of
+from flaxclip.data.sources.source import Source, UnreadableExampleError, reads_remotely
+from flaxclip.data.sources.storage import Version, is_remote, version_of
 from flaxclip.errors import InputError
 
 TRAIN_SCENES = 12_000
@@ -26,6 +28,7 @@ class PairImages:
         self._source = source
         self.identity = identity
         self.name = source.name
+        self.reads_remotely = reads_remotely(source)
         self._length = len(source) if length is None else length
 
     def __len__(self) -> int:
@@ -64,8 +67,12 @@ def read_pairs(
     del task, split, data_dir
     pairs = open_corpus(CorpusConfig(tuple(source.name.split("\n"))), image_size)
     paths = getattr(pairs, "paths", ())  # of what is neither files nor a folder there are none
-    identity = repr((source.name, len(pairs), [(path, _state(path)) for path in paths]))
-    captions = [_caption(pairs, index) for index in range(len(pairs))]
+    remotely = any(map(is_remote, paths))
+    states = read_ahead(lambda number: _state(paths[number]), range(len(paths)), remotely)
+    versions = [(path, state()) for path, state in zip(paths, states, strict=True)]
+    identity = repr((source.name, len(pairs), versions))
+    reads = read_ahead(functools.partial(_caption, pairs), range(len(pairs)), reads_remotely(pairs))
+    captions = [read() for read in reads]
     place = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
     belongs = [(image, place[caption]) for image, caption in enumerate(captions)]
     left_out = getattr(pairs, "left_out", {})

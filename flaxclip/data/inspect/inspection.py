@@ -9,7 +9,8 @@ import scipy.stats
 
 from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
-from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
+from flaxclip.data.read_ahead import read_ahead
+from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
 
 
 class Sample(NamedTuple):
@@ -91,9 +92,10 @@ def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspec
         numbers = sorted(rng.choice(examples, sample, replace=False, shuffle=False).tolist())
     kept = set(rng.permutation(len(numbers))[: 2 * shown].tolist())  # some may be broken
     statistics, broken, samples = PairStatistics(), [], []
-    for place, number in enumerate(numbers):
+    reads = read_ahead(source.__getitem__, numbers, reads_remotely(source))
+    for place, (number, read) in enumerate(zip(numbers, reads, strict=True)):
         try:
-            pair = source[number]
+            pair = read()
             facts = measure(pair)
             if isinstance(pair.image, bytes):
                 decode_image(pair.image)

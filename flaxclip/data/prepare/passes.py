@@ -10,12 +10,13 @@ Images are read twice rather than sent around: the passes exchange 32 bytes an e
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -23,14 +24,17 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
 from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.prepare.filters import PairFilters
+from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.array_record import encode_record
 from flaxclip.data.sources.corpus import CorpusConfig
-from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError
+from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
 from flaxclip.errors import InputError
 
 SPLITS = ("train", "validation")
 ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("example", "<u8"), ("split", "<u8")])
 """An example that the scan keeps: its key, in two halves, its number, and its place in `SPLITS`."""
+_Row: TypeAlias = tuple[int, int, int, int]
+_Read: TypeAlias = Callable[[], tuple[Pair, Mapping[str, Any]]]
 SCENE_SIZE = 224
 """Side, in pixels, of images of the built-in data."""
 _SIZES_WANTED = 20_000
@@ -86,11 +90,16 @@ def scan_examples(source: Source, recipe: Recipe, examples: range) -> Scan:
     measured, encoded = (
         int(min(wanted / len(source), 1) * 2**64) for wanted in (_SIZES_WANTED, _ENCODINGS_WANTED)
     )
-    for example in examples:
+
+    def look_at(example: int) -> tuple[Pair, PairFacts, Mapping[str, Any]]:
+        pair = source[example]
+        facts = measure(pair)
+        return pair, facts, source.fields(example) if recipe.filters.score_key is not None else {}
+
+    looks = read_ahead(look_at, examples, reads_remotely(source))
+    for example, look in zip(examples, looks, strict=True):
         try:
-            pair = source[example]
-            facts = measure(pair)
-            fields = source.fields(example) if recipe.filters.score_key is not None else {}
+            pair, facts, fields = look()
         except UnreadableExampleError as error:
             dropped.append(Dropped(source.name(example), "unreadable", str(error)))
             continue
@@ -112,7 +121,7 @@ def scan_examples(source: Source, recipe: Recipe, examples: range) -> Scan:
     return Scan(np.array(rows, ROW), dropped, sizes)
 
 
-def identify(pair: Pair, example: int, recipe: Recipe) -> tuple[int, int, int, int]:
+def identify(pair: Pair, example: int, recipe: Recipe) -> _Row:
     """The example's `ROW`.
 
     Its split is a function of the image, so that no image is in both, whatever its captions.
@@ -180,14 +189,15 @@ def write_shard(
     try:
         writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         last_key, last_name = None, ""
+        ordered = np.sort(rows, order=("high", "low", "example")).tolist()
         with contextlib.closing(writer):
-            for row in np.sort(rows, order=("high", "low", "example")).tolist():
+            for row, read in _with_reads(source, recipe, ordered):
                 key, name = row[:2], source.name(row[2])
                 if key == last_key and recipe.deduplicate != "none":
                     dropped.append(Dropped(name, "duplicate", f"of {last_name}"))
                     continue
                 try:
-                    stored, facts = _load(source, recipe, row)
+                    stored, facts = _load(name, read, recipe, row)
                 except UnreadableExampleError as error:
                     dropped.append(Dropped(name, "unreadable", str(error)))
                     continue
@@ -202,15 +212,29 @@ def write_shard(
     return ShardReport(statistics.pairs, size, digest, statistics.to_json(), dropped)
 
 
-def _load(
-    source: Source, recipe: Recipe, row: tuple[int, int, int, int]
-) -> tuple[bytes, PairFacts]:
+def _with_reads(
+    source: Source, recipe: Recipe, ordered: Sequence[_Row]
+) -> Iterator[tuple[_Row, _Read]]:
+    """Each row with what reads its example; duplicates, mostly dropped, are not read ahead."""
+
+    def read(number: int) -> tuple[Pair, Mapping[str, Any]]:
+        return source[number], source.fields(number)
+
+    keys = [row[:2] if recipe.deduplicate != "none" else None for row in ordered]
+    repeats = [
+        key is not None and key == before for before, key in zip([None, *keys], keys, strict=False)
+    ]
+    firsts = [row[2] for row, repeated in zip(ordered, repeats, strict=True) if not repeated]
+    ahead = read_ahead(read, firsts, reads_remotely(source))
+    for row, repeated in zip(ordered, repeats, strict=True):
+        yield row, functools.partial(read, row[2]) if repeated else next(ahead)
+
+
+def _load(name: str, read: _Read, recipe: Recipe, row: _Row) -> tuple[bytes, PairFacts]:
     """The example in the form that is stored, and its measurements."""
-    number = row[2]
-    name = source.name(number)
     try:
-        pair, fields = source[number], source.fields(number)
-        changed = None if identify(pair, number, recipe) == row else "other contents"
+        pair, fields = read()
+        changed = None if identify(pair, row[2], recipe) == row else "other contents"
     except UnreadableExampleError as error:
         changed = str(error)
     if changed is not None:

@@ -12,6 +12,10 @@ number and every text that JSON holds.
 
 Write with `ArrayRecordWriter(path, "group_size:1,uncompressed")`: one record a chunk, so that one
 can be read alone; images are compressed already.
+
+From object storage, records come by ranged requests: two of 16 KiB together for each shard when the
+source is opened, then one for the end of a shard where its first record is read, and one for each
+example, or run of examples.
 """
 
 import bisect
@@ -21,12 +25,19 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
+from flaxclip.data.sources.array_record_layout import LayoutError
+from flaxclip.data.sources.array_record_parts import (
+    TAILS,
+    Tail,
+    count_remote_records,
+    read_records,
+)
 from flaxclip.data.sources.captions import (
     DEFAULT_CAPTIONS,
     CaptionConfig,
@@ -34,9 +45,11 @@ from flaxclip.data.sources.captions import (
     make_captions,
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.ranged_reads import Extent
+from flaxclip.data.sources.runs import ReadsInRuns, count_run_length
 from flaxclip.data.sources.shard_paths import expand_shards, shown
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.storage import Version, local_copy, version_of
+from flaxclip.data.sources.storage import REQUESTS_AT_ONCE, Version, is_remote, version_of
 from flaxclip.errors import InputError
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
@@ -71,8 +84,8 @@ def decode_record(data: bytes) -> tuple[str, bytes, dict[str, Any]]:
     return key, image, json_fields(fields.encode("utf-8", "surrogatepass"))
 
 
-class ArrayRecordSource:
-    """A `Source` over ArrayRecord shards, sorted by path; remote ones are copied into the cache."""
+class ArrayRecordSource(ReadsInRuns):
+    """A `Source` over ArrayRecord shards, sorted by path."""
 
     def __init__(
         self,
@@ -88,14 +101,12 @@ class ArrayRecordSource:
         """
         self.paths = expand_shards([shards] if isinstance(shards, str) else shards, "array_record")
         self._captions = captions
-        # The library reads local files alone.
-        self._files = [local_copy(path) for path in self.paths]
-        with concurrent.futures.ThreadPoolExecutor(32) as pool:
-            counts = list(pool.map(count_records, self._files))
-        self._ends = list(itertools.accumulate(counts))
-        self._versions = [version_of(file) for file in self._files]
-        found = zip(self.paths, counts, self._versions, strict=True)
-        empty = [(path, version.size) for path, count, version in found if not count]
+        with concurrent.futures.ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            found = list(pool.map(count_records, self.paths))
+        self._ends = list(itertools.accumulate(count for count, _ in found))
+        self._versions = [version for _, version in found]
+        pairs = zip(self.paths, found, strict=True)
+        empty = [(path, version.size) for path, (count, version) in pairs if not count]
         self.empty_shards = len(empty)
         check_empty_shards(empty, len(self.paths), allow_empty_shards, _DOUBT)
 
@@ -103,25 +114,106 @@ class ArrayRecordSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Pair:
-        _, image, fields = self._read(index)
-        return Pair(image, *make_captions(fields, self._captions, DEFAULT_CAPTION_KEYS))
+        return self._pair(self._read(index))
 
     def fields(self, index: int) -> dict[str, Any]:
         """The fields of the record."""
-        return self._read(index)[2]
+        return decode_record(self._read(index))[2]
 
     def name(self, index: int) -> str:
         """Shard and the record's number in it, e.g. `train-00003.array_record/17`."""
         shard, position = self._locate(index)
         return f"{os.path.basename(self.paths[shard])}/{position}"
 
-    def _read(self, index: int) -> tuple[str, bytes, dict[str, Any]]:
+    @functools.cached_property
+    def reads_remotely(self) -> bool:
+        """True if shards are at URLs."""
+        return any(map(is_remote, self.paths))
+
+    @functools.cached_property
+    def run_length(self) -> int | None:  # type: ignore[override]
+        """Examples of a run; None if the shards are on disk."""
+        if not self.reads_remotely:
+            return None
+        return count_run_length(sum(version.size for version in self._versions), len(self))
+
+    def extents(self, first: int, last: int) -> list[Extent]:
+        """The byte ranges that hold examples [first, last): one of each shard that has some.
+
+        Takes a request for each shard that this process has not read of lately.
+
+        Raises:
+            UnreadableExampleError: the end of a shard, where positions are told, cannot be read.
+        """
+        return [
+            Extent(
+                self.paths[shard], *self._tail(shard).footer.chunks(*part), self._versions[shard]
+            )
+            for shard, part in self._parts(first, last)
+        ]
+
+    def decode(
+        self, first: int, last: int, data: Sequence[bytes]
+    ) -> list[Pair | UnreadableExampleError]:
+        """Examples [first, last), or what is wrong with them, from the bytes of their extents."""
+        found: list[Pair | UnreadableExampleError] = []
+        for record in self._records(first, last, data):
+            try:
+                found.append(self._pair(record))
+            except UnreadableExampleError as error:
+                found.append(error)
+        return found
+
+    def _pair(self, record: bytes | UnreadableExampleError) -> Pair:
+        if isinstance(record, UnreadableExampleError):
+            raise record
+        _, image, fields = decode_record(record)
+        return Pair(image, *make_captions(fields, self._captions, DEFAULT_CAPTION_KEYS))
+
+    def _read(self, index: int) -> bytes:
         shard, position = self._locate(index)
+        path = self.paths[shard]
+        if is_remote(path):
+            data = [self.fetch(index, extent) for extent in self.extents(index, index + 1)]
+            (record,) = self._records(index, index + 1, data)
+            if isinstance(record, UnreadableExampleError):
+                raise record
+            return record
         try:
-            (data,) = _open_shard(self._files[shard], self._versions[shard]).read([position])
+            # Not a list of one, for which the library looks at every chunk of the shard.
+            return _open_shard(path, self._versions[shard]).read(position, position + 1)[0]
         except (OSError, RuntimeError, IndexError, ValueError) as error:
-            raise UnreadableExampleError(f"{self.paths[shard]}: {error}") from error
-        return decode_record(data)
+            raise UnreadableExampleError(f"{path}: {error}") from error
+
+    def _records(
+        self, first: int, last: int, data: Sequence[bytes]
+    ) -> Iterator[bytes | UnreadableExampleError]:
+        for (shard, part), chunks in zip(self._parts(first, last), data, strict=True):
+            size = self._versions[shard].size
+            for record in read_records(self._tail(shard), size, chunks, *part):
+                if isinstance(record, bytes):
+                    yield record
+                else:
+                    yield UnreadableExampleError(f"{self.paths[shard]}: {record}")
+
+    def _tail(self, shard: int) -> Tail:
+        path = self.paths[shard]
+        counted = self._ends[shard] - (self._ends[shard - 1] if shard else 0)
+        try:
+            tail = TAILS.of(path, self._versions[shard], counted)
+        except LayoutError as error:
+            raise UnreadableExampleError(f"{path}: {error}") from error
+        if tail.footer.records != counted:
+            raise UnreadableExampleError(f"{path} has changed since its records were counted")
+        return tail
+
+    def _parts(self, first: int, last: int) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The shards that hold examples [first, last), and which records of each these are."""
+        while first < last:
+            shard, position = self._locate(first)
+            stop = min(last, self._ends[shard])
+            yield shard, (position, position + stop - first)
+            first = stop
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -130,21 +222,24 @@ class ArrayRecordSource:
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
 
-def count_records(path: str) -> int:
-    """Number of records in a shard.
+def count_records(path: str) -> tuple[int, Version]:
+    """Number of records in a shard, and its state.
 
-    A file that was cut off, or that its writer never closed, may count as one without records.
+    A local file that was cut off, or never closed, may count as one without records.
 
     Raises:
         InputError: it is missing, or no whole ArrayRecord file.
     """
     try:
-        if not os.path.getsize(path):
-            return 0
+        version = version_of(path)
+        if not version.size:
+            return 0, version
+        if is_remote(path):
+            return count_remote_records(path, version), version
         with contextlib.closing(ArrayRecordReader(path)) as reader:
-            return reader.num_records()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or ["not whole"])[0]
+            return reader.num_records(), version
+    except (OSError, RuntimeError, ValueError, UnreadableExampleError) as error:
+        reason = (str(error).splitlines() or ["not whole"])[0].removeprefix(f"{path}: ")
         raise InputError(
             f"cannot read shard {shown(path)}: {reason}\n"
             "expected an ArrayRecord file, whole; make it or fetch it again, or leave it out"

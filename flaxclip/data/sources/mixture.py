@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flaxclip.data.sources.ranged_reads import Extent
+from flaxclip.data.sources.runs import extents_of
 from flaxclip.data.sources.source import Pair, Source, reads_remotely
 
 
@@ -38,6 +40,11 @@ class MixtureSource:
         number, index = self._locate(index)
         return f"mixture.{number}/{self.sources[number].name(index)}"
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each corpus in the stream."""
+        return tuple(weight / sum(self.weights) for weight in self.weights)
+
     def bounds(self, index: int) -> tuple[int, int]:
         """First example, and one past the last, of the corpus that the example belongs to."""
         number, _ = self._locate(index)
@@ -47,6 +54,11 @@ class MixtureSource:
     def reads_remotely(self) -> bool:
         """True if one of the corpora does."""
         return any(map(reads_remotely, self.sources))
+
+    def extents_of(self, index: int) -> tuple[Extent, ...]:
+        """The extents that the example is fetched with; none if it is read alone."""
+        number, index = self._locate(index)
+        return extents_of(self.sources[number], index)
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -75,6 +75,10 @@ class Counts(NamedTuple):
     seconds: float = 0.0
     """In which threads waited: for answers, and between two requests. The sum over all threads."""
 
+    def since(self, before: "Counts") -> "Counts":
+        """What has come since `before`."""
+        return Counts(*(now - then for now, then in zip(self, before, strict=True)))
+
 
 _Tally = TypeVar("_Tally")  # a NamedTuple
 

@@ -36,7 +36,10 @@ class Source(Protocol):
     A source that leaves out files has a `left_out`: counts by reason. If images can be missing
     while their captions exist, it has `captions(index)`, which returns those of `Pair`. If reading
     an example means waiting for a network, it has `reads_remotely`, which is True: many threads of
-    a process then read at once.
+    a process then read at once. If neighbours are then better read together, it has `run_length`:
+    the number of examples in some 4 MiB, which one request fetches; a multiple of 4, or None if it
+    cannot read in runs. Run k is of the examples from k * run_length on. `order.window` "auto"
+    draws the examples of few runs at a time; a change of the number changes that order.
     """
 
     def __len__(self) -> int:
@@ -70,6 +73,12 @@ class Source(Protocol):
         ...
 
 
-def reads_remotely(source: Source) -> bool:
+def reads_remotely(source: object) -> bool:
     """True if reading an example may mean waiting for a network."""
     return getattr(source, "reads_remotely", False)
+
+
+def run_length(source: Source) -> int | None:
+    """Examples that are best read together; None if each is read alone."""
+    length: int | None = getattr(source, "run_length", None)
+    return length

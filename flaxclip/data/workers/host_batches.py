@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from flaxclip.data.sources.repeated_requests import COUNTER, Counts
+
 ROWS_AT_A_TIME = 16
 """Few enough to divide a batch evenly among workers; enough to make the costs of a message, and of
 filling a core's cache for each kind of work, small."""
@@ -36,6 +38,8 @@ class HostBatch(NamedTuple):
     tokens: Int32[np.ndarray, "rows length"]
     truncated: int
     replaced: tuple[str, ...]
+    reads: Counts
+    """Of this host, since loading began."""
 
 
 class LocalLoading:
@@ -45,6 +49,7 @@ class LocalLoading:
         """See `WorkerPool`."""
         self._load, self._steps, self._positions = load, steps, positions
         self._closed = False
+        self._before = COUNTER.snapshot()
 
     def __iter__(self) -> Iterator[HostBatch]:
         """Batches of `steps`, in order."""
@@ -59,6 +64,7 @@ class LocalLoading:
                 np.stack([row.tokens for row in rows]),
                 sum(row.truncated for row in rows),
                 tuple(name for row in rows for name in row.replaced),
+                COUNTER.snapshot().since(self._before),
             )
 
     def close(self) -> None:

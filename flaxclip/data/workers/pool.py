@@ -21,6 +21,8 @@ from typing import Any
 
 import cloudpickle
 
+from flaxclip.data.prefetch import Prefetch
+from flaxclip.data.sources.repeated_requests import Counts
 from flaxclip.data.sources.storage import REQUESTS_AT_ONCE
 from flaxclip.data.workers.child_process import ChildProcess
 from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load, ReadAhead
@@ -78,8 +80,9 @@ class WorkerPool:
         slots: int,
         stall_seconds: float,
         read_ahead: ReadAhead | None = None,
+        prefetch: Prefetch | None = None,
     ):
-        """Start the workers.
+        """Start the processes.
 
         Args:
             load: sent to the workers by cloudpickle.
@@ -91,6 +94,7 @@ class WorkerPool:
             slots: batches in memory at most, the one included that is being used.
             stall_seconds: a worker that takes longer over one example ends the iteration.
             read_ahead: sent to the workers too, which call it with positions that they will load.
+            prefetch: run by a process of its own.
         """
         self._name, self._rows, self._steps, self._positions = name, shape.rows, steps, positions
         self._stall_seconds = stall_seconds
@@ -100,14 +104,26 @@ class WorkerPool:
             descriptors.callback(os.close, memory)  # the workers inherit it
             self._shared = SharedBatches(memory, shape, slots, workers)
             self._shared.positions[:] = -1
-            # In memory too, not through the connections, which would hold up all by the slowest.
-            setup = create_shared_memory()
-            descriptors.callback(os.close, setup)
-            with open(setup, "wb", closefd=False) as file:
-                cloudpickle.dump((load, read_ahead, shape, slots, workers), file)
+            self._shared.needed[0] = steps.start
+            layout = shape, slots, workers
+
+            def setup(*of_process: Any) -> int:
+                # In memory, not through the connections, which would hold up all by the slowest.
+                descriptor = create_shared_memory()
+                descriptors.callback(os.close, descriptor)
+                with open(descriptor, "wb", closefd=False) as file:
+                    cloudpickle.dump((*of_process, *layout), file)
+                return descriptor
+
+            self._prefetcher: ChildProcess | None = None
+            if prefetch is not None:
+                module = "flaxclip.data.workers.prefetcher"
+                self._prefetcher = ChildProcess(module, workers, setup(prefetch), memory)
+                started.callback(self._prefetcher.close)
             self._workers: list[_Worker] = []
+            of_workers = setup(load, read_ahead)
             for number in range(workers):
-                self._workers.append(_Worker(number, setup, memory))
+                self._workers.append(_Worker(number, of_workers, memory))
                 started.callback(self._workers[-1].close)
             started.pop_all()  # `close` ends them from now on
         self._ready: queue.SimpleQueue[_Filling | Exception | None] = queue.SimpleQueue()
@@ -135,6 +151,7 @@ class WorkerPool:
                 self._shared.tokens[ready.slot],
                 ready.truncated,
                 tuple(name for _, names in sorted(ready.replaced.items()) for name in names),
+                Counts(*self._shared.reads.sum(axis=0).tolist()),
             )
             with self._releasing:
                 if self._release.closed:
@@ -151,10 +168,14 @@ class WorkerPool:
         self._feeder.join()
         self._released.close()
         self._ready.put(None)
-        for worker in self._workers:
-            worker.connection.close()  # all begin to end
-        for worker in self._workers:
-            worker.close()
+        for process in self._processes:
+            process.connection.close()  # all begin to end
+        for process in self._processes:
+            process.close()
+
+    @property
+    def _processes(self) -> list[ChildProcess]:
+        return [*self._workers, *([self._prefetcher] if self._prefetcher else [])]
 
     def _feed(self) -> None:
         try:
@@ -167,6 +188,7 @@ class WorkerPool:
         tasks: collections.deque[Task] = collections.deque()
         filling: dict[int, _Filling] = {}  # by step, in order
         by_connection = {worker.connection: worker for worker in self._workers}
+        prefetcher = [self._prefetcher.connection] if self._prefetcher else []
         ticked = time.monotonic()
         while True:
             while self._free_slots and (step := next(steps, None)) is not None:
@@ -175,7 +197,7 @@ class WorkerPool:
                 tasks.extend(self._divide(step, slot))
             while tasks and (worker := self._least_busy()).tasks < self._tasks_a_worker:
                 self._send(worker, tasks.popleft())
-            connections: list[Any] = [self._released, *by_connection]
+            connections: list[Any] = [self._released, *by_connection, *prefetcher]
             ready: list[Any] = multiprocessing.connection.wait(connections, _TICK_SECONDS)
             for connection in ready:
                 if connection is self._released:
@@ -183,11 +205,15 @@ class WorkerPool:
                     if slot is None:
                         return
                     self._free_slots.append(slot)
+                elif connection in prefetcher:
+                    raise self._lost_prefetcher()
                 else:
                     self._collect(by_connection[connection], filling)
             while filling and (first := next(iter(filling.values()))).missing == 0:
                 del filling[next(iter(filling))]
                 self._ready.put(first)
+            if filling:
+                self._shared.needed[0] = next(iter(filling))
             now = time.monotonic()
             if now - ticked >= _TICK_SECONDS:
                 # No more than a tick at a time: the whole job may have been suspended.
@@ -249,6 +275,12 @@ class WorkerPool:
     def _lost(self, worker: _Worker) -> WorkerError:
         how, advice = worker.how_it_ended()
         return WorkerError(f"{worker} {how}, {self._doing(worker)}\n{advice}")
+
+    def _lost_prefetcher(self) -> WorkerError:
+        assert self._prefetcher is not None, "its connection has ended"
+        how, advice = self._prefetcher.how_it_ended()
+        name = f"the prefetching process ({self._prefetcher.process.pid})"
+        return WorkerError(f"{name} {how}\n{advice}")
 
     def _doing(self, worker: _Worker) -> str:
         position = int(self._shared.positions[worker.number])

@@ -8,6 +8,7 @@ import tempfile
 
 import numpy as np
 
+from flaxclip.data.sources.repeated_requests import Counts
 from flaxclip.errors import InputError
 
 
@@ -46,23 +47,29 @@ def count_slots(batch_bytes: int, prefetch_bytes: int | None) -> int:
 
 
 class SharedBatches:
-    """Slots, each of which holds a batch, and every worker's position in the stream.
+    """Slots, each of which holds a batch; what every process does, and has read.
 
     Attributes:
         images: [slots rows size size 3] uint8.
         tokens: [slots rows length] int32.
         positions: [workers] int64, the position in the stream that each is loading, or -1.
+        needed: [1] int64, the step whose batch is to be complete next.
+        reads: [workers + 1, counts] float64, each worker's `Counts`, and the prefetcher's.
     """
 
     images: np.ndarray
     tokens: np.ndarray
     positions: np.ndarray
+    needed: np.ndarray
+    reads: np.ndarray
 
     def __init__(self, descriptor: int, shape: BatchShape, slots: int, workers: int):
         """Map the memory behind `descriptor`, which `create_shared_memory` has made."""
         size, rows = shape.image_size, shape.rows
         arrays = {
             "positions": ((workers,), np.int64),
+            "needed": ((1,), np.int64),
+            "reads": ((workers + 1, len(Counts._fields)), np.float64),
             "tokens": ((slots, rows, shape.context_length), np.int32),
             "images": ((slots, rows, size, size, 3), np.uint8),
         }

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
+from flaxclip.data.sources.repeated_requests import COUNTER
 from flaxclip.data.workers.host_batches import ReadAhead
 from flaxclip.data.workers.shared_batches import SharedBatches
 from flaxclip.errors import InputError
+from flaxclip.exit_codes import PreemptedError
 
 
 class Task(NamedTuple):
@@ -44,7 +46,7 @@ class Failed(NamedTuple):
     """Loading a row has raised an error."""
 
     position: int
-    error: InputError | None
+    error: InputError | PreemptedError | None
     """If None, an unexpected error, of which there is only the traceback."""
     traceback: str
 
@@ -75,7 +77,7 @@ def main() -> None:
         try:
             rows = load(task.positions, begin, *ahead)
         except Exception as error:
-            expected = error if isinstance(error, InputError) else None
+            expected = error if isinstance(error, InputError | PreemptedError) else None
             position = int(shared.positions[number])
             _send(connection, Failed(position, expected, traceback.format_exc()))
             return
@@ -86,6 +88,7 @@ def main() -> None:
             truncated += row.truncated
             replaced.extend(row.replaced)
         shared.positions[number] = -1
+        shared.reads[number] = COUNTER.snapshot()
         _send(connection, Done(task, truncated, replaced))
 
 

@@ -31,22 +31,24 @@ from flaxclip.data.sources.captions import (
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
+from flaxclip.data.sources.ranged_reads import Extent
+from flaxclip.data.sources.runs import ReadsInRuns, count_run_length
 from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.storage import Version, is_remote, read_range
+from flaxclip.data.sources.storage import Version, is_remote
 from flaxclip.data.sources.tars.build_index import build_index
 from flaxclip.data.sources.tars.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.tar_extents import MAX_MEMBER_BYTES, find_extents
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
 _LEFT_OUT = (*(name for name in COUNTS if name != "pairs"), *MEMBER_REASONS)
 _SMALL_GAP = 2**16  # bytes between an example's members, rather read along than asked for apart
-_MAX_MEMBER_BYTES = 2**28  # as large as the largest image that transforms decode, in raw RGB
 
 _logger = logging.getLogger(__name__)
 
 
-class WebDatasetSource:
+class WebDatasetSource(ReadsInRuns):
     """A `Source` over tar shards; see the module's docstring for what an example is.
 
     Shards are sorted by path, examples keep the order of their shard: neither depends on how the
@@ -96,21 +98,23 @@ class WebDatasetSource:
         return len(self._index)
 
     def __getitem__(self, index: SupportsIndex) -> Pair:
-        entry = self._index.entry(_checked(index, len(self)))
+        index = _checked(index, len(self))
+        entry = self._index.entry(index)
         keys = self._captions.keys
         # Only what a caption may be in.
         wanted: tuple[str, ...] = ("txt", "json") if entry["txt_offset"] == 0 else ("txt",)
         if keys:
             wanted = ("txt",) * ("txt" in keys) + ("json",) * (set(keys) != {"txt"})
-        image, *texts = self._read(entry, ("image", *wanted))
+        image, *texts = self._read(index, entry, ("image", *wanted))
         assert image is not None, "no example is without one"
         captions = make_captions(_fields(wanted, texts), self._captions, DEFAULT_CAPTION_KEYS)
         return Pair(image, *captions)
 
     def fields(self, index: SupportsIndex) -> dict[str, Any]:
         """The example's JSON, and its text under `txt`."""
-        entry = self._index.entry(_checked(index, len(self)))
-        return _fields(("txt", "json"), self._read(entry, ("txt", "json")))
+        index = _checked(index, len(self))
+        found = self._read(index, self._index.entry(index), ("txt", "json"))
+        return _fields(("txt", "json"), found)
 
     def name(self, index: SupportsIndex) -> str:
         """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
@@ -123,6 +127,17 @@ class WebDatasetSource:
         """True if shards are at URLs."""
         return any(map(is_remote, self.paths))
 
+    @functools.cached_property
+    def run_length(self) -> int | None:  # type: ignore[override]
+        """Examples of a run; None if the shards are on disk."""
+        if not self.reads_remotely:
+            return None
+        return count_run_length(int(self.shards["size"].sum()), len(self))
+
+    def extents(self, first: int, last: int) -> tuple[Extent, ...]:
+        """The byte ranges in object storage that hold examples [first, last)."""
+        return find_extents(self._index.entries(first, last), self.shards, self.paths)
+
     @property
     def shards(self) -> np.ndarray:
         """[shards] of `index_table.SHARD`: pairs, and what was left out or repeated, in each."""
@@ -134,12 +149,12 @@ class WebDatasetSource:
         totals = {name: int(self.shards[name].sum(dtype=np.int64)) for name in _LEFT_OUT}
         return {name: count for name, count in totals.items() if count}
 
-    def _read(self, entry: np.void, members: Sequence[str]) -> list[bytes | None]:
+    def _read(self, index: int, entry: np.void, members: Sequence[str]) -> list[bytes | None]:
         """The members' data; None for those that the example does not have."""
         places = {}
         for member in members:
             offset, size = int(entry[f"{member}_offset"]), int(entry[f"{member}_size"])
-            if size > _MAX_MEMBER_BYTES:
+            if size > MAX_MEMBER_BYTES:
                 raise UnreadableExampleError(f"{member} of {size:,} bytes or more")
             if offset:
                 places[member] = offset, size
@@ -149,10 +164,13 @@ class WebDatasetSource:
         length = max((sum(place) for place in places.values()), default=0) - start
         if is_remote(path) and length <= sum(size for _, size in places.values()) + _SMALL_GAP:
             # One request rather than one for each: they take long to begin.
-            data = read_range(path, start, length, indexed)
+            data = self.fetch(index, Extent(path, start, start + length, indexed))
             found = {m: data[o - start : o - start + size] for m, (o, size) in places.items()}
         else:
-            found = {m: read_range(path, *place, indexed) for m, place in places.items()}
+            found = {
+                m: self.fetch(index, Extent(path, offset, offset + size, indexed))
+                for m, (offset, size) in places.items()
+            }
         return [found.get(member) for member in members]
 
     def _report(self) -> None:
