@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from flaxclip.data.sources import range_cache
+from flaxclip.data.sources import cached_file, range_cache
 from flaxclip.data.sources.range_cache import COUNTER, RangeCache
 from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.source import UnreadableExampleError
@@ -24,7 +24,7 @@ from flaxclip.errors import InputError
 from tests.helpers.full_disk import files_no_larger_than
 
 SIZE, COUNT = 1000, 40
-ONE = SIZE + range_cache._END.size
+ONE = SIZE + cached_file.END_BYTES
 DATA = np.random.default_rng(0).bytes(SIZE * COUNT)
 
 
@@ -103,7 +103,7 @@ def test_another_version_of_a_file_is_another_extent(extents, folder, tmp_path):
 
 
 def test_what_was_used_longest_ago_goes_first(extents, folder, monkeypatch):
-    monkeypatch.setattr(range_cache, "_TOUCH_SECONDS", -1.0)
+    monkeypatch.setattr(cached_file, "_TOUCH_SECONDS", -1.0)
     cache = RangeCache(str(folder), 20 * ONE)
     for extent in extents[:20]:
         cache.ensure(extent)
@@ -150,7 +150,7 @@ def test_a_file_that_did_not_reach_the_disk_before_power_failed(
             "empty": b"",
         }[damage]
     )
-    monkeypatch.setattr(range_cache, "_BOOT", b"next one")
+    monkeypatch.setattr(cached_file, "_BOOT", b"next one")
     before = COUNTER.snapshot()
     assert reads_right(cache, extents[0])
     assert COUNTER.snapshot().damaged - before.damaged == 1
@@ -162,12 +162,12 @@ def test_files_of_another_boot_are_compared_with_their_checksums_once(
 ):
     cache = RangeCache(str(folder), 10 * ONE)
     cache.ensure(extents[0])
-    monkeypatch.setattr(range_cache, "_BOOT", b"next one")
-    compared, crc32 = [], range_cache.zlib.crc32
+    monkeypatch.setattr(cached_file, "_BOOT", b"next one")
+    compared, crc32 = [], cached_file.zlib.crc32
     counting = type(
         "zlib", (), {"crc32": staticmethod(lambda d: (compared.append(1), crc32(d))[1])}
     )
-    monkeypatch.setattr(range_cache, "zlib", counting)
+    monkeypatch.setattr(cached_file, "zlib", counting)
     for _ in range(3):
         assert reads_right(cache, extents[0])
     assert compared == [1]

@@ -17,7 +17,7 @@ from flaxclip.data.sources import file_systems, ranged_reads, repeated_requests
 from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import open_to_read, read_file, version_of
+from flaxclip.data.sources.storage import is_folder, open_to_read, read_file, version_of
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
@@ -245,6 +245,25 @@ def test_credentials_that_were_never_accepted(store):
     with counted() as counts, pytest.raises(UnreadableExampleError, match=r"/b: "):
         fetch(Extent(store.url("b"), 0, 10, version))
     assert counts.retries == 0
+
+
+def test_states_of_more_files_than_are_noted_are_asked_for_again(store, monkeypatch):
+    asked, other = extent(store), extent(store, name="b")
+    store.forget()
+    for one in (asked, asked, other, other):
+        assert fetch(one) == DATA[1000:5000]
+    assert store.asked("HEAD") == 2
+    monkeypatch.setattr(ranged_reads, "_KNOWN_STATES", 1)
+    ranged_reads._STATES._known.clear()
+    for one in (asked, other, asked):
+        assert fetch(one) == DATA[1000:5000]
+    assert store.asked("HEAD") == 5
+
+
+def test_a_shard_is_not_downloaded_to_see_whether_it_is_a_folder(store):
+    assert not is_folder(store.url("a"))
+    assert is_folder(store.url("folder/"))
+    assert store.asked() == 0
 
 
 def test_files_are_opened_as_on_disk(store, monkeypatch):

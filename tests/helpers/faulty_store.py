@@ -212,6 +212,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _reply(self, status, headers, data, fault):
         store = self.server.store
+        data = data if fault is None else data[: len(data) // CUT]
+        store.count(self.command, fault or status, len(data))  # before anybody can have it
         self.send_response_only(status)
         if not store.sends_length or fault == "short":
             headers.pop("Content-Length", None)
@@ -219,8 +221,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        data = data if fault is None else data[: len(data) // CUT]
-        store.count(self.command, fault or status, len(data))
         if self.command != "HEAD":
             self._send(data)
         if fault == "reset":

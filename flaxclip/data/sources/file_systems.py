@@ -64,16 +64,16 @@ def _options(protocol: str) -> dict[str, Any]:
             # Some servers compress what they send, and know ranges of what is compressed alone.
             options = {"timeout": patience, "headers": {"Accept-Encoding": "identity"}}
             return {"client_kwargs": options | _set_by_user(_HTTP, "client_kwargs")}
-        if not _set_by_user(_GOOGLE, "requests_timeout"):
+        if not any("requests_timeout" in fsspec.config.conf.get(name, {}) for name in _GOOGLE):
             return {"requests_timeout": patience}
     return {}
 
 
 def _set_by_user(protocols: tuple[str, ...], option: str) -> dict[str, Any]:
-    settings = {}
+    settings: dict[str, Any] = {}
     for name in protocols:
-        settings |= fsspec.config.conf.get(name, {})
-    return settings.get(option, {})
+        settings |= fsspec.config.conf.get(name, {}).get(option, {})
+    return settings
 
 
 def file_system_of(path: str) -> fsspec.AbstractFileSystem:

@@ -7,10 +7,6 @@
 An extent is a file, named by a hash of its path, bounds and version. One process downloads it into
 a partial file that it has locked, while others wait for the lock, which the kernel releases if the
 process dies; then the file is renamed. What was used longest ago goes first.
-
-After a power failure a file can have its name and length, but not its data. Syncing each to disk
-would hold up who waits for it; instead, its end says in which boot of the machine it was written,
-and a file of another boot is compared with its checksum, once, when it is first used.
 """
 
 import contextlib
@@ -19,20 +15,17 @@ import fcntl
 import hashlib
 import logging
 import os
-import struct
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from flaxclip.data.sources.cached_file import END_BYTES, is_whole, write_whole
 from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.repeated_requests import Counter
 from flaxclip.errors import InputError
 
 _KEPT = 0.95  # of the bound, when it is reached: listing a large folder takes a second
-_END = struct.Struct("<QI8s")  # of a file: bytes of data, their CRC-32, boot
-_TOUCH_SECONDS = 5.0  # between two notes that a file is used; eviction needs no finer order
 _PAUSE_SECONDS = 60.0  # without storing, after the disk has refused
 _TOTAL = "total"  # file that holds the size of all others, and whose lock guards it
 _PARTIAL = ".partial"
@@ -148,7 +141,7 @@ class RangeCache:
                     partial = stack.enter_context(self._locked_partial(extent))
                     if partial is None:
                         continue  # another process has it now, or failed
-                    if not self._reserve(partial, extent.size + _END.size):
+                    if not self._reserve(partial, extent.size + END_BYTES):
                         return None
                 except OSError as error:
                     self._pause(error)
@@ -172,7 +165,7 @@ class RangeCache:
         except OSError:
             return None
         try:
-            whole = _is_whole(descriptor, path, extent.size)
+            whole = is_whole(descriptor, path, extent.size)
         except OSError:
             whole = False
         if whole:
@@ -225,10 +218,7 @@ class RangeCache:
             return True
 
     def _store(self, extent: Extent, partial: int, data: bytes) -> None:
-        end = _END.pack(len(data), zlib.crc32(data), _BOOT)
-        with open(partial, "wb", closefd=False) as file:
-            file.write(data)
-            file.write(end)
+        write_whole(partial, data)
         path = self._path(extent)
         with self._locked_total():  # not while files are counted, where it might be missed
             os.rename(path + _PARTIAL, path)
@@ -298,36 +288,6 @@ class _Total:
 
 
 _paused: dict[str, float] = {}  # folder -> time until which nothing is stored there
-
-
-def _read_boot() -> bytes:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-            return hashlib.sha256(file.read()).digest()[:8]
-    except OSError:
-        return bytes(8)  # not Linux: files of all boots are taken as they are
-
-
-_BOOT = _read_boot()
-
-
-def _is_whole(descriptor: int, path: str, size: int) -> bool:
-    """True if a file holds `size` bytes that have not been lost; notes that it is used."""
-    stat = os.fstat(descriptor)
-    if stat.st_size != size + _END.size:
-        return False
-    length, checksum, boot = _END.unpack(os.pread(descriptor, _END.size, size))
-    if length != size:
-        return False
-    if boot != _BOOT:
-        if zlib.crc32(os.pread(descriptor, size, 0)) != checksum:
-            return False
-        with contextlib.suppress(OSError), open(path, "r+b") as file:
-            os.pwrite(file.fileno(), _END.pack(length, checksum, _BOOT), size)
-    if time.time() - stat.st_mtime > _TOUCH_SECONDS:
-        with contextlib.suppress(OSError):
-            os.utime(descriptor)
-    return True
 
 
 def _is_at(descriptor: int, path: str) -> bool:

@@ -33,7 +33,10 @@ from flaxclip.errors import InputError
 
 _OPEN_FILES = 128  # kept open in each process; the usual limit is 1,024
 _READ_AHEAD = 2**23  # bytes; large enough that scanning a tar is bound by bandwidth
+_KNOWN_STATES = 2**15  # a few hundred bytes each; beyond, files are asked for again
 _REFUSALS = (412, 416)  # precondition failed, range not satisfiable
+
+_Condition = dict[str, Any]
 
 
 class Extent(NamedTuple):
@@ -113,7 +116,8 @@ def _read_remote(extent: Extent) -> bytes:
         except Exception as error:
             if not condition or not _is_refusal(error, condition):
                 raise
-            _STATES.ask_anew(path, extent.version)
+            # Some servers do not know their own tags.
+            _STATES.ask_anew(path, extent.version, {})
             raise TransientError(f"refused, though it is unchanged: {described(error)}") from None
         COUNTER.add(bytes=len(data))
         if len(data) > size:
@@ -124,14 +128,14 @@ def _read_remote(extent: Extent) -> bytes:
             )
         if len(data) < size:
             # Shorter files are told from bodies that end early.
-            _STATES.ask_anew(path, extent.version)
+            _STATES.ask_anew(path, extent.version, condition)
             raise TransientError(f"the answer ended after {len(data):,} of {size:,} bytes")
         return data
 
     return request(path, send, size)
 
 
-def _is_refusal(error: Exception, condition: dict[str, Any]) -> bool:
+def _is_refusal(error: Exception, condition: _Condition) -> bool:
     """True if the server says that there is no such state of a file."""
     if "generation" in condition and isinstance(error, FileNotFoundError):
         return True
@@ -164,46 +168,49 @@ class _States:
     """
 
     def __init__(self) -> None:
-        self._asked: dict[tuple[str, Version], Future[dict[str, Any] | None]] = {}
+        self._known: dict[tuple[str, Version], _Condition | None] = {}
+        self._asked: dict[tuple[str, Version], Future[_Condition | None]] = {}
         self._lock = threading.Lock()
 
-    def condition(self, path: str, expected: Version) -> dict[str, Any] | None:
+    def condition(self, path: str, expected: Version) -> _Condition | None:
         """Arguments of `cat_file` that ask for this state alone; None if it is past."""
+        key = path, expected
         with self._lock:
-            first = (path, expected) not in self._asked
-            asked = self._asked.setdefault((path, expected), Future())
+            if key in self._known:
+                return self._known[key]
+            asked, first = self._asked.get(key), key not in self._asked
+            if asked is None:
+                asked = self._asked[key] = Future()
         if first:
             try:
                 found, condition = state_of(path)
                 if found != expected:
                     found, condition = state_of(path, anew=True)
             except BaseException as error:
-                with self._lock:
-                    del self._asked[path, expected]
                 asked.set_exception(error)
             else:
-                asked.set_result(condition if found == expected else None)
+                result = condition if found == expected else None
+                self.remember(path, expected, result)
+                asked.set_result(result)
+            with self._lock:
+                del self._asked[key]
         return asked.result()
 
-    def remember(self, path: str, found: Version, condition: dict[str, Any]) -> None:
-        """Note a state that has just been asked for."""
-        asked: Future[dict[str, Any] | None] = Future()
-        asked.set_result(condition)
+    def remember(self, path: str, expected: Version, condition: _Condition | None) -> None:
+        """Note what has just been asked for; forget what was noted first, if it is too much."""
         with self._lock:
-            self._asked[path, found] = asked
+            self._known[path, expected] = condition
+            if len(self._known) > _KNOWN_STATES:
+                del self._known[next(iter(self._known))]
 
-    def ask_anew(self, path: str, expected: Version) -> None:
-        """Check a state again, whose reads fail.
+    def ask_anew(self, path: str, expected: Version, condition: _Condition) -> None:
+        """Check a state again, whose reads fail; to be asked for with `condition` if it is present.
 
         Raises:
             UnreadableExampleError: it is past.
         """
         found, _ = state_of(path, anew=True)
-        asked: Future[dict[str, Any] | None] = Future()
-        # Without a condition from now on: this server has refused it without need.
-        asked.set_result({} if found == expected else None)
-        with self._lock:
-            self._asked[path, expected] = asked
+        self.remember(path, expected, condition if found == expected else None)
         if found != expected:
             raise _has_changed(path)
 

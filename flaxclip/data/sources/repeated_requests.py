@@ -249,4 +249,4 @@ def _status(error: BaseException) -> int | None:
     status = getattr(error, "status", None)
     if status is None:
         status = getattr(error, "code", None)
-    return int(status) if isinstance(status, int) or str(status).isdigit() else None
+    return int(status) if str(status).isdigit() else None  # type: ignore[arg-type]
