@@ -22,7 +22,7 @@ from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
 from flaxclip.data.sources.storage import version_of
 from flaxclip.errors import InputError
-from tests.helpers.counted_bucket import CountedBucket
+from tests.helpers.metered_bucket import MeteredBucket
 from tests.helpers.full_disk import files_no_larger_than
 
 OURS = "group_size:1,uncompressed"
@@ -31,7 +31,7 @@ TFDS = "group_size:1"  # zstd
 
 @pytest.fixture(autouse=True)
 def fresh():
-    CountedBucket.forget()
+    MeteredBucket.forget()
     TAILS.__init__()
 
 
@@ -40,7 +40,7 @@ def write(path, records, options=OURS):
     for record in records:
         writer.write(record)
     writer.close()
-    return f"counted://{path}"
+    return f"metered://{path}"
 
 
 def examples(count, size=3000, seed=0):
@@ -56,7 +56,7 @@ def write_corpus(folder, counts=(50, 0, 30, 7), options=OURS):
         write(folder / f"{shard}.array_record", examples(count, seed=shard), options)
     pattern = f"{folder}/*.array_record"
     local = ArrayRecordSource(pattern, allow_empty_shards=True)
-    return local, ArrayRecordSource(f"counted://{pattern}", allow_empty_shards=True)
+    return local, ArrayRecordSource(f"metered://{pattern}", allow_empty_shards=True)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ def test_a_source_in_a_bucket_is_that_on_disk(tmp_path, options):
 def test_what_opening_and_reading_a_shard_cost(tmp_path):
     path = write(tmp_path / "a.array_record", examples(2000))
     source = ArrayRecordSource(path)
-    assert len(CountedBucket.sizes) == 2
-    assert sum(CountedBucket.sizes) < 17_000
-    CountedBucket.forget()
+    assert len(MeteredBucket.sizes) == 2
+    assert sum(MeteredBucket.sizes) < 17_000
+    MeteredBucket.forget()
     pairs = [source[0], source[1999]]
-    tail, *each = CountedBucket.sizes
+    tail, *each = MeteredBucket.sizes
     assert tail < 2 * BLOCK + 16 * 2000
     assert len(each) == 2
     assert sum(each) < sum(len(pair.image) for pair in pairs) + 500
@@ -145,7 +145,7 @@ def test_a_flipped_bit_spoils_the_example_that_it_is_in(tmp_path):
     good = ArrayRecordSource(path).extents(7, 8)[0]
     flip(tmp_path / "a.array_record", (good.start + good.end) // 2)
     source = ArrayRecordSource(path)
-    with pytest.raises(UnreadableExampleError, match=r"counted://.*/a.array_record: .*hash mism"):
+    with pytest.raises(UnreadableExampleError, match=r"metered://.*/a.array_record: .*hash mism"):
         source[7]
     found = source.decode(0, 20, [fetch(extent) for extent in source.extents(0, 20)])
     broken = [n for n, pair in enumerate(found) if isinstance(pair, UnreadableExampleError)]
@@ -166,7 +166,7 @@ def test_a_flipped_bit_of_the_footer_is_noticed(tmp_path):
         flip(path, position)
         TAILS.__init__()
         with pytest.raises((InputError, UnreadableExampleError), match=r"a\.array_record"):
-            ArrayRecordSource(f"counted://{path}")[3]
+            ArrayRecordSource(f"metered://{path}")[3]
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, "unclosed", "junk", "small"])
@@ -184,11 +184,11 @@ def test_a_shard_that_is_not_whole_is_told(tmp_path, keep):
         case _:
             data = data[: int(keep * len(data))]
     path.write_bytes(data)
-    expected = r"1 of 1 shards|empty" if keep == 0.0 else r"cannot read shard counted://.*cut off"
+    expected = r"1 of 1 shards|empty" if keep == 0.0 else r"cannot read shard metered://.*cut off"
     with pytest.raises(InputError, match=expected):
-        ArrayRecordSource(f"counted://{path}")
-    with pytest.raises(InputError, match=r"cannot read shard counted://.*No such file"):
-        ArrayRecordSource("counted:///none.array_record")
+        ArrayRecordSource(f"metered://{path}")
+    with pytest.raises(InputError, match=r"cannot read shard metered://.*No such file"):
+        ArrayRecordSource("metered:///none.array_record")
 
 
 def test_random_footers_are_refused():
@@ -216,11 +216,11 @@ def test_a_shard_that_is_replaced_is_never_taken_for_what_was_counted(tmp_path):
 
 def test_the_end_of_a_shard_is_fetched_once_whoever_asks(tmp_path):
     source = ArrayRecordSource(write(tmp_path / "a.array_record", examples(64)))
-    CountedBucket.forget()
+    MeteredBucket.forget()
     with ThreadPoolExecutor(32) as pool:
         pairs = list(pool.map(source.__getitem__, range(64)))
     assert pairs == [source[index] for index in range(64)]
-    assert sum(size > BLOCK for size in CountedBucket.sizes) == 1
+    assert sum(size > BLOCK for size in MeteredBucket.sizes) == 1
 
 
 def test_the_end_of_a_shard_that_cannot_be_had_is_asked_for_again(tmp_path):
@@ -228,7 +228,7 @@ def test_the_end_of_a_shard_that_cannot_be_had_is_asked_for_again(tmp_path):
     with pytest.raises(InputError, match=r"fails.array_record: reset by the bucket"):
         ArrayRecordSource(path)
     source = ArrayRecordSource(path)
-    CountedBucket.forget()
+    MeteredBucket.forget()
     with pytest.raises(UnreadableExampleError, match="reset by the bucket"):
         source[0]
     assert source[0].captions == ("text 0 0",)
@@ -240,9 +240,9 @@ def test_few_ends_of_shards_are_kept(tmp_path, monkeypatch):
     tails = Tails()
 
     def fetched(number):
-        CountedBucket.forget()
+        MeteredBucket.forget()
         tails.of(paths[number], version_of(paths[number]), 2)
-        return len(CountedBucket.sizes)
+        return len(MeteredBucket.sizes)
 
     assert [fetched(number) for number in (0, 1, 0, 2, 0, 1)] == [1, 1, 0, 1, 0, 1]
 

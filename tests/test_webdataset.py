@@ -439,7 +439,7 @@ def test_permission_denied_is_told(monkeypatch):
 def test_a_second_opening_reads_no_tar(shards, monkeypatch):
     pattern = str(shards / "*.tar")
     first = WebDatasetSource(pattern)
-    monkeypatch.setattr(shard_scans, "scan_shard", lambda path: pytest.fail(f"scanned {path}"))
+    monkeypatch.setattr(shard_scans, "scan_shard", lambda path, _: pytest.fail(f"scanned {path}"))
     assert _as_list(WebDatasetSource(pattern)) == _as_list(first)
 
 

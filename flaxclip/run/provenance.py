@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import jax
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import run_to_json
 from flaxclip.data.order import corpus_orders
-from flaxclip.data.sources.source import Source, UnreadableExampleError
+from flaxclip.data.sources.source import Source, UnreadableExampleError, reads_remotely
+from flaxclip.data.sources.storage import REQUESTS_AT_ONCE
 
 _PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _SAMPLED_NAMES = 1024
@@ -31,7 +33,9 @@ def data_fingerprint(source: Source) -> dict[str, Any]:
         count = min(records, count)
         return [index * records // count for index in range(count)]
 
-    names = "\n".join(source.name(index) for index in spaced(_SAMPLED_NAMES))
+    # Of a large index in object storage, each takes a request.
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE if reads_remotely(source) else 1) as pool:
+        names = "\n".join(pool.map(source.name, spaced(_SAMPLED_NAMES)))
     contents = hashlib.sha256()
     for index in spaced(_SAMPLED_RECORDS):
         contents.update(_content_hash(source, index))

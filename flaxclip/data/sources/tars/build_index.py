@@ -81,7 +81,9 @@ def _open_table(path: str) -> TarIndex | None:
     if not os.path.exists(path):
         return None
     try:
-        return TarIndex(path)
+        index = TarIndex(path)
+        index.check_remote_pieces()
+        return index
     except (OSError, ValueError) as error:
         _logger.warning("index is built again: %s", error)
         return None
@@ -118,12 +120,12 @@ def complete_table(
         add_copies(known)
     announce(known)
     unknown = known.unknown
-    to_scan = [paths[place] for place in unknown]
+    to_scan, states = [paths[place] for place in unknown], [versions[place] for place in unknown]
     for table in write_pieces(
         out,
         to_scan,
-        [versions[place] for place in unknown],
-        scan_each(to_scan, processes),
+        states,
+        scan_each(to_scan, states, processes),
         root,
         lambda done: report(done, len(unknown)),
     ):

@@ -24,6 +24,7 @@ from flaxclip.data.sources.tars.index_storage import (
     list_files,
     read_whole,
     relative_to,
+    resolve,
     write_whole,
 )
 from flaxclip.data.sources.tars.index_table import SHARD, Piece, Table
@@ -32,7 +33,7 @@ from flaxclip.errors import InputError
 
 TABLE = "table"
 PIECES = "pieces"
-_TABLE_OF_PIECE = ".table"
+_SUFFIX = ".table"
 
 _logger = logging.getLogger(__name__)
 
@@ -66,29 +67,31 @@ class IndexFolder:
         return None if table is None else self._whole(table, list_files(self.place(PIECES)))
 
     def read_tables(self, seen: set[str] | None = None) -> list[Table]:
-        """The table, if it is there, and those of pieces that it does not name.
+        """The tables in the folder, and those of pieces that they do not name.
 
-        Pieces have whole paths. What is damaged is left out, with a warning.
+        Pieces have whole paths. What is damaged is left out, with a warning; so are shards whose
+        pieces are elsewhere, without one.
 
         Args:
             seen: names of tables that need not be read; those that are read are added.
         """
         seen = set() if seen is None else seen
         found = list_files(self.place(PIECES))
-        published = None if TABLE in seen else self._read_table(TABLE)
-        tables = [] if published is None else [published]
-        named = {posixpath.basename(piece.path) for table in tables for piece in table.pieces}
-        more = sorted(
-            name
-            for name in found
-            if name.endswith(_TABLE_OF_PIECE)
-            and name.partition("-")[0] not in named
-            and name not in seen
-        )
+        names = [name for name in list_files(self.path) if f".{name}".endswith(_SUFFIX)]
+        published = self._read_new([(name,) for name in sorted(names)], seen)
+        named = {piece.path for table in published for piece in table.pieces}
+        names = [name for name in found if name.endswith(_SUFFIX)]
+        names = [name for name in names if name.partition("-")[0] not in named]
+        tables = published + self._read_new([(PIECES, name) for name in sorted(names)], seen)
+        return [self._whole(table, found) for table in tables]
+
+    def _read_new(self, names: Sequence[tuple[str, ...]], seen: set[str]) -> list[Table]:
+        names = [name for name in names if name[-1] not in seen]
         with ThreadPoolExecutor(32) as pool:  # in object storage each is a request
-            read = list(pool.map(lambda name: self._read_table(PIECES, name), more))
-        seen.update(name for name, table in zip(more, read, strict=True) if table is not None)
-        return [self._whole(table, found) for table in (*tables, *filter(None, read))]
+            tables = list(pool.map(lambda name: self._read_table(*name), names))
+        read = [(name, table) for name, table in zip(names, tables, strict=True) if table]
+        seen.update(name[-1] for name, _ in read)
+        return [table for _, table in read]
 
     def _read_table(self, *names: str) -> Table | None:
         path = self.place(*names)
@@ -102,17 +105,20 @@ class IndexFolder:
 
     def _whole(self, table: Table, found: Mapping[str, Mapping[str, Any]]) -> Table:
         """With pieces' whole paths, and without the shards whose piece is gone or cut off."""
-        pieces = tuple(Piece(self.place(PIECES, name), size) for name, size in table.pieces)
+        pieces = tuple(
+            Piece(resolve(self.place(PIECES), name), size) for name, size in table.pieces
+        )
         broken = [
             number
             for number, (name, size) in enumerate(table.pieces)
             if found.get(name, {}).get("size") != size
         ]
         rows = np.flatnonzero(~np.isin(table.shards["piece"], broken))
-        if broken:
+        inside = [pieces[number].path for number in broken if "/" not in table.pieces[number].path]
+        if inside:
             _logger.warning(
                 "index %s: %s of %s pieces are not there, or not whole: first %s",
-                *(self.path, f"{len(broken):,}", f"{len(pieces):,}", pieces[broken[0]].path),
+                *(self.path, f"{len(inside):,}", f"{len(pieces):,}", inside[0]),
             )
         names = tuple(table.names[row] for row in rows.tolist())
         return table._replace(shards=table.shards[rows], pieces=pieces, names=names)
@@ -138,7 +144,7 @@ class IndexFolder:
         # Of other shards with the same contents, the piece may be the same.
         packed = table.to_bytes()
         mark = hashlib.sha256(packed).hexdigest()[:8]
-        write_whole(self.place(PIECES, f"{name}-{mark}{_TABLE_OF_PIECE}"), packed)
+        write_whole(self.place(PIECES, f"{name}-{mark}{_SUFFIX}"), packed)
         paths = tuple(shard.path for shard in shards)
         return Table(rows, (Piece(self.place(PIECES, name), len(data)),), paths, "")
 

@@ -28,9 +28,10 @@ from flaxclip.data.sources.tars.tar_scan import ShardScan
 from flaxclip.errors import InputError
 
 _SECONDS_BETWEEN_NOTES = 5.0
+_SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 30.0
 _SILENCE = 300.0  # seconds without a note from a host, after which it counts as gone
-_OLD_ERROR = 60.0  # seconds that an error of an earlier start is given to be withdrawn
+_OLD_ERROR = 30.0  # seconds that an error of an earlier start is given to be withdrawn
 
 _logger = logging.getLogger(__name__)
 
@@ -112,14 +113,17 @@ def _scan_part(
 
 def _results(known: KnownShards) -> Generator[ShardScan | InputError, None, None]:
     """What is in shards: as this host knows already, or by scanning."""
-    unknown = set(known.unknown)
-    scans = scan_each([known.paths[place] for place in sorted(unknown)])
-    places = [place for place in range(len(known.paths)) if place not in unknown]
+    unknown = known.unknown
+    scans = scan_each(
+        [known.paths[place] for place in unknown], [known.versions[place] for place in unknown]
+    )
+    to_scan = set(unknown)
+    places = [place for place in range(len(known.paths)) if place not in to_scan]
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(scans):
         index = TarIndex(IndexFolder(folder).publish(known.table(places), ""))
         numbers = iter(range(len(places)))
         for place in range(len(known.paths)):
-            yield next(scans) if place in unknown else index.scan_of(next(numbers))
+            yield next(scans) if place in to_scan else index.scan_of(next(numbers))
 
 
 def _wait_for_others(
@@ -143,7 +147,7 @@ def _wait_for_others(
         if time.monotonic() - last_line >= _SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
             _logger.info("waiting for %s", "; ".join(map(others.describe, hosts[:5])))
-        time.sleep(min(1.0, _SECONDS_BETWEEN_NOTES))
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 class _Notes:

@@ -14,6 +14,11 @@ def join_path(folder: str, *names: str) -> str:
     return (posixpath if is_remote(folder) else os.path).join(folder, *names)
 
 
+def resolve(folder: str, path: str) -> str:
+    """`path`, which counts from `folder` unless it is absolute or a URL."""
+    return path if is_remote(path) or os.path.isabs(path) else join_path(folder, path)
+
+
 def relative_to(root: str, path: str) -> str:
     """`path` without the folder `root`, if it lies below it."""
     return path.removeprefix(f"{root.rstrip('/')}/") if root else path

@@ -15,22 +15,27 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from flaxclip.data.sources.shard_paths import shown
+from flaxclip.data.sources.storage import Version
 from flaxclip.data.sources.tars.tar_scan import ShardScan, scan_shard
 from flaxclip.errors import InputError
 
 
-def scan_in_processes(paths: Sequence[str], processes: int) -> Iterator[ShardScan | InputError]:
+def scan_in_processes(
+    paths: Sequence[str], processes: int, versions: Sequence[Version | None] | None = None
+) -> Iterator[ShardScan | InputError]:
     """Yield the result of `scan_shard` for each of the paths, in order.
+
+    `versions` are the states that the shards are in; if None, they are asked for.
 
     Raises:
         InputError: a process was killed or has crashed.
     """
     idle: queue.SimpleQueue[Scanner] = queue.SimpleQueue()
 
-    def scan(path: str) -> ShardScan | InputError:
+    def scan(path: str, version: Version | None) -> ShardScan | InputError:
         scanner = idle.get()
         try:
-            return scanner.scan(path)
+            return scanner.scan(path, version)
         finally:
             idle.put(scanner)
 
@@ -40,7 +45,7 @@ def scan_in_processes(paths: Sequence[str], processes: int) -> Iterator[ShardSca
             idle.put(scanner)
         with concurrent.futures.ThreadPoolExecutor(processes) as pool:
             try:
-                yield from pool.map(scan, paths)
+                yield from pool.map(scan, paths, versions or [None] * len(paths))
             finally:
                 # Before the pool waits for its threads: where the iteration ends early, no shard is
                 # to be scanned to its end. Their pipes are closed after it, when no thread reads.
@@ -59,8 +64,8 @@ class Scanner:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
-    def scan(self, path: str) -> ShardScan | InputError:
-        """`scan_shard(path)`, over there.
+    def scan(self, path: str, version: Version | None = None) -> ShardScan | InputError:
+        """`scan_shard(path, version)`, over there.
 
         Raises:
             InputError: the process was killed or has crashed.
@@ -69,7 +74,7 @@ class Scanner:
         assert requests is not None, "a pipe"
         assert answers is not None, "a pipe"
         try:
-            pickle.dump(path, requests)
+            pickle.dump((path, version), requests)
             requests.flush()
             return pickle.load(answers)
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -98,10 +103,10 @@ def main() -> None:
     results, sys.stdout = sys.stdout.buffer, sys.stderr
     while True:
         try:
-            path = pickle.load(sys.stdin.buffer)
+            path, version = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(scan_shard(path), results)
+        pickle.dump(scan_shard(path, version), results)
         results.flush()
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from flaxclip.data.sources.storage import Version
+from flaxclip.data.sources.storage import Version, is_remote
 from flaxclip.data.sources.tars.index_folder import IndexFolder, ScannedShard
 from flaxclip.data.sources.tars.index_table import Table
 from flaxclip.data.sources.tars.scan_processes import scan_in_processes
@@ -69,15 +69,24 @@ def _check_no_problems(problems: Sequence[str], shards: int) -> None:
 
 
 def scan_each(
-    paths: Sequence[str], processes: int | None = None
+    paths: Sequence[str], versions: Sequence[Version], processes: int | None = None
 ) -> Generator[ShardScan | InputError, None, None]:
     """`scan_shard` of each, in order.
+
+    Args:
+        paths: of the shards.
+        versions: the states that they are in.
+        processes: that scan. If None, one for each core; for shards at URLs, which are waited for,
+            four, but no more than 64 if there are not as many cores.
 
     Raises:
         InputError: a process was killed or has crashed.
     """
-    workers = min(processes or os.cpu_count() or 1, len(paths))
-    if len(paths) < _PARALLEL_FROM or workers == 1:
-        yield from map(scan_shard, paths)
+    cores = os.cpu_count() or 1
+    if processes is None:
+        processes = max(cores, min(4 * cores, 64)) if any(map(is_remote, paths)) else cores
+    processes = min(processes, len(paths))
+    if len(paths) < _PARALLEL_FROM or processes == 1:
+        yield from map(scan_shard, paths, versions)
     else:
-        yield from scan_in_processes(paths, workers)
+        yield from scan_in_processes(paths, processes, versions)

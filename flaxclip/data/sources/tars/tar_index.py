@@ -7,12 +7,13 @@ takes as long, and as much memory, whether there are a thousand pairs in a shard
 
 import functools
 import os
+import posixpath
 
 import numpy as np
 
 from flaxclip.data.sources.left_out import MEMBER_REASONS
 from flaxclip.data.sources.storage import file_system_of, is_remote
-from flaxclip.data.sources.tars.index_storage import join_path
+from flaxclip.data.sources.tars.index_storage import join_path, list_files, resolve
 from flaxclip.data.sources.tars.index_table import Piece, shards_and_pieces
 from flaxclip.data.sources.tars.tar_scan import COUNTS, ENTRY, ShardScan
 from flaxclip.errors import InputError
@@ -43,7 +44,7 @@ class TarIndex:
         self.shards, pieces = shards_and_pieces(np.memmap(path, np.uint8, mode="r"))
         """[shards] of `index_table.SHARD`."""
         folder = join_path(os.path.dirname(path), PIECES)
-        self._pieces = [Piece(join_path(folder, name), size) for name, size in pieces]
+        self._pieces = [Piece(resolve(folder, name), size) for name, size in pieces]
         self._states = [_state(piece) for piece in self._pieces]
         here = [number for number, state in enumerate(self._states) if state]
         # An open file stays, whatever becomes of the folder.
@@ -51,6 +52,21 @@ class TarIndex:
         # Of their own: the table's columns do not lie together.
         self._ends = np.cumsum(self.shards["pairs"], dtype=np.int64)
         self._starts = self._ends - self.shards["pairs"]
+
+    def check_remote_pieces(self) -> None:
+        """Look whether the pieces in object storage are there.
+
+        Raises:
+            ValueError: one is not, or is not as long as it was.
+            OSError: they cannot be listed.
+        """
+        remote = [piece for piece in self._pieces if is_remote(piece.path)]
+        folders = {posixpath.dirname(piece.path) for piece in remote}
+        found = {folder: list_files(folder) for folder in folders}
+        for path, size in remote:
+            folder, name = posixpath.split(path)
+            if found[folder].get(name, {}).get("size") != size:
+                raise ValueError(f"{path} is not there any more, or not whole")
 
     def __reduce__(self) -> tuple[type["TarIndex"], tuple[str]]:
         return TarIndex, (self.path,)

@@ -15,7 +15,8 @@ from flaxclip.data.sources.left_out import (
     split_key,
 )
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import open_to_read
+from flaxclip.data.sources.storage import Version, is_remote, open_to_read, version_of
+from flaxclip.data.sources.tars.remote_headers import RemoteHeaders
 from flaxclip.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # open_clip's order, where a key has several
@@ -67,13 +68,17 @@ class ShardScan(NamedTuple):
 _EMPTY = ShardScan(np.zeros(0, ENTRY), b"", dict.fromkeys((*COUNTS, *MEMBER_REASONS), 0))
 
 
-def scan_shard(path: str) -> ShardScan | InputError:
+def scan_shard(path: str, version: Version | None = None) -> ShardScan | InputError:
     """The pairs in a shard; or its error, returned so that those of all shards can be reported.
 
     No pairs if the shard has no members, or no bytes.
+
+    Args:
+        path: of the shard, or its URL.
+        version: the state that it is in. If None, it is asked for.
     """
     try:
-        with open_to_read(path) as file:
+        with _open(path, version) as file:
             if not file.seek(0, os.SEEK_END):
                 return _EMPTY
             file.seek(0)
@@ -85,6 +90,12 @@ def scan_shard(path: str) -> ShardScan | InputError:
         return InputError(f"not a tar: {shown(path)}\n{error}; {_looks_like(path)}")
     except OSError as error:
         return InputError(f"cannot read shard {shown(path)}: {error.strerror or error}")
+
+
+def _open(path: str, version: Version | None = None) -> Any:
+    if is_remote(path):
+        return RemoteHeaders(path, version or version_of(path))
+    return open_to_read(path)
 
 
 class _Header(tarfile.TarInfo):
@@ -236,7 +247,7 @@ def _broken(path: str, number: int, position: int, reason: str) -> InputError:
 
 def _looks_like(path: str) -> str:
     magics = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-    with open_to_read(path) as file:
+    with _open(path) as file:
         start = file.read(16)
     for magic, program in magics.items():
         if start.startswith(magic):
