@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -465,6 +466,11 @@ def test_tfds_by_name_without_tensorflow(tmp_path, monkeypatch):
         "label": "dog",
     }
     assert source.name(1).endswith("/train/1")
+    with ThreadPoolExecutor(16) as pool:  # as it is read where it is remote
+        assert list(pool.map(open_at(f"tfds:{folder}").__getitem__, [2] * 64)) == [source[2]] * 64
+    assert not source.reads_remotely
+    source._folder = "gs://bucket/toy/1.0.0"
+    assert source.reads_remotely
     labels = CaptionConfig(("label",), templates=("a {}",))
     assert open_at(f"tfds:{folder}", captions=labels)[1].captions == ("a dog",)
     assert len(open_at(f"tfds:{folder}", split="train[:2]")) == 2

@@ -14,7 +14,7 @@ import numpy as np
 
 from flaxclip.data.sources.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.storage import is_folder
+from flaxclip.data.sources.storage import is_folder, is_remote
 from flaxclip.errors import InputError
 
 
@@ -77,6 +77,11 @@ class TfdsSource:
             raise IndexError(f"example {index} of {len(self):,}")
         return f"{self._name}/{self._split}/{index}"
 
+    @property
+    def reads_remotely(self) -> bool:
+        """True if the data set is at a URL; the library reads gs:// alone."""
+        return is_remote(self._folder)
+
     def __getstate__(self) -> dict[str, Any]:
         return {
             name: value
@@ -93,6 +98,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         builder = _find_builder(self._name)
+        self._folder = str(builder.data_dir)
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise InputError(
                 f"{builder.data_dir} is prepared as {builder.info.file_format.value}, which needs "
