@@ -135,17 +135,17 @@ def read_records(
     pieces = [(start, chunks), (footer, tail.footer_bytes), (size - BLOCK, tail.postscript)]
     with _file_with_holes(size, pieces) as path:
         reader = ArrayRecordReader(path, options=_OPTIONS)
-    try:
-        return reader.read(first, last)
-    except (RuntimeError, IndexError):  # of one of them, maybe
-        return [_read_one(reader, number) for number in range(first, last)]
-
-
-def _read_one(reader: ArrayRecordReader, number: int) -> bytes | UnreadableExampleError:
-    try:
-        return reader.read(number, number + 1)[0]
-    except (RuntimeError, IndexError) as error:
-        return UnreadableExampleError(str(error).split(";")[0])
+    records: list[bytes | UnreadableExampleError] = []
+    length = tail.footer.records_per_chunk
+    while first < last:  # chunk by chunk, since each has a hash
+        stop = min((first // length + 1) * length, last)
+        try:
+            records += reader.read(first, stop)
+        except (RuntimeError, IndexError) as error:
+            broken = UnreadableExampleError(str(error).split(";")[0])
+            records += [broken] * (stop - first)
+        first = stop
+    return records
 
 
 @contextmanager
