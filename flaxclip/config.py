@@ -141,7 +141,8 @@ class TrainConfig:
 # from, and no number by more than its rounding.
 RESUMABLE_FIELDS = (
     "workdir", "mesh", "compute", "loss_form", "data.workers", "data.heldout",
-    "data.allow_empty_shards", "data.cache_dir", "data.cache_gib", "log_every", "wandb", "shown_pairs", "checkpoint", "health",
+    "data.allow_empty_shards", "data.cache_dir", "data.cache_gib", "log_every", "wandb",
+    "shown_pairs", "checkpoint", "health",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxclip.data.order import (
@@ -248,12 +248,11 @@ def test_orders_that_cannot_be_meant_are_refused():
     assert OrderConfig("with_replacement").window == "auto"
 
 
-sizes = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 128, 130, 192, 512]))
-
-
+@settings(deadline=None, max_examples=40)
 @given(
-    length=st.integers(1, 1500), run_length=st.integers(1, 40), batch_size=sizes,
-    epoch=st.integers(0, 10**4), seed=st.integers(0, 3),
+    length=st.integers(1, 400), run_length=st.integers(1, 40), seed=st.integers(0, 3),
+    batch_size=st.one_of(st.integers(1, 20), st.sampled_from([63, 64, 128, 130])),
+    epoch=st.integers(0, 10**4),
 )  # fmt: skip
 def test_every_epoch_from_object_storage_holds_every_example_once(
     length, run_length, batch_size, epoch, seed
@@ -271,25 +270,23 @@ def test_every_epoch_from_object_storage_holds_every_example_once(
 
 
 def test_an_order_for_object_storage_is_a_function_of_the_seed_and_pinned():
-    order = draw_order(Bucket(5000, run_length=8), OrderConfig(), 3, 128)
-    assert examples(order, 0, 6) == []
-    assert examples(order, 128 * 200, 128 * 200 + 6) == []
-    assert digest(order, 10_007) == ""
+    order = draw_order(Bucket(900, run_length=4), OrderConfig(), 3, 32)
+    assert examples(order, 0, 6) == [832, 778, 226, 611, 236, 558]
+    assert examples(order, 10**9, 10**9 + 6) == [332, 340, 290, 341, 619, 439]
+    assert digest(order, 1900) == "1d4529ae0714667f"
     orders = [
-        examples(
-            draw_order(Bucket(5000, run_length=8), OrderConfig(), seed, 128), start, start + 5000
-        )
+        examples(draw_order(Bucket(900, run_length=4), OrderConfig(), seed, 32), start, start + 900)
         for seed in range(2)
-        for start in (0, 5000)
+        for start in (0, 900)
     ]
     for one, other in itertools.combinations(orders, 2):
         assert sum(a == b for a, b in zip(one, other, strict=True)) < 10
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 8])
-@pytest.mark.parametrize("epoch", [0, 1, 7])
+@pytest.mark.parametrize("hosts", [2, 8])
+@pytest.mark.parametrize("epoch", [0, 7])
 def test_every_run_is_fetched_by_one_host(hosts, epoch):
-    length, run_length, batch_size = 100_003, 8, 512
+    length, run_length, batch_size = 10_007, 8, 512
     order = draw_order(Bucket(length, run_length=run_length), OrderConfig(), 0, batch_size)
     needed = [set() for _ in range(hosts)]
     open_runs = []
@@ -301,14 +298,14 @@ def test_every_run_is_fetched_by_one_host(hosts, epoch):
     runs = -(-length // run_length)
     assert len(set.union(*needed)) == runs
     # A few at the end of an epoch, where windows do not end with a run, are needed by two.
-    assert sum(map(len, needed)) < runs * 1.002
+    assert sum(map(len, needed)) < runs + hosts + 1
     assert max(map(len, needed)) < 1.1 * runs / hosts
     # Within an epoch, a lane draws from sixteen runs at a time.
     assert np.median(open_runs) == 16
 
 
 def test_a_batch_is_drawn_from_many_runs_and_each_run_goes_to_many_batches():
-    for batch_size, lanes, steps in ((128, 8, 104), (1000, 16, 27), (1024, 16, 26), (4096, 64, 26)):
+    for batch_size, lanes, steps in ((128, 8, 104), (1000, 16, 27), (1024, 16, 26)):
         order = draw_order(Bucket(10**7), OrderConfig(), 0, batch_size)
         assert (order.storage.lanes, order.storage.window_steps) == (lanes, steps)
         rows = HostRows(batch_size, 0, 1)
@@ -316,13 +313,15 @@ def test_a_batch_is_drawn_from_many_runs_and_each_run_goes_to_many_batches():
         # Chance leaves out a part of the open runs, 37% where each gives one example on average.
         assert len(runs) > 0.6 * 16 * lanes
         assert positions_ahead(Bucket(10**7), OrderConfig(), rows) == steps * batch_size
-        run = next(iter(runs))
-        drawn_in = {
-            position // batch_size
-            for position in range(steps * batch_size)
-            if order[position].example // 104 == run
-        }
-        assert len(drawn_in) > 0.6 * min(steps, 104)
+        # The first lane's, in its first window.
+        rows_of_lane = range(batch_size // lanes)
+        drawn = Counter(
+            order[step * batch_size + row].example // 104
+            for step in range(steps // 2)
+            for row in rows_of_lane
+        )
+        assert 16 <= len(drawn) <= 17  # where a window does not end with a run
+        assert max(drawn.values()) < 75
 
 
 def test_small_batches_and_odd_ones_have_lanes():

@@ -1,9 +1,7 @@
 """Corpora in object storage, read in runs through a cache: the same batches, by few requests."""
 
-import json
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from tests.helpers.image_tars import jpeg, write_shard
 from tests.helpers.slow_bucket import BucketTars, SlowBucket
 
 BATCH = 8
+BY_RUNS = OrderConfig()
 
 
 class ShortRuns(BucketTars):
@@ -43,7 +42,7 @@ def shards(tmp_path):
     return tmp_path
 
 
-def loader(source, order=OrderConfig(), batch_size=BATCH):
+def loader(source, order=BY_RUNS, batch_size=BATCH):
     return ExampleLoader(
         source,
         draw_order(source, order, 0, batch_size),
@@ -54,7 +53,7 @@ def loader(source, order=OrderConfig(), batch_size=BATCH):
     )
 
 
-def through_cache(source, folder, *, order=OrderConfig(), gib=None, hosts=1, host=0):
+def through_cache(source, folder, *, order=BY_RUNS, gib=None, hosts=1, host=0):
     rows = HostRows(BATCH, host, hosts)
     return read_through_cache(source, order, rows, str(folder / "cache"), gib)
 
@@ -149,9 +148,7 @@ def test_of_a_mixture_the_remote_corpora_are_read_through_the_cache(shards, tmp_
 def pool(source, reading, steps, *, prefetching=True, workers=2):
     load, rows = loader(source), HostRows(BATCH, 0, 1)
     steps = range(steps)
-    prefetch = Prefetch(
-        source, load.order, reading.cache, steps, rows.of_step, reading.steps_ahead
-    )
+    prefetch = Prefetch(source, load.order, reading.cache, steps, rows.of_step, reading.steps_ahead)
     return WorkerPool(
         load,
         load.name,
@@ -177,7 +174,7 @@ def test_workers_find_what_the_prefetching_process_has_fetched(shards, tmp_path)
         reads = batch.reads
     batches.close()
     assert reads is not None
-    assert 30 <= reads.bytes / 1000  # of all runs, once
+    assert reads.bytes / 1000 >= 30  # of all runs, once
     # Runs, and the version of each shard in each process.
     assert reads.requests <= 39 + 3 * 3
     assert reads.retries == 0
@@ -196,20 +193,20 @@ def test_a_prefetching_process_that_is_killed_is_named(shards, tmp_path):
 def test_the_prefetching_process_looks_no_further_ahead_than_the_cache_holds(shards, tmp_path):
     source = in_runs(shards)
     reading = through_cache(source, tmp_path)
-    order = draw_order(source, OrderConfig(), 0, BATCH)
+    order = draw_order(source, BY_RUNS, 0, BATCH)
     rows, asked = HostRows(BATCH, 0, 1), []
 
     def needed():
         asked.append(len(list((tmp_path / "cache").rglob("*"))))
         return 0 if len(asked) < 5 else 10**6
 
-    Prefetch(source, order, reading.cache, range(18), rows.of_step, 2).run(needed)
+    Prefetch(source, order, reading.cache, range(18), rows.of_step, 2).run(needed, lambda: None)
     early = asked[4]
     assert early < len(list((tmp_path / "cache").rglob("*")))
 
 
 def test_runs_have_four_mebibytes_on_average():
     assert count_run_length(10**9, 25_000) == 132  # pairs of 40 kB
-    assert 132 * 40_000 >= RUN_BYTES
+    assert RUN_BYTES <= 132 * 40_000
     assert count_run_length(10**12, 1000) == 4
     assert count_run_length(0, 0) % 4 == 0

@@ -22,8 +22,8 @@ from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
 from flaxclip.data.sources.storage import version_of
 from flaxclip.errors import InputError
-from tests.helpers.metered_bucket import MeteredBucket
 from tests.helpers.full_disk import files_no_larger_than
+from tests.helpers.metered_bucket import MeteredBucket
 
 OURS = "group_size:1,uncompressed"
 TFDS = "group_size:1"  # zstd

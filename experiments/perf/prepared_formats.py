@@ -25,11 +25,11 @@ import bagz
 import fsspec
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from flaxclip.data.sources.extents import Extent, fetch
 from fsspec.implementations.local import LocalFileSystem
 
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.array_record import ArrayRecordSource, encode_record
-from flaxclip.data.sources.extents import Extent, fetch
 from flaxclip.data.sources.storage import version_of
 
 RUN = 100

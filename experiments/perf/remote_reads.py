@@ -5,8 +5,7 @@
 Two worker processes load an epoch of JPEGs of 384 x 320 pixels from real tars: from disk, where any
 pair is as near as any other; and from a bucket that answers each request after 40 or 150 ms, in
 which neighbours are fetched together, ahead of need. The bucket is a file system of this script's,
-which sleeps and then reads from disk, so that the CPU time of a real client is missing; `--http`
-asks a real server on this machine instead, whose own CPU time comes on top.
+which sleeps and then reads from disk: the CPU time of a real client, about 0.8 s a GB, is missing.
 """
 
 import argparse
@@ -98,9 +97,9 @@ def main() -> None:
                 register(latency)
                 found = epoch(source, folder)
                 register(0.0)
+                share = f"{found / disk:.2f} of disk"
                 print(
-                    f"{1000 * latency:.0f} ms{'':11} {found:7.0f} pairs/s, {found / disk:.2f} of disk",
-                    flush=True,
+                    f"{1000 * latency:<5.0f} ms         {found:7.0f} pairs/s, {share}", flush=True
                 )
 
 
@@ -121,9 +120,7 @@ def epoch(source: WebDatasetSource, folder: str) -> float:
     )
     prefetch = None
     if reading is not None:
-        prefetch = Prefetch(
-            source, order, reading.cache, steps, rows.of_step, reading.steps_ahead
-        )
+        prefetch = Prefetch(source, order, reading.cache, steps, rows.of_step, reading.steps_ahead)
     pool = WorkerPool(
         load,
         load.name,

@@ -3,11 +3,12 @@
 import sys
 
 from flaxclip.errors import exit_on_input_error
+from flaxclip.exit_codes import exit_with_code
 
 
 def main() -> None:
     """The command line."""
-    with exit_on_input_error("flaxclip.benchmark"):
+    with exit_on_input_error("flaxclip.benchmark"), exit_with_code("flaxclip.benchmark"):
         # Either is imported by itself: reports are made where there is no JAX, or no time for it.
         if sys.argv[1:2] == ["report"]:
             from flaxclip.benchmark.report.report import report_command

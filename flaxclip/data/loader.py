@@ -135,9 +135,7 @@ def load_batches(
     workers = available_cores() if config.workers is None else config.workers
     prefetch = None
     if reading is not None and reading.steps_ahead:
-        prefetch = Prefetch(
-            source, order, reading.cache, steps, rows.of_step, reading.steps_ahead
-        )
+        prefetch = Prefetch(source, order, reading.cache, steps, rows.of_step, reading.steps_ahead)
     host_batches: WorkerPool | LocalLoading
     if workers:
         host_batches = WorkerPool(

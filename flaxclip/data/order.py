@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import grain
 import numpy as np
 
-from flaxclip.data.permutation import hash_of, permute
+from flaxclip.data.permutation import hash_of, permute_as_grain
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.source import Source, reads_remotely, run_length
 from flaxclip.data.storage_order import RUNS, StorageOrder
@@ -106,7 +106,7 @@ class CorpusOrder:
         elif isinstance(window, int) and window < self.examples:
             example = self._windowed(position, -(-window // _STRETCHES), (*self.seeds, epoch))
         else:
-            example = permute(position, self.examples, (*self.seeds, epoch))
+            example = permute_as_grain(position, self.examples, (*self.seeds, epoch))
         return Draw(self.first_example + example, epoch)
 
     def _windowed(self, position: int, stretch: int, seeds: tuple[int, ...]) -> int:
@@ -114,7 +114,9 @@ class CorpusOrder:
         size = stretch * _STRETCHES
         window, position = divmod(position, size)
         size = min(size, self.examples - window * size)
-        position = window * stretch * _STRETCHES + permute(position, size, (*seeds, window))
+        position = window * stretch * _STRETCHES + permute_as_grain(
+            position, size, (*seeds, window)
+        )
 
         # The last stretch is shorter than the others, which are permuted; it is put among them.
         whole, short = divmod(self.examples, stretch)
@@ -124,7 +126,7 @@ class CorpusOrder:
         if position >= short_at + short:
             position -= short
         place, offset = divmod(position, stretch)
-        return permute(place, whole, (*seeds, 2**32 + 1)) * stretch + offset
+        return permute_as_grain(place, whole, (*seeds, 2**32 + 1)) * stretch + offset
 
 
 def corpus_orders(

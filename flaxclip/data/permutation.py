@@ -1,43 +1,50 @@
-"""Permutations, each a function of its length and a tuple of seeds."""
+"""Permutations that are computed value by value, each a function of a tuple of seeds."""
 
 import functools
+import math
 
 import numpy as np
 from grain.experimental import index_shuffle
 
+_ROUNDS = 6
+_MASK = 2**64 - 1
+
 
 def permute(position: int, length: int, seeds: tuple[int, ...]) -> int:
-    """The value at `position` of a permutation of 0, …, length - 1, which is not stored.
+    """The value at `position` of a permutation of 0, …, length - 1; some 2 µs for any length.
 
-    The same as `grain.MapDataset.range(length).shuffle(seed)`, without its dozen calls.
+    A Feistel network on pairs of numbers up to the root of `length`, applied again where it leaves
+    the range (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
-    shuffled = index_shuffle(position, max_index=length - 1, seed=hash_of(seeds), rounds=4)
-    return int(shuffled)
+    side = math.isqrt(length - 1) + 1
+    while True:
+        left, right = divmod(position, side)
+        for key in _round_keys(seeds):
+            mixed = (right + key) * 0x9E3779B97F4A7C15 & _MASK
+            mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 & _MASK
+            left, right = right, (left + (mixed >> 32)) % side
+        position = left * side + right
+        if position < length:
+            return position
 
 
-_MOST_STORED = 2**16
+def permute_as_grain(position: int, length: int, seeds: tuple[int, ...]) -> int:
+    """The same in the permutation of `grain.MapDataset.range(length).shuffle(hash_of(seeds))`.
 
-
-def permute_stored(position: int, length: int, seeds: tuple[int, ...]) -> int:
-    """Like `permute`, but another permutation; of up to 65,536 numbers it is stored.
-
-    `permute` goes through 65,536 numbers to find one of a few hundred, which takes 0.1 ms.
+    Grain permutes no fewer than 2^16 values and leaves out those beyond the length: it takes 4 µs
+    for a million values, 0.3 ms for a hundred.
     """
-    if length > _MOST_STORED:
-        return permute(position, length, seeds)
-    return int(_stored(length, seeds)[position])
+    return int(index_shuffle(position, max_index=length - 1, seed=hash_of(seeds), rounds=4))
 
 
-@functools.lru_cache(1024)  # in the storage order, a batch goes through as many windows
-def _stored(length: int, seeds: tuple[int, ...]) -> np.ndarray:
-    # The raw bits are the same in all versions of NumPy; what its `permutation` makes of them may
-    # change.
-    keys = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(length)
-    return np.argsort(keys, kind="stable").astype(np.int32)
-
-
-@functools.lru_cache(1024)  # in the storage order, a batch goes through as many windows
+@functools.lru_cache(64)
 def hash_of(seeds: tuple[int, ...]) -> int:
     """32 bits, different for different seeds."""
     # Not their sum: epoch 1 of seed 0 would be epoch 0 of seed 1.
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+@functools.lru_cache(1024)  # in the storage order, a batch goes through as many windows
+def _round_keys(seeds: tuple[int, ...]) -> list[int]:
+    keys: list[int] = np.random.SeedSequence(seeds).generate_state(_ROUNDS, np.uint64).tolist()
+    return keys

@@ -37,14 +37,20 @@ class Prefetch:
     steps_ahead: int
     """Of the step that is needed next, at most: so much fits into the cache."""
 
-    def run(self, needed: Callable[[], int]) -> None:
-        """Fetch for all steps; `needed()` is the step whose batch is made at present."""
+    def run(self, needed: Callable[[], int], fetched: Callable[[], None]) -> None:
+        """Fetch for all steps.
+
+        Args:
+            needed: returns the step whose batch is made at present.
+            fetched: called after each extent, by several threads.
+        """
         seen: collections.OrderedDict[Extent, None] = collections.OrderedDict()
         in_flight = threading.Semaphore(_AT_ONCE)
 
         def done(_: Future) -> None:
             # An error is found by whoever reads the example, and can name it.
             in_flight.release()
+            fetched()
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for step in self.steps:

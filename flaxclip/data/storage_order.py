@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import math
 
-from flaxclip.data.permutation import permute_stored
+from flaxclip.data.permutation import permute
 
 RUNS = 16
 """Runs in a window."""
@@ -66,12 +66,12 @@ class StorageOrder:
         """The example at `position` of `epoch`, for 0 <= position < examples."""
         start, length, place = self._window(epoch, position)
         seeds = (*self.seeds, epoch)
-        slot = start + permute_stored(place, length, (*seeds, start))
+        slot = start + permute(place, length, (*seeds, start))
         # The short run stays last, so that the others begin where windows do.
         run, offset = divmod(slot, self.run_length)
         whole = self.examples // self.run_length
         if run < whole:
-            run = permute_stored(run, whole, (*seeds, 2**32 + 1))
+            run = permute(run, whole, (*seeds, 2**32 + 1))
         return run * self.run_length + offset
 
     def _window(self, epoch: int, position: int) -> tuple[int, int, int]:

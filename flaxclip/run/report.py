@@ -143,7 +143,9 @@ class StorageReads:
         self._step, self._before = step, reads
         # A step at a time, since JAX gathers 32 bits: a host's bytes in all have more.
         means = process_allgather(np.array([counts], np.float32) / steps, tiled=True).sum(axis=0)
-        return dict(zip((f"storage_{name}" for name in Counts._fields), means.tolist(), strict=True))
+        return dict(
+            zip((f"storage_{name}" for name in Counts._fields), means.tolist(), strict=True)
+        )
 
 
 class Replacements:

@@ -114,6 +114,11 @@ def test_shards_in_s3_are_trained_on(amazon, tmp_path):
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 10
     assert last["replaced_records"] == 0
+    # The corpus is fetched in two requests, since it fits into the cache, and not again.
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["storage_requests"] >= 2
+    assert first["storage_bytes"] > 64 * 500
+    assert last["storage_requests"] == last["storage_retries"] == 0
 
 
 def test_a_run_in_object_storage_stops_and_goes_on(google, tmp_path):

@@ -20,6 +20,7 @@ import tyro
 
 from flaxclip.data.index.make_index import make_index
 from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.exit_codes import exit_with_code
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -62,7 +63,7 @@ class Progress:
 
 def main() -> None:
     """The command line."""
-    with exit_on_input_error("flaxclip.data.index"):
+    with exit_on_input_error("flaxclip.data.index"), exit_with_code("flaxclip.data.index"):
         command = tyro.cli(
             Command,
             prog="python -m flaxclip.data.index",

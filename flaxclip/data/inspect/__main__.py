@@ -29,6 +29,7 @@ from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import Source
 from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.exit_codes import exit_with_code
 
 _SHOWN_BROKEN = 10
 
@@ -66,7 +67,7 @@ class Command:
 
 def main() -> None:
     """The command line."""
-    with exit_on_input_error("flaxclip.data.inspect"):
+    with exit_on_input_error("flaxclip.data.inspect"), exit_with_code("flaxclip.data.inspect"):
         inspect(
             tyro.cli(
                 Command,

@@ -46,6 +46,7 @@ from flaxclip.data.prepare.publish import claim, name_shards, publish
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.exit_codes import exit_with_code
 
 PAGE = "datasheet.html"
 _SMALL = 5_000  # examples
@@ -98,7 +99,7 @@ def main() -> None:
     """The command line."""
     args = sys.argv[1:]
     ours = args[: args.index("--")] if "--" in args else args
-    with exit_on_input_error("flaxclip.data.prepare"):
+    with exit_on_input_error("flaxclip.data.prepare"), exit_with_code("flaxclip.data.prepare"):
         command = tyro.cli(
             Command,
             args=ours,

@@ -45,7 +45,7 @@ def file_system(protocol: str) -> fsspec.AbstractFileSystem:
         raise InputError(
             f"cannot open {protocol}:// paths: {error}\n"
             "for Google Cloud Storage: pip install 'flaxclip[gcs]'; for S3: 'flaxclip[s3]'; "
-            "for http(s)://: pip install aiohttp"
+            "for http(s)://: 'flaxclip[http]'"
         ) from None
 
 

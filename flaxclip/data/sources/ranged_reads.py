@@ -46,7 +46,9 @@ class Extent(NamedTuple):
     """Of a file, or a URL."""
     start: int
     end: int
-    version: Version
+    version: Version | None
+    """If None, the file is one whose contents are never changed, such as one named by their hash;
+    only remote ones can be."""
 
     @property
     def size(self) -> int:
@@ -91,6 +93,7 @@ def _has_changed(path: str) -> UnreadableExampleError:
 
 
 def _read_local(extent: Extent) -> bytes:
+    assert extent.version is not None, "or a file that is replaced would stay open"
     file = _open_file(extent.path, extent.version)
     stat = os.fstat(file.descriptor)
     data = os.pread(file.descriptor, extent.size, extent.start)
@@ -101,23 +104,24 @@ def _read_local(extent: Extent) -> bytes:
 
 def _read_remote(extent: Extent) -> bytes:
     path, size, fs = extent.path, extent.size, file_system_of(extent.path)
-    if _STATES.condition(path, extent.version) is None or extent.end > extent.version.size:
+    version = extent.version
+    if version and (_STATES.condition(path, version) is None or extent.end > version.size):
         raise _has_changed(path)
     if not size:
         return b""
 
     def send(seconds: float) -> bytes:
-        condition = _STATES.condition(path, extent.version)
+        condition = _STATES.condition(path, version) if version else {}
         if condition is None:
             raise _has_changed(path)
         arguments = {"start": extent.start, "end": extent.end} | condition
         try:
             data = call(fs, "cat_file", seconds, path, **arguments)
         except Exception as error:
-            if not condition or not _is_refusal(error, condition):
+            if not version or not condition or not _is_refusal(error, condition):
                 raise
             # Some servers do not know their own tags.
-            _STATES.ask_anew(path, extent.version, {})
+            _STATES.ask_anew(path, version, {})
             raise TransientError(f"refused, though it is unchanged: {described(error)}") from None
         COUNTER.add(bytes=len(data))
         if len(data) > size:
@@ -128,7 +132,8 @@ def _read_remote(extent: Extent) -> bytes:
             )
         if len(data) < size:
             # Shorter files are told from bodies that end early.
-            _STATES.ask_anew(path, extent.version, condition)
+            if version:
+                _STATES.ask_anew(path, version, condition)
             raise TransientError(f"the answer ended after {len(data):,} of {size:,} bytes")
         return data
 

@@ -77,7 +77,12 @@ class Counts(NamedTuple):
 
     def since(self, before: "Counts") -> "Counts":
         """What has come since `before`."""
-        return Counts(*(now - then for now, then in zip(self, before, strict=True)))
+        return Counts(
+            self.requests - before.requests,
+            self.bytes - before.bytes,
+            self.retries - before.retries,
+            self.seconds - before.seconds,
+        )
 
 
 _Tally = TypeVar("_Tally")  # a NamedTuple

@@ -33,11 +33,10 @@ def main() -> None:
 
 
 def _fetch(prefetch: Prefetch, shared: SharedBatches, number: int) -> None:
-    def needed() -> int:
+    def fetched() -> None:
         shared.reads[number] = COUNTER.snapshot()
-        return int(shared.needed[0])
 
-    prefetch.run(needed)
+    prefetch.run(lambda: int(shared.needed[0]), fetched)
 
 
 if __name__ == "__main__":

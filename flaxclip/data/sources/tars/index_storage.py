@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from flaxclip.data.sources.storage import file_system_of, is_remote
+from flaxclip.data.sources.storage import file_system_of, is_remote, open_to_read
 
 
 def join_path(folder: str, *names: str) -> str:
@@ -51,9 +51,7 @@ def list_files(folder: str) -> dict[str, dict[str, Any]]:
 
 def read_whole(path: str) -> bytes:
     """The contents of a file; raises `OSError`."""
-    if is_remote(path):
-        return file_system_of(path).cat_file(path)
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         return file.read()
 
 

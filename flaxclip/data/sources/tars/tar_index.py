@@ -12,15 +12,20 @@ import posixpath
 import numpy as np
 
 from flaxclip.data.sources.left_out import MEMBER_REASONS
-from flaxclip.data.sources.storage import file_system_of, is_remote
+from flaxclip.data.sources.range_cache import RangeCache
+from flaxclip.data.sources.ranged_reads import Extent
+from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.sources.storage import cache_folder, is_remote
 from flaxclip.data.sources.tars.index_storage import join_path, list_files, resolve
 from flaxclip.data.sources.tars.index_table import Piece, shards_and_pieces
 from flaxclip.data.sources.tars.tar_scan import COUNTS, ENTRY, ShardScan
 from flaxclip.errors import InputError
 
 PIECES = "pieces"
-_BLOCK = 2**16  # bytes of a piece in object storage that are fetched together
-_BLOCKS = 64  # kept in each process
+# Bytes of a piece in object storage that are fetched together: more if all are kept.
+_BLOCK, _KEPT_BLOCK = 2**16, 2**20
+_CACHE_BYTES = 2**30  # on the host's disk
+_BLOCKS = 16  # kept in each process
 _OPEN_PIECES = 64  # kept open in each process
 
 
@@ -45,6 +50,8 @@ class TarIndex:
         """[shards] of `index_table.SHARD`."""
         folder = join_path(os.path.dirname(path), PIECES)
         self._pieces = [Piece(resolve(folder, name), size) for name, size in pieces]
+        remote = sum(piece.size for piece in self._pieces if is_remote(piece.path))
+        self._block = _KEPT_BLOCK if remote <= _CACHE_BYTES else _BLOCK
         self._states = [_state(piece) for piece in self._pieces]
         here = [number for number, state in enumerate(self._states) if state]
         # An open file stays, whatever becomes of the folder.
@@ -143,9 +150,12 @@ class TarIndex:
                 file = self._opened.get(number) or self._open(number)
                 data = os.pread(file.descriptor, size, start)
             else:
-                blocks = range(start // _BLOCK, -(-(start + size) // _BLOCK))
-                joined = b"".join(_fetch_block(piece, block) for block in blocks)
-                data = joined[start - blocks.start * _BLOCK :][:size]
+                length = self._block
+                blocks = range(start // length, -(-(start + size) // length))
+                joined = b"".join(_fetch_block(piece, block, length) for block in blocks)
+                data = joined[start - blocks.start * length :][:size]
+        except UnreadableExampleError as error:
+            raise InputError(f"cannot read the index of the shards: {error}") from None
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
@@ -185,12 +195,16 @@ def _open_piece(path: str, state: tuple[int, ...]) -> _OpenPiece:
 
 
 @functools.lru_cache(_BLOCKS)
-def _fetch_block(piece: Piece, number: int) -> bytes:
-    start, end = number * _BLOCK, min((number + 1) * _BLOCK, piece.size)
-    data = file_system_of(piece.path).cat_file(piece.path, start=start, end=end)
-    if len(data) != end - start:  # as from a server that ignores ranges
-        raise OSError(f"{len(data):,} bytes came, asked for were {end - start:,}")
-    return data
+def _fetch_block(piece: Piece, number: int, length: int) -> bytes:
+    end = min((number + 1) * length, piece.size)
+    extent = Extent(piece.path, number * length, end, None)
+    return _block_cache().read(extent, extent.start, extent.end)
+
+
+@functools.cache
+def _block_cache() -> RangeCache:
+    """For all processes of the host: each reads entries of all runs."""
+    return RangeCache(str(cache_folder("tar_index_blocks")), _CACHE_BYTES)
 
 
 def _damaged(path: str) -> InputError:
