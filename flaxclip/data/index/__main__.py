@@ -3,7 +3,9 @@
     python -m flaxclip.data.index 'shards/*.tar'
     python -m flaxclip.data.index 'gs://bucket/corpus/{00000..01242}.tar'
     python -m flaxclip.data.index 'gs://public/*.tar' --out gs://mine/index
+    python -m flaxclip.data.index 'gs://bucket/*/*.tar' -- --runner=DataflowRunner ...
 
+Options after `--` go to Apache Beam, which then reads the shards, on many machines.
 The index goes to a folder `flaxclip_index` in the folder that the shards have in common. With one
 elsewhere, say so in training: --data.index gs://mine/index. Shards that the index has already, in
 their present state, are not read again: after a kill the same command goes on, and new shards are
@@ -27,7 +29,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Index tar shards."""
+    """Index tar shards. Options of Apache Beam follow after `--`."""
 
     shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Paths or URLs of tars, with braces or globs."""
@@ -63,9 +65,12 @@ class Progress:
 
 def main() -> None:
     """The command line."""
+    args = sys.argv[1:]
+    ours = args[: args.index("--")] if "--" in args else args
     with exit_on_input_error("flaxclip.data.index"), exit_with_code("flaxclip.data.index"):
         command = tyro.cli(
             Command,
+            args=ours,
             prog="python -m flaxclip.data.index",
             description=__doc__,
             config=(tyro.conf.FlagCreatePairsOff,),
@@ -76,6 +81,7 @@ def main() -> None:
             command.workers or os.cpu_count() or 1,
             command.copied,
             Progress().report,
+            args[len(ours) + 1 :],
         )
         print(made.summary())
 

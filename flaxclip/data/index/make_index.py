@@ -1,5 +1,6 @@
 """Make the index of some shards, or complete it, and publish it."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,9 +9,11 @@ import numpy as np
 
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.shard_paths import expand_shards
-from flaxclip.data.sources.storage import is_remote
+from flaxclip.data.sources.storage import Version, is_remote
 from flaxclip.data.sources.tars.build_index import INDEX_FOLDER, complete_table
+from flaxclip.data.sources.tars.copied_shards import add_copies
 from flaxclip.data.sources.tars.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index_lookup import KnownShards
 from flaxclip.data.sources.tars.index_storage import common_folder, join_path, write_whole
 from flaxclip.data.sources.tars.index_table import Table, join_tables
 from flaxclip.data.sources.tars.shard_versions import versions_of_all
@@ -45,6 +48,7 @@ def make_index(
     workers: int,
     copied: bool = False,
     report: Callable[[int, int], None] = lambda done, of: None,
+    beam_options: Sequence[str] = (),
 ) -> MadeIndex:
     """Index shards, except for those that the index at `out` has in their present state.
 
@@ -54,6 +58,7 @@ def make_index(
         workers: processes that read shards.
         copied: accept shards of the same size and with the same headers, see `copied_shards`.
         report: called with the number of shards read, and of those to read.
+        beam_options: options of Apache Beam, which reads the shards if there are any.
 
     Raises:
         InputError: shards that are missing, are no tars, are broken or have no pairs; or the index
@@ -73,6 +78,14 @@ def make_index(
 
     try:
         write_whole(folder.place("README"), _README)  # or it is known now that nothing can be
+        on_beam = 0
+        if beam_options:
+            known = KnownShards([folder], paths, versions)
+            if copied:
+                add_copies(known)
+            unknown = [(paths[place], versions[place]) for place in known.unknown]
+            _scan_on_beam(folder, root, unknown, workers, beam_options)
+            on_beam = len(unknown)
         table = complete_table([folder], paths, versions, folder, root, copied, workers, count)
         if not table.shards["pairs"].any():
             empty = [(path, version.size) for path, version in zip(paths, versions, strict=True)]
@@ -88,7 +101,7 @@ def make_index(
             "name a folder or URL that can be written with --out"
         ) from None
     pairs = int(table.shards["pairs"].sum(dtype=np.int64))
-    return MadeIndex(folder.path, len(paths), scanned, pairs)
+    return MadeIndex(folder.path, len(paths), on_beam or scanned, pairs)
 
 
 def _with_others(table: Table, published: Table, root: str) -> Table:
@@ -102,3 +115,25 @@ def _with_others(table: Table, published: Table, root: str) -> Table:
         np.array(rows, np.int64).reshape(-1, 2),
         [*table.names, *(names[row] for row in others)],
     )
+
+
+def _scan_on_beam(
+    folder: IndexFolder,
+    root: str,
+    shards: Sequence[tuple[str, Version]],
+    workers: int,
+    options: Sequence[str],
+) -> None:
+    try:
+        logging.disable(logging.WARNING)  # Beam misses parts of Google's cloud aloud
+        from flaxclip.data.index.beam import scan_on_beam
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "apache_beam":
+            raise
+        raise InputError(
+            "Apache Beam is not installed\npip install 'flaxclip[beam]', best in an environment of "
+            "its own; without options after -- it is not needed"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    scan_on_beam(folder, root, shards, workers, options)

@@ -120,7 +120,12 @@ def state_of(path: str, *, anew: bool = False) -> tuple[Version, dict[str, Any]]
     # A weak tag equals none, not even itself.
     elif protocol in _HTTP and info.get("ETag", "").startswith('"'):
         condition = {"headers": {"If-Match": info["ETag"]}}
-    return Version(int(info["size"]), _change_number(info)), condition
+    return version_in(info), condition
+
+
+def version_in(info: dict[str, Any]) -> Version:
+    """The state that object storage describes, when asked for a file or listing a folder."""
+    return Version(int(info["size"]), _change_number(info))
 
 
 def _change_number(info: dict[str, Any]) -> int:

@@ -1,11 +1,17 @@
 """The present states of many shards: one by one, or from listings of their folders."""
 
+import collections
+import contextlib
+import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import Version, version_of
+from flaxclip.data.sources.storage import Version, is_remote, version_in, version_of
+from flaxclip.data.sources.tars.index_storage import list_files
 from flaxclip.errors import InputError
+
+_LISTED_FROM = 64  # shards in a folder; a page of a listing describes a thousand
 
 
 def versions_of_all(paths: Sequence[str]) -> list[Version]:
@@ -15,8 +21,11 @@ def versions_of_all(paths: Sequence[str]) -> list[Version]:
         InputError: some do not exist, or cannot be opened.
     """
     missing = []
+    listed = _listed_versions(paths)
 
     def look(path: str) -> Version:
+        if path in listed:
+            return listed[path]
         try:
             return version_of(path)
         except FileNotFoundError:
@@ -35,4 +44,27 @@ def versions_of_all(paths: Sequence[str]) -> list[Version]:
             f"first: {shown(min(missing))}\n"
             "check the pattern, or finish the download"
         )
+    return versions
+
+
+def _listed_versions(paths: Sequence[str]) -> dict[str, Version]:
+    """Those of shards in folders of object storage with many; where listings say what is needed."""
+    folders = collections.defaultdict(list)
+    for path in filter(is_remote, paths):
+        if not path.startswith(("http://", "https://")):  # a page of links
+            folders[posixpath.dirname(path)].append(path)
+    versions: dict[str, Version] = {}
+    for folder, inside in folders.items():
+        if len(inside) < _LISTED_FROM:
+            continue
+        with contextlib.suppress(Exception):  # may be forbidden, though the files may be read
+            found = list_files(folder)
+            here = {}
+            for path in inside:
+                info = found.get(posixpath.basename(path))
+                if info is not None and info.get("size") is not None:
+                    here[path] = version_in(info)
+            # Not every client describes a file in both cases alike.
+            if here and version_of(first := next(iter(here))) == here[first]:
+                versions |= here
     return versions

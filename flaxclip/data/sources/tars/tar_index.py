@@ -83,7 +83,7 @@ class TarIndex:
 
     def shard_of(self, number: int) -> int:
         """The number of the shard that holds a pair."""
-        return int(np.searchsorted(self._ends, number, "right"))
+        return int(self._ends.searchsorted(number, "right"))
 
     def entries(self, first: int, last: int) -> np.ndarray:
         """[last - first] of `ENTRY`, of pairs `first` up to `last`; they may lie in several shards.
@@ -135,7 +135,7 @@ class TarIndex:
         entries = np.frombuffer(bytearray(data), ENTRY)
         ends = entries["image_offset"] + entries["image_size"]
         # A flipped bit would read other bytes.
-        if np.any(ends > row["size"]) or np.any(entries["key_end"] > row["keys_size"]):
+        if (ends > row["size"]).any() or (entries["key_end"] > row["keys_size"]).any():
             raise _damaged(self._pieces[int(row["piece"])].path)
         entries["shard"] = shard
         return entries

@@ -1,0 +1,51 @@
+"""Scan shards on Apache Beam: workers write pieces into the folder of the index."""
+
+from collections.abc import Sequence
+
+import apache_beam as beam
+
+from flaxclip.data.prepare.beam import Runner
+from flaxclip.data.sources.storage import Version
+from flaxclip.data.sources.tars.index_folder import IndexFolder
+from flaxclip.data.sources.tars.shard_scans import scan_each, write_pieces
+from flaxclip.errors import InputError
+
+_TOGETHER = 64  # shards that a worker is given at once, and writes a piece of
+
+
+class ScanShards(beam.DoFn):
+    """Some shards -> a piece of the index, in its folder."""
+
+    def __init__(self, folder: IndexFolder, root: str) -> None:
+        self.folder, self.root = folder, root
+
+    def process(self, shards: Sequence[tuple[str, Version]]) -> None:
+        paths, versions = zip(*shards, strict=True)
+        try:
+            write_pieces(
+                self.folder, paths, versions, scan_each(paths, versions, processes=1), self.root
+            )
+        except InputError:
+            return  # those that are broken are still unknown, and named by who scans them next
+
+
+def scan_on_beam(
+    folder: IndexFolder,
+    root: str,
+    shards: Sequence[tuple[str, Version]],
+    workers: int,
+    options: Sequence[str],
+) -> None:
+    """Write pieces of shards that can be used; each is given with the state that it is in.
+
+    Raises:
+        InputError: Beam cannot be run with these options.
+    """
+    groups = [shards[start : start + _TOGETHER] for start in range(0, len(shards), _TOGETHER)]
+    with Runner(tuple(options), workers).pipeline() as pipeline:
+        _ = (
+            pipeline
+            | "Shards" >> beam.Create(groups)
+            | "Spread" >> beam.Reshuffle()
+            | "Scan" >> beam.ParDo(ScanShards(folder, root))
+        )
