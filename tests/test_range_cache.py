@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from flaxclip.data.sources import cached_file, range_cache
+from flaxclip.data.sources.file_systems import version_of
 from flaxclip.data.sources.range_cache import COUNTER, RangeCache
 from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import version_of
 from flaxclip.errors import InputError
 from tests.helpers.full_disk import files_no_larger_than
 

@@ -14,10 +14,11 @@ from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import OrderConfig, draw_order
 from flaxclip.data.sources import file_systems, ranged_reads, repeated_requests
+from flaxclip.data.sources.file_systems import version_of
 from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import is_folder, open_to_read, read_file, version_of
+from flaxclip.data.sources.storage import is_folder, open_to_read, read_file
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError

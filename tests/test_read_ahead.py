@@ -15,8 +15,8 @@ from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.prepare.passes import Recipe, scan_examples, write_shard
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.corpus import CorpusConfig
+from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import REQUESTS_AT_ONCE
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.workers.reading_threads import call_in_thread
 from tests.helpers import pair_shards

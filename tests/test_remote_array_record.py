@@ -18,9 +18,9 @@ from flaxclip.data.sources.array_record_parts import (
     fetch_tail,
     read_records,
 )
+from flaxclip.data.sources.file_systems import version_of
 from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
-from flaxclip.data.sources.storage import version_of
 from flaxclip.errors import InputError
 from tests.helpers.full_disk import files_no_larger_than
 from tests.helpers.metered_bucket import MeteredBucket

@@ -15,17 +15,12 @@ from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import OrderConfig, draw_order
+from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE, Version, file_system, version_of
 from flaxclip.data.sources.folder import FolderSource
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
-from flaxclip.data.sources.storage import (
-    REQUESTS_AT_ONCE,
-    Version,
-    file_system,
-    read_range,
-    version_of,
-)
+from flaxclip.data.sources.storage import read_range
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer

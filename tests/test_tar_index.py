@@ -16,12 +16,19 @@ import pytest
 
 from flaxclip.data.index.make_index import make_index
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.storage import version_of
-from flaxclip.data.sources.tars import index_sharing, remote_headers, shard_scans, tar_index
+from flaxclip.data.sources.file_systems import version_of
+from flaxclip.data.sources.tars import (
+    index_sharing,
+    remote_headers,
+    shard_scans,
+    shard_versions,
+    tar_index,
+)
 from flaxclip.data.sources.tars.index_folder import IndexFolder
 from flaxclip.data.sources.tars.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.index_table import Table
 from flaxclip.data.sources.tars.remote_headers import Link
+from flaxclip.data.sources.tars.shard_versions import versions_of_all
 from flaxclip.data.sources.tars.tar_scan import scan_shard
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
@@ -113,7 +120,7 @@ def test_an_index_in_object_storage_is_read_by_ranges(corpus, scanned, tmp_path,
 
 
 def test_an_index_that_is_named_must_be_there(corpus, tmp_path):
-    with pytest.raises(InputError, match=r"no index of shards in .*/none\nmake one with"):
+    with pytest.raises(InputError, match=r"no index of shards in .*/none: there is.*\nmake"):
         open_corpus(CorpusConfig((f"{corpus}/*.tar",), index=f"{tmp_path}/none"), 16)
     with pytest.raises(InputError, match=r"data.index is of tars, and scenes is none"):
         open_corpus(CorpusConfig(index="x"), 16)
@@ -318,6 +325,26 @@ def test_hosts_read_each_shard_once_together(corpus, tmp_path):
         (hosts[1].pid, "1.tar"),
         (hosts[1].pid, "4.tar"),
     }
+
+
+def test_hosts_with_copies_of_their_own_do_not_wait_for_each_other(corpus, tmp_path):
+    names = str([name for name, _ in expected()]) + "\n"
+    assert start_host(tmp_path, f"{corpus}/*.tar", 1, 2).communicate()[0] == names
+
+
+def test_versions_of_many_shards_come_from_a_listing(corpus, monkeypatch):
+    for number in range(10, 80):
+        (corpus / f"{number}.tar").write_bytes(b"x" * number)
+    paths = [f"counted://{path}" for path in sorted(corpus.glob("*.tar"))]
+    expected = [version_of(path) for path in paths]
+    asked = []
+    monkeypatch.setattr(
+        shard_versions, "version_of", lambda path: asked.append(path) or version_of(path)
+    )
+    assert versions_of_all(paths) == expected
+    assert asked == paths[:1]
+    with pytest.raises(InputError, match=r"1 of 77 shards do not exist\nfirst: .*/none.tar"):
+        versions_of_all([*paths, f"counted://{corpus}/none.tar"])
 
 
 def test_a_host_that_dies_is_named_and_what_was_done_stays(corpus, tmp_path):

@@ -32,7 +32,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from flaxclip.data.order import OrderConfig, draw_order
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.storage import version_in
+from flaxclip.data.sources.file_systems import version_in
 from flaxclip.data.sources.tars.index_table import SHARD, Piece, Table
 from flaxclip.data.sources.tars.tar_scan import ENTRY
 

@@ -30,7 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.array_record import ArrayRecordSource, encode_record
-from flaxclip.data.sources.storage import version_of
+from flaxclip.data.sources.file_systems import version_of
 
 RUN = 100
 REMOTE_RECORDS, REMOTE_RUNS = 1000, 10

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from flaxclip.data.prepare.beam import Runner
-from flaxclip.data.sources.storage import Version
+from flaxclip.data.sources.file_systems import Version
 from flaxclip.data.sources.tars.index_folder import IndexFolder
 from flaxclip.data.sources.tars.shard_scans import scan_each, write_pieces
 from flaxclip.errors import InputError

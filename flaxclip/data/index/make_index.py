@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.shard_paths import expand_shards
-from flaxclip.data.sources.storage import Version, is_remote
 from flaxclip.data.sources.tars.build_index import INDEX_FOLDER, complete_table
 from flaxclip.data.sources.tars.copied_shards import add_copies
 from flaxclip.data.sources.tars.index_folder import IndexFolder

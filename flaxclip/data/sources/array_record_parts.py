@@ -23,9 +23,9 @@ from flaxclip.data.sources.array_record_layout import (
     footer_start,
     read_footer,
 )
+from flaxclip.data.sources.file_systems import Version
 from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import Version
 from flaxclip.errors import InputError
 
 _HEAD_BYTES = 2**14  # of the footer of 16,000 chunks, as far as the number of records

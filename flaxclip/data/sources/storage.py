@@ -10,14 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from flaxclip.data.sources.file_systems import (  # noqa: F401  (also for those who import this)
-    REQUESTS_AT_ONCE,
-    Version,
-    file_system,
-    file_system_of,
-    is_remote,
-    version_of,
-)
+from flaxclip.data.sources.file_systems import Version, file_system_of, is_remote, version_of
 from flaxclip.data.sources.ranged_reads import Extent, fetch, open_ranged, unreadable_on_failure
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError

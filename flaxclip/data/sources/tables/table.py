@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from flaxclip.data.sources.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
 from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.file_systems import is_remote, version_of
 from flaxclip.data.sources.folder import MAX_IMAGE_BYTES
 from flaxclip.data.sources.shard_paths import expand_shards, shown
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.storage import is_remote, read_file, version_of
+from flaxclip.data.sources.storage import read_file
 from flaxclip.data.sources.tables.parquet_batches import NO_BYTES
 from flaxclip.data.sources.tables.table_copy import copy_tables
 from flaxclip.errors import InputError

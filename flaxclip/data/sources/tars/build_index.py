@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import Version, cache_folder, is_remote
+from flaxclip.data.sources.storage import cache_folder
 from flaxclip.data.sources.tars.copied_shards import add_copies
 from flaxclip.data.sources.tars.index_folder import IndexFolder
 from flaxclip.data.sources.tars.index_lookup import KnownShards
@@ -47,13 +48,16 @@ def build_index(
         paths: absolute paths, or URLs, of tar files.
         stored: folder of an index that `flaxclip.data.index` has made. If None, the one beside the
             shards, if there is one.
-        sharing: hosts that all call this, and scan a part of the shards each. If None, this one
+        sharing: hosts that all call this, and scan a part of the shards each if these are at URLs.
+            If None, or if shards are on disk, where each host may have copies of its own, this one
             scans all.
 
     Raises:
         InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs,
             although it has members; all are empty; or the index cannot be written.
     """
+    if not all(map(is_remote, paths)):
+        sharing = None
     versions = versions_of_all(paths)
     home = IndexFolder(str(cache_folder("tar_index") / _hash(common_folder(paths))))
     name = f"{_hash(FORMAT, *zip(paths, versions, strict=True))}.table"
@@ -152,20 +156,27 @@ def announce(known: KnownShards) -> None:
 
 
 def _stored_indexes(paths: Sequence[str], stored: str | None) -> list[IndexFolder]:
-    """The index that is named, or the one beside the shards.
+    """The index that is named, or the one beside the shards, if there is one.
 
     Raises:
         InputError: there is none where one is named.
     """
-    if stored is None:
-        return [IndexFolder(join_path(common_folder(paths), INDEX_FOLDER))]
-    folder = IndexFolder(stored if is_remote(stored) else os.path.abspath(stored))
-    if not folder.holds_index():
+    path = join_path(common_folder(paths), INDEX_FOLDER) if stored is None else stored
+    folder = IndexFolder(path if is_remote(path) else os.path.abspath(path))
+    try:
+        found, reason = folder.holds_index(), "there is nothing of one"
+    except InputError:
+        raise
+    except Exception as error:  # clients of object storage have errors of their own
+        found, reason = False, f"{type(error).__name__}: {error}"
+        if stored is None:
+            _logger.warning("whether there is an index in %s cannot be seen: %s", path, reason)
+    if not found and stored is not None:
         raise InputError(
-            f"there is no index of shards in {stored}\n"
+            f"no index of shards in {stored}: {reason}\n"
             "make one with flaxclip.data.index SHARDS --out there, or leave data.index out"
         )
-    return [folder]
+    return [folder] if found else []
 
 
 def _with_copies(table: Table, home: IndexFolder) -> Table:

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxclip.data.sources.storage import Version
+from flaxclip.data.sources.file_systems import Version
 from flaxclip.data.sources.tars.index_storage import (
+    can_list,
+    exists,
     join_path,
     list_files,
     read_whole,
@@ -59,7 +61,7 @@ class IndexFolder:
 
     def holds_index(self) -> bool:
         """True if there is anything of an index in the folder."""
-        return TABLE in list_files(self.path) or bool(list_files(self.place(PIECES)))
+        return exists(self.place(TABLE)) or bool(list_files(self.place(PIECES)))
 
     def read_published(self) -> Table | None:
         """The table of all shards, as `read_tables` gives it."""
@@ -77,8 +79,8 @@ class IndexFolder:
         """
         seen = set() if seen is None else seen
         found = list_files(self.place(PIECES))
-        names = [name for name in list_files(self.path) if f".{name}".endswith(_SUFFIX)]
-        published = self._read_new([(name,) for name in sorted(names)], seen)
+        names = [name for name in list_files(self.path) if name.endswith(_SUFFIX)]
+        published = self._read_new([(TABLE,), *((name,) for name in sorted(names))], seen)
         named = {piece.path for table in published for piece in table.pieces}
         names = [name for name in found if name.endswith(_SUFFIX)]
         names = [name for name in names if name.partition("-")[0] not in named]
@@ -111,7 +113,7 @@ class IndexFolder:
         broken = [
             number
             for number, (name, size) in enumerate(table.pieces)
-            if found.get(name, {}).get("size") != size
+            if can_list(self.path) and found.get(name, {}).get("size") != size
         ]
         rows = np.flatnonzero(~np.isin(table.shards["piece"], broken))
         inside = [pieces[number].path for number in broken if "/" not in table.pieces[number].path]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
-from flaxclip.data.sources.storage import Version
+from flaxclip.data.sources.file_systems import Version
 from flaxclip.data.sources.tars.index_folder import IndexFolder
 from flaxclip.data.sources.tars.index_lookup import KnownShards
 from flaxclip.data.sources.tars.index_storage import join_path, list_files, read_whole, write_whole

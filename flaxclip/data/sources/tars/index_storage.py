@@ -6,7 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from flaxclip.data.sources.storage import file_system_of, is_remote, open_to_read
+from flaxclip.data.sources.file_systems import file_system_of, is_remote
+from flaxclip.data.sources.storage import open_to_read
 
 
 def join_path(folder: str, *names: str) -> str:
@@ -31,12 +32,21 @@ def common_folder(paths: Sequence[str]) -> str:
     return os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
 
 
+def can_list(folder: str) -> bool:
+    """False for web servers, which at best have a page of links."""
+    return not folder.startswith(("http://", "https://"))
+
+
 def list_files(folder: str) -> dict[str, dict[str, Any]]:
     """The files in a folder by name, each with `size` and whatever else its storage says of it.
 
+    A folder that is not there is empty, and so is one of a web server.
+
     Raises:
-        OSError: it cannot be listed; none is an empty one.
+        OSError: it cannot be listed.
     """
+    if not can_list(folder):
+        return {}
     try:
         if not is_remote(folder):
             with os.scandir(folder) as found:
@@ -47,6 +57,11 @@ def list_files(folder: str) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     return {posixpath.basename(info["name"].rstrip("/")): info for info in listed}
+
+
+def exists(path: str) -> bool:
+    """True if there is such a file; raises `OSError`."""
+    return file_system_of(path).exists(path) if is_remote(path) else os.path.exists(path)
 
 
 def read_whole(path: str) -> bytes:

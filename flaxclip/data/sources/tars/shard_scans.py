@@ -1,10 +1,11 @@
 """Scan many shards: in order, in several processes, with the errors of all of them."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from flaxclip.data.sources.storage import Version, is_remote
+from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.tars.index_folder import IndexFolder, ScannedShard
 from flaxclip.data.sources.tars.index_table import Table
 from flaxclip.data.sources.tars.scan_processes import scan_in_processes
@@ -14,6 +15,9 @@ from flaxclip.errors import InputError
 _PARALLEL_FROM = 8  # shards; starting processes takes as long as scanning a few shards
 _PIECE_BYTES = 2**26  # kept in memory until they are written
 _PIECE_SECONDS = 60.0  # of work that is lost at most, if the process is killed
+_SECONDS_BETWEEN_LINES = 30.0
+
+_logger = logging.getLogger(__name__)
 
 
 def write_pieces(
@@ -41,6 +45,7 @@ def write_pieces(
     tables: list[Table] = []
     waiting: list[ScannedShard] = []
     waiting_bytes, since = 0, time.monotonic()
+    last_line = since
     problems = []
     for number, (path, version, result) in enumerate(zip(paths, versions, results, strict=True), 1):
         if isinstance(result, InputError):
@@ -49,6 +54,9 @@ def write_pieces(
             waiting.append(ScannedShard(path, version, result))
             waiting_bytes += result.entries.nbytes + len(result.keys)
         report(number)
+        if time.monotonic() - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            _logger.info("%s of %s shards are indexed", f"{number:,}", f"{len(paths):,}")
         full = waiting_bytes >= _PIECE_BYTES or time.monotonic() - since >= _PIECE_SECONDS
         if waiting and (full or number == len(paths)):
             tables.append(folder.write_piece(waiting, root))

@@ -6,9 +6,9 @@ import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from flaxclip.data.sources.file_systems import Version, is_remote, version_in, version_of
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import Version, is_remote, version_in, version_of
-from flaxclip.data.sources.tars.index_storage import list_files
+from flaxclip.data.sources.tars.index_storage import can_list, list_files
 from flaxclip.errors import InputError
 
 _LISTED_FROM = 64  # shards in a folder; a page of a listing describes a thousand
@@ -51,7 +51,7 @@ def _listed_versions(paths: Sequence[str]) -> dict[str, Version]:
     """Those of shards in folders of object storage with many; where listings say what is needed."""
     folders = collections.defaultdict(list)
     for path in filter(is_remote, paths):
-        if not path.startswith(("http://", "https://")):  # a page of links
+        if can_list(path):
             folders[posixpath.dirname(path)].append(path)
     versions: dict[str, Version] = {}
     for folder, inside in folders.items():

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.ranged_reads import Extent
-from flaxclip.data.sources.storage import Version, is_remote
 
 MEMBERS = ("image", "txt", "json")
 MAX_MEMBER_BYTES = 2**28

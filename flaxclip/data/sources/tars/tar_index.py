@@ -11,12 +11,13 @@ import posixpath
 
 import numpy as np
 
+from flaxclip.data.sources.file_systems import is_remote
 from flaxclip.data.sources.left_out import MEMBER_REASONS
 from flaxclip.data.sources.range_cache import RangeCache
 from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import cache_folder, is_remote
-from flaxclip.data.sources.tars.index_storage import join_path, list_files, resolve
+from flaxclip.data.sources.storage import cache_folder
+from flaxclip.data.sources.tars.index_storage import can_list, join_path, list_files, resolve
 from flaxclip.data.sources.tars.index_table import Piece, shards_and_pieces
 from flaxclip.data.sources.tars.tar_scan import COUNTS, ENTRY, ShardScan
 from flaxclip.errors import InputError
@@ -68,6 +69,7 @@ class TarIndex:
             OSError: they cannot be listed.
         """
         remote = [piece for piece in self._pieces if is_remote(piece.path)]
+        remote = [piece for piece in remote if can_list(piece.path)]
         folders = {posixpath.dirname(piece.path) for piece in remote}
         found = {folder: list_files(folder) for folder in folders}
         for path, size in remote:

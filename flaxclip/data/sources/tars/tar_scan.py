@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flaxclip.data.sources.file_systems import Version, is_remote, version_of
 from flaxclip.data.sources.left_out import (
     DOTTED,
     MEMBER_REASONS,
@@ -15,7 +16,7 @@ from flaxclip.data.sources.left_out import (
     split_key,
 )
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import Version, is_remote, open_to_read, version_of
+from flaxclip.data.sources.storage import open_to_read
 from flaxclip.data.sources.tars.remote_headers import RemoteHeaders
 from flaxclip.errors import InputError
 

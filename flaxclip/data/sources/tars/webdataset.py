@@ -30,12 +30,12 @@ from flaxclip.data.sources.captions import (
     utf8,
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
+from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
 from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.runs import ReadsInRuns, count_run_length
 from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.storage import Version, is_remote
 from flaxclip.data.sources.tars.build_index import build_index
 from flaxclip.data.sources.tars.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.tar_extents import MAX_MEMBER_BYTES, find_extents
