@@ -4,6 +4,7 @@ The library that reads them, and checks their hashes, takes whole files. It is g
 the size of the whole and holes where nothing is known, which take no room.
 """
 
+import errno
 import os
 import tempfile
 import threading
@@ -159,7 +160,8 @@ def _file_with_holes(size: int, pieces: Sequence[tuple[int, bytes]]) -> Iterator
         try:
             os.ftruncate(file.fileno(), size)
             for start, data in pieces:
-                os.pwrite(file.fileno(), data, start)
+                if os.pwrite(file.fileno(), data, start) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise InputError(
                 f"no room for parts of a shard of {size:,} bytes: {error.strerror}\n"
