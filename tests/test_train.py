@@ -150,7 +150,21 @@ def test_a_batch_that_is_larger_than_its_corpus_is_announced(tmp_path, monkeypat
     warning = "warning  a batch of 16 takes 16 pairs from the corpus, which has 10: each is in a ba"
     assert warning in capsys.readouterr().out
     announce(config, mesh, ScenesSource("train", 16), state, 0)
-    assert "warning" not in capsys.readouterr().out
+    assert not {"warning", "order"} & {
+        line.split()[0] for line in capsys.readouterr().out.splitlines()
+    }
+
+
+def test_an_order_made_for_object_storage_is_announced(tmp_path, capsys):
+    class RemoteScenes(ScenesSource):
+        reads_remotely, run_length = True, 104
+
+    config = tiny_config(tmp_path / "run")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    state = abstract_train_state(TINY_MODEL, make_optimizer(config.optim, config.steps)[0], mesh)
+    announce(config, mesh, RemoteScenes("train", 16), state, 0)
+    line = "order    runs of 104 neighbouring examples, windows of 16 runs in 8 lanes"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
