@@ -528,6 +528,8 @@ def test_several_corpora_in_one_path_are_refused(tmp_path):
 def test_a_mixture_beside_a_path_is_refused():
     with pytest.raises(InputError, match=r"data.mixture and data.path, or data.captions, are both"):
         DataConfig(path=("a.tar",), mixture=(MixtureCorpus(),))
+    with pytest.raises(InputError, match=r"data.mixture and data.index are both given"):
+        DataConfig(mixture=(MixtureCorpus(("a.tar",)),), index="index")
 
 
 def test_a_mixture_survives_json_and_its_corpora_keep_their_captions(tmp_path):

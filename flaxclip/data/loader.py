@@ -17,6 +17,7 @@ from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.prefetch import Prefetch
 from flaxclip.data.remote_reading import read_through_cache
+from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.sources.source import Source, reads_remotely
 from flaxclip.data.sources.tars.index_sharing import IndexSharing
@@ -62,11 +63,15 @@ class DataConfig(CorpusConfig):
             raise InputError(f"data.cache_gib is {self.cache_gib:g}\nit must be positive")
         if self.stall_seconds <= 0:
             raise InputError(f"data.stall_seconds is {self.stall_seconds}\nit must be positive")
-        own = CorpusConfig(self.path, captions=self.captions, index=self.index)
-        if self.mixture and own != CorpusConfig():
+        if self.mixture and (self.path, self.captions) != (CorpusConfig.path, CaptionConfig()):
             raise InputError(
-                "data.mixture is given, and so is data.path, data.captions or data.index\n"
-                "name every corpus in the mixture, each with its own captions and index"
+                "data.mixture and data.path, or data.captions, are both given\n"
+                "name every corpus in the mixture, each with its own captions"
+            )
+        if self.mixture and self.index is not None:
+            raise InputError(
+                "data.mixture and data.index are both given\n"
+                "give each corpus of the mixture an index of its own"
             )
 
     @property
