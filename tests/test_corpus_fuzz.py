@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flaxclip.data.sources.array_record import decode_record, encode_record
+from flaxclip.data.sources.array_records.array_record import decode_record, encode_record
 from flaxclip.data.sources.captions import CaptionConfig, json_fields, make_captions
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.tables.table import TableSource

@@ -28,7 +28,7 @@ from flaxclip.data.prepare.passes import (
     write_shard,
 )
 from flaxclip.data.prepare.publish import claim, publish
-from flaxclip.data.sources.array_record import ArrayRecordSource
+from flaxclip.data.sources.array_records.array_record import ArrayRecordSource
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError

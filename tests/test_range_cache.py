@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from flaxclip.data.sources import cached_file, range_cache
-from flaxclip.data.sources.file_systems import version_of
-from flaxclip.data.sources.range_cache import COUNTER, RangeCache
-from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.storage import cached_file, range_cache
+from flaxclip.data.storage.file_systems import version_of
+from flaxclip.data.storage.range_cache import COUNTER, RangeCache
+from flaxclip.data.storage.ranged_reads import Extent
 from flaxclip.errors import InputError
 from tests.helpers.full_disk import files_no_larger_than
 
@@ -279,7 +279,7 @@ def test_a_folder_that_is_removed_meanwhile(extents, folder, no_pause):
 
 PROGRAM = """
 import pickle, sys, time
-from flaxclip.data.sources import range_cache
+from flaxclip.data.storage import range_cache
 
 cache, extents, numbers, seconds = pickle.load(sys.stdin.buffer)
 data = open(extents[0].path, "rb").read()

@@ -13,13 +13,13 @@ from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import OrderConfig, draw_order
-from flaxclip.data.sources import file_systems, ranged_reads, repeated_requests
-from flaxclip.data.sources.file_systems import version_of
-from flaxclip.data.sources.ranged_reads import Extent, fetch
-from flaxclip.data.sources.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import is_folder, open_to_read, read_file
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.storage import file_systems, ranged_reads, repeated_requests
+from flaxclip.data.storage.file_systems import version_of
+from flaxclip.data.storage.files import is_folder, open_to_read, read_file
+from flaxclip.data.storage.ranged_reads import Extent, fetch
+from flaxclip.data.storage.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import PreemptedError
@@ -306,7 +306,7 @@ def shards(tmp_path):
 def load(source, positions):
     loader = ExampleLoader(
         source,
-        draw_order(source, OrderConfig(), 0),
+        draw_order(source, OrderConfig(window=None), 0, batch_size=16),
         load_tokenizer(TokenizerConfig(), 20),
         SizedTransform(32),
         AugmentConfig(crop_scale=(0.5, 1.0)),

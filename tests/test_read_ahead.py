@@ -15,9 +15,9 @@ from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.prepare.passes import Recipe, scan_examples, write_shard
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.corpus import CorpusConfig
-from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE
 from flaxclip.data.workers.reading_threads import call_in_thread
 from tests.helpers import pair_shards
 from tests.helpers.image_tars import write_shard as write_tar
@@ -129,6 +129,9 @@ def test_scores_of_pairs_in_a_bucket_are_read_as_from_the_disk(corpus, tmp_path,
     pairs = {f"{n:02}": (pair_shards.image(n), f"example {n}") for n in range(40)}
     pairs["30"] = b"no image", "broken"
     write_tar(tmp_path / "pairs.tar", pairs)
+    SlowBucket.together = 1
+    BucketTars(f"slow://{tmp_path}/pairs.tar")  # is indexed
+    SlowBucket.together = AT_ONCE
     found = []
     for number, path in enumerate((tmp_path, f"slow://{tmp_path}")):
         (task,) = find_tasks([f"retrieval:{path}/pairs.tar"])

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from flaxclip.data.sources import array_record_parts
-from flaxclip.data.sources.array_record import ArrayRecordSource, encode_record
-from flaxclip.data.sources.array_record_layout import BLOCK, LayoutError, footer_start, read_footer
-from flaxclip.data.sources.array_record_parts import (
+from flaxclip.data.sources.array_records import parts
+from flaxclip.data.sources.array_records.array_record import ArrayRecordSource, encode_record
+from flaxclip.data.sources.array_records.layout import BLOCK, LayoutError, footer_start, read_footer
+from flaxclip.data.sources.array_records.parts import (
     TAILS,
     Tails,
     count_remote_records,
     fetch_tail,
     read_records,
 )
-from flaxclip.data.sources.file_systems import version_of
-from flaxclip.data.sources.ranged_reads import Extent, fetch
+from flaxclip.data.sources.runs import RUN_BYTES
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
+from flaxclip.data.storage.file_systems import version_of
+from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.errors import InputError
 from tests.helpers.full_disk import files_no_larger_than
 from tests.helpers.metered_bucket import MeteredBucket
@@ -120,7 +121,7 @@ def test_runs_of_neighbours_take_a_request_a_shard(tmp_path):
     assert local.run_length is None
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert remote.run_length % 4 == 0
-    assert 2**22 <= remote.run_length * size / 87 < 2**22 + 4 * size / 87
+    assert RUN_BYTES <= remote.run_length * size / 87 < RUN_BYTES + 4 * size / 87
     for first, last, shards in ((0, 50, 1), (49, 51, 2), (3, 87, 3), (60, 61, 1)):
         extents = remote.extents(first, last)
         assert len(extents) == shards
@@ -225,17 +226,17 @@ def test_the_end_of_a_shard_is_fetched_once_whoever_asks(tmp_path):
 
 def test_the_end_of_a_shard_that_cannot_be_had_is_asked_for_again(tmp_path):
     path = write(tmp_path / "fails.array_record", examples(3))
-    with pytest.raises(InputError, match=r"fails.array_record: reset by the bucket"):
+    with pytest.raises(InputError, match=r"fails.array_record: refused by the bucket"):
         ArrayRecordSource(path)
     source = ArrayRecordSource(path)
     MeteredBucket.forget()
-    with pytest.raises(UnreadableExampleError, match="reset by the bucket"):
+    with pytest.raises(UnreadableExampleError, match="refused by the bucket"):
         source[0]
     assert source[0].captions == ("text 0 0",)
 
 
 def test_few_ends_of_shards_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(array_record_parts, "_KEPT_FOOTERS", 2)
+    monkeypatch.setattr(parts, "_KEPT_FOOTERS", 2)
     paths = [write(tmp_path / f"{n}.array_record", examples(2)) for n in range(3)]
     tails = Tails()
 
@@ -248,7 +249,7 @@ def test_few_ends_of_shards_are_kept(tmp_path, monkeypatch):
 
 
 def test_a_footer_that_is_longer_than_expected_takes_another_request(tmp_path, monkeypatch):
-    monkeypatch.setattr(array_record_parts, "_FOOTER_BYTES", 0)
+    monkeypatch.setattr(parts, "_FOOTER_BYTES", 0)
     local, remote = write_corpus(tmp_path, (9000,))
     assert remote[8999] == local[8999]
 

@@ -15,14 +15,14 @@ from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import OrderConfig, draw_order
-from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE, Version, file_system, version_of
 from flaxclip.data.sources.folder import FolderSource
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
-from flaxclip.data.sources.storage import read_range
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE, Version, file_system, version_of
+from flaxclip.data.storage.files import read_range
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers import reading_threads
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
@@ -55,7 +55,7 @@ def on_disk(folder):
 def loader(source):
     return ExampleLoader(
         source,
-        draw_order(source, OrderConfig(), 0, batch_size=16),
+        draw_order(source, OrderConfig(window=None), 0, batch_size=16),
         load_tokenizer(TokenizerConfig(), 20),
         SizedTransform(32),
         AugmentConfig(crop_scale=(0.5, 1.0)),

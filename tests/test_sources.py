@@ -19,8 +19,8 @@ from PIL import Image
 
 from flaxclip.config_json import from_json, to_json
 from flaxclip.data.loader import DataConfig, open_source
-from flaxclip.data.sources import array_record
-from flaxclip.data.sources.array_record import encode_record
+from flaxclip.data.sources.array_records import array_record
+from flaxclip.data.sources.array_records.array_record import encode_record
 from flaxclip.data.sources.captions import CaptionConfig, draw_caption
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError

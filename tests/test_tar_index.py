@@ -16,21 +16,16 @@ import pytest
 
 from flaxclip.data.index.make_index import make_index
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.file_systems import version_of
-from flaxclip.data.sources.tars import (
-    index_sharing,
-    remote_headers,
-    shard_scans,
-    shard_versions,
-    tar_index,
-)
-from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.index_sharing import IndexSharing
-from flaxclip.data.sources.tars.index_table import Table
+from flaxclip.data.sources.tars import remote_headers
+from flaxclip.data.sources.tars.index import index_sharing, shard_scans, shard_versions, tar_index
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.index.index_table import Table
+from flaxclip.data.sources.tars.index.shard_versions import versions_of_all
 from flaxclip.data.sources.tars.remote_headers import Link
-from flaxclip.data.sources.tars.shard_versions import versions_of_all
 from flaxclip.data.sources.tars.tar_scan import scan_shard
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.storage.file_systems import version_of
 from flaxclip.errors import InputError
 from tests.helpers.counted_bucket import CountedBucket, requests
 from tests.helpers.image_tars import jpeg, write_shard
@@ -105,7 +100,7 @@ def test_an_index_in_object_storage_is_read_by_ranges(corpus, scanned, tmp_path,
     assert make_index([pattern], out, workers=1).folder == out
     scanned.clear()
     before = len(requests())
-    monkeypatch.setattr("flaxclip.data.sources.tars.build_index._COPIED_BYTES", 0)
+    monkeypatch.setattr("flaxclip.data.sources.tars.index.build_index._COPIED_BYTES", 0)
     monkeypatch.setattr(tar_index, "_BLOCK", 100)  # bytes, so that pairs lie in several
     source = open_corpus(CorpusConfig((pattern,), index=out), 16)
     assert len(requests()) == before  # no byte of the shards
@@ -227,7 +222,7 @@ def command(*args, setup="", **env):
     program = (
         "import sys\n"
         "from flaxclip.data.index.__main__ import main\n"
-        "from flaxclip.data.sources.tars import shard_scans\n"
+        "from flaxclip.data.sources.tars.index import shard_scans\n"
         "import tests.helpers.counted_bucket\n"
         f"{setup}\n"
         "main()\n"
@@ -275,8 +270,8 @@ def test_the_command_names_what_is_wrong(corpus, tmp_path):
 
 HOST = """
 import sys
-from flaxclip.data.sources.tars import index_sharing
-from flaxclip.data.sources.tars.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.index import index_sharing
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 import tests.helpers.counted_bucket
 index_sharing._SECONDS_BETWEEN_LOOKS = 0.05

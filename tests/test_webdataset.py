@@ -21,7 +21,8 @@ import PIL.Image
 import pytest
 
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.tars import scan_processes, shard_scans
+from flaxclip.data.sources.tars import scan_processes
+from flaxclip.data.sources.tars.index import shard_scans
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError

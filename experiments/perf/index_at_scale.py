@@ -32,9 +32,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from flaxclip.data.order import OrderConfig, draw_order
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.file_systems import version_in
-from flaxclip.data.sources.tars.index_table import SHARD, Piece, Table
+from flaxclip.data.sources.tars.index.index_table import SHARD, Piece, Table
 from flaxclip.data.sources.tars.tar_scan import ENTRY
+from flaxclip.data.storage.file_systems import version_in
 
 PAIRS = 10_000  # in a shard, as img2dataset writes them
 PAIR_BYTES = 40_000
@@ -214,7 +214,7 @@ class CountedBucket(LocalFileSystem):
 
 _HOST = """
 import sys
-from flaxclip.data.sources.tars.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from index_at_scale import CountedBucket
 import fsspec

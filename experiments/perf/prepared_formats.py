@@ -29,8 +29,8 @@ from flaxclip.data.sources.extents import Extent, fetch
 from fsspec.implementations.local import LocalFileSystem
 
 from flaxclip.data.read_ahead import read_ahead
-from flaxclip.data.sources.array_record import ArrayRecordSource, encode_record
-from flaxclip.data.sources.file_systems import version_of
+from flaxclip.data.sources.array_records.array_record import ArrayRecordSource, encode_record
+from flaxclip.data.storage.file_systems import version_of
 
 RUN = 100
 REMOTE_RECORDS, REMOTE_RUNS = 1000, 10

@@ -24,7 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from fsspec.implementations.local import LocalFileSystem
 
 from flaxclip.data.inspect.inspection import inspect_source
-from flaxclip.data.sources.array_record import encode_record
+from flaxclip.data.sources.array_records.array_record import encode_record
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 
 EXAMPLES, SHARDS = 4000, 4

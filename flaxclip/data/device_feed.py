@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flaxclip.data.batch import Batch
-from flaxclip.data.sources.repeated_requests import Counts
+from flaxclip.data.storage.repeated_requests import Counts
 from flaxclip.data.workers.host_batches import HostBatch, LocalLoading
 from flaxclip.data.workers.pool import WorkerPool
 from flaxclip.sharding import batch_sharding

@@ -20,7 +20,7 @@ from flaxclip.data.remote_reading import read_through_cache
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.sources.source import Source, reads_remotely
-from flaxclip.data.sources.tars.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers.host_batches import LocalLoading
 from flaxclip.data.workers.pool import WorkerPool, available_cores

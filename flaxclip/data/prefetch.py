@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import grain
 
 from flaxclip.data.order import CorpusOrder, Draw
-from flaxclip.data.sources.range_cache import RangeCache
-from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.runs import extents_of
 from flaxclip.data.sources.source import Source
+from flaxclip.data.storage.range_cache import RangeCache
+from flaxclip.data.storage.ranged_reads import Extent
 
 _AT_ONCE = 32  # extents of some 4 MiB: 128 MiB in flight
 _REMEMBERED = 2**15  # extents; more than the windows of a host have at a time

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
-from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE
+from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE
 from flaxclip.data.workers.reading_threads import call_in_thread
 
 _Result = TypeVar("_Result")

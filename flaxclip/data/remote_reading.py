@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from flaxclip.data.order import HostRows, OrderConfig, corpus_orders
 from flaxclip.data.sources.mixture import MixtureSource
-from flaxclip.data.sources.range_cache import RangeCache
 from flaxclip.data.sources.runs import RUN_BYTES, ReadsInRuns
 from flaxclip.data.sources.source import Source, run_length
-from flaxclip.data.sources.storage import cache_folder
+from flaxclip.data.storage.files import cache_folder
+from flaxclip.data.storage.range_cache import RangeCache
 from flaxclip.data.storage_order import RUNS
 from flaxclip.errors import InputError
 

@@ -12,7 +12,7 @@ from flaxclip.checkpoint.restore import restore_latest
 from flaxclip.config import TrainConfig
 from flaxclip.data.loader import open_source
 from flaxclip.data.sources.source import Source
-from flaxclip.data.sources.tars.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.metrics import check_wandb
 from flaxclip.models.clip import abstract_variables, check_tensor_divides

@@ -13,8 +13,8 @@ import jax
 from flaxclip.config import TrainConfig
 from flaxclip.config_json import run_to_json
 from flaxclip.data.order import corpus_orders
-from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE
 from flaxclip.data.sources.source import Source, UnreadableExampleError, reads_remotely
+from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE
 
 _PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _SAMPLED_NAMES = 1024

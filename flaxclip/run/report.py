@@ -14,8 +14,8 @@ from flaxclip.checkpoint.manager import CheckpointManager
 from flaxclip.config import TrainConfig
 from flaxclip.data.device_feed import LoadedBatch
 from flaxclip.data.order import describe_storage_order, repeated_in_batches
-from flaxclip.data.sources.repeated_requests import Counts
 from flaxclip.data.sources.source import Source, reads_remotely
+from flaxclip.data.storage.repeated_requests import Counts
 from flaxclip.errors import InputError
 from flaxclip.losses.pairs import choose_implementation
 from flaxclip.metrics import MetricWriter, Throughput

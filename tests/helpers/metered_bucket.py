@@ -33,7 +33,7 @@ class MeteredBucket(LocalFileSystem):
             self.sizes.append(end - start)
             if "fails" in path and path not in self.failed:
                 self.failed.add(path)
-                raise ConnectionResetError("reset by the bucket")
+                raise PermissionError("refused by the bucket")
         with open(self._strip_protocol(path), "rb") as file:
             file.seek(start)
             return file.read(end - start)

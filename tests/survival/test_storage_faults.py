@@ -14,13 +14,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from flaxclip.data.sources import repeated_requests
-from flaxclip.data.sources.file_systems import file_system, version_of
-from flaxclip.data.sources.range_cache import RangeCache
-from flaxclip.data.sources.ranged_reads import Extent, fetch
-from flaxclip.data.sources.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import open_to_read
+from flaxclip.data.storage import repeated_requests
+from flaxclip.data.storage.file_systems import file_system, version_of
+from flaxclip.data.storage.files import open_to_read
+from flaxclip.data.storage.range_cache import RangeCache
+from flaxclip.data.storage.ranged_reads import Extent, fetch
+from flaxclip.data.storage.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.errors import InputError
 from tests.helpers.faulty_store import FaultyStore
 

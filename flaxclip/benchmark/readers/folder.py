@@ -9,7 +9,7 @@ from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import LEFTOVERS, is_leftover
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import files_below
+from flaxclip.data.storage.files import files_below
 from flaxclip.errors import InputError
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")

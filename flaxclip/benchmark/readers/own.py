@@ -11,9 +11,9 @@ from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
-from flaxclip.data.sources.file_systems import Version, is_remote, version_of
 from flaxclip.data.sources.scenes import ScenesSource, Split
 from flaxclip.data.sources.source import Source, UnreadableExampleError, reads_remotely
+from flaxclip.data.storage.file_systems import Version, is_remote, version_of
 from flaxclip.errors import InputError
 
 TRAIN_SCENES = 12_000

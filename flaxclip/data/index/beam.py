@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from flaxclip.data.prepare.beam import Runner
-from flaxclip.data.sources.file_systems import Version
-from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.shard_scans import scan_each, write_pieces
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index.shard_scans import scan_each, write_pieces
+from flaxclip.data.storage.file_systems import Version
 from flaxclip.errors import InputError
 
 _TOGETHER = 64  # shards that a worker is given at once, and writes a piece of

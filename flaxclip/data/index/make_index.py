@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxclip.data.sources.empty_shards import check_empty_shards
-from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.shard_paths import expand_shards
-from flaxclip.data.sources.tars.build_index import INDEX_FOLDER, complete_table
-from flaxclip.data.sources.tars.copied_shards import add_copies
-from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.index_lookup import KnownShards
-from flaxclip.data.sources.tars.index_storage import common_folder, join_path, write_whole
-from flaxclip.data.sources.tars.index_table import Table, join_tables
-from flaxclip.data.sources.tars.shard_versions import versions_of_all
+from flaxclip.data.sources.tars.index.build_index import INDEX_FOLDER, complete_table
+from flaxclip.data.sources.tars.index.copied_shards import add_copies
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index.index_lookup import KnownShards
+from flaxclip.data.sources.tars.index.index_storage import common_folder, join_path, write_whole
+from flaxclip.data.sources.tars.index.index_table import Table, join_tables
+from flaxclip.data.sources.tars.index.shard_versions import versions_of_all
+from flaxclip.data.storage.file_systems import Version, is_remote
 from flaxclip.errors import InputError
 
 _README = b"""Index of the tars beside this folder, or of others: which image and which caption is

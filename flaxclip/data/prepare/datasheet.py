@@ -23,7 +23,7 @@ from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.inspect.statistics import MEASURES, Distribution, PairStatistics
 from flaxclip.data.prepare.filters import REASONS
 from flaxclip.data.prepare.passes import Dropped, Recipe, ShardReport
-from flaxclip.data.sources.array_record import ArrayRecordSource
+from flaxclip.data.sources.array_records.array_record import ArrayRecordSource
 
 SAMPLES = 24
 _NAMED = 100

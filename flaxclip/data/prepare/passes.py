@@ -25,7 +25,7 @@ from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
 from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.read_ahead import read_ahead
-from flaxclip.data.sources.array_record import encode_record
+from flaxclip.data.sources.array_records.array_record import encode_record
 from flaxclip.data.sources.corpus import CorpusConfig
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
 from flaxclip.errors import InputError

@@ -6,18 +6,18 @@ A new kind of corpus is a file with a class that follows the `Source` protocol, 
 import dataclasses
 from typing import Literal
 
-from flaxclip.data.sources.array_record import ArrayRecordSource
+from flaxclip.data.sources.array_records.array_record import ArrayRecordSource
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.folder import FolderSource
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import Source
-from flaxclip.data.sources.storage import is_folder
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tables.table_copy import EXTENSIONS as TABLE_EXTENSIONS
-from flaxclip.data.sources.tars.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.sources.tfds import TfdsSource
+from flaxclip.data.storage.files import is_folder
 from flaxclip.errors import InputError
 
 _TFDS = "tfds:"

@@ -20,10 +20,10 @@ from flaxclip.data.sources.captions import (
     make_captions,
     utf8,
 )
-from flaxclip.data.sources.file_systems import is_remote
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_leftovers, is_leftover
 from flaxclip.data.sources.source import Pair
-from flaxclip.data.sources.storage import files_below, is_folder, read_file
+from flaxclip.data.storage.file_systems import is_remote
+from flaxclip.data.storage.files import files_below, is_folder, read_file
 from flaxclip.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.runs import extents_of
 from flaxclip.data.sources.source import Pair, Source, reads_remotely
+from flaxclip.data.storage.ranged_reads import Extent
 
 
 class MixtureSource:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from flaxclip.data.sources.range_cache import RangeCache
-from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.source import Source
+from flaxclip.data.storage.range_cache import RangeCache
+from flaxclip.data.storage.ranged_reads import Extent, fetch
 
 RUN_BYTES = 5 * 2**20
 """With the shorter ones at the ends of shards, requests then have more than 4 MiB on average."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import braceexpand
 
-from flaxclip.data.sources.file_systems import file_system_of, is_remote
-from flaxclip.data.sources.storage import is_folder
+from flaxclip.data.storage.file_systems import file_system_of, is_remote
+from flaxclip.data.storage.files import is_folder
 from flaxclip.errors import InputError
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from flaxclip.data.sources.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
-from flaxclip.data.sources.file_systems import is_remote
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.storage import is_folder
+from flaxclip.data.storage.file_systems import is_remote
+from flaxclip.data.storage.files import is_folder
 from flaxclip.errors import InputError
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from flaxclip.data.sources.repeated_requests import COUNTER, Counts
+from flaxclip.data.storage.repeated_requests import COUNTER, Counts
 
 ROWS_AT_A_TIME = 16
 """Few enough to divide a batch evenly among workers; enough to make the costs of a message, and of

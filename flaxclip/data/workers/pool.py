@@ -22,8 +22,8 @@ from typing import Any
 import cloudpickle
 
 from flaxclip.data.prefetch import Prefetch
-from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE
-from flaxclip.data.sources.repeated_requests import Counts
+from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE
+from flaxclip.data.storage.repeated_requests import Counts
 from flaxclip.data.workers.child_process import ChildProcess
 from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load, ReadAhead
 from flaxclip.data.workers.shared_batches import BatchShape, SharedBatches, create_shared_memory

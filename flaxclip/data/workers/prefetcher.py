@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import cloudpickle
 
 from flaxclip.data.prefetch import Prefetch
-from flaxclip.data.sources.repeated_requests import COUNTER
+from flaxclip.data.storage.repeated_requests import COUNTER
 from flaxclip.data.workers.shared_batches import SharedBatches
 
 

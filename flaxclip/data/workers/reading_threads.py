@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE
+from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE
 
 _Result = TypeVar("_Result")
 

@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 
-from flaxclip.data.sources.repeated_requests import Counts
+from flaxclip.data.storage.repeated_requests import Counts
 from flaxclip.errors import InputError
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from flaxclip.data.sources.repeated_requests import COUNTER
+from flaxclip.data.storage.repeated_requests import COUNTER
 from flaxclip.data.workers.host_batches import ReadAhead
 from flaxclip.data.workers.shared_batches import SharedBatches
 from flaxclip.errors import InputError

@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from flaxclip.data.sources.captions import DEFAULT_CAPTIONS, CaptionConfig, make_captions, utf8
 from flaxclip.data.sources.empty_shards import check_empty_shards
-from flaxclip.data.sources.file_systems import is_remote, version_of
 from flaxclip.data.sources.folder import MAX_IMAGE_BYTES
 from flaxclip.data.sources.shard_paths import expand_shards, shown
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.storage import read_file
 from flaxclip.data.sources.tables.parquet_batches import NO_BYTES
 from flaxclip.data.sources.tables.table_copy import copy_tables
+from flaxclip.data.storage.file_systems import is_remote, version_of
+from flaxclip.data.storage.files import read_file
 from flaxclip.errors import InputError
 
 _IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path")

@@ -23,10 +23,10 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 
-from flaxclip.data.sources.file_systems import version_of
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import cache_folder, open_to_read
 from flaxclip.data.sources.tables.parquet_batches import group_batches, open_parquet, parquet_errors
+from flaxclip.data.storage.file_systems import version_of
+from flaxclip.data.storage.files import cache_folder, open_to_read
 from flaxclip.errors import InputError
 
 EXTENSIONS = (".csv", ".tsv", ".parquet")

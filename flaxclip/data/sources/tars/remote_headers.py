@@ -16,9 +16,9 @@ import io
 import threading
 import time
 
-from flaxclip.data.sources.file_systems import Version
-from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.storage.file_systems import Version
+from flaxclip.data.storage.ranged_reads import Extent, fetch
 
 _WINDOW = 2**14  # bytes, w
 _FIRST = 2**16  # of a tar

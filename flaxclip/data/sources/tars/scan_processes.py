@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from flaxclip.data.sources.file_systems import Version
 from flaxclip.data.sources.shard_paths import shown
 from flaxclip.data.sources.tars.tar_scan import ShardScan, scan_shard
+from flaxclip.data.storage.file_systems import Version
 from flaxclip.errors import InputError
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxclip.data.sources.file_systems import Version, is_remote
-from flaxclip.data.sources.ranged_reads import Extent
+from flaxclip.data.storage.file_systems import Version, is_remote
+from flaxclip.data.storage.ranged_reads import Extent
 
 MEMBERS = ("image", "txt", "json")
 MAX_MEMBER_BYTES = 2**28

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxclip.data.sources.file_systems import Version, is_remote, version_of
 from flaxclip.data.sources.left_out import (
     DOTTED,
     MEMBER_REASONS,
@@ -16,8 +15,9 @@ from flaxclip.data.sources.left_out import (
     split_key,
 )
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import open_to_read
 from flaxclip.data.sources.tars.remote_headers import RemoteHeaders
+from flaxclip.data.storage.file_systems import Version, is_remote, version_of
+from flaxclip.data.storage.files import open_to_read
 from flaxclip.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # open_clip's order, where a key has several

@@ -30,16 +30,16 @@ from flaxclip.data.sources.captions import (
     utf8,
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
-from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
-from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.runs import ReadsInRuns, count_run_length
 from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
-from flaxclip.data.sources.tars.build_index import build_index
-from flaxclip.data.sources.tars.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.index.build_index import build_index
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.tar_extents import MAX_MEMBER_BYTES, find_extents
 from flaxclip.data.sources.tars.tar_scan import COUNTS
+from flaxclip.data.storage.file_systems import Version, is_remote
+from flaxclip.data.storage.ranged_reads import Extent
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")
 _LEFT_OUT = (*(name for name in COUNTS if name != "pairs"), *MEMBER_REASONS)

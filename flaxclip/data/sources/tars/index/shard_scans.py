@@ -5,11 +5,11 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from flaxclip.data.sources.file_systems import Version, is_remote
-from flaxclip.data.sources.tars.index_folder import IndexFolder, ScannedShard
-from flaxclip.data.sources.tars.index_table import Table
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder, ScannedShard
+from flaxclip.data.sources.tars.index.index_table import Table
 from flaxclip.data.sources.tars.scan_processes import scan_in_processes
 from flaxclip.data.sources.tars.tar_scan import ShardScan, scan_shard
+from flaxclip.data.storage.file_systems import Version, is_remote
 from flaxclip.errors import InputError
 
 _PARALLEL_FROM = 8  # shards; starting processes takes as long as scanning a few shards

@@ -11,15 +11,15 @@ import posixpath
 
 import numpy as np
 
-from flaxclip.data.sources.file_systems import is_remote
 from flaxclip.data.sources.left_out import MEMBER_REASONS
-from flaxclip.data.sources.range_cache import RangeCache
-from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.sources.storage import cache_folder
-from flaxclip.data.sources.tars.index_storage import can_list, join_path, list_files, resolve
-from flaxclip.data.sources.tars.index_table import Piece, shards_and_pieces
+from flaxclip.data.sources.tars.index.index_storage import can_list, join_path, list_files, resolve
+from flaxclip.data.sources.tars.index.index_table import Piece, shards_and_pieces
 from flaxclip.data.sources.tars.tar_scan import COUNTS, ENTRY, ShardScan
+from flaxclip.data.storage.file_systems import is_remote
+from flaxclip.data.storage.files import cache_folder
+from flaxclip.data.storage.range_cache import RangeCache
+from flaxclip.data.storage.ranged_reads import Extent
 from flaxclip.errors import InputError
 
 PIECES = "pieces"

@@ -15,21 +15,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flaxclip.data.sources.empty_shards import check_empty_shards
-from flaxclip.data.sources.file_systems import Version, is_remote
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.storage import cache_folder
-from flaxclip.data.sources.tars.copied_shards import add_copies
-from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.index_lookup import KnownShards
-from flaxclip.data.sources.tars.index_sharing import IndexSharing, share_table
-from flaxclip.data.sources.tars.index_storage import (
+from flaxclip.data.sources.tars.index.copied_shards import add_copies
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index.index_lookup import KnownShards
+from flaxclip.data.sources.tars.index.index_sharing import IndexSharing, share_table
+from flaxclip.data.sources.tars.index.index_storage import (
     common_folder,
     join_path,
 )
-from flaxclip.data.sources.tars.index_table import FORMAT, Table
-from flaxclip.data.sources.tars.shard_scans import scan_each, write_pieces
-from flaxclip.data.sources.tars.shard_versions import versions_of_all
-from flaxclip.data.sources.tars.tar_index import PIECES, TarIndex
+from flaxclip.data.sources.tars.index.index_table import FORMAT, Table
+from flaxclip.data.sources.tars.index.shard_scans import scan_each, write_pieces
+from flaxclip.data.sources.tars.index.shard_versions import versions_of_all
+from flaxclip.data.sources.tars.index.tar_index import PIECES, TarIndex
+from flaxclip.data.storage.file_systems import Version, is_remote
+from flaxclip.data.storage.files import cache_folder
 from flaxclip.errors import InputError
 
 INDEX_FOLDER = "flaxclip_index"

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from flaxclip.data.sources.file_systems import Version
-from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.index_storage import common_folder, join_path
-from flaxclip.data.sources.tars.index_table import Table, join_tables
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index.index_storage import common_folder, join_path
+from flaxclip.data.sources.tars.index.index_table import Table, join_tables
+from flaxclip.data.storage.file_systems import Version
 
 
 class KnownShards:

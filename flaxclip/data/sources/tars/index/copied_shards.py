@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from flaxclip.data.sources.left_out import split_key
-from flaxclip.data.sources.storage import open_to_read
-from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.index_lookup import KnownShards
-from flaxclip.data.sources.tars.tar_index import TarIndex
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index.index_lookup import KnownShards
+from flaxclip.data.sources.tars.index.tar_index import TarIndex
+from flaxclip.data.storage.files import open_to_read
 
 _HEADERS = 5  # looked at in each shard
 _SHORT = 90  # characters of a key that a header always holds, whatever comes after

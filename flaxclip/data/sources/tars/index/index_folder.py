@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxclip.data.sources.file_systems import Version
-from flaxclip.data.sources.tars.index_storage import (
+from flaxclip.data.sources.tars.index.index_storage import (
     can_list,
     exists,
     join_path,
@@ -29,8 +28,9 @@ from flaxclip.data.sources.tars.index_storage import (
     resolve,
     write_whole,
 )
-from flaxclip.data.sources.tars.index_table import SHARD, Piece, Table
+from flaxclip.data.sources.tars.index.index_table import SHARD, Piece, Table
 from flaxclip.data.sources.tars.tar_scan import ENTRY, ShardScan
+from flaxclip.data.storage.file_systems import Version
 from flaxclip.errors import InputError
 
 TABLE = "table"

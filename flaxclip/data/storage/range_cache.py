@@ -20,9 +20,9 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from flaxclip.data.sources.cached_file import END_BYTES, is_whole, write_whole
-from flaxclip.data.sources.ranged_reads import Extent, fetch
-from flaxclip.data.sources.repeated_requests import Counter
+from flaxclip.data.storage.cached_file import END_BYTES, is_whole, write_whole
+from flaxclip.data.storage.ranged_reads import Extent, fetch
+from flaxclip.data.storage.repeated_requests import Counter
 from flaxclip.errors import InputError
 
 _KEPT = 0.95  # of the bound, when it is reached: listing a large folder takes a second

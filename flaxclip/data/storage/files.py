@@ -10,9 +10,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from flaxclip.data.sources.file_systems import Version, file_system_of, is_remote, version_of
-from flaxclip.data.sources.ranged_reads import Extent, fetch, open_ranged, unreadable_on_failure
 from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.storage.file_systems import Version, file_system_of, is_remote, version_of
+from flaxclip.data.storage.ranged_reads import Extent, fetch, open_ranged, unreadable_on_failure
 from flaxclip.errors import InputError
 
 _COPIED_AT_ONCE = 2**23  # bytes

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from flaxclip.data.sources.array_record_layout import (
+from flaxclip.data.sources.array_records.layout import (
     BLOCK,
     POSTSCRIPT_BYTES,
     Footer,
@@ -24,9 +24,9 @@ from flaxclip.data.sources.array_record_layout import (
     footer_start,
     read_footer,
 )
-from flaxclip.data.sources.file_systems import Version
-from flaxclip.data.sources.ranged_reads import Extent, fetch
 from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.storage.file_systems import Version
+from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.errors import InputError
 
 _HEAD_BYTES = 2**14  # of the footer of 16,000 chunks, as far as the number of records

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from flaxclip.data.sources.repeated_requests import STALL_SECONDS, call, request
+from flaxclip.data.storage.repeated_requests import STALL_SECONDS, call, request
 from flaxclip.errors import InputError
 
 REQUESTS_AT_ONCE = 64

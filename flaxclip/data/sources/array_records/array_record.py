@@ -31,8 +31,8 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
-from flaxclip.data.sources.array_record_layout import LayoutError
-from flaxclip.data.sources.array_record_parts import (
+from flaxclip.data.sources.array_records.layout import LayoutError
+from flaxclip.data.sources.array_records.parts import (
     TAILS,
     Tail,
     count_remote_records,
@@ -45,11 +45,11 @@ from flaxclip.data.sources.captions import (
     make_captions,
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
-from flaxclip.data.sources.file_systems import REQUESTS_AT_ONCE, Version, is_remote, version_of
-from flaxclip.data.sources.ranged_reads import Extent
 from flaxclip.data.sources.runs import ReadsInRuns, count_run_length
 from flaxclip.data.sources.shard_paths import expand_shards, shown
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
+from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE, Version, is_remote, version_of
+from flaxclip.data.storage.ranged_reads import Extent
 from flaxclip.errors import InputError
 
 DEFAULT_CAPTION_KEYS = ("txt", "caption")

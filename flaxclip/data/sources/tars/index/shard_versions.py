@@ -6,9 +6,9 @@ import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from flaxclip.data.sources.file_systems import Version, is_remote, version_in, version_of
 from flaxclip.data.sources.shard_paths import shown
-from flaxclip.data.sources.tars.index_storage import can_list, list_files
+from flaxclip.data.sources.tars.index.index_storage import can_list, list_files
+from flaxclip.data.storage.file_systems import Version, is_remote, version_in, version_of
 from flaxclip.errors import InputError
 
 _LISTED_FROM = 64  # shards in a folder; a page of a listing describes a thousand

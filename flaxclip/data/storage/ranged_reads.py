@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from flaxclip.data.sources.file_systems import (
+from flaxclip.data.sources.source import UnreadableExampleError
+from flaxclip.data.storage.file_systems import (
     Version,
     file_system_of,
     is_remote,
     state_of,
 )
-from flaxclip.data.sources.repeated_requests import (
+from flaxclip.data.storage.repeated_requests import (
     COUNTER,
     StorageAwayError,
     TransientError,
@@ -28,7 +29,6 @@ from flaxclip.data.sources.repeated_requests import (
     request,
     status_of,
 )
-from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 
 _OPEN_FILES = 128  # kept open in each process; the usual limit is 1,024

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from flaxclip.data.sources.file_systems import file_system_of, is_remote
-from flaxclip.data.sources.storage import open_to_read
+from flaxclip.data.storage.file_systems import file_system_of, is_remote
+from flaxclip.data.storage.files import open_to_read
 
 
 def join_path(folder: str, *names: str) -> str:

@@ -17,14 +17,19 @@ import time
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
-from flaxclip.data.sources.file_systems import Version
-from flaxclip.data.sources.tars.index_folder import IndexFolder
-from flaxclip.data.sources.tars.index_lookup import KnownShards
-from flaxclip.data.sources.tars.index_storage import join_path, list_files, read_whole, write_whole
-from flaxclip.data.sources.tars.index_table import FORMAT, Table
-from flaxclip.data.sources.tars.shard_scans import scan_each, write_pieces
-from flaxclip.data.sources.tars.tar_index import TarIndex
+from flaxclip.data.sources.tars.index.index_folder import IndexFolder
+from flaxclip.data.sources.tars.index.index_lookup import KnownShards
+from flaxclip.data.sources.tars.index.index_storage import (
+    join_path,
+    list_files,
+    read_whole,
+    write_whole,
+)
+from flaxclip.data.sources.tars.index.index_table import FORMAT, Table
+from flaxclip.data.sources.tars.index.shard_scans import scan_each, write_pieces
+from flaxclip.data.sources.tars.index.tar_index import TarIndex
 from flaxclip.data.sources.tars.tar_scan import ShardScan
+from flaxclip.data.storage.file_systems import Version
 from flaxclip.errors import InputError
 
 _SECONDS_BETWEEN_NOTES = 5.0

@@ -1,0 +1,1 @@
+"""ArrayRecord shards, whole on disk or by parts from object storage."""

@@ -1,0 +1,1 @@
+"""The index of tar shards: where the members of each pair are."""
