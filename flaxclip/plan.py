@@ -5,6 +5,9 @@
     python -m flaxclip.plan EXPERIMENT --topology v6e:16x16 --search mesh batch
     python -m flaxclip.plan EXPERIMENT --topology v5e:16x16 --slices 4
     python -m flaxclip.plan EXPERIMENT --topology cpu:8        virtual devices: memory and traffic
+    python -m flaxclip.plan EXPERIMENT --account            where the step's cycles and bytes go
+    python -m flaxclip.plan EXPERIMENT --compare compute.remat=full      two configurations
+    python -m flaxclip.plan EXPERIMENT --compare before.json             or what --json once printed
     python -m flaxclip.plan --list                             all architectures and their cost
 
 Flags are those of `flaxclip.train`, and a few of its own. With `--debug`, an error says where
@@ -13,17 +16,27 @@ it arose.
 
 import dataclasses
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import jax
+import tyro
 from rich.console import Console
 
 from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.planning.account_report import (
+    account_of,
+    comparison_json,
+    print_account,
+    print_comparison,
+    read_account,
+)
 from flaxclip.planning.advice import refusal_message
 from flaxclip.planning.compiled_step import Refusal
 from flaxclip.planning.report import plan_json, print_plan, trials_table, variants_table
-from flaxclip.planning.run_plan import make_plan
+from flaxclip.planning.run_plan import RunPlan, make_plan
 from flaxclip.planning.search import Dimension, search
-from flaxclip.planning.topology import open_topology
+from flaxclip.planning.topology import Topology, open_topology
 from flaxclip.run.command_line import RunCommand, parse
 
 
@@ -41,6 +54,11 @@ class Command(RunCommand):
     """Most configurations that a search compiles; each takes a minute or more."""
     decode_rate: float = 500.0
     """Images that one core of a host decodes, crops and resizes in a second."""
+    account: bool = False
+    """Print where the step's cycles and bytes go too."""
+    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE|FLAG=VALUE")] = ()
+    """Print the step's account beside another: of a file that --json has written, or of the same
+    run with other flags, such as compute.remat=full."""
     json: bool = False
     """Print JSON, in bytes, FLOPs and seconds."""
     list: bool = False
@@ -63,10 +81,68 @@ def run(command: Command) -> None:
     """Compile the step that `command` describes, and print its plan.
 
     Raises:
-        InputError: an unknown topology, a mesh or a batch that does not divide, or a step that
-            does not fit.
+        InputError: an unknown topology, a mesh or a batch that does not divide, a step that does
+            not fit, or nothing that it could be compared with.
     """
-    console, progress = make_console(), Console(stderr=True)
+    console = make_console()
+    # What it is compared with may be wrong, and compiling takes minutes.
+    before = other = None
+    if command.compare and is_file(command.compare):
+        before = read_account(Path(command.compare[0]))
+    elif command.compare:
+        other = with_flags(command, command.compare)
+    plan, topology = compile_plan(command, console)
+    title = f"{command.experiment}, {plan.topology}"
+    account = account_of(plan, title)
+    if other is not None:
+        before = account
+        account = account_of(
+            compile_plan(other, console)[0], f"{title}, with {' '.join(command.compare)}"
+        )
+    if before is not None:
+        if command.json:
+            print(comparison_json(before, account))
+        else:
+            print_comparison(before, account, console)
+    elif command.json:
+        print(plan_json(plan))
+    else:
+        print_plan(plan, topology, console)
+        if command.account:
+            print_account(account, console)
+
+
+def is_file(compare: tuple[str, ...]) -> bool:
+    """True if `--compare` names a file, rather than flags."""
+    return len(compare) == 1 and "=" not in compare[0]
+
+
+def with_flags(command: Command, changes: tuple[str, ...]) -> Command:
+    """The command with other flags, each as `name=value`.
+
+    Raises:
+        InputError: one of them is not, or names a flag that decides what the others default to.
+    """
+    flags = []
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or name in ("model", "experiment", "init-from", "compare"):
+            raise InputError(
+                f"--compare cannot take {change!r}\n"
+                "expected flags such as compute.remat=full, or one file\nto compare models or "
+                "experiments, write the plan of one with --json, and name that file"
+            )
+        flags += [f"--{name}", value]
+    return tyro.cli(Command, args=[command.experiment, *flags], default=command)
+
+
+def compile_plan(command: Command, console: Console) -> tuple[RunPlan, Topology]:
+    """The plan of a step that fits, and what it is planned for.
+
+    Raises:
+        InputError: as `run`.
+    """
+    progress = Console(stderr=True)
     topology = open_topology(command.topology, command.slices)
     config = command.config
     if command.search:
@@ -88,10 +164,7 @@ def run(command: Command) -> None:
     plan = make_plan(config, topology, command.decode_rate)
     if isinstance(plan.step, Refusal):
         raise InputError(refusal_message(plan.config, topology, plan.step))
-    if command.json:
-        print(plan_json(plan))
-    else:
-        print_plan(plan, topology, console)
+    return plan, topology
 
 
 def make_console() -> Console:

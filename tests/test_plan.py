@@ -79,10 +79,13 @@ def test_all_architectures_are_listed_with_their_published_cost():
     )  # fmt: skip
 
 
-@pytest.mark.skipif(
+needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs the TPU compiler: pip install 'flaxclip[plan]'",
 )
+
+
+@needs_tpu_compiler
 def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     topology = open_topology("v5e:2x2", slices=2)
@@ -108,3 +111,29 @@ def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
     assert figures.parameters <= summed <= 1.2 * figures.parameters
     assert sum(row.operand_bytes for row in between) < 1.01 * summed
     assert figures.roofline.expected >= figures.roofline.compiler > figures.roofline.matrix_units
+
+
+@needs_tpu_compiler
+def test_the_tpu_compiler_tells_where_cycles_go(monkeypatch, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    config = tiny_config("unused", mesh=MeshConfig(fsdp=4))  # compiled by the test above
+    step = make_plan(config, open_topology("v5e:2x2", slices=2), decode_rate=500.0).step
+    assert sum(row.cycles for row in step.account) == step.estimated_cycles
+    assert sum(row.hbm_bytes for row in step.account) == step.hbm_bytes
+    places = {(row.tower, row.part, row.phase) for row in step.account}
+    for tower in ("image", "text"):
+        for part in ("attention core", "norms"):
+            assert {
+                (tower, part, phase) for phase in ("forward", "recomputed", "backward")
+            } < places
+        for part in ("projections", "MLP", "embeddings"):
+            assert {(tower, part, phase) for phase in ("forward", "backward")} < places
+        # Nothing of these is computed again: their products are kept.
+        assert (tower, "projections", "recomputed") not in places
+    assert {part for tower, part, _ in places if tower is None} >= {"loss", "optimizer"}
+    products = sum(row.product_cycles for row in step.account)
+    assert 0 < products < step.estimated_cycles
+    # The compiler names nearly all that it makes of what was traced.
+    unknown = [row for row in step.account if row.part == "other"]
+    assert sum(row.cycles for row in unknown) < 0.01 * step.estimated_cycles
+    assert sum(row.hbm_bytes for row in unknown) < 0.01 * step.hbm_bytes

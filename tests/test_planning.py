@@ -189,6 +189,7 @@ def compiled_step(**changes):
         hbm_bytes=819_000_000,
         estimated_cycles=None,
         traffic=(),
+        account=(),
         compile_seconds=1.0,
     )
     return dataclasses.replace(step, **changes)

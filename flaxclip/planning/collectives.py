@@ -79,7 +79,7 @@ def find_collectives(program: Program) -> list[Collective]:
             sum(array.bytes for array in computation.operand_arrays(line)),
             groups,
             repeats,
-            _traced_name(line),
+            line.traced_name,
         )
         for computation, line, kind, repeats in _exchanges(program)
         # Alone in a group, or sending to itself, a device has nothing to exchange.
@@ -91,7 +91,7 @@ def find_collectives(program: Program) -> list[Collective]:
             sum(array.bytes for array in computation.operand_arrays(line)),
             (parse_slices(line.attributes),),
             repeats,
-            _traced_name(line),
+            line.traced_name,
             between_slices=True,
         )
         for computation, repeats in program.running()
@@ -221,11 +221,6 @@ def torus_axes(collective: Collective, coords: Sequence[Sequence[int]]) -> int:
         sum(len(set(along)) > 1 for along in zip(*(coords[index] for index in group), strict=True))
         for group in collective.groups
     )
-
-
-def _traced_name(line: Instruction) -> str:
-    name = re.search(r'op_name="([^"]*)"', line.attributes)
-    return name.group(1) if name else ""
 
 
 def _numbers(text: str) -> list[int]:

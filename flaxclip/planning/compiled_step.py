@@ -13,6 +13,7 @@ from flaxclip.data.batch import Batch
 from flaxclip.flops import count_bfloat16_passes
 from flaxclip.models.clip import check_tensor_divides, example_inputs
 from flaxclip.optim import make_optimizer
+from flaxclip.planning.account import AccountRow, make_account
 from flaxclip.planning.collectives import (
     Kind,
     find_collectives,
@@ -63,6 +64,8 @@ class CompiledStep:
     estimated_cycles: int | None
     """The TPU compiler's own estimate of everything but collectives; None for other devices."""
     traffic: tuple[Traffic, ...]
+    account: tuple[AccountRow, ...]
+    """`estimated_cycles` and `hbm_bytes`, by what they are spent on."""
     compile_seconds: float
 
 
@@ -129,6 +132,7 @@ def compile_step(step: LoweredStep) -> CompiledStep | Refusal:
         hbm_bytes=hbm_traffic(program),
         estimated_cycles=estimated_cycles(program),
         traffic=_traffic(program, step.devices),
+        account=make_account(program),
         compile_seconds=time.perf_counter() - start,
     )
 
@@ -136,11 +140,10 @@ def compile_step(step: LoweredStep) -> CompiledStep | Refusal:
 def estimated_cycles(program: Program) -> int | None:
     """Sum of the compiler's estimates for all instructions, repeats included; None without any."""
     estimates = [
-        int(estimate.group(1)) * repeats
+        line.estimated_cycles * repeats
         for computation, repeats in program.running()
         for line in computation.instructions.values()
-        if line.opcode != "while"
-        and (estimate := re.search(r'"estimated_cycles":"(\d+)"', line.attributes))
+        if line.estimated_cycles is not None
     ]
     return sum(estimates) if estimates else None
 

@@ -10,6 +10,8 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_NAME = re.compile(r'\bop_name="([^"]*)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -44,9 +46,25 @@ class Instruction:
     """One array, or a tuple's, nested ones flattened."""
     operands: tuple[str, ...]
     """Names of the instructions in the same computation whose results it takes."""
+    literal: str
+    """A constant's value, or a parameter's number; empty for all others."""
     attributes: str
     """The rest of the line."""
     is_root: bool
+
+    @property
+    def traced_name(self) -> str:
+        """The operation of the traced function that it serves; empty if the compiler put it in."""
+        name = _NAME.search(self.attributes)
+        return name.group(1) if name else ""
+
+    @property
+    def estimated_cycles(self) -> int | None:
+        """The TPU compiler's estimate of one run; None if it makes none, as for loops' bodies."""
+        if self.opcode == "while":
+            return None  # all that its body takes, which counts by itself
+        estimate = _CYCLES.search(self.attributes)
+        return int(estimate.group(1)) if estimate else None
 
     def called(self, *attributes: str) -> str:
         """Name of the computation that an attribute such as `body=%name` names.
@@ -135,7 +153,7 @@ class Program:
             for line in condition.instructions.values()
             if line.opcode == "constant"
             and line.result[0].dtype in ("s32", "u32", "s64")
-            and (number := re.match(r"-?\d+", line.attributes))
+            and (number := re.match(r"-?\d+", line.literal))
         ]
         if len(bounds) != 1:
             raise ValueError(f"loop {loop.name}: cannot tell its trip count from {bounds}")
@@ -147,7 +165,7 @@ def parse_program(text: str) -> Program:
     computations: dict[str, Computation] = {}
     current: dict[str, Instruction] = {}
     entry = ""
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if header := _COMPUTATION.match(line):
             current = {}
             computations[header.group(2)] = Computation(header.group(2), current)
@@ -157,6 +175,18 @@ def parse_program(text: str) -> Program:
             instruction = _parse_instruction(match.group(2), match.group(3), bool(match.group(1)))
             current[instruction.name] = instruction
     return Program(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines of `text`, whole where an attribute has line breaks, as Pallas kernels' metadata."""
+    whole = ""
+    for line in text.splitlines():
+        if line == "}" or _INSTRUCTION.match(line) or _COMPUTATION.match(line):
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
 
 
 def _parse_instruction(name: str, text: str, is_root: bool) -> Instruction:
@@ -171,7 +201,8 @@ def _parse_instruction(name: str, text: str, is_root: bool) -> Instruction:
         opcode,
         _parse_arrays(text[:type_end]),
         () if is_constant else tuple(re.findall(r"%([\w.\-]+)", inside)),
-        inside if is_constant else text[closing + 1 :],
+        inside if is_constant else "",
+        text[closing + 1 :],
         is_root,
     )
 

@@ -22,21 +22,23 @@ def hbm_traffic(program: Program) -> int:
     the padding of tiled layouts, so the hardware moves at least this much.
     """
     return sum(
-        repeats * _moved(program, computation, line)
+        repeats * moved_bytes(program, computation, line)
         for computation, repeats in program.running()
         for line in computation.instructions.values()
-        if line.opcode not in _FREE
     )
 
 
-def _moved(program: Program, computation: Computation, line: Instruction) -> int:
+def moved_bytes(program: Program, computation: Computation, line: Instruction) -> int:
+    """Bytes that one run of an instruction reads and writes, as `hbm_traffic` counts them."""
+    if line.opcode in _FREE:
+        return 0
     if line.opcode == "fusion":
         fused = program.computations[line.called("calls")]
         return sum(
             _read(program, fused, parameter)
             for parameter in fused.instructions.values()
             if parameter.opcode == "parameter"
-            and _bytes(computation.operand(line, int(parameter.attributes)).result)
+            and _bytes(computation.operand(line, int(parameter.literal)).result)
         ) + _written(program, fused, line.result)
     if line.opcode == "custom-call" and '"AllocateBuffer"' in line.attributes:
         return 0
@@ -65,7 +67,7 @@ def _read(program: Program, fused: Computation, array: Instruction) -> int:
             total += sum(
                 _read(program, inner, parameter)
                 for parameter in inner.instructions.values()
-                if parameter.opcode == "parameter" and int(parameter.attributes) == index
+                if parameter.opcode == "parameter" and int(parameter.literal) == index
             )
         elif user.opcode in _SLICES and user.operands[0] == array.name:
             total += _part(user)

@@ -21,7 +21,9 @@ from flaxclip.planning.topology import Topology
 
 # Of our own files, those that read compiled programs. All others decide what is compiled, and
 # the program itself stands for them.
-_READERS = ("collectives.py", "compiled_step.py", "hlo.py", "memory_traffic.py")
+_READERS = (
+    "account.py", "collectives.py", "compiled_step.py", "hlo.py", "memory_traffic.py", "parts.py",
+)  # fmt: skip
 
 
 def stored_or_compiled(config: TrainConfig, topology: Topology) -> CompiledStep | Refusal:
