@@ -7,10 +7,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip. If None, not published, or not needed to plan."""
+    """Published figures of one chip, or of the part of it that JAX calls a device.
+
+    If None, not published, or not needed to plan.
+    """
 
     device_kind: str
-    """The name that JAX gives to the chip."""
+    """The name that JAX gives to the device."""
     peak_flops: float
     """Dense bfloat16 FLOP/s."""
     source: str
@@ -28,6 +31,10 @@ class Chip:
     """Bytes/s of a host's network cards, divided by its chips."""
     clock: float | None = None
     """Cycles/s: `peak_flops` over the FLOPs that a chip's matrix units do in a cycle."""
+    devices: int = 1
+    """JAX's devices in one chip, each with its own memory."""
+    on_chip_bandwidth: float | None = None
+    """Bytes/s that a device receives from the others of its chip."""
 
 
 _DOCS = "docs.cloud.google.com/tpu/docs"
@@ -37,7 +44,7 @@ CHIPS: tuple[Chip, ...] = (
     Chip(
         device_kind="TPU v4",
         peak_flops=275e12,
-        hbm_bytes=32 * GIB,
+        hbm_bytes=30.75 * GIB,
         hbm_bandwidth=1200e9,
         ici_bandwidth=6 * 50e9,
         torus_axes=3,
@@ -78,6 +85,23 @@ CHIPS: tuple[Chip, ...] = (
         # the compiler estimates fewer cycles for a product of 16,384^3 than two need.
         clock=918e12 / (2 * 4 * 256 * 256),
         source=f"{_DOCS}/v6e",
+    ),
+    # Half a chip: JAX shows the two chiplets as devices of their own. They share the links to other
+    # chips, of which a chiplet has half here, even where one could pass on what it has received.
+    Chip(
+        device_kind="TPU7x",
+        peak_flops=2307e12 / 2,
+        hbm_bytes=94.74 * GIB,
+        hbm_bandwidth=7380e9 / 2,
+        ici_bandwidth=1200e9 / 2 / 2,
+        torus_axes=3,
+        dcn_bandwidth=100e9 / 8 / 2,
+        # By the compiler's estimate for a product of 16,384^3, four units of 256 x 256 a chiplet.
+        clock=2307e12 / 2 / (2 * 4 * 256 * 256),
+        devices=2,
+        # Six times one of a chip's six links, which have 1200 GB/s in both directions together.
+        on_chip_bandwidth=6 * 1200e9 / 2 / 6,
+        source=f"{_DOCS}/tpu7x",
     ),
     Chip(device_kind="NVIDIA A100-SXM4-40GB", peak_flops=312e12, source=_NVIDIA),
     Chip(device_kind="NVIDIA A100-SXM4-80GB", peak_flops=312e12, source=_NVIDIA),

@@ -45,7 +45,8 @@ class Command(RunCommand):
     """Compile a run for a machine that is not here, and report its needs."""
 
     topology: str = "v5e:16x16"
-    """Slice to plan for, as v5e:16x16, v6e:16x16, v5p:4x4x4; or cpu:8 for virtual devices."""
+    """Slice to plan for, as v5e:16x16, v6e:16x16, v5p:4x4x4, tpu7x:4x4x4; or cpu:8 for virtual
+    devices."""
     slices: int = 1
     """Slices of that kind, joined by the data centre's network."""
     search: tuple[Dimension, ...] = ()

@@ -1,5 +1,6 @@
 """The planner's command line, on virtual devices, and on the TPU compiler where it is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -137,3 +138,17 @@ def test_the_tpu_compiler_tells_where_cycles_go(monkeypatch, cache):
     unknown = [row for row in step.account if row.part == "other"]
     assert sum(row.cycles for row in unknown) < 0.01 * step.estimated_cycles
     assert sum(row.hbm_bytes for row in unknown) < 0.01 * step.hbm_bytes
+
+
+@needs_tpu_compiler
+@pytest.mark.parametrize(
+    ("name", "chips", "figures_of"),
+    [("v4:2x2x1", 4, 4), ("v5e:2x2", 4, 4), ("v6e:2x2", 4, 4), ("v5p:2x2x1", 4, 4),
+     ("tpu7x:2x2x1", 4, 8)],
+)  # fmt: skip
+def test_chips_of_the_tpu_compiler_have_figures(name, chips, figures_of):
+    topology = open_topology(name)
+    assert len(topology.devices) == figures_of == chips * topology.chip.devices
+    figures = dataclasses.asdict(topology.chip)
+    unpublished = {field for field, value in figures.items() if value is None}
+    assert unpublished <= {"on_chip_bandwidth", *(["dcn_bandwidth"] if "v4" in name else [])}

@@ -31,6 +31,7 @@ from tests.helpers.tiny_run import tiny_config
 
 P = PartitionSpec
 V5E = find_chip("TPU v5 lite")
+TPU7X = find_chip("TPU7x")
 
 
 def make_mesh(*sizes):
@@ -202,6 +203,8 @@ def test_a_step_is_no_faster_than_its_slowest_resource():
     one_axis = Traffic("all-reduce", "ICI", 8, 1, 1, 2**20, 200e6)
     roof = roofline(compiled_step(traffic=(one_axis,)), V5E)
     assert (roof.ici, roof.bound, roof.limit) == (pytest.approx(2e-3), roof.ici, "ICI")
+    within_a_chip = Traffic("all-reduce", "ICI", 2, 0, 1, 2**20, 600e6)
+    assert roofline(compiled_step(traffic=(within_a_chip,)), TPU7X).ici == pytest.approx(1e-3)
     roof = roofline(compiled_step(estimated_cycles=int(3e-3 * V5E.clock)), V5E)
     assert roof.expected == pytest.approx(3e-3)
 

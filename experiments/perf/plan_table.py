@@ -71,7 +71,8 @@ def main() -> None:
             config = trial.config
             plan = make_plan(config, topology, decode_rate=1.0)
             step, roof = plan.step, plan.roofline
-            hours = PAIRS / config.batch_size * roof.expected * plan.chips / 3600
+            chips = plan.chips / topology.chip.devices
+            hours = PAIRS / config.batch_size * roof.expected * chips / 3600
             print(
                 f"| {model} | {name} | {config.mesh.fsdp} | {config.batch_size // plan.chips} "
                 f"| {step.peak_bytes / 2**30:.1f} ({step.argument_bytes / 2**30:.2f}) "

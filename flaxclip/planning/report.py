@@ -55,7 +55,9 @@ def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
     step, config, chips = _fitting(plan), plan.config, plan.chips
     mesh = make_mesh(config.mesh, topology.devices)
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    what = f"{plan.chip.device_kind}" if plan.chip else "virtual CPU devices"
+    what = plan.chip.device_kind if plan.chip else "virtual CPU devices"
+    if plan.chip is not None and plan.chip.devices > 1:
+        what += f" (each 1/{plan.chip.devices} of a chip, and called a chip below)"
     lines = {
         "machine": f"{plan.topology}: {chips} x {what}, {plan.hosts} host(s), mesh {axes}",
         "model": f"{plan.parameters / 1e6:,.2f} M parameters, "

@@ -58,12 +58,15 @@ def roofline(step: CompiledStep, chip: Chip) -> Roofline:
 def network_seconds(row: Traffic, chip: Chip) -> float:
     """Seconds that a chip takes to receive `row`'s bytes.
 
-    A group that extends along some dimensions of the torus has the links of those. Between slices
-    a chip has its share of its host's cards.
+    A group that extends along some dimensions of the torus has the links of those; along none, it
+    is within a chip. Between slices a chip has its share of its host's cards.
     """
     if row.network == "DCN":
         assert chip.dcn_bandwidth is not None, _PLANNED
         return row.received_bytes / chip.dcn_bandwidth
+    if row.torus_axes == 0:
+        assert chip.on_chip_bandwidth is not None, "only chips of several devices have such groups"
+        return row.received_bytes / chip.on_chip_bandwidth
     assert chip.torus_axes is not None, _PLANNED
     assert chip.ici_bandwidth is not None, _PLANNED
     share = min(1.0, row.torus_axes / chip.torus_axes)

@@ -18,6 +18,7 @@ class RunPlan:
 
     topology: str
     chips: int
+    """JAX's devices: chips, or the halves of TPU7x chips."""
     hosts: int
     chip: Chip | None
     config: TrainConfig
@@ -44,7 +45,8 @@ class RunPlan:
         return self.config.steps * step_seconds
 
     def chip_hours(self, step_seconds: float) -> float:
-        return self.run_seconds(step_seconds) * self.chips / 3600
+        assert self.chip is not None, "virtual devices take no time"
+        return self.run_seconds(step_seconds) * self.chips / self.chip.devices / 3600
 
     def host_images_per_second(self, step_seconds: float) -> float:
         """Images that each host must decode per second to keep its chips busy."""

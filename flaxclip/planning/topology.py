@@ -18,7 +18,11 @@ _EXAMPLES = {
     "v5e": "v5e:2x4 v5e:4x4 v5e:8x8 v5e:16x16",
     "v6e": "v6e:2x4 v6e:4x4 v6e:8x8 v6e:16x16",
     "v5p": "v5p:2x2x2 v5p:4x4x4 v5p:4x8x8 v5p:8x8x8",
+    "v4": "v4:2x2x1 v4:2x2x4 v4:4x4x4 v4:4x8x8",
+    "tpu7x": "tpu7x:2x2x1 tpu7x:2x2x2 tpu7x:4x4x4 tpu7x:4x8x8",
 }
+# As the cloud sets them up: both cores of a v4 chip are one device.
+_OPTIONS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +79,22 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         os.environ.setdefault(variable, value)
     if slices < 1:
         raise InputError(f"slices is {slices}\nit must be at least 1")
-    several = {} if slices == 1 else {"num_slices": slices}
+    options = _OPTIONS.get(kind, {}) | ({} if slices == 1 else {"num_slices": slices})
     try:
-        devices: Any = topologies.get_topology_desc(name, platform="tpu", **several).devices
+        devices: Any = topologies.get_topology_desc(name, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
             f"the TPU compiler knows no topology {name!r}: {str(error).splitlines()[0]}\n"
             f"of this kind it knows, for example, {_EXAMPLES[kind]}"
         ) from None
+    chip = find_chip(devices[0].device_kind)
     if slices > 1:
+        if chip is not None and chip.dcn_bandwidth is None:
+            raise InputError(
+                f"the network between slices of {kind} has no published figure\nplan one slice"
+            )
         name = f"{slices} x {name}"
-    return Topology(name, list(devices), find_chip(devices[0].device_kind))
+    return Topology(name, list(devices), chip)
 
 
 def _virtual_devices(name: str, count: str) -> Topology:
