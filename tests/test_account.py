@@ -7,6 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
+from flaxclip.chips import find_chip
 from flaxclip.plan import Command, run, with_flags
 from flaxclip.planning.account import AccountRow, make_account
 from flaxclip.planning.account_report import Account, print_account, print_comparison
@@ -17,6 +18,7 @@ from flaxclip.planning.parts import Place, find_place
 from flaxclip.run.command_line import parse
 from tests.helpers.command_lines import refused
 
+V5E = find_chip("TPU v5 lite")
 IMAGE = "jit(train_step)/jvp(CLIP)/CLIP.encode_image/vision"
 BLOCK = (
     "jit(train_step)/transpose(jvp(CLIP))/CLIP.encode_text/text/transformer/while/body/checkpoint"
@@ -157,6 +159,30 @@ def test_an_instruction_that_an_attribute_breaks_is_read_whole():
     line = program.computations["main"].instructions["unknown"]
     assert line.estimated_cycles == 2
     assert len(program.computations["main"].instructions) == 10
+
+
+KERNEL = (
+    'custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"x",'
+    '"cost_estimate":{"flops":"FLOPS","transcendentals":"4096","bytes_accessed":"1"}}},'
+)
+
+
+@pytest.mark.parametrize(
+    ("flops", "expected"),
+    [
+        (0, 1.5 * 256 / V5E.hbm_bandwidth * V5E.clock + 4),  # its result is 256 bytes
+        (1e9, 1.5 * 1e9 / V5E.peak_flops * V5E.clock + 4),
+    ],
+)
+def test_a_custom_kernel_counts_by_the_cost_that_it_states(flops, expected):
+    text = PROGRAM.replace('custom_call_target="x",', KERNEL.replace("FLOPS", f"{flops:.0f}"))
+    text = text.replace(cycles(2), "x")  # the compiler estimates none
+    (row,) = [row for row in make_account(parse_program(text), V5E) if row.part == "loss"]
+    assert row.cycles == round(expected) + 1
+    assert row.product_cycles == round(expected)
+    unstated = parse_program(text.replace("cost_estimate", "something_else"))
+    (row,) = [row for row in make_account(unstated, V5E) if row.part == "loss"]
+    assert row.cycles == 1
 
 
 ROWS = (

@@ -191,6 +191,7 @@ def compiled_step(**changes):
         estimated_cycles=None,
         traffic=(),
         account=(),
+        unpriced_kernels=0,
         compile_seconds=1.0,
     )
     return dataclasses.replace(step, **changes)

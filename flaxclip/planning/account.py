@@ -4,7 +4,9 @@ import collections
 import dataclasses
 from collections.abc import Iterator
 
+from flaxclip.chips import Chip
 from flaxclip.planning.hlo import Computation, Instruction, Program
+from flaxclip.planning.kernels import is_kernel, kernel_cycles
 from flaxclip.planning.memory_traffic import moved_bytes
 from flaxclip.planning.parts import Part, Phase, Place, Tower, find_place
 
@@ -25,17 +27,18 @@ class AccountRow:
     part: Part
     phase: Phase
     cycles: int
-    """The TPU compiler's estimate; 0 for other devices."""
+    """The TPU compiler's estimate, and that of `kernel_cycles`; 0 for other devices."""
     product_cycles: int
-    """Those of `cycles` in instructions that contain a matrix product."""
+    """Those of `cycles` in instructions that contain a matrix product, and in custom kernels."""
     hbm_bytes: int
     """Lower bound of the bytes read and written, as `hbm_traffic` counts them."""
 
 
-def make_account(program: Program) -> tuple[AccountRow, ...]:
+def make_account(program: Program, chip: Chip | None = None) -> tuple[AccountRow, ...]:
     """All work of `program`, each instruction as often as it runs, the largest first.
 
-    The rows add up to the compiler's estimate and to `hbm_traffic`. An instruction counts as a
+    The rows add up to the compiler's estimate, with that of custom kernels on `chip`, and to
+    `hbm_traffic`. An instruction counts as a
     whole for one place. For a fusion that is the place of its largest matrix product. Without one
     it is the place that the compiler's name for it says, which is its result's; a copy from or to
     the chip's own memory belongs to what it is made for, and so does what has no name.
@@ -44,13 +47,16 @@ def make_account(program: Program) -> tuple[AccountRow, ...]:
     for computation, repeats in program.running():
         places = _Places(program, computation)
         for line in computation.instructions.values():
-            cycles = repeats * (line.estimated_cycles or 0)
-            moved = repeats * moved_bytes(program, computation, line)
+            moved = moved_bytes(program, computation, line)
+            cycles = line.estimated_cycles or 0
+            if chip is not None and is_kernel(line):
+                cycles = kernel_cycles(line, moved, chip) or 0
             if cycles or moved:
                 total = totals[places.find(line)]
-                total[0] += cycles
-                total[1] += cycles if _products(program, line) else 0
-                total[2] += moved
+                total[0] += repeats * cycles
+                if is_kernel(line) or _products(program, line):
+                    total[1] += repeats * cycles
+                total[2] += repeats * moved
     rows = [
         AccountRow(place.tower, place.part, place.phase, *total) for place, total in totals.items()
     ]

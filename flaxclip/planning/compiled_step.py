@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 
+from flaxclip.chips import find_chip
 from flaxclip.config import TrainConfig
 from flaxclip.data.batch import Batch
 from flaxclip.flops import count_bfloat16_passes
@@ -20,6 +21,7 @@ from flaxclip.planning.collectives import (
     torus_axes,
 )
 from flaxclip.planning.hlo import Program, parse_program
+from flaxclip.planning.kernels import is_kernel, states_cost
 from flaxclip.planning.memory_traffic import hbm_traffic
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import check_batch_divides, make_mesh
@@ -62,10 +64,13 @@ class CompiledStep:
     hbm_bytes: int
     """Lower bound of the bytes read and written."""
     estimated_cycles: int | None
-    """The TPU compiler's own estimate of everything but collectives; None for other devices."""
+    """The TPU compiler's own estimate of everything but collectives, and of custom kernels that of
+    `kernel_cycles`; None for other devices."""
     traffic: tuple[Traffic, ...]
     account: tuple[AccountRow, ...]
     """`estimated_cycles` and `hbm_bytes`, by what they are spent on."""
+    unpriced_kernels: int
+    """Runs of custom kernels that state no cost, and count as no cycles."""
     compile_seconds: float
 
 
@@ -125,14 +130,16 @@ def compile_step(step: LoweredStep) -> CompiledStep | Refusal:
     assert memory is not None, "both of XLA's compilers tell"
     assert text is not None, "both of XLA's compilers tell"
     program = parse_program(text)
+    account = make_account(program, find_chip(step.devices[0].device_kind))
     return CompiledStep(
         argument_bytes=memory.argument_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
         matrix_flops=step.matrix_flops,
         hbm_bytes=hbm_traffic(program),
-        estimated_cycles=estimated_cycles(program),
+        estimated_cycles=sum(row.cycles for row in account) or None,
         traffic=_traffic(program, step.devices),
-        account=make_account(program),
+        account=account,
+        unpriced_kernels=_count_unpriced_kernels(program),
         compile_seconds=time.perf_counter() - start,
     )
 
@@ -146,6 +153,15 @@ def estimated_cycles(program: Program) -> int | None:
         if line.estimated_cycles is not None
     ]
     return sum(estimates) if estimates else None
+
+
+def _count_unpriced_kernels(program: Program) -> int:
+    return sum(
+        repeats
+        for computation, repeats in program.running()
+        for line in computation.instructions.values()
+        if is_kernel(line) and not states_cost(line)
+    )
 
 
 def _traffic(program: Program, devices: list[jax.Device]) -> tuple[Traffic, ...]:

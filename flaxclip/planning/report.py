@@ -122,7 +122,7 @@ def _roofline_table(plan: RunPlan) -> Table:
         box=SIMPLE_HEAD,
         title="What limits a step, one chip",
         title_justify="left",
-        caption=f"chip figures: {chip.source}",
+        caption=f"chip figures: {chip.source}" + _unpriced(step),
         caption_justify="left",
     )
     table.add_column("resource", no_wrap=True)
@@ -154,6 +154,15 @@ def _roofline_table(plan: RunPlan) -> Table:
             f"{1e3 * roof.compiler:.2f}",
         )
     return table
+
+
+def _unpriced(step: CompiledStep) -> str:
+    if not step.unpriced_kernels:
+        return ""
+    return (
+        f"\n{step.unpriced_kernels:,} runs of custom kernels are not in the compiler's cost model: "
+        "they state no pallas.CostEstimate"
+    )
 
 
 def _run_table(plan: RunPlan) -> Table:

@@ -22,7 +22,8 @@ from flaxclip.planning.topology import Topology
 # Of our own files, those that read compiled programs. All others decide what is compiled, and
 # the program itself stands for them.
 _READERS = (
-    "account.py", "collectives.py", "compiled_step.py", "hlo.py", "memory_traffic.py", "parts.py",
+    "account.py", "collectives.py", "compiled_step.py", "hlo.py", "kernels.py",
+    "memory_traffic.py", "parts.py",
 )  # fmt: skip
 
 
