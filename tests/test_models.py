@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax._src.cudnn import fused_attention_stablehlo
@@ -279,6 +280,25 @@ def test_recomputing_for_the_backward_pass_changes_no_gradient_and_saves_memory(
     )
     assert none >= names >= full
     assert none > full
+
+
+def test_gelu_in_bfloat16_is_exact_but_for_rounding():
+    x = jnp.linspace(-8, 8, 4001).astype(jnp.bfloat16)
+    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(layers.ACTIVATIONS["gelu"])))(x)
+    # Of JAX's own, the gradient is off by up to 0.0077.
+    expected = np.asarray(x, np.float64)
+    probability = 0.5 * (1 + scipy.special.erf(expected / np.sqrt(2)))
+    density = np.exp(-(expected**2) / 2) / np.sqrt(2 * np.pi)
+    half_a_digit = 2.0**-8
+    np.testing.assert_allclose(
+        np.asarray(value, np.float64), expected * probability, rtol=half_a_digit, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.asarray(gradient, np.float64),
+        probability + expected * density,
+        rtol=half_a_digit,
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize(("devices", "axes"), [(1, {2}), (2, {2, 3})])

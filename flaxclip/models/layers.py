@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -25,9 +26,19 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by the error function (Hendrycks & Gimpel 2016, equation 1), for 16 bits in float32."""
+    if x.dtype.itemsize > 2:
+        return jax.nn.gelu(x, approximate=False)
+    # JAX's takes 1 - erf, which keeps the digits of a small probability but is two polynomials and
+    # an exponential, forward and backward. 16 bits have no room for those digits.
+    y = x.astype(jnp.float32)
+    return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
