@@ -225,14 +225,17 @@ def mesh_shardings(logical_specs: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def is_for_one_cpu() -> bool:
-    """True if the program that is being traced is for a single CPU device.
+    """True if the program that is being traced is for a single CPU device."""
+    return target_platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
 
-    Devices are those of the current mesh, otherwise JAX's default.
+
+def target_platform() -> str:
+    """JAX's name of the platform (`cpu`, `gpu`, `tpu`) that the traced program is for.
+
+    It is that of the current mesh's devices, otherwise that of JAX's default device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return platform == "cpu" and mesh.size <= 1
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def _is_ours(mesh: AbstractMesh) -> bool:

@@ -301,6 +301,33 @@ def test_gelu_in_bfloat16_is_exact_but_for_rounding():
     )
 
 
+def test_attention_as_tpus_compute_it_is_the_same(monkeypatch):
+    width, heads = 24, 3
+    config = BlockConfig(heads, 40, "gelu", BlockInit.torch_default(width, 40), causal=True)
+    attention = layers.Attention(config, ComputeConfig())
+    random = np.random.default_rng(0)
+    x, dy = (jnp.asarray(random.standard_normal((2, 7, width)), jnp.float32) for _ in range(2))
+    shapes = nn.unbox(jax.eval_shape(attention.init, jax.random.key(0), x))
+    variables = jax.tree.map(
+        lambda s: jnp.asarray(0.3 * random.standard_normal(s.shape), s.dtype), shapes
+    )
+
+    def value_and_gradients():
+        value, pull_back = jax.vjp(attention.apply, variables, x)
+        return value, pull_back(dy)
+
+    expected = value_and_gradients()
+    monkeypatch.setattr(layers, "target_platform", lambda: "tpu")
+    assert nn.unbox(jax.eval_shape(attention.init, jax.random.key(0), x)) == shapes
+    operations = [e.primitive.name for e in jax.make_jaxpr(attention.apply)(variables, x).eqns]
+    assert operations.count("dot_general") == 6  # q, k, v, logits, values, and the sum over heads
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5),
+        value_and_gradients(),
+        expected,
+    )
+
+
 @pytest.mark.parametrize(("devices", "axes"), [(1, {2}), (2, {2, 3})])
 def test_on_one_cpu_projections_and_their_gradients_are_products_of_two_matrices(devices, axes):
     init = BlockInit.torch_default(16, 32)

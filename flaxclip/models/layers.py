@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from flaxclip.errors import InputError
 from flaxclip.models.compute import AttentionKernel, ComputeConfig
 from flaxclip.models.initializers import BlockInit, Initializer, logical
-from flaxclip.sharding import constrain, is_for_one_cpu
+from flaxclip.sharding import constrain, is_for_one_cpu, target_platform
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
@@ -101,8 +101,8 @@ def matrix_product(
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-class Projection(nn.Module):
-    """Dense layer whose parameters keep the axes of heads, computed as one matrix product.
+class HeadsKernel(nn.Module):
+    """Parameters of a dense layer that keep the axes of heads, multiplied as one matrix.
 
     A product of more than two axes makes XLA transpose kernels, activations and gradients on the
     CPU: a tenth of a step's time.
@@ -114,12 +114,47 @@ class Projection(nn.Module):
     bias_init: Initializer
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b l i"]) -> Float[Array, "b l o"]:
+    def parameters(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Kernel and bias."""
         kernel = self.param("kernel", self.kernel_init, self.in_shape + self.out_shape)
-        bias = self.param("bias", self.bias_init, self.out_shape)
+        return kernel, self.param("bias", self.bias_init, self.out_shape)
+
+    def project(
+        self, x: Float[Array, "b l i"], kernel: Float[Array, "..."], bias: Float[Array, "..."]
+    ) -> Float[Array, "b l o"]:
+        """The product with a kernel, and its bias; axes of heads are joined."""
         kernel = kernel.reshape(x.shape[-1], -1).astype(self.dtype)
         return matrix_product(x, kernel) + bias.reshape(1, 1, -1).astype(self.dtype)
+
+
+class Projection(HeadsKernel):
+    """Dense layer."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l i"]) -> Float[Array, "b l o"]:
+        return self.project(x, *self.parameters())
+
+
+class QKVProjection(HeadsKernel):
+    """Queries, keys and values of all heads; `out_shape` is (heads, 3, channels).
+
+    On TPUs each is a product of its own. Cut out of one, they would be copied, and their gradients
+    joined by further copies: by the compiler's cost model a tenth of a step.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l w"]) -> tuple[Float[Array, "b h l k"], ...]:
+        kernel, bias = self.parameters()
+        cut = target_platform() == "tpu"
+        parts = [(kernel[:, :, i], bias[:, i]) for i in range(3)] if cut else [(kernel, bias)]
+        products = [
+            checkpoint_name(constrain(self.project(x, *part), "batch", None, "heads"), "qkv")
+            for part in parts
+        ]
+        heads = self.out_shape[0]
+        if cut:
+            return tuple(rearrange(y, "b l (h k) -> b h l k", h=heads) for y in products)
+        return tuple(rearrange(products[0], "b l (h three k) -> three b h l k", h=heads, three=3))
 
 
 def has_cudnn_attention(q: Float[Array, "b h l k"]) -> bool:
@@ -216,7 +251,7 @@ class Attention(nn.Module):
         c, dtype = self.config, self.compute.activation_dtype
         width = x.shape[-1]
         head_dim = width // c.heads
-        qkv = Projection(
+        q, k, v = QKVProjection(
             (width,),
             (c.heads, 3, head_dim),
             kernel_init=logical(c.init.qkv_kernel, "embed", "heads", None, None),
@@ -224,8 +259,6 @@ class Attention(nn.Module):
             dtype=dtype,
             name="qkv",
         )(x)
-        qkv = checkpoint_name(constrain(qkv, "batch", None, "heads"), "qkv")
-        q, k, v = rearrange(qkv, "b l (h three k) -> three b h l k", h=c.heads, three=3)
         z = dot_product_attention(q, k, v, c.causal, self.compute.attention, padding_mask)
         z = constrain(rearrange(z, "b h l k -> b l (h k)"), "batch", None, "heads")
         z = Projection(
