@@ -38,6 +38,7 @@ from flaxclip.planning.run_plan import RunPlan, make_plan
 from flaxclip.planning.search import Dimension, search
 from flaxclip.planning.topology import Topology, open_topology
 from flaxclip.run.command_line import RunCommand, parse
+from flaxclip.train_step import settle_compute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,8 @@ def compile_plan(command: Command, console: Console) -> tuple[RunPlan, Topology]
     """
     progress = Console(stderr=True)
     topology = open_topology(command.topology, command.slices)
-    config = command.config
+    devices = topology.devices
+    config = settle_compute(command.config, devices[0].platform, len(devices))
     if command.search:
         if topology.chip is None:
             raise InputError(

@@ -30,6 +30,7 @@ from flaxclip.hosts.coordination import Requests
 from flaxclip.hosts.stop_signals import StopSignals, exit_on_signals
 from flaxclip.hosts.watchdog import Watchdog
 from flaxclip.planning.advice import refusal_explained
+from flaxclip.planning.compute_choice import choose_compute
 from flaxclip.run.command_line import TrainCommand, parse
 from flaxclip.run.parts import StartingState, open_parts, restore_or_init
 from flaxclip.run.process import (
@@ -44,7 +45,7 @@ from flaxclip.run.report import RunReport, announce, explain_out_of_memory
 from flaxclip.run.step_monitor import StepMonitor
 from flaxclip.run.step_profile import StepProfile, parse_profile_steps
 from flaxclip.run.workdir import claim_workdir, hold_workdir
-from flaxclip.train_step import TrainStep, choose_remat, compile_train_step, step_fits
+from flaxclip.train_step import TrainStep, compile_train_step
 
 
 def train(
@@ -75,8 +76,7 @@ def train(
         progress = ProgressReport(saved_step, config.steps)
         record = run_record(config, source)
         connect_hosts(mesh, config.batch_size)
-        platform = mesh.devices.flat[0].platform
-        config = choose_remat(config, platform, lambda tried: step_fits(tried, tx, schedule, mesh))
+        config = choose_compute(config, tx, schedule, mesh)
         start = restore_or_init(config, parts, record, resume_with_changes, progress)
         clock.finished("state")
         checkpoints = CheckpointManager(

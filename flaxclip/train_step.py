@@ -31,6 +31,12 @@ Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+def settle_compute(config: TrainConfig, platform: str, devices: int) -> TrainConfig:
+    """`config` with `compute` for a step on `devices` of `platform`, with no field left open."""
+    compute = config.compute.for_training(platform, devices, config.model.most_blocks)
+    return dataclasses.replace(config, compute=compute)
+
+
 def choose_remat(
     config: TrainConfig, platform: str, fits: Callable[[TrainConfig], bool]
 ) -> TrainConfig:

@@ -125,10 +125,11 @@ def test_the_command_line_trains_resumes_and_says_when_it_is_done(experiment, tm
     assert "\x1b" not in first.stdout
     lines = first.stdout.splitlines()
     assert lines[0] == "importing JAX, Flax, Orbax"
-    assert lines[10] == "compiling the training step"
-    announced = dict(line.split(maxsplit=1) for line in lines[1:10])
+    assert lines[11] == "compiling the training step"
+    announced = dict(line.split(maxsplit=1) for line in lines[1:11])
     assert list(announced) == [
         "model", "data", "batch", "optim", "devices", "memory", "work", "workdir", "start",
+        "compute",
     ]  # fmt: skip
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = abstract_train_state(TINY_MODEL, make_optimizer(OptimConfig(), 3000)[0], mesh)

@@ -5,6 +5,8 @@
     python experiments/perf/step.py --peer-python peer/bin/python --device cuda --batch-size 1024 \
         --precision bfloat16 --remat none --unroll 12 \
         --side flaxclip open_clip 'open_clip --torchcompile'
+    python experiments/perf/step.py --peer-python peer/bin/python --precision float32 \
+        --model experiments/perf/small_clip.json --batch-size 256      14 million parameters
 
 Each side runs in processes of its own, in turn, and counts its fastest steps. Rates are model FLOPs
 (recomputation not counted) beside the fastest large matrix product of the same process.
@@ -64,9 +66,11 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
 
     from flaxclip.config import TrainConfig
     from flaxclip.data.batch import Batch
+    from flaxclip.interop.open_clip.read_config import read_config
     from flaxclip.models.compute import ComputeConfig
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
+    from flaxclip.planning.compute_choice import choose_compute
     from flaxclip.run.process import keep_compiled_programs
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
     from flaxclip.train_state import init_train_state
@@ -74,7 +78,8 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
 
     keep_compiled_programs()
     batch_size, at_a_time = args.batch_size, STEPS_AT_A_TIME[args.device]
-    config = VARIANTS[args.model].model
+    is_file = args.model.endswith(".json")
+    config = (read_config(Path(args.model)) if is_file else VARIANTS[args.model]).model
     compute = ComputeConfig(dtype=precision, remat=args.remat, unroll=args.unroll)
     mesh = make_mesh(MeshConfig())
     tx, schedule = make_optimizer(OptimConfig(), steps=10_000)
@@ -86,6 +91,7 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     )
     run_config = TrainConfig("", 1, batch_size, model=config, compute=compute)
     with jax.set_mesh(mesh):
+        run_config = choose_compute(run_config, tx, schedule, mesh)
         state = init_train_state(jax.random.key(0), config, tx, mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
         step = make_train_step(run_config, tx, schedule, mesh, state)
@@ -177,13 +183,16 @@ def open_clip_step(args: argparse.Namespace, precision: str, compiled: bool) -> 
     # As `open_clip_train.main` does.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    clip = open_clip.create_model(args.model, device=args.device)
+    if args.model.endswith(".json"):
+        settings = json.loads(Path(args.model).read_text())["model_cfg"]
+        clip = open_clip.CLIP(**settings).to(args.device)
+    else:
+        clip = open_clip.create_model(args.model, device=args.device)
     optimizer = torch.optim.AdamW(
         clip.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
     )
     loss = open_clip.ClipLoss()
-    side = clip.visual.image_size[0]
-    images = torch.randn(args.batch_size, 3, side, side, device=args.device)
+    images = torch.randn(args.batch_size, 3, *clip.visual.image_size, device=args.device)
     shape = args.batch_size, clip.context_length
     tokens = torch.randint(1, clip.vocab_size, shape, device=args.device)
     encode = torch.compile(clip) if compiled else clip
@@ -233,11 +242,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", help="interpreter of an environment with open_clip")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", default="ViT-B-32-quickgelu", help="a name both sides know")
+    parser.add_argument(
+        "--model",
+        default="ViT-B-32-quickgelu",
+        help="a name both sides know, or an open_clip_config.json",
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--precision", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--remat", default="names", help="flaxclip's --compute.remat")
-    parser.add_argument("--unroll", type=int, default=1, help="flaxclip's --compute.unroll")
+    parser.add_argument("--remat", help="flaxclip's --compute.remat; by default its own choice")
+    parser.add_argument("--unroll", type=int, help="flaxclip's --compute.unroll; likewise")
     parser.add_argument("--side", nargs="+", choices=SIDES, default=["flaxclip", "open_clip"])
     parser.add_argument("--steps", type=int, default=4, help="measurements in a process")
     parser.add_argument("--rounds", type=int, default=2, help="processes for each measurement")
@@ -265,7 +278,8 @@ def measure(args: argparse.Namespace, side: str, precision: str) -> dict[str, An
     interpreter = sys.executable if side == "flaxclip" else args.peer_python
     command = [interpreter, __file__, "--measure", "--side", side, "--precision", precision]
     for name in ("model", "batch_size", "steps", "device", "remat", "unroll"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+        if getattr(args, name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     output = subprocess.check_output(command, env=os.environ | MALLOC, text=True)
     return json.loads(output.splitlines()[-1])
 

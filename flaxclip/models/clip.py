@@ -36,11 +36,16 @@ class CLIPConfig:
     """Initial value of the bias on the scaled similarities, for the sigmoid loss. If None, the
     model has no such parameter."""
 
-    def is_scanned(self, compute: ComputeConfig) -> bool:
-        """True if a tower loops over its blocks; false if `unroll` is all of them."""
+    @property
+    def most_blocks(self) -> int:
+        """Number of blocks in the longest stack of a tower."""
         image_layers = self.vision.layers
         deepest = max(image_layers) if isinstance(image_layers, tuple) else image_layers
-        return compute.unroll < max(deepest, self.text.layers)
+        return max(deepest, self.text.layers)
+
+    def is_scanned(self, compute: ComputeConfig) -> bool:
+        """True if a tower loops over its blocks; false if `unroll` is all of them."""
+        return (compute.unroll or 1) < self.most_blocks
 
     def __post_init__(self) -> None:
         check_sizes("model", {"embed_dim": self.embed_dim})

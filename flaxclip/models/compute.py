@@ -20,12 +20,12 @@ the step chooses."""
 def remat_by_speed(platform: str, is_scanned: bool) -> tuple[Remat, ...]:
     """The choices of `auto` on a JAX platform (`gpu`, `tpu`, `cpu`), the fastest first.
 
-    Keeping everything is fastest on an H100, and on TPUs if the blocks are not scanned. Otherwise
-    it is slower than `names`, and larger: writing what all blocks keep into the scan's stacks, and
-    reading it, takes longer than recomputing it. TPUs by their compiler's cost model
+    Keeping everything is fastest on an H100, and elsewhere if the blocks are not scanned. If they
+    are, it is slower than `names`, and larger: writing what all blocks keep into the scan's stacks,
+    and reading it, takes longer than recomputing it. TPUs by their compiler's cost model
     (experiments/perf/remat.py), the others as timed (experiments/perf/step.py).
     """
-    if platform == "gpu" or (platform == "tpu" and not is_scanned):
+    if platform == "gpu" or not is_scanned:
         return ("none", "names", "full")
     return ("names", "full")
 
@@ -36,10 +36,12 @@ class ComputeConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations. Parameters, norms, embeddings and the loss are always float32."""
-    unroll: int = 1
-    """Blocks that one iteration of a scan holds: compile time against speed."""
-    remat: Remat = "names"
-    """Activations kept by blocks for the backward pass: memory against recomputation."""
+    unroll: int | None = None
+    """Blocks that one iteration of a scan holds: compile time against speed. If None, all of them
+    in training on a single CPU, unless `remat` makes that useless; otherwise 1."""
+    remat: Remat | None = None
+    """Activations kept by blocks for the backward pass: memory against recomputation. If None, auto
+    in training on a single CPU with all blocks unrolled; otherwise names."""
     attention: AttentionKernel = "auto"
     """auto: cuDNN on NVIDIA GPUs in bfloat16, XLA elsewhere. xla: XLA everywhere."""
 
@@ -47,3 +49,30 @@ class ComputeConfig:
     def activation_dtype(self) -> jnp.dtype:
         """`dtype` as JAX takes it."""
         return jnp.dtype(self.dtype)
+
+    def filled_from(self, other: "ComputeConfig") -> "ComputeConfig":
+        """These settings, with those of `other` where they are left open."""
+        open_fields = {
+            name: value for name, value in vars(other).items() if getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **open_fields)
+
+    def for_training(self, platform: str, devices: int, blocks: int) -> "ComputeConfig":
+        """These settings for a training step on `devices` of a JAX platform, with none left open.
+
+        On a single CPU, a step in which nothing is recomputed and nothing is scanned takes 6 to 15%
+        less time than the default elsewhere, and up to twice as long to compile; either change
+        alone brings nothing (experiments/perf/README.md).
+
+        Args:
+            platform: `gpu`, `tpu` or `cpu`.
+            devices: number of devices in the mesh.
+            blocks: those of the deeper tower.
+        """
+        unroll, remat = self.unroll, self.remat
+        on_one_cpu = platform == "cpu" and devices == 1
+        if unroll is None:
+            unroll = blocks if on_one_cpu and remat in (None, "auto", "none") else 1
+        if remat is None:
+            remat = "auto" if on_one_cpu and unroll >= blocks else "names"
+        return dataclasses.replace(self, unroll=unroll, remat=remat)

@@ -228,7 +228,7 @@ class ModifiedResNet(nn.Module):
                 stride=1 if index == 0 else 2,
                 use_running_statistics=running,
                 dtype=dtype,
-                unroll=self.compute.unroll,
+                unroll=self.compute.unroll or 1,
                 name=f"stage{index + 1}",
             )(x)
 

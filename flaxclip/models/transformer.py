@@ -74,7 +74,8 @@ class Transformer(nn.Module):
         self, x: Float[Array, "b l w"], padding_mask: Bool[Array, "b l"] | None = None
     ) -> Float[Array, "b l w"]:
         """`padding_mask`: True for positions that may be attended to. If None, all."""
-        unroll = min(self.compute.unroll, self.layers)
+        unroll = min(self.compute.unroll or 1, self.layers)
+        remat = self.compute.remat or "names"
         # The barrier ends a fusion with its block. Unrolled, XLA would otherwise recompute the sum
         # of all earlier blocks' outputs in every norm, at a cost that grows with depth squared.
         stack = nn.scan(
@@ -93,11 +94,11 @@ class Transformer(nn.Module):
         )
         block_type = TransformerBlock
         # Where nothing is compiled, `auto` and `none` are the same.
-        if self.compute.remat not in ("auto", "none"):
+        if remat not in ("auto", "none"):
             # A scan keeps forward and backward pass apart: nothing can be merged across them.
             block_type = nn.remat(
                 block_type,
-                policy=_POLICIES[self.compute.remat],
+                policy=_POLICIES[remat],
                 prevent_cse=unroll == self.layers,
             )
         x, _ = stack(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,53 +21,56 @@ from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train_state import abstract_train_state, bytes_per_device
 
 
-@dataclasses.dataclass(frozen=True)
-class TowerCost:
-    """Cost of the towers' forward and backward pass, for one pair."""
+def _towers(
+    config: CLIPConfig, compute: ComputeConfig, kept_patches: int | None, batch_size: int
+) -> tuple[Callable[[Any, Any], Any], Any, Any]:
+    """The towers as a function of parameters and inputs, and the shapes of both."""
+    variables = abstract_variables(config)
+    model = CLIP(config, compute)
+    patch_ids = None if kept_patches is None else jnp.zeros((batch_size, kept_patches), jnp.int32)
 
-    saved_bytes: int
-    """Activations that the forward pass keeps for the backward pass."""
-    matrix_flops: int
-    """FLOPs of the matrix units, recomputation included."""
+    def run(params, batch):
+        zimg, ztxt, _ = model.apply(variables | {"params": params}, *batch, patch_ids=patch_ids)
+        return zimg, ztxt
+
+    return run, variables["params"], example_inputs(config, batch_size)
 
 
 @functools.cache
-def tower_cost(
-    config: CLIPConfig, compute: ComputeConfig, kept_patches: int | None = None
-) -> TowerCost:
-    """Cost traced from the model itself, whatever its rematerialisation, without compiling."""
-    variables = abstract_variables(config)
-    params, model = variables["params"], CLIP(config, compute)
+def saved_bytes(config: CLIPConfig, compute: ComputeConfig, kept_patches: int | None = None) -> int:
+    """Bytes of activations that the towers' forward pass keeps for the backward pass, for one pair.
 
-    def towers(batch_size: int):
-        patch_ids = (
-            None if kept_patches is None else jnp.zeros((batch_size, kept_patches), jnp.int32)
-        )
+    Traced from the model itself, whatever its rematerialisation, without compiling.
+    """
 
-        def run(params, batch):
-            zimg, ztxt, _ = model.apply(variables | {"params": params}, *batch, patch_ids=patch_ids)
-            return zimg, ztxt
+    def saved(batch_size: int) -> int:
+        run, params, batch = _towers(config, compute, kept_patches, batch_size)
 
         def forward(params, batch):
             return jax.vjp(lambda params: run(params, batch), params)[1]
 
-        def both(params, batch):
-            z, pullback = jax.vjp(lambda params: run(params, batch), params)
-            return pullback(z)
-
-        return forward, both, example_inputs(config, batch_size)
-
-    def saved(batch_size: int) -> int:
-        forward, _, batch = towers(batch_size)
         leaves = jax.tree.leaves(jax.eval_shape(forward, params, batch))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
-    _, both, batch = towers(1)
-    return TowerCost(
-        # The parameters are kept too, whatever the batch.
-        saved_bytes=saved(2) - saved(1),
-        matrix_flops=count_bfloat16_passes(jax.make_jaxpr(both)(params, batch)),
-    )
+    # The parameters are kept too, whatever the batch.
+    return saved(2) - saved(1)
+
+
+@functools.cache
+def matrix_flops(
+    config: CLIPConfig, compute: ComputeConfig, kept_patches: int | None = None
+) -> int:
+    """FLOPs of the matrix units in the towers' forward and backward pass, for one pair.
+
+    Traced as `saved_bytes` is, and recomputation is included.
+    """
+    run, params, batch = _towers(config, compute, kept_patches, batch_size=1)
+
+    def both(params, batch):
+        z, pullback = jax.vjp(lambda params: run(params, batch), params)
+        return pullback(z)
+
+    return count_bfloat16_passes(jax.make_jaxpr(both)(params, batch))
 
 
 def state_bytes(config: TrainConfig, topology: Topology) -> int:
@@ -107,8 +112,8 @@ def estimated_memory(config: TrainConfig, topology: Topology) -> EstimatedMemory
     # The matrix and its gradient, unless they never exist as a whole.
     implementation = choose_implementation(config.loss_form, config.batch_size, chips)
     logits = 2 * 4 * config.batch_size**2 / chips if implementation == "gathered" else 0
-    towers = tower_cost(config.model, config.compute, config.kept_patches)
-    activations = pairs / config.accumulate * towers.saved_bytes
+    saved = saved_bytes(config.model, config.compute, config.kept_patches)
+    activations = pairs / config.accumulate * saved
     return EstimatedMemory(state_bytes(config, topology) + gradients, activations + logits)
 
 
@@ -117,8 +122,8 @@ def estimated_seconds(config: TrainConfig, topology: Topology, chip: Chip) -> fl
     chips, fsdp = len(topology.devices), config.mesh.fsdp
     # Float32 products in six passes, once forward and twice backward.
     loss = 3 * 6 * 2 * config.batch_size**2 * config.model.embed_dim
-    towers = tower_cost(config.model, config.compute, config.kept_patches)
-    products = config.batch_size * towers.matrix_flops + loss
+    towers = matrix_flops(config.model, config.compute, config.kept_patches)
+    products = config.batch_size * towers + loss
     parameter_bytes = 4 * model_cost(config.model).parameters / config.mesh.tensor
     # Gathered for the forward and for the backward pass, and gradients reduced over all.
     received = 2 * parameter_bytes * (fsdp - 1) / fsdp + 2 * parameter_bytes

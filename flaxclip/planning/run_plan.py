@@ -9,7 +9,7 @@ from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.roofline import Roofline, roofline
 from flaxclip.planning.store import stored_or_compiled
 from flaxclip.planning.topology import Topology
-from flaxclip.train_step import choose_remat, step_flops
+from flaxclip.train_step import choose_remat, settle_compute, step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +59,10 @@ def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> Ru
     Raises:
         InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
     """
+    platform = topology.devices[0].platform
     config = choose_remat(
-        config,
-        topology.devices[0].platform,
+        settle_compute(config, platform, len(topology.devices)),
+        platform,
         lambda tried: isinstance(stored_or_compiled(tried, topology), CompiledStep),
     )
     step = stored_or_compiled(config, topology)

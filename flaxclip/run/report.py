@@ -275,7 +275,7 @@ def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
         raise InputError(
             f"the devices' memory is too small for batch size {config.batch_size:,}\n"
             f"{str(error).splitlines()[0]}\n"
-            f"in order of cost: --compute.remat full (now {config.compute.remat}), "
+            f"in order of cost: --compute.remat full (now {config.compute.remat or 'names'}), "
             f"--accumulate {2 * config.accumulate}, a larger --mesh.fsdp (now {config.mesh.fsdp}), "
             "or a smaller --batch-size; python -m flaxclip.plan says beforehand what fits"
         ) from error

@@ -57,7 +57,8 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
     """Write `config.json` into the workdir, or check that the one there is of the same run.
 
     In the fields, or groups of them, named in `may_change`, `config` may differ from the one there
-    and then replaces it. The same goes for `compute`, whose changes are reported on the terminal.
+    and then replaces it. The same goes for those fields of `compute` that are not left open, whose
+    changes are reported on the terminal.
 
     Raises:
         InputError: the workdir cannot be written, or belongs to a run with another configuration.
@@ -86,7 +87,9 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
                         ]
                     )
                 )
-            compute = differing_fields(config.compute, there.compute, "compute")
+            # What is left open is chosen at every start, and reported then.
+            ours = config.compute.filled_from(there.compute)
+            compute = differing_fields(ours, there.compute, "compute")
             if compute and jax.process_index() == 0:
                 changes = ", ".join(f"{name} {change}" for name, change in compute.items())
                 print(f"compute  {changes}: as of this resume", flush=True)
