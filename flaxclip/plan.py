@@ -56,6 +56,8 @@ class Command(RunCommand):
     """Most configurations that a search compiles; each takes a minute or more."""
     decode_rate: float = 500.0
     """Images that one core of a host decodes, crops and resizes in a second."""
+    pair_kb: float = 40.0
+    """Kilobytes of a pair in the bucket; for images of 256 to 384 pixels, 20 to 50."""
     account: bool = False
     """Print where the step's cycles and bytes go too."""
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE|FLAG=VALUE")] = ()
@@ -164,7 +166,7 @@ def compile_plan(command: Command, console: Console) -> tuple[RunPlan, Topology]
         if not command.json:
             console.print(trials_table(trials, topology))
         config = trials[0].config
-    plan = make_plan(config, topology, command.decode_rate)
+    plan = make_plan(config, topology, command.decode_rate, 1000 * command.pair_kb)
     if isinstance(plan.step, Refusal):
         raise InputError(refusal_message(plan.config, topology, plan.step))
     return plan, topology

@@ -177,12 +177,11 @@ def main(trial: Trial) -> None:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = name  # the tars' index
         write_sorted_scenes(folder)
-        accuracies = {
-            order_name: [
-                train_once(folder, order_name, seed, trial.train) for seed in range(trial.seeds)
-            ]
-            for order_name in ORDERS
-        }
+        accuracies: dict[str, list[float]] = {order_name: [] for order_name in ORDERS}
+        for seed in range(trial.seeds):
+            for order_name, values in accuracies.items():
+                values.append(train_once(folder, order_name, seed, trial.train))
+                print(f"scenes-unseen, {order_name}, seed {seed}: {values[-1]:.1%}", flush=True)
     print(f"{SCENES:,} scenes sorted by class, {trial.train} steps, scenes-unseen:")
     for order_name, values in accuracies.items():
         listed = ", ".join(f"{value:.1%}" for value in values)

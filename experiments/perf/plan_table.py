@@ -69,7 +69,7 @@ def main() -> None:
                 print(f"| {model} | {name} | not one pair a chip fits |||||||")
                 continue
             config = trial.config
-            plan = make_plan(config, topology, decode_rate=1.0)
+            plan = make_plan(config, topology, decode_rate=1.0, pair_bytes=40_000.0)
             step, roof = plan.step, plan.roofline
             chips = plan.chips / topology.chip.devices
             hours = PAIRS / config.batch_size * roof.expected * chips / 3600

@@ -17,6 +17,7 @@ from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.roofline import network_seconds, roofline
 from flaxclip.planning.run_plan import RunPlan
 from flaxclip.planning.search import Trial, pairs_per_second
+from flaxclip.planning.storage_traffic import describe
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import make_mesh
 
@@ -42,6 +43,9 @@ def derived(plan: RunPlan) -> dict[str, Any]:
             "chip_hours": plan.chip_hours(seconds),
             "host_images_per_second": plan.host_images_per_second(seconds),
             "host_cores": plan.host_images_per_second(seconds) / plan.decode_rate,
+            "host_storage_bytes_per_second": plan.storage.host_bytes_per_second(
+                plan.host_images_per_second(seconds)
+            ),
         }
         for name, seconds in (
             ("bound", plan.roofline.bound),
@@ -67,6 +71,7 @@ def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
         f"{plan.model_flops_per_step / 1e12:,.4g} TFLOPs a step (forward and backward, "
         "nothing recomputed, loss left out)",
         "memory": _memory(plan),
+        "bucket": describe(plan.storage),
     }
     for name, text in lines.items():
         console.print(f"{name:9} {text}", soft_wrap=True, highlight=False)
@@ -179,6 +184,7 @@ def _run_table(plan: RunPlan) -> Table:
     table.add_column("")
     names = (
         "ms a step", "MFU", "pairs/s", "days", "chip-hours", "images/s a host", "cores a host",
+        "MB/s a host",
     )  # fmt: skip
     for column in names:
         table.add_column(column, justify="right")
@@ -194,6 +200,7 @@ def _run_table(plan: RunPlan) -> Table:
             f"{figures['chip_hours']:,.1f}",
             f"{figures['host_images_per_second']:,.0f}",
             f"{figures['host_cores']:.1f}",
+            f"{figures['host_storage_bytes_per_second'] / 1e6:,.0f}",
         )
     return table
 

@@ -7,6 +7,7 @@ from flaxclip.config import TrainConfig
 from flaxclip.models.cost import model_cost
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.roofline import Roofline, roofline
+from flaxclip.planning.storage_traffic import StorageTraffic, storage_traffic
 from flaxclip.planning.store import stored_or_compiled
 from flaxclip.planning.topology import Topology
 from flaxclip.train_step import choose_remat, settle_compute, step_flops
@@ -31,6 +32,7 @@ class RunPlan:
     """None for virtual devices, and for a step that does not fit."""
     decode_rate: float
     """Images that one core of a host decodes in a second."""
+    storage: StorageTraffic
 
     @property
     def fits(self) -> bool:
@@ -53,7 +55,9 @@ class RunPlan:
         return self.config.batch_size / self.hosts / step_seconds
 
 
-def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> RunPlan:
+def make_plan(
+    config: TrainConfig, topology: Topology, decode_rate: float, pair_bytes: float
+) -> RunPlan:
     """The plan of `config` on `topology`; compiles its step unless that was done before.
 
     Raises:
@@ -82,4 +86,5 @@ def make_plan(config: TrainConfig, topology: Topology, decode_rate: float) -> Ru
         step=step,
         roofline=bounds,
         decode_rate=decode_rate,
+        storage=storage_traffic(config.steps * config.batch_size, pair_bytes),
     )

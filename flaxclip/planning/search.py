@@ -67,7 +67,7 @@ def search(
         for candidate in candidates
     }
     # What the compiler saves beyond the arithmetic, or wastes, depends on what it may recompute.
-    corrections: dict[Remat, float] = {}
+    corrections: dict[Remat | None, float] = {}
 
     def corrected(candidate: TrainConfig) -> float:
         memory, _ = arithmetic[candidate]
