@@ -24,7 +24,7 @@ import tyro
 from rich.console import Console
 
 from flaxclip.errors import InputError, exit_on_input_error
-from flaxclip.planning.account_report import (
+from flaxclip.planning.account.report import (
     account_of,
     comparison_json,
     print_account,

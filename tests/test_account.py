@@ -9,12 +9,12 @@ from rich.console import Console
 
 from flaxclip.chips import find_chip
 from flaxclip.plan import Command, run, with_flags
-from flaxclip.planning.account import AccountRow, make_account
-from flaxclip.planning.account_report import Account, print_account, print_comparison
+from flaxclip.planning.account.account import AccountRow, make_account
+from flaxclip.planning.account.memory_traffic import hbm_traffic
+from flaxclip.planning.account.parts import Place, find_place
+from flaxclip.planning.account.report import Account, print_account, print_comparison
 from flaxclip.planning.compiled_step import estimated_cycles
 from flaxclip.planning.hlo import parse_program
-from flaxclip.planning.memory_traffic import hbm_traffic
-from flaxclip.planning.parts import Place, find_place
 from flaxclip.run.command_line import parse
 from tests.helpers.command_lines import refused
 

@@ -119,7 +119,9 @@ def test_the_tpu_compiler_compiles_the_step(monkeypatch, cache):
 def test_the_tpu_compiler_tells_where_cycles_go(monkeypatch, cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     config = tiny_config("unused", mesh=MeshConfig(fsdp=4))  # compiled by the test above
-    step = make_plan(config, open_topology("v5e:2x2", slices=2), decode_rate=500.0, pair_bytes=40_000.0).step
+    step = make_plan(
+        config, open_topology("v5e:2x2", slices=2), decode_rate=500.0, pair_bytes=40_000.0
+    ).step
     assert sum(row.cycles for row in step.account) == step.estimated_cycles
     assert sum(row.hbm_bytes for row in step.account) == step.hbm_bytes
     places = {(row.tower, row.part, row.phase) for row in step.account}

@@ -9,10 +9,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flaxclip import sharding
 from flaxclip.chips import find_chip
+from flaxclip.data.sources.runs import RUN_BYTES
 from flaxclip.errors import InputError
 from flaxclip.flops import count_bfloat16_passes, count_flops
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.planning import search, store
+from flaxclip.planning.account.memory_traffic import hbm_traffic
 from flaxclip.planning.advice import refusal_explained, refusal_message
 from flaxclip.planning.collectives import (
     find_collectives,
@@ -23,8 +25,8 @@ from flaxclip.planning.collectives import (
 )
 from flaxclip.planning.compiled_step import CompiledStep, Refusal, Traffic, parse_refusal
 from flaxclip.planning.hlo import parse_program
-from flaxclip.planning.memory_traffic import hbm_traffic
 from flaxclip.planning.roofline import roofline
+from flaxclip.planning.storage_traffic import describe, storage_traffic
 from flaxclip.planning.topology import Topology
 from flaxclip.train_step import choose_remat
 from tests.helpers.tiny_run import tiny_config
@@ -294,3 +296,15 @@ def test_what_was_compiled_is_not_compiled_again(tmp_path, monkeypatch):
     assert len(calls) == 1
     store.stored_or_compiled(dataclasses.replace(config, batch_size=32), topology)
     assert len(calls) == 2
+
+
+def test_what_a_run_asks_of_object_storage():
+    traffic = storage_traffic(12_800_000_000, 40_000)
+    assert traffic.bytes == 5.12e14
+    assert traffic.requests == 5.12e14 / RUN_BYTES
+    # Google's example: 50,000 requests for $0.02, a GB to the internet for $0.12.
+    assert storage_traffic(50_000, RUN_BYTES).request_dollars == pytest.approx(0.02)
+    assert storage_traffic(1000, 1e6).internet_dollars == pytest.approx(0.12)
+    assert traffic.host_bytes_per_second(10_000) == 4e8
+    text = describe(traffic)
+    assert text.startswith("at 40 kB a pair, 512 TB in 97,656,250 requests, which cost $39.06;")

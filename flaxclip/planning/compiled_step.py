@@ -14,15 +14,15 @@ from flaxclip.data.batch import Batch
 from flaxclip.flops import count_bfloat16_passes
 from flaxclip.models.clip import check_tensor_divides, example_inputs
 from flaxclip.optim import make_optimizer
-from flaxclip.planning.account import AccountRow, make_account
+from flaxclip.planning.account.account import AccountRow, make_account
+from flaxclip.planning.account.kernels import is_kernel, states_cost
+from flaxclip.planning.account.memory_traffic import hbm_traffic
 from flaxclip.planning.collectives import (
     Kind,
     find_collectives,
     torus_axes,
 )
 from flaxclip.planning.hlo import Program, parse_program
-from flaxclip.planning.kernels import is_kernel, states_cost
-from flaxclip.planning.memory_traffic import hbm_traffic
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import check_batch_divides, make_mesh
 from flaxclip.train_state import abstract_train_state

@@ -22,8 +22,8 @@ from flaxclip.planning.topology import Topology
 # Of our own files, those that read compiled programs. All others decide what is compiled, and
 # the program itself stands for them.
 _READERS = (
-    "account.py", "collectives.py", "compiled_step.py", "hlo.py", "kernels.py",
-    "memory_traffic.py", "parts.py",
+    "account/account.py", "collectives.py", "compiled_step.py", "hlo.py", "account/kernels.py",
+    "account/memory_traffic.py", "account/parts.py",
 )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxclip.errors import InputError
-from flaxclip.planning.account import AccountRow
+from flaxclip.planning.account.account import AccountRow
+from flaxclip.planning.account.parts import Part, Phase, Tower
 from flaxclip.planning.compiled_step import CompiledStep
-from flaxclip.planning.parts import Part, Phase, Tower
 from flaxclip.planning.run_plan import RunPlan
 
 _TOWERS: dict[Tower | None, str] = {

@@ -5,10 +5,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from flaxclip.chips import Chip
+from flaxclip.planning.account.kernels import is_kernel, kernel_cycles
+from flaxclip.planning.account.memory_traffic import moved_bytes
+from flaxclip.planning.account.parts import Part, Phase, Place, Tower, find_place
 from flaxclip.planning.hlo import Computation, Instruction, Program
-from flaxclip.planning.kernels import is_kernel, kernel_cycles
-from flaxclip.planning.memory_traffic import moved_bytes
-from flaxclip.planning.parts import Part, Phase, Place, Tower, find_place
 
 _PRODUCTS = {"convolution", "dot"}
 _MOVES = {
