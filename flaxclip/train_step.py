@@ -19,8 +19,9 @@ from flaxclip.losses.pairs import ContrastiveLoss
 from flaxclip.losses.sigmoid import sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.models.clip import CLIP, abstract_variables, example_inputs
-from flaxclip.models.compute import remat_by_speed
+from flaxclip.models.compute import ComputeConfig, remat_by_speed
 from flaxclip.models.cost import model_cost
+from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.vision_transformer import sample_patches
 from flaxclip.optim import applied_updates, clamp_logit_scale, update_average
 from flaxclip.sharding import batch_sharding, constrain, pair_axes
@@ -33,7 +34,10 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 def settle_compute(config: TrainConfig, platform: str, devices: int) -> TrainConfig:
     """`config` with `compute` for a step on `devices` of `platform`, with no field left open."""
-    compute = config.compute.for_training(platform, devices, config.model.most_blocks)
+    compute = config.compute
+    if isinstance(config.model.vision, ResNetConfig):  # not timed on CPUs, and slow to compile
+        compute = compute.filled_from(ComputeConfig(unroll=1, remat="names"))
+    compute = compute.for_training(platform, devices, config.model.most_blocks)
     return dataclasses.replace(config, compute=compute)
 
 

@@ -3,15 +3,17 @@
 import jax
 import pytest
 
+from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.optim import make_optimizer
 from flaxclip.planning.compute_choice import choose_compute
 from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import make_mesh
 from flaxclip.train_state import abstract_train_state
-from flaxclip.train_step import compile_train_step
-from tests.helpers.tiny_run import tiny_config
+from flaxclip.train_step import compile_train_step, settle_compute
+from tests.helpers.tiny_run import TINY_MODEL, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,12 @@ def test_what_is_left_open_is_unrolled_and_kept_on_a_single_cpu(
 ):
     settled = given.for_training(platform, devices, blocks=4)
     assert settled == ComputeConfig(unroll=unroll, remat=remat)
+
+
+def test_a_resnet_stays_scanned():
+    model = CLIPConfig(ResNetConfig(32, 8, (1, 2, 1, 1)), TINY_MODEL.text, 16)
+    settled = settle_compute(tiny_config("unused", model=model), "cpu", 1)
+    assert settled.compute == ComputeConfig(unroll=1, remat="names")
 
 
 def test_a_cpu_keeps_all_activations_that_fit_its_memory(capsys):

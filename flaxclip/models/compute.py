@@ -38,7 +38,7 @@ class ComputeConfig:
     """Type of activations. Parameters, norms, embeddings and the loss are always float32."""
     unroll: int | None = None
     """Blocks that one iteration of a scan holds: compile time against speed. If None, all of them
-    in training on a single CPU, unless `remat` makes that useless; otherwise 1."""
+    in training transformers on a single CPU, unless `remat` makes that useless; otherwise 1."""
     remat: Remat | None = None
     """Activations kept by blocks for the backward pass: memory against recomputation. If None, auto
     in training on a single CPU with all blocks unrolled; otherwise names."""
@@ -60,9 +60,9 @@ class ComputeConfig:
     def for_training(self, platform: str, devices: int, blocks: int) -> "ComputeConfig":
         """These settings for a training step on `devices` of a JAX platform, with none left open.
 
-        On a single CPU, a step in which nothing is recomputed and nothing is scanned takes 6 to 15%
+        On a single CPU, a step in which nothing is recomputed and nothing is scanned takes 5 to 15%
         less time than the default elsewhere, and up to twice as long to compile; either change
-        alone brings nothing (experiments/perf/README.md).
+        alone brings little or nothing (experiments/perf/README.md).
 
         Args:
             platform: `gpu`, `tpu` or `cpu`.
