@@ -102,6 +102,7 @@ def test_a_configuration_of_before_means_what_it_did(name):
         new.pop(part)
     # Fields that came since, at what they were then.
     assert (new.pop("init_weights"), new["data"].pop("index")) == (None, None)
+    assert (new["data"].pop("cache_dir"), new["data"].pop("cache_gib")) == (None, None)
     assert not new["data"].pop("allow_empty_shards")
     assert new == {field: value for field, value in old.items() if field != "model"}
     # What is the default today means the same for corpora on disk.
