@@ -44,8 +44,10 @@ class StorageOrder:
 
     Mixing: each open run gives a batch four examples on average, or fewer below 512 rows. Batches
     of 128, 1,024 and 32,768 are drawn from 85, 253 and 8,070 runs. In a corpus sorted into 1,000
-    classes of 12 runs each, 1,024 examples are of 234 classes, where a whole shuffle has 638
-    (`experiments/perf/mixing.py`); in one without an order, of as many.
+    classes of 12 runs each, 1,024 examples are of 234 classes, where a whole shuffle has 638; in
+    one without an order, of as many. This is felt in a short run: 300 steps of the quickstart on
+    scenes sorted into 120 classes of 12 runs reach 84.6, 81.7 and 85.8% on scenes-unseen, and with
+    a whole shuffle 87.2, 86.7 and 89.8% (`experiments/perf/mixing.py --train 300`).
     """
 
     examples: int
