@@ -15,6 +15,7 @@ import flaxclip.benchmark.command
 import flaxclip.benchmark.report.report
 import flaxclip.interop.__main__
 from flaxclip import plan
+from flaxclip.data.index import __main__ as index
 from flaxclip.data.inspect import __main__ as inspect
 from flaxclip.data.prepare import __main__ as prepare
 from flaxclip.run.command_line import TrainCommand, parse
@@ -58,6 +59,7 @@ MODULES = {
     "flaxclip.plan": lambda words: parse(plan.Command, words, "flaxclip.plan", None),
     "flaxclip.interop": check_interop,
     "flaxclip.benchmark": check_benchmark,
+    "flaxclip.data.index": lambda words: tyro.cli(index.Command, args=words),
     "flaxclip.data.prepare": lambda words: tyro.cli(prepare.Command, args=words),
     "flaxclip.data.inspect": lambda words: tyro.cli(inspect.Command, args=words),
     "pytest": lambda words: None,

@@ -4,7 +4,7 @@ A request to object storage takes as long for 4 MiB as for one example, so neigh
 fetched together, as runs. The runs of an epoch are permuted. What is then drawn from several runs
 at a time decides how well a batch is mixed, and which hosts need a run:
 
-    rows of a batch   0 … 63         64 … 127       128 … 191      …
+    rows of a batch   0 … 31         32 … 63        64 … 95        …
     lane              0              1              2
     runs, permuted    0 … 15         16 … 31        32 … 47        …    while these are read
                       16 L …         16 L + 16 …    16 L + 32 …    …    then these, with L lanes
@@ -23,8 +23,8 @@ from flaxclip.data.permutation import permute
 RUNS = 16
 """Runs in a window."""
 
-_LANE_ROWS = 64
-_FEWEST_LANES = 8  # so that small batches are drawn from more than one window
+_LANE_ROWS = 32
+_FEWEST_LANES = 32  # so that small batches are drawn from many runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +36,15 @@ class StorageOrder:
     a lane, is divided among the lanes evenly, with the rows in which an epoch begins or ends within
     a batch: so lanes are the same rows in all epochs, and smaller corpora have smaller windows.
 
-    Costs, with runs of 104 examples: a host of 64 with 32,768 rows needs 1.00 times its share of
-    the runs of 12 million examples in an epoch, 1.03 times of 1.28 million. A host that has only a
-    part of a lane needs all of the lane's runs. Open are 16 runs a lane, 1 MiB a row of the batch
-    if a run has 4 MiB, and with `window_steps` read ahead twice as much. A position takes 6 µs, of
-    1.28 billion; at random, each in another epoch, 25.
+    Costs, with runs of 104 examples: a host needs its share of an epoch's runs, 1.00 to 1.03 times,
+    if it has whole lanes; if it has only a part of a lane, all of the lane's runs. Open are 16 runs
+    a lane, 2.5 MiB a row of the batch if a run has 5 MiB, and with `window_steps` read ahead twice
+    as much. A position takes 6 µs, of 1.28 billion; at random, each in another epoch, 25.
 
-    Mixing: each open run gives a batch four examples on average, or fewer below 512 rows. Batches
-    of 128, 1,024 and 32,768 are drawn from 85, 253 and 8,070 runs. In a corpus sorted into 1,000
-    classes of 12 runs each, 1,024 examples are of 234 classes, where a whole shuffle has 638; in
-    one without an order, of as many. This is felt in a short run: 300 steps of the quickstart on
-    scenes sorted into 120 classes of 12 runs reach 84.6, 81.7 and 85.8% on scenes-unseen, and with
-    a whole shuffle 87.2, 86.7 and 89.8% (`experiments/perf/mixing.py --train 300`).
+    Mixing: each open run gives a batch two examples on average, or fewer below 1,024 rows. A corpus
+    without an order is mixed as by a whole shuffle. Of one that is sorted into 1,000 classes of 12
+    runs each, batches of 128, 1,024 and 4,096 have 111, 375 and 864 classes, where a whole shuffle
+    has 120, 638 and 984 (`experiments/perf/mixing.py`), which a short run can feel.
     """
 
     examples: int
