@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -203,6 +204,24 @@ def test_the_prefetching_process_looks_no_further_ahead_than_the_cache_holds(sha
     Prefetch(source, order, reading.cache, range(18), rows.of_step, 2).run(needed, lambda: None)
     early = asked[4]
     assert early < len(list((tmp_path / "cache").rglob("*")))
+
+
+def test_what_a_process_has_read_of_is_read_without_another_thread(shards, tmp_path):
+    threads = []
+
+    class Noting(ShortRuns):
+        def __getitem__(self, index):
+            threads.append(threading.current_thread() is threading.main_thread())
+            return super().__getitem__(index)
+
+    source = Noting(f"slow://{shards}/*.tar")
+    through_cache(source, tmp_path)
+    load, expected = loader(source), loader(alone(shards))
+    assert_same(rows_of(load, range(150)), rows_of(expected, range(150)))
+    assert not any(threads)  # all were asked for before the first was read
+    threads.clear()
+    assert_same(rows_of(load, range(150, 300)), rows_of(expected, range(150, 300)))
+    assert all(threads)
 
 
 def test_runs_have_four_mebibytes_on_average():

@@ -164,7 +164,7 @@ def test_an_order_made_for_object_storage_is_announced(tmp_path, capsys):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     state = abstract_train_state(TINY_MODEL, make_optimizer(config.optim, config.steps)[0], mesh)
     announce(config, mesh, RemoteScenes("train", 16), state, 0)
-    line = "order    runs of 104 neighbouring examples, windows of 16 runs in 32 lanes"
+    line = "order    runs of 104 neighbouring examples, windows of 16 runs in 16 lanes"
     assert line in capsys.readouterr().out.splitlines()
 
 

@@ -13,6 +13,7 @@ from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig, Crop, choose_crop, render_crop
 from flaxclip.data.order import CorpusOrder, Draw, example_rng, replacement
 from flaxclip.data.sources.captions import draw_caption
+from flaxclip.data.sources.runs import is_at_hand
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.workers.host_batches import Row
@@ -105,7 +106,9 @@ class ExampleLoader:
     def _begin_reading(self, rows: list[_Loading]) -> None:
         if reads_remotely(self.source):
             for row in rows:
-                row.reading = call_in_thread(self.source.__getitem__, row.draw.example)
+                # By the loading thread itself, if there is nothing to wait for: a tenth faster.
+                if not is_at_hand(self.source, row.draw.example):
+                    row.reading = call_in_thread(self.source.__getitem__, row.draw.example)
 
     def _read(self, row: _Loading) -> None:
         # Requests begin in the order in which they are waited for here: if one hangs, the others

@@ -108,7 +108,7 @@ def upload_shards(protocol, storage, tmp_path):
 def test_shards_in_s3_are_trained_on(amazon, tmp_path):
     shards = upload_shards("s3", amazon, tmp_path)
     command = train_command("--data.path", shards, "--data.workers", "2", "--steps", "10")
-    job = Job(tmp_path, command, **amazon)
+    job = Job(tmp_path, command, **amazon, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert job.wait() == 0, job.text()
     assert "64 pairs" in job.text()
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

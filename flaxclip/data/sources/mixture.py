@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flaxclip.data.sources.runs import extents_of
+from flaxclip.data.sources.runs import extents_of, is_at_hand
 from flaxclip.data.sources.source import Pair, Source, reads_remotely
 from flaxclip.data.storage.ranged_reads import Extent
 
@@ -59,6 +59,12 @@ class MixtureSource:
         """The extents that the example is fetched with; none if it is read alone."""
         number, index = self._locate(index)
         return extents_of(self.sources[number], index)
+
+    def is_at_hand(self, index: int) -> bool:
+        """True if reading the example means no waiting for a network."""
+        number, index = self._locate(index)
+        part = self.sources[number]
+        return not reads_remotely(part) or is_at_hand(part, index)
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -45,6 +45,14 @@ class ReadsInRuns:
         """From now on fetch the extents of `together` neighbouring examples whole, into `cache`."""
         self._cache, self._together = cache, together
         self._known: dict[int, tuple[Extent, ...]] = {}  # by run
+        self._read_before: set[int] = set()  # runs
+
+    def is_at_hand(self, index: int) -> bool:
+        """True if this process has read of the example's run, which the cache then has.
+
+        Unless it has gone since: reading then takes a request.
+        """
+        return self._cache is not None and index // self._together in self._read_before
 
     def extents_of(self, index: int) -> tuple[Extent, ...]:
         """The extents that are fetched for an example; none if it is read alone."""
@@ -55,6 +63,7 @@ class ReadsInRuns:
         if extents is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
+                self._read_before.clear()
             first = run * self._together
             last = min(first + self._together, len(self))
             extents = self._known[run] = tuple(self.extents(first, last))
@@ -66,14 +75,22 @@ class ReadsInRuns:
             is_of_file = whole.path == wanted.path
             if is_of_file and whole.start <= wanted.start <= wanted.end <= whole.end:
                 assert self._cache is not None, "or there would be no extents"
-                return self._cache.read(whole, wanted.start, wanted.end)
+                data = self._cache.read(whole, wanted.start, wanted.end)
+                self._read_before.add(index // self._together)
+                return data
         return fetch(wanted)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_known": {}}
+        return self.__dict__ | {"_known": {}, "_read_before": set()}
 
 
 def extents_of(source: Source, index: int) -> tuple[Extent, ...]:
     """`ReadsInRuns.extents_of`; none for other sources."""
     find = getattr(source, "extents_of", None)
     return () if find is None else find(index)
+
+
+def is_at_hand(source: Source, index: int) -> bool:
+    """True if reading an example means no waiting for a network, though its source may."""
+    known = getattr(source, "is_at_hand", None)
+    return known is not None and known(index)
