@@ -21,6 +21,7 @@ from flaxclip.planning.storage_traffic import describe
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import make_mesh
 
+_DRAWN = ("scenes",)  # data that is in no bucket
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
@@ -71,8 +72,9 @@ def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
         f"{plan.model_flops_per_step / 1e12:,.4g} TFLOPs a step (forward and backward, "
         "nothing recomputed, loss left out)",
         "memory": _memory(plan),
-        "bucket": describe(plan.storage),
     }
+    if config.data.path != _DRAWN:
+        lines["bucket"] = describe(plan.storage)
     for name, text in lines.items():
         console.print(f"{name:9} {text}", soft_wrap=True, highlight=False)
     if step.traffic:

@@ -42,8 +42,9 @@ def storage_traffic(pairs: int, pair_bytes: float) -> StorageTraffic:
 
 def describe(traffic: StorageTraffic) -> str:
     """A sentence for the terminal."""
+    unit, name = (1e12, "TB") if traffic.bytes >= 1e12 else (1e9, "GB")
     return (
-        f"at {traffic.pair_bytes / 1000:g} kB a pair, {traffic.bytes / 1e12:,.3g} TB in "
+        f"at {traffic.pair_bytes / 1000:g} kB a pair, {traffic.bytes / unit:,.3g} {name} in "
         f"{traffic.requests:,.0f} requests, which cost ${traffic.request_dollars:,.2f}; data is "
         f"free within a region, ${traffic.internet_dollars:,.0f} over the internet (Google's list "
         "prices)"
