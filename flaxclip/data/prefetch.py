@@ -19,7 +19,7 @@ from flaxclip.data.sources.source import Source
 from flaxclip.data.storage.range_cache import RangeCache
 from flaxclip.data.storage.ranged_reads import Extent
 
-_AT_ONCE = 32  # extents of some 4 MiB: 128 MiB in flight
+_AT_ONCE = 32  # extents of some 5 MiB: 160 MiB in flight
 _REMEMBERED = 2**15  # extents; more than the windows of a host have at a time
 _POLL_SECONDS = 0.05
 

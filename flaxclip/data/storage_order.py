@@ -57,7 +57,7 @@ class StorageOrder:
 
     @functools.cached_property
     def lanes(self) -> int:
-        """Lanes of a batch, 64 rows each, as far as its size allows.
+        """Lanes of a batch, 32 rows each, as far as its size allows.
 
         Otherwise their number is a power of two, so that as many hosts have whole lanes.
         """

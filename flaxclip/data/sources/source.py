@@ -37,7 +37,7 @@ class Source(Protocol):
     while their captions exist, it has `captions(index)`, which returns those of `Pair`. If reading
     an example means waiting for a network, it has `reads_remotely`, which is True: many threads of
     a process then read at once. If neighbours are then better read together, it has `run_length`:
-    the number of examples in some 4 MiB, which one request fetches; a multiple of 4, or None if it
+    the number of examples in some 5 MiB, which one request fetches; a multiple of 4, or None if it
     cannot read in runs. Run k is of the examples from k * run_length on. `order.window` "auto"
     draws the examples of few runs at a time; a change of the number changes that order.
     """
