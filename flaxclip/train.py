@@ -21,7 +21,7 @@ import jax
 from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.checkpoint.manager import CheckpointManager
 from flaxclip.config import TrainConfig
-from flaxclip.data.device_feed import LoadedBatch
+from flaxclip.data.device_feed import LoadedBatch, until_lost
 from flaxclip.data.loader import load_batches
 from flaxclip.errors import exit_on_input_error
 from flaxclip.exit_codes import PreemptedError, exit_with_code
@@ -124,7 +124,8 @@ def run_steps(
     6. Copies of the state are compared before it is saved: if they differ, it must not be.
     7. Images are drawn last, when the save of the state is under way.
     """
-    state, save_wanted = start.state, False
+    state, step, last, save_wanted = start.state, start.step, False, False
+    lost: list[PreemptedError] = []
     with (
         report,
         profile,
@@ -133,7 +134,7 @@ def run_steps(
         no_hidden_transfers(),
     ):
         profile.reached(start.step, state)
-        for step, loaded in enumerate(batches, start.step + 1):
+        for step, loaded in enumerate(until_lost(batches, lost), start.step + 1):
             last = step == config.steps
             report.dispatching(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -160,8 +161,17 @@ def run_steps(
             if request == "stop":
                 break
             watchdog.doing(f"waiting for the data of step {step + 1}")
+        if lost:
+            monitor.settle()
+            if step == start.step or monitor.is_skipping:
+                raise lost[0]
+            watchdog.exempt(f"saving step {step}")
+            if not checkpoints.holds(step):
+                checkpoints.save(step, state.trees, monitor.medians())
         watchdog.exempt("waiting for the last save")
         checkpoints.finish(step)
+    if lost:
+        raise PreemptedError(f"{lost[0]}\nstep {step} is saved") from lost[0]
     if not last:
         raise PreemptedError(f"stopped after step {step}, which is saved; the same command goes on")
 

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from flaxclip.data.batch import Batch
 from flaxclip.data.storage.repeated_requests import Counts
 from flaxclip.data.workers.host_batches import HostBatch, LocalLoading
 from flaxclip.data.workers.pool import WorkerPool
+from flaxclip.exit_codes import PreemptedError
 from flaxclip.sharding import batch_sharding
 
 
@@ -114,3 +116,16 @@ def _to_mesh(host_batch: HostBatch, mesh: Mesh) -> LoadedBatch:
     jax.block_until_ready((images, tokens))
     _, _, truncated, replaced, reads = host_batch
     return LoadedBatch(Batch(images, tokens), truncated, replaced, reads, 0.0)
+
+
+def until_lost(batches: Iterable[LoadedBatch], lost: list[PreemptedError]) -> Iterator[LoadedBatch]:
+    """The batches, up to where this host's data is lost; the error is then put into `lost`.
+
+    With several hosts it is raised: the others are in the next update, and cannot save with it.
+    """
+    try:
+        yield from batches
+    except PreemptedError as error:
+        if jax.process_count() > 1:
+            raise
+        lost.append(error)

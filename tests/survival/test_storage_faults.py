@@ -4,6 +4,7 @@ Emulators answer, through a server that delays and spoils their answers.
 """
 
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,10 @@ from flaxclip.data.storage.range_cache import RangeCache
 from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.data.storage.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.errors import InputError
+from flaxclip.exit_codes import PREEMPTED
 from tests.helpers.faulty_store import FaultyStore
+from tests.helpers.image_tars import jpeg, write_shard
+from tests.survival.jobs import Job, train_command
 
 with pytest.MonkeyPatch.context() as patch:
     # Read at the import: it would ask Google for the bucket's layout, for 20 s and more.
@@ -220,3 +224,19 @@ def test_a_file_that_is_replaced_meanwhile(url, store):
         fetch(asked)
     assert fetch(extent(other, 0, 100)) == DATA[::-1][:100]
     file_system(url[:2]).pipe_file(other, DATA)
+
+
+def test_a_store_that_stays_away_stops_a_run_which_is_saved(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_shard(tmp_path / "data" / "0.tar", {f"{n}": (jpeg(n), f"shade {n}") for n in range(64)})
+    with FaultyStore(tmp_path / "data") as store:
+        # In whole epochs each example is a request, which no cache answers.
+        order = ["--data.order.window", "None", "--checkpoint.every-steps", "100000"]
+        shards = ["--data.path", store.url("0.tar"), "--data.workers", "1", "--steps", "100000"]
+        job = Job(tmp_path, train_command(*shards, *order))
+        job.wait_for_text("  loss ", times=3)
+        store.away = True
+        assert job.wait() == PREEMPTED, job.text()
+    steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(steps) == 1
+    assert re.search(rf"/0.tar: .*(?s:.*)given up(?s:.*)step {steps[0]} is saved", job.text())
