@@ -11,6 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.data.workers import reading_threads
 
 SECONDS = 0.02  # that a request takes
 
@@ -29,7 +30,8 @@ class SlowBucket(LocalFileSystem):
 
     @classmethod
     def forget(cls):
-        """Count from 0."""
+        """Count from 0, with new threads: others' requests, repeated for a while, may hold some."""
+        reading_threads._threads.cache_clear()
         cls.in_flight = cls.most_in_flight = cls.versions_asked = cls.requests = 0
         cls.together = 1
 
