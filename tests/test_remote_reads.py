@@ -22,7 +22,7 @@ from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE, Version, file_system, version_of
-from flaxclip.data.storage.files import read_range
+from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers import reading_threads
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
@@ -145,7 +145,7 @@ def test_the_version_of_a_shard_is_asked_for_once_whoever_reads(shards):
     version = version_of(path)
     SlowBucket.forget()
     with ThreadPoolExecutor(16) as pool:
-        parts = list(pool.map(lambda _: read_range(path, 0, 512, version), range(16)))
+        parts = list(pool.map(lambda _: fetch(Extent(path, 0, 512, version)), range(16)))
     assert set(parts) == {(shards / "0.tar").read_bytes()[:512]}
     assert SlowBucket.versions_asked == 1
 
@@ -153,9 +153,9 @@ def test_the_version_of_a_shard_is_asked_for_once_whoever_reads(shards):
 def test_a_version_that_cannot_be_had_is_asked_for_again(shards):
     path = f"slow://{shards}/2.tar"
     with pytest.raises(UnreadableExampleError, match="No such file"):
-        read_range(path, 0, 512, Version(0, 0))
+        fetch(Extent(path, 0, 512, Version(0, 0)))
     os.rename(shards / "0.tar", shards / "2.tar")
-    assert len(read_range(path, 0, 512, version_of(path))) == 512
+    assert len(fetch(Extent(path, 0, 512, version_of(path)))) == 512
 
 
 def pool(source, steps, *, stall_seconds=60.0, rows=40, workers=1):

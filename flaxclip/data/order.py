@@ -157,18 +157,6 @@ def _storage_order(
     return StorageOrder(len(source), length, batch_size, seeds)
 
 
-def positions_ahead(source: Source, config: OrderConfig, rows: "HostRows") -> int | None:
-    """Positions of a host in which each of its lanes goes through one window.
-
-    A prefetcher that looks so far ahead sees the runs of the present windows and of the next. In a
-    mixture, it is the most that any corpus needs. None if there are no lanes: the order is not the
-    one for object storage.
-    """
-    orders = corpus_orders(source, config, 0, rows.batch_size)
-    steps = [order.storage.window_steps for order in orders if order.storage is not None]
-    return max(steps) * rows.local_batch_size if steps else None
-
-
 def describe_storage_order(source: Source, config: OrderConfig, batch_size: int) -> list[str]:
     """A line on the order of each corpus that is read in the one for object storage."""
     orders = corpus_orders(source, config, 0, batch_size)

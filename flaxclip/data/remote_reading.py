@@ -47,21 +47,22 @@ def read_through_cache(
         InputError: less than the order needs, or the folder cannot be written.
     """
     parts = source.sources if isinstance(source, MixtureSource) else (source,)
-    windows = small = steps_ahead = 0
+    needed = steps_ahead = 0
     whole: dict[int, int] = {}  # bytes of the corpora that are not in the storage order
     for number, corpus in enumerate(corpus_orders(source, order, 0, rows.batch_size)):
         length = run_length(parts[number])
         if length is None:
             continue
+        size = RUN_BYTES * -(-len(parts[number]) // length)
         if corpus.storage is None:
-            whole[number] = RUN_BYTES * -(-len(parts[number]) // length)
+            whole[number] = size
             continue
         lanes = -(-corpus.storage.lanes // rows.process_count) + 1
-        windows += lanes * RUNS * RUN_BYTES
+        needed += min(_WINDOWS * lanes * RUNS * RUN_BYTES, size)
         steps_ahead = max(steps_ahead, corpus.storage.window_steps)
+    ordered = needed
     if order.window == "auto" and order.sampling == "epochs":
-        small = sum(whole.values())  # or they would be in the storage order
-    needed = _WINDOWS * windows + small
+        needed += sum(whole.values())  # small, or they would be in the storage order
     if not needed and (gib is None or not whole):
         return None
     limit = max(_LEAST_BYTES, needed) if gib is None else int(gib * 2**30)
@@ -72,7 +73,7 @@ def read_through_cache(
             "expected that or more, or None"
         )
     cache = RangeCache(folder or str(cache_folder("runs")), limit)
-    fits = _WINDOWS * windows + sum(whole.values()) <= limit
+    fits = ordered + sum(whole.values()) <= limit
     for number, part in enumerate(parts):
         if isinstance(part, ReadsInRuns) and part.run_length is not None:
             part.read_through(cache, part.run_length if number not in whole or fits else 1)

@@ -1,21 +1,15 @@
 """Files on disk and in object storage: by path, or by a URL that fsspec knows (gs://, s3://)."""
 
 import errno
-import hashlib
 import io
 import os
 import pathlib
 import posixpath
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.data.storage.file_systems import Version, file_system_of, is_remote, version_of
-from flaxclip.data.storage.ranged_reads import Extent, fetch, open_ranged, unreadable_on_failure
-from flaxclip.errors import InputError
-
-_COPIED_AT_ONCE = 2**23  # bytes
+from flaxclip.data.storage.file_systems import file_system_of, is_remote
+from flaxclip.data.storage.ranged_reads import open_ranged, unreadable_on_failure
 
 
 def open_to_read(path: str) -> io.IOBase:
@@ -33,8 +27,8 @@ def read_file(path: str, max_bytes: int) -> bytes:
 
     Raises:
         UnreadableExampleError: it cannot be read, or is larger.
-        InputError: see `read_range`.
-        StorageAwayError: see `read_range`.
+        InputError: see `fetch`.
+        StorageAwayError: see `fetch`.
     """
     with unreadable_on_failure(path), open_to_read(path) as file:
         # Of a remote file, only its size has been asked for so far.
@@ -43,17 +37,6 @@ def read_file(path: str, max_bytes: int) -> bytes:
             raise UnreadableExampleError(f"{path} has more than {max_bytes:,} bytes")
         file.seek(0)
         return file.read(size)
-
-
-def read_range(path: str, offset: int, size: int, expected: Version) -> bytes:
-    """Part of a file; see `fetch` for how its state is checked.
-
-    Raises:
-        UnreadableExampleError: it cannot be read, or is not in the expected state any more.
-        InputError: the server ignores ranges, or the package that speaks to it is not installed.
-        StorageAwayError: its storage stays away, or does not accept the credentials any more.
-    """
-    return fetch(Extent(path, offset, offset + size, expected))
 
 
 def files_below(folder: str) -> Iterator[str]:
@@ -92,31 +75,3 @@ def cache_folder(kind: str) -> pathlib.Path:
     """`$XDG_CACHE_HOME/flaxclip/KIND`, or below `~/.cache`."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(cache, "flaxclip", kind)
-
-
-def local_copy(path: str) -> str:
-    """`path` itself, or, for a URL, a copy of the file in the cache; for readers of local files.
-
-    Raises:
-        InputError: it cannot be read, or the copy cannot be written.
-    """
-    if not is_remote(path):
-        return path
-    try:
-        version = version_of(path)
-        name = hashlib.sha256(repr((path, version)).encode()).hexdigest()[:32]
-        copy = cache_folder("shards") / name
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=copy.parent) as folder:
-                partial = pathlib.Path(folder, "partial")
-                with open_to_read(path) as source, partial.open("wb") as file:
-                    shutil.copyfileobj(source, file, _COPIED_AT_ONCE)
-                partial.replace(copy)
-    except OSError as error:
-        raise InputError(
-            f"cannot copy {path} into {cache_folder('shards')}: {error.strerror or error}\n"
-            "only copies of such files can be read; make room there, set XDG_CACHE_HOME to another "
-            "folder, or mount the bucket and give its local path"
-        ) from None
-    return str(copy)

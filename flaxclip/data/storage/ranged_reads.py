@@ -147,7 +147,7 @@ def _is_refusal(error: Exception, condition: _Condition) -> bool:
     return status_of(error) in _REFUSALS
 
 
-class _OpenFile:
+class OpenFile:
     """A file descriptor, closed with its last user: another thread may read while it is evicted."""
 
     def __init__(self, path: str) -> None:
@@ -160,10 +160,10 @@ class _OpenFile:
 
 
 @functools.lru_cache(_OPEN_FILES)
-def _open_file(path: str, version: Version) -> _OpenFile:
+def _open_file(path: str, version: Version) -> OpenFile:
     """The version is in the cache's key, so that a new one is opened anew."""
     del version
-    return _OpenFile(path)
+    return OpenFile(path)
 
 
 class _States:

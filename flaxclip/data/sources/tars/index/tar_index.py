@@ -19,7 +19,7 @@ from flaxclip.data.sources.tars.tar_scan import COUNTS, ENTRY, ShardScan
 from flaxclip.data.storage.file_systems import is_remote
 from flaxclip.data.storage.files import cache_folder
 from flaxclip.data.storage.range_cache import RangeCache
-from flaxclip.data.storage.ranged_reads import Extent
+from flaxclip.data.storage.ranged_reads import Extent, OpenFile
 from flaxclip.errors import InputError
 
 PIECES = "pieces"
@@ -142,7 +142,7 @@ class TarIndex:
         entries["shard"] = shard
         return entries
 
-    def _open(self, number: int) -> "_OpenPiece":
+    def _open(self, number: int) -> OpenFile:
         return _open_piece(self._pieces[number].path, self._states[number])
 
     def _read(self, number: int, start: int, size: int) -> bytes:
@@ -177,23 +177,11 @@ def _state(piece: Piece) -> tuple[int, ...]:
     return stat.st_ino, stat.st_mtime_ns
 
 
-class _OpenPiece:
-    """A file descriptor, closed with its last user: another thread may read while it is evicted."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
 @functools.lru_cache(_OPEN_PIECES)
-def _open_piece(path: str, state: tuple[int, ...]) -> _OpenPiece:
+def _open_piece(path: str, state: tuple[int, ...]) -> OpenFile:
     """The state is in the cache's key, so that a piece which was written again is opened anew."""
     del state
-    return _OpenPiece(path)
+    return OpenFile(path)
 
 
 @functools.lru_cache(_BLOCKS)
