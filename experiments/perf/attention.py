@@ -1,28 +1,27 @@
-"""Attention on TPU chips that are not here: what is there to win for a kernel of our own.
+"""Attention on TPU chips that are not here: XLA's and our kernel.
 
     pip install 'flaxclip[plan]'
-    python experiments/perf/attention.py
+    python experiments/perf/attention.py --topology v6e:2x2
 
-For each length and head that a tower has, one transformer block and its attention alone (softmax of
-Q K^T, times V) are compiled with their gradients, and the compiler's own estimates of their time
-compared: a kernel that took no time at all would save that share of a block. The compiler has no
-estimate for Pallas kernels, so theirs cannot be put beside it; JAX's flash attention wants lengths
-in multiples of 128, and the last column is how much more it would compute for that.
+For each length and head that a tower has, one transformer block is compiled with its gradients for
+each, and its cycles estimated, a thousand an example: by the compiler's cost model, and for kernels
+by `planning.account.kernels`.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import tyro
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flaxclip.models.layers import BlockInit, dot_product_attention
+from flaxclip.models.compute import AttentionKernel, ComputeConfig
+from flaxclip.models.initializers import BlockInit
+from flaxclip.models.layers import BlockConfig
 from flaxclip.models.transformer import Transformer
-from flaxclip.planning.compiled_step import estimated_cycles
+from flaxclip.planning.account.account import make_account
 from flaxclip.planning.hlo import parse_program
-from flaxclip.planning.topology import open_topology
+from flaxclip.planning.topology import Topology, open_topology
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
 
@@ -31,6 +30,8 @@ class Options:
     topology: str = "v5e:2x2"
     examples: int = 64
     """A chip."""
+    towers: tuple[str, ...] = ()
+    """Names of those to compile, such as ViT-B/32. If none, all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,53 +54,49 @@ TOWERS = (
 )
 
 
-def compiled_cycles(mesh, function, params, *inputs: jax.ShapeDtypeStruct) -> int | None:
-    """Million cycles of the gradient of `function`'s sum, by the compiler's estimate."""
+def block_cycles(tower: Tower, kernel: AttentionKernel, topology: Topology, examples: int) -> float:
+    """Cycles an example of a block with its gradients, attention by `kernel`."""
+    assert topology.chip is not None, "a TPU has figures"
+    mesh = make_mesh(MeshConfig(), list(topology.devices))
+    width = tower.heads * tower.head_dim
+    config = BlockConfig(
+        tower.heads, 4 * width, "gelu", BlockInit.torch_default(width, 4 * width), tower.causal
+    )
+    block = Transformer(1, config, ComputeConfig("bfloat16", attention=kernel))
+    x = jax.ShapeDtypeStruct(
+        (examples * mesh.size, tower.length, width), jnp.bfloat16, sharding=batch_sharding(mesh)
+    )
+    whole = NamedSharding(mesh, PartitionSpec())
 
-    def total(params, *inputs):
-        return function(params, *inputs).astype(jnp.float32).sum()
+    def total(params, x):
+        return block.apply(params, x).astype(jnp.float32).sum()
 
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        jax.eval_shape(block.init, jax.random.key(0), x),
+    )
     with jax.set_mesh(mesh):
-        traced = jax.jit(jax.grad(total, tuple(range(1 + len(inputs))))).trace(params, *inputs)
+        traced = jax.jit(jax.grad(total, (0, 1))).trace(params, x)
         text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
-    return estimated_cycles(parse_program(text))
+    assert text is not None, "the TPU compiler tells"
+    return sum(row.cycles for row in make_account(parse_program(text), topology.chip)) / examples
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    mesh = make_mesh(MeshConfig(), list(open_topology(options.topology).devices))
-    divided, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    examples = options.examples * mesh.size
-    print(f"{options.topology}, {options.examples} examples a chip: million cycles")
-    print(f"{'':16} {'length':>6} {'block':>6} {'attention':>9} {'share':>6} {'flash padding':>13}")
+    topology = open_topology(options.topology)
+    print(f"{options.topology}, {options.examples} examples a chip: thousand cycles an example")
+    print(f"{'':16} {'length':>6} {'XLA':>8} {'ours':>8} {'ratio':>5}")
     for tower in TOWERS:
-        width = tower.heads * tower.head_dim
-        block = Transformer(
-            1, tower.heads, 4 * width, "gelu", tower.causal,
-            BlockInit.xavier(width, 4 * width), jnp.bfloat16,
-        )  # fmt: skip
-
-        def shape(*sizes: int, dtype=jnp.bfloat16, sharding=divided) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
-
-        x = shape(examples, tower.length, width)
-        params = jax.tree.map(
-            lambda leaf: shape(*leaf.shape, dtype=leaf.dtype, sharding=whole),
-            jax.eval_shape(block.init, jax.random.key(0), x),
+        if options.towers and tower.name not in options.towers:
+            continue
+        plain, ours = (
+            block_cycles(tower, "xla", topology, options.examples),
+            block_cycles(tower, "pallas", topology, options.examples),
         )
-        q = shape(examples, tower.heads, tower.length, tower.head_dim)
-        cycles = [
-            compiled_cycles(mesh, block.apply, params, x),
-            compiled_cycles(
-                mesh, lambda _, *qkv, c=tower.causal: dot_product_attention(*qkv, c), (), q, q, q
-            ),
-        ]
-        padded = 128 * math.ceil(tower.length / 128)
-        print(
-            f"{tower.name:16} {tower.length:6} {cycles[0] / 1e6:6.2f} {cycles[1] / 1e6:9.2f} "
-            f"{cycles[1] / cycles[0]:6.0%} {(padded / tower.length) ** 2 - 1:13.0%}",
-            flush=True,
-        )
+        line = f"{tower.name:16} {tower.length:6} {plain / 1e3:8.1f} {ours / 1e3:8.1f}"
+        line += f" {ours / plain:5.2f}"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

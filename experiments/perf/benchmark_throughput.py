@@ -93,13 +93,13 @@ def main(command: Command) -> None:
             f"{command.images} images do not fill batches of {command.batch_size}\n"
             "the bare encoders are timed on whole batches: choose a multiple"
         )
-    config = VARIANTS[command.model]
-    variables = jax.jit(init_variables, static_argnums=1)(jax.random.key(0), config)
-    model = CLIPModel(config, variables)
+    spec = VARIANTS[command.model]
+    variables = jax.jit(init_variables, static_argnums=1)(jax.random.key(0), spec.model)
+    model = CLIPModel(spec, variables)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "wds_photographs"
         write_photographs(root, command.images)
-        export(config, variables, Path(folder) / "exported", "open_clip", overwrite=False)
+        export(spec, variables, Path(folder) / "exported", "open_clip", overwrite=False)
         rates = measure(command, model, root, Path(folder))
     for name, values in rates.items():
         print(f"{name:38} {np.median(values):7.1f} images/s  {[round(v, 1) for v in values]}")
@@ -137,7 +137,7 @@ def measure(command: Command, model: CLIPModel, root: Path, folder: Path) -> dic
         images = jax.device_put(np.zeros((command.batch_size, side, side, 3), np.uint8))
         start = time.perf_counter()
         for _ in range(command.images // command.batch_size):
-            encode_image(model.variables, images, model.config).block_until_ready()
+            encode_image(model.variables, images, model.spec).block_until_ready()
         return time.perf_counter() - start, 0.0
 
     sides = {

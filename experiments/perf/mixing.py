@@ -158,7 +158,7 @@ def train_once(folder: Path, order_name: str, seed: int, steps: int) -> float:
         config, workdir=str(workdir), seed=seed, steps=steps, data=data, shown_pairs=0,
         checkpoint=CheckpointConfig(every_steps=steps),
     )  # fmt: skip
-    flaxclip.run.parts.open_source = lambda data, size: SortedTars(data.path[0])
+    flaxclip.run.parts.open_source = lambda data, *_: SortedTars(data.path[0])
     train(config)
     command = [sys.executable, "-m", "flaxclip.benchmark", workdir, "--tasks", "scenes-unseen"]
     command += ["--out", workdir / "results"]

@@ -32,8 +32,8 @@ from flaxclip.data.remote_reading import read_through_cache
 from flaxclip.data.sources.source import reads_remotely
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.data.workers.batch_shapes import BatchShape
 from flaxclip.data.workers.pool import WorkerPool
-from flaxclip.data.workers.shared_batches import BatchShape
 from flaxclip.models.inputs import TokenizerConfig
 
 SIZE, BATCH, WORKERS = 224, 256, 2
@@ -124,14 +124,14 @@ def epoch(source: WebDatasetSource, folder: str) -> float:
     pool = WorkerPool(
         load,
         load.name,
-        BatchShape(BATCH, SIZE, 77),
+        BatchShape(BATCH, (SIZE, SIZE, 3), 77),
         steps,
         rows.of_step,
         workers=WORKERS,
         slots=4,
         stall_seconds=60.0,
         read_ahead=load.read_ahead if reads_remotely(source) else None,
-        prefetch=prefetch,
+        ahead=[prefetch] if prefetch else [],
     )
     with contextlib.closing(pool):
         batches = iter(pool)
@@ -143,7 +143,7 @@ def epoch(source: WebDatasetSource, folder: str) -> float:
         seconds = time.perf_counter() - first
     pairs = (len(steps) - 1) * BATCH
     if reading is not None:
-        size = sum(os.path.getsize(path.removeprefix("bucket://")) for path in source.paths)
+        size = int(source.shards["size"].sum())
         print(
             f"first batch after {first - began:.1f} s; {reads.requests:,.0f} requests, "
             f"{1000 * reads.requests / len(source):.1f} for 1,000 pairs; "

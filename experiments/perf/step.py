@@ -64,6 +64,7 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
+    from flaxclip.compile_cache import keep_compiled_programs
     from flaxclip.config import TrainConfig
     from flaxclip.data.batch import Batch
     from flaxclip.interop.open_clip.read_config import read_config
@@ -71,7 +72,6 @@ def flaxclip_step(args: argparse.Namespace, precision: str) -> dict[str, Any]:
     from flaxclip.models.variants import VARIANTS
     from flaxclip.optim import OptimConfig, make_optimizer
     from flaxclip.planning.compute_choice import choose_compute
-    from flaxclip.run.process import keep_compiled_programs
     from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
     from flaxclip.train_state import init_train_state
     from flaxclip.train_step import make_train_step, step_flops
