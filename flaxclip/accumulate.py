@@ -70,6 +70,16 @@ def loss_and_gradients(
     return gradients, new_stats, more
 
 
+def in_parts(function: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
+    """`function(inputs)`, with temporary arrays of only a part of the batch in memory at a time.
+
+    `inputs` and results are arrays `[b ...]`, and an example's result depends on it alone.
+    """
+    if parts == 1:
+        return function(inputs)
+    return _join(jax.lax.map(function, _split(inputs, parts)))
+
+
 # A device cuts up what it holds and puts together what it made: every part is spread over all
 # devices, and no example travels.
 

@@ -14,7 +14,8 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from flaxclip.data.images.eval_transform import SizedTransform, preprocess
+from flaxclip.data.images.eval_transform import make_transform, preprocess, stack_images
+from flaxclip.data.images.native_size import PatchArrays
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
@@ -22,7 +23,9 @@ from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.interop.name_table import unflatten
 from flaxclip.models.clip import CLIP, CLIPConfig
 from flaxclip.models.compute import ComputeConfig
-from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.models.patches import ImagePatches
+from flaxclip.models.spec import ModelSpec
+from flaxclip.models.variants import VARIANTS
 from flaxclip.weights import Weights, open_weights
 from flaxclip.zero_shot.class_prompts import Names, Templates
 from flaxclip.zero_shot.classifier import build_zero_shot_classifier, class_similarities, softmax
@@ -37,7 +40,7 @@ that one image on a CPU does not wait long for the rows that fill its batch up."
 @functools.partial(jax.jit, static_argnames=("spec", "compute"))
 def encode_image(
     variables: dict[str, Any],
-    images: UInt8[Array, "b h w 3"],
+    images: UInt8[Array, "b h w 3"] | ImagePatches,
     spec: ModelSpec,
     compute: ComputeConfig = ComputeConfig(),
 ) -> Float[Array, "b d"]:
@@ -74,7 +77,8 @@ class CLIPModel:
         self.spec = spec
         self.compute = compute
         self.variables = variables
-        self.transform = SizedTransform(spec.model.vision.image_size, spec.preprocess)
+        vision = spec.model.vision
+        self.transform = make_transform(vision.image_size, vision.patch_size, spec.preprocess)
 
     @property
     def config(self) -> CLIPConfig:
@@ -97,20 +101,33 @@ class CLIPModel:
         """The factor on cosine similarities that the model was trained with."""
         return float(jnp.exp(self.params["logit_scale"]))
 
-    def preprocess(self, images: Images) -> UInt8[np.ndarray, "b h w 3"]:
-        """Images of any sizes, resized and cropped as the model was measured.
+    def with_max_patches(self, max_patches: int) -> "CLIPModel":
+        """The same model, which sees images at their own aspect ratio in at most so many patches.
+
+        Raises:
+            InputError: it takes squares, or the number is not positive.
+        """
+        return CLIPModel(with_max_patches(self.spec, max_patches), self.variables, self.compute)
+
+    def preprocess(self, images: Images) -> UInt8[np.ndarray, "b h w 3"] | PatchArrays:
+        """Images of any sizes, resized and cropped as the model was measured; of a model that takes
+        them at their own aspect ratio, their patches.
 
         Raises:
             UnreadableExampleError: an image is broken.
         """
-        return np.stack([preprocess(image, self.transform) for image in images])
+        pixels = [preprocess(image, self.transform) for image in images]
+        return stack_images(pixels, self.transform, len(pixels))
 
     def tokenize(self, texts: Sequence[str]) -> Int[np.ndarray, "b l"]:
         """Token ids; a text beyond the context length loses its end."""
         return self.tokenizer(texts)
 
     def encode_image(
-        self, images: UInt8[np.ndarray, "n h w 3"] | Images, batch_size: int = BATCH_SIZE
+        self,
+        images: UInt8[np.ndarray, "n h w 3"] | Images,
+        batch_size: int = BATCH_SIZE,
+        max_patches: int | None = None,
     ) -> Float[Array, "n d"]:
         """Unit embeddings of images, preprocessed or not, however many.
 
@@ -119,13 +136,20 @@ class CLIPModel:
         `batch_size`. Of an iterator that opens images as they are asked for, no more than two
         batches are in memory.
 
+        With `max_patches`, a model that takes images at their own aspect ratio sees them in at most
+        so many patches, whatever its preprocessing says: more of them show more of a document, and
+        take longer. Each number is compiled once.
+
         Raises:
-            InputError: `batch_size` is not positive.
+            InputError: `batch_size` is not positive; or `max_patches` is not, or the model takes
+                squares.
             UnreadableExampleError: an image is broken.
         """
+        if max_patches is not None:
+            return self.with_max_patches(max_patches).encode_image(images, batch_size)
 
         def encode(batch: Sequence[Any]) -> Array:
-            pixels = _fill_up(self.preprocess(batch), batch_size)
+            pixels = as_input(_fill_up(self.preprocess(batch), batch_size))
             return encode_image(self.variables, pixels, self.spec, self.compute)
 
         return self._encode_all(images, batch_size, encode)
@@ -196,9 +220,39 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _fill_up(rows: Shaped[np.ndarray, "n ..."], size: int) -> Shaped[np.ndarray, "size ..."]:
+def _fill_up(batch: Any, size: int) -> Any:
     """Repeats the first row: one of zeros alone would be a text without an end marker."""
-    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
+
+    def fill(rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "size ..."]:
+        return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
+
+    return jax.tree.map(fill, batch)
+
+
+def as_input(images: Any) -> Any:
+    """What `encode_image` takes, of pixels or `PatchArrays`, on the host or on devices."""
+    if not isinstance(images, PatchArrays):
+        return images
+    patches, grid = images
+    return ImagePatches(jnp.asarray(patches), jnp.asarray(grid))
+
+
+def with_max_patches(spec: ModelSpec, max_patches: int) -> ModelSpec:
+    """`spec` for images of at most so many patches.
+
+    Raises:
+        InputError: its images are squares, or the number is not positive.
+    """
+    if spec.preprocess.resize != "native":
+        raise InputError(
+            f"max_patches is {max_patches}, and the model takes squares of "
+            f"{spec.model.vision.image_size} pixels\nleave it out: it is for models that take "
+            "images at their own aspect ratio, such as SigLIP 2's NaFlex"
+        )
+    if max_patches < 1:
+        raise InputError(f"max_patches is {max_patches}\nan image has at least one patch")
+    how = dataclasses.replace(spec.preprocess, max_patches=max_patches)
+    return spec._replace(preprocess=how)
 
 
 def load(
@@ -242,7 +296,7 @@ def read_model(weights: Weights, tokenizer: str | None = None) -> CLIPModel:
     """
     spec, device = weights.spec, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # One by one: a peer's numbers and our arrays never both lie in memory as a whole.
-    flat = {name: jnp.asarray(value) for name, value in weights.read(device)}
+    flat = {name: jax.device_put(value) for name, value in weights.read(device)}
     if tokenizer is not None:
         spec = spec._replace(tokenizer=dataclasses.replace(spec.tokenizer, file=tokenizer))
     return CLIPModel(spec, unflatten(flat), weights.compute)

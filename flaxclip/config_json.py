@@ -88,7 +88,7 @@ class RunFields:
         """
         self._fields, self._path = _migrated(text, path), path
 
-    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+    def get(self, name: str, kind: type[T] | UnionType, default: T | None = None) -> T:
         """One field; `default` if the file does not have it.
 
         Raises:

@@ -1,9 +1,11 @@
 """Figures of a model's view: similarity matrices, and grids of predictions."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -69,12 +71,16 @@ def _short(text: str, length: int = 34) -> str:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure in the format of the extension of `path`."""
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    # `Figure.savefig` would draw it twice.
+    PIL.Image.fromarray(figure_pixels(figure)).save(path)
 
 
 def figure_pixels(figure: Figure) -> UInt8[np.ndarray, "h w 3"]:
-    """The figure as pixels, for writers that take no figures."""
+    """The figure as pixels."""
     figure.set_dpi(_DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        # One line for each Chinese sign of a caption, say; the page has captions as text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]

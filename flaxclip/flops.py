@@ -68,6 +68,8 @@ def _equation_flops(equation: core.JaxprEqn, passes: Callable[[core.JaxprEqn], i
         repeats = params["length"]
     elif name == "shard_map":  # its body is what one device does
         repeats = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    elif name == "pallas_call":  # its body is what one program does
+        repeats = math.prod(params["grid_mapping"].grid)
     return repeats * sum(
         _jaxpr_flops(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner, passes)
         for value in params.values()

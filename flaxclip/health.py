@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,12 +54,20 @@ class LossMonitor:
         workdir: epath.PathLike,
         batch_names: Callable[[int], Sequence[str]],
         warn: Callable[[str], None],
+        length_of: Callable[[int], int] | None = None,
     ):
-        """`batch_names` gives the names of the examples that a step has learned from."""
+        """`batch_names` gives the names of the examples that a step has learned from, and
+        `length_of` the length of its images, if steps have several: losses of batches of different
+        numbers of pairs are not alike, and compared with those of the same alone.
+        """
         self._config = config
         self._file = epath.Path(workdir) / ANOMALIES_FILE
         self._batch_names = batch_names
         self._warn = warn
+        self._length_of = length_of or (lambda _: 0)
+        self._losses: dict[int, collections.deque[float]] = collections.defaultdict(
+            lambda: collections.deque(maxlen=_WINDOW)
+        )
         self._recent: dict[str, collections.deque[float]] = collections.defaultdict(
             lambda: collections.deque(maxlen=_WINDOW)
         )
@@ -75,9 +83,11 @@ class LossMonitor:
             self._note(step, what, metrics)
             return
         self.skipped_in_a_row = 0
-        if (limit := self._spike_limit()) is not None and loss > limit:
-            median = self.medians()["loss"]
+        alike = self._losses[self._length_of(step)]
+        if (limit := self._spike_limit(alike)) is not None and loss > limit:
+            median = statistics.median(alike)
             self._note(step, f"loss spike: {loss:.4g} where the median is {median:.4g}", metrics)
+        alike.append(loss)
         for name, value in metrics.items():
             self._recent[name].append(value)
 
@@ -85,8 +95,7 @@ class LossMonitor:
         """Medians of each metric over the last hundred finite steps."""
         return {name: statistics.median(values) for name, values in self._recent.items()}
 
-    def _spike_limit(self) -> float | None:
-        losses = self._recent["loss"]
+    def _spike_limit(self, losses: Collection[float]) -> float | None:
         if len(losses) < _LEAST:
             return None
         median = statistics.median(losses)

@@ -15,19 +15,25 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers
 
-from flaxclip.fine_tuning import is_stacked, map_names
+from flaxclip.fine_tuning.parameter_rules import is_stacked, map_names
 
 # First match wins, and every parameter must match: a new layer cannot become AdamW's by accident.
 # The axes are those of one layer: its inputs, then its outputs. What has none is left to AdamW:
-# vectors, and what reads pixels or tokens or writes embeddings (Jordan et al. 2024).
+# vectors, what reads pixels or tokens or writes embeddings (Jordan et al. 2024), and depthwise
+# convolutions, which mix no channels.
 MUON_RULES: tuple[tuple[str, MuonDimensionNumbers | None], ...] = (
     (r"(bias|scale|embedding|probe)$", None),
-    (r"(patch_embedding|projection|vision/pool/out|stem/conv1/conv)/kernel$", None),
+    (
+        r"(patch_embedding|projection|projection_hidden|vision/pool/out|stem/conv1/(\w+/)?conv"
+        r"|depthwise)/kernel$",
+        None,
+    ),
     # Queries, keys and values apart, heads together.
     (r"attention/qkv/kernel$", MuonDimensionNumbers(0, (1, 3))),
     (r"(query|key|value)/kernel$", MuonDimensionNumbers(0, (1, 2))),
     (r"attention/out/kernel$", MuonDimensionNumbers((0, 1), 2)),
-    (r"mlp/fc[12]/kernel$", MuonDimensionNumbers(0, 1)),
+    (r"((mlp|squeeze)/(fc[12]|gate)|stem/join\d)/kernel$", MuonDimensionNumbers(0, 1)),
+    (r"lora_[ab]$", MuonDimensionNumbers(0, 1)),
     (r"conv/kernel$", MuonDimensionNumbers((0, 1, 2), 3)),
 )
 

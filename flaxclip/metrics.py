@@ -30,10 +30,8 @@ _COPY_SECONDS = 60.0
 class Throughput:
     """Rates between two reports of a training loop."""
 
-    def __init__(self, step: int, batch_size: int, step_flops: int, devices: Sequence[jax.Device]):
+    def __init__(self, step: int, devices: Sequence[jax.Device]):
         self._step = step
-        self._batch_size = batch_size
-        self._step_flops = step_flops
         chip = find_chip(devices[0].device_kind)
         self._peak = None if chip is None else chip.peak_flops * len(devices)
         self._start = time.perf_counter()
@@ -43,17 +41,18 @@ class Throughput:
         """Count time in which the loop waited because no batch was ready."""
         self._waited += seconds
 
-    def lap(self, step: int) -> dict[str, float | None]:
-        """Rates since the last lap; by now `step` updates are done.
+    def lap(self, step: int, pairs: int, flops: float) -> dict[str, float | None]:
+        """Rates since the last lap; by now `step` updates are done, those since of so many `pairs`
+        and model `flops`.
 
         `mfu` is model FLOPs utilisation (Chowdhery et al. 2022, appendix B): FLOPs of the
         mathematics, recomputation not counted, over the chips' peak; None where that is unknown.
         """
         now = time.perf_counter()
         seconds, steps = now - self._start, step - self._step
-        flops_per_second = steps * self._step_flops / seconds
+        flops_per_second = flops / seconds
         rates = {
-            "images_per_second": steps * self._batch_size / seconds,
+            "images_per_second": pairs / seconds,
             "step_seconds": seconds / steps,
             "tflops_per_second": flops_per_second / 1e12,
             "mfu": None if self._peak is None else flops_per_second / self._peak,

@@ -11,7 +11,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from flaxclip.errors import InputError
-from flaxclip.fine_tuning import check_patterns, frozen_mask, map_names, rate_multipliers
+from flaxclip.fine_tuning.parameter_rules import (
+    check_patterns,
+    frozen_mask,
+    map_names,
+    rate_multipliers,
+)
 from flaxclip.matrix_optimizers import muon_matrices, scale_by_adafactor
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -20,8 +25,8 @@ MAX_LOGIT_SCALE = math.log(100)
 # First match wins, and every parameter must match: a new layer cannot be decayed by accident.
 # Stacked biases are 2-D, so the usual rule "decay what has two dimensions" would be wrong here.
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
-    (r"(bias|scale|class_embedding|probe)$", False),
-    (r"(kernel|token_embedding|position_embedding|segment_embedding)$", True),
+    (r"(bias|scale|class_embedding|register_embedding|probe)$", False),
+    (r"(kernel|lora_a|lora_b|token_embedding|position_embedding|segment_embedding)$", True),
 )
 
 

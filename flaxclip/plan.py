@@ -149,7 +149,7 @@ def compile_plan(command: Command, console: Console) -> tuple[RunPlan, Topology]
     progress = Console(stderr=True)
     topology = open_topology(command.topology, command.slices)
     devices = topology.devices
-    config = settle_compute(command.config, devices[0].platform, len(devices))
+    config = settle_compute(command.config, devices[0], len(devices))
     if command.search:
         if topology.chip is None:
             raise InputError(

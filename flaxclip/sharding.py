@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -189,6 +189,31 @@ def constrain(x: Shaped[Array, "*shape"], *logical_axes: str | None) -> Shaped[A
     return jax.lax.with_sharding_constraint(x, _partition(logical_axes, x.shape, mesh))
 
 
+def on_each_device(
+    function: Callable[..., tuple[Shaped[Array, "..."], ...]],
+    operands: Sequence[tuple[Shaped[Array, "..."], Sequence[str | None]]],
+    result_axes: Sequence[str | None],
+) -> tuple[Shaped[Array, "..."], ...]:
+    """`function` of each device's own part of activations, for what XLA cannot divide by itself.
+
+    Args:
+        function: takes the operands, and returns arrays of the first one's shape.
+        operands: arrays, each with its logical axes as in `constrain`.
+        result_axes: those of each result.
+    """
+    arrays = [array for array, _ in operands]
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _is_ours(mesh) or mesh.size == 1:
+        return function(*arrays)
+    on_parts = jax.shard_map(
+        function,
+        in_specs=tuple(_partition(axes, array.shape, mesh) for array, axes in operands),
+        out_specs=_partition(result_axes, arrays[0].shape, mesh),
+        check_vma=False,
+    )
+    return on_parts(*arrays)
+
+
 def embedding_lookup(
     table: Shaped[Array, "rows w"], indices: Int[Array, "b l"]
 ) -> Shaped[Array, "b l w"]:
@@ -236,6 +261,12 @@ def target_platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def target_device_kind() -> str:
+    """JAX's name of the devices that the traced program is for, as `target_platform`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
 
 
 def _is_ours(mesh: AbstractMesh) -> bool:

@@ -20,6 +20,7 @@ import jax
 
 from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.checkpoint.manager import CheckpointManager
+from flaxclip.compile_cache import keep_compiled_programs
 from flaxclip.config import TrainConfig
 from flaxclip.data.device_feed import LoadedBatch, until_lost
 from flaxclip.data.loader import load_batches
@@ -31,20 +32,21 @@ from flaxclip.hosts.stop_signals import StopSignals, exit_on_signals
 from flaxclip.hosts.watchdog import Watchdog
 from flaxclip.planning.advice import refusal_explained
 from flaxclip.planning.compute_choice import choose_compute
+from flaxclip.run.announcement import announce, compiling, explain_out_of_memory
 from flaxclip.run.command_line import TrainCommand, parse
 from flaxclip.run.parts import StartingState, open_parts, restore_or_init
 from flaxclip.run.process import (
     StartupClock,
-    keep_compiled_programs,
     keep_freed_memory,
     no_hidden_transfers,
 )
 from flaxclip.run.progress import ProgressReport
 from flaxclip.run.provenance import run_record
-from flaxclip.run.report import RunReport, announce, explain_out_of_memory
+from flaxclip.run.report import RunReport
 from flaxclip.run.step_monitor import StepMonitor
 from flaxclip.run.step_profile import StepProfile, parse_profile_steps
 from flaxclip.run.workdir import claim_workdir, hold_workdir
+from flaxclip.step_shapes import step_shapes
 from flaxclip.train_step import TrainStep, compile_train_step
 
 
@@ -64,7 +66,7 @@ def train(
     clock = StartupClock()
     profiled = parse_profile_steps(profile_steps, config.steps)
     parts = open_parts(config)
-    mesh, source, tx, schedule, abstract_state, _ = parts
+    mesh, source, tx, schedule, abstract_state, _, teachers, stored = parts
     timeout = config.health.host_timeout_seconds
     with hold_workdir(config.workdir), jax.set_mesh(mesh), Watchdog(timeout) as watchdog:
         claim_workdir(config, resume_with_changes)
@@ -75,8 +77,9 @@ def train(
         clock.finished("data and checkpoints")
         progress = ProgressReport(saved_step, config.steps)
         record = run_record(config, source)
-        connect_hosts(mesh, config.batch_size)
-        config = choose_compute(config, tx, schedule, mesh)
+        shapes = step_shapes(config)
+        connect_hosts(mesh, [shape.pairs for shape in shapes])
+        config = choose_compute(config, tx, schedule, mesh, stored)
         start = restore_or_init(config, parts, record, resume_with_changes, progress)
         clock.finished("state")
         checkpoints = CheckpointManager(
@@ -85,11 +88,12 @@ def train(
         batches = load_batches(
             config.data, config.spec, source, mesh, batch_size=config.batch_size,
             seed=config.seed, start_step=start.step, stop_step=config.steps,
+            teachers=[teacher.spec for teacher in teachers], lengths=config.lengths,
         )  # fmt: skip
         with contextlib.closing(batches):  # its processes start while the step is compiled
-            progress.say("compiling the training step")
+            progress.say(compiling(shapes))
             with refusal_explained(config, mesh):
-                train_step = compile_train_step(config, tx, schedule, mesh, start.state)
+                train_step = compile_train_step(config, tx, schedule, mesh, start.state, stored)
             clock.finished("compilation")
             report = RunReport(config, source, mesh, start.step, progress, checkpoints, clock)
             monitor = StepMonitor(config, mesh, source, report, progress, watchdog)
@@ -125,6 +129,7 @@ def run_steps(
     7. Images are drawn last, when the save of the state is under way.
     """
     state, step, last, save_wanted = start.state, start.step, False, False
+    taught_by = (start.teachers,) if start.teachers else ()
     lost: list[PreemptedError] = []
     with (
         report,
@@ -138,7 +143,7 @@ def run_steps(
             last = step == config.steps
             report.dispatching(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = train_step(state, loaded.batch)
+                state, metrics = train_step(state, loaded.batch, *taught_by)
             profile.reached(step, state)
             report.dispatched(step, loaded, metrics)
             monitor.dispatched(step, metrics)

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from flaxclip.fine_tuning.lora import LoRA, axes_with_pairs, with_pairs
 from flaxclip.models.clip import CLIPConfig, init_variables, logical_axes
 from flaxclip.sharding import mesh_shardings
 
@@ -52,10 +53,14 @@ class TrainState(NamedTuple):
 
 
 def _new_state(
-    key: Array, config: CLIPConfig, tx: optax.GradientTransformation, ema: bool
+    key: Array,
+    config: CLIPConfig,
+    tx: optax.GradientTransformation,
+    ema: bool,
+    lora: LoRA | None,
 ) -> TrainState:
     variables = init_variables(key, config)
-    params = variables["params"]
+    params = with_pairs(lora, variables["params"], jax.random.fold_in(key, 1))
     step = jnp.zeros((), jnp.int32)
     return TrainState(
         step=step,
@@ -69,15 +74,21 @@ def _new_state(
 
 @functools.lru_cache(maxsize=8)
 def abstract_train_state(
-    config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: bool = False
+    config: CLIPConfig,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    ema: bool = False,
+    lora: LoRA | None = None,
 ) -> TrainState:
     """Shapes, types and shardings of the state, without allocating: the target of a restore.
 
+    With `lora`, `params` also hold its pairs.
     Arrays as large as a parameter have its sharding: moments, and the average if `ema` asks for
     one. All else, scalars and the factors of factored moments, is replicated.
     """
-    shapes = jax.eval_shape(lambda key: _new_state(key, config, tx, ema), jax.random.key(0))
-    param_shardings = mesh_shardings(logical_axes(config), shapes.params, mesh)
+    shapes = jax.eval_shape(lambda key: _new_state(key, config, tx, ema, lora), jax.random.key(0))
+    axes = axes_with_pairs(lora, logical_axes(config), shapes.params)
+    param_shardings = mesh_shardings(axes, shapes.params, mesh)
     # A state of shardings, in place of arrays.
     replicated: Any = NamedSharding(mesh, PartitionSpec())
     shardings = TrainState(
@@ -95,8 +106,8 @@ def abstract_train_state(
     )
 
 
-def bytes_per_device(state: TrainState) -> int:
-    """Bytes of `state` on one device; `state` may be abstract."""
+def bytes_per_device(state: Any) -> int:
+    """Bytes of `state`, or another tree of arrays, on one device; the arrays may be abstract."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)
@@ -124,10 +135,15 @@ def _like_params(
 
 
 def init_train_state(
-    key: Array, config: CLIPConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: bool = False
+    key: Array,
+    config: CLIPConfig,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    ema: bool = False,
+    lora: LoRA | None = None,
 ) -> TrainState:
     """Initialize the state, divided over the mesh: no device ever holds all of it."""
-    abstract = abstract_train_state(config, tx, mesh, ema)
+    abstract = abstract_train_state(config, tx, mesh, ema, lora)
     options = {}
     if mesh.devices.flat[0].platform == "cpu" and _LLVM_LEVEL not in os.environ.get(
         "XLA_FLAGS", ""
@@ -137,8 +153,8 @@ def init_train_state(
         options[_LLVM_LEVEL] = 1
     init = jax.jit(
         _new_state,
-        static_argnums=(1, 2, 3),
+        static_argnums=(1, 2, 3, 4),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
         compiler_options=options,
     )
-    return init(key, config, tx, ema)
+    return init(key, config, tx, ema, lora)

@@ -1,10 +1,11 @@
 """A model's weights, from a run of ours or another library's files."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,16 +20,18 @@ from flaxclip.checkpoint.layout import (
     load_config,
     load_variables,
     resolve_checkpoint,
+    run_record_of,
 )
 from flaxclip.config_json import RunFields
 from flaxclip.errors import InputError
+from flaxclip.fine_tuning.lora import PAIR, LoRA, abstract_with_pairs, merged
 from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.interop.files import COMPANIONS, fetch_tree
 from flaxclip.interop.foreign import find_foreign
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
 
 _READ_IN_PLACE = ("gs", "s3", "az")
 """Protocols that etils and Orbax read themselves; a run elsewhere is copied first."""
@@ -104,6 +107,10 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
         (which or "ema") if has_average else None
     ]
 
+    lora = adapters_of_run(config)
+    if lora is not None:
+        kind += f", LoRA of rank {lora.rank} merged"
+
     def read(shardings: Any) -> Iterator[tuple[str, Array]]:
         shapes = abstract_variables(spec.model)
         if isinstance(shardings, jax.sharding.Sharding):
@@ -113,13 +120,67 @@ def open_weights(path: str, model: str | None = None, which: WhichWeights | None
             shapes,
             shardings,
         )
-        yield from flatten_dict(
-            load_variables(workdir, step, abstract, which != "raw"), sep="/"
-        ).items()
+        abstract["params"] = abstract_with_pairs(lora, abstract["params"])
+        variables = load_variables(workdir, step, abstract, which != "raw")
+        if lora is not None:
+            layout = shardings["params"]
+            variables["params"] = jax.jit(functools.partial(merged, lora), out_shardings=layout)(
+                variables["params"]
+            )
+        yield from flatten_dict(variables, sep="/").items()
 
     compute = config.get("compute", ComputeConfig, ComputeConfig())
     found = Weights(f"flaxclip, step {step}{kind}", "float32", spec, read, compute=compute)
     return found if is_fetched else dataclasses.replace(found, workdir=workdir, step=step)
+
+
+class TrainedPairs(NamedTuple):
+    """What a run with `lora` has learned."""
+
+    lora: LoRA
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]]
+    """By a kernel's name, `params/...`: `lora_a` and `lora_b`."""
+    initial_weights: dict[str, Any]
+    """Record of the weights that it began with, as `start_from` returns it."""
+
+
+def read_pairs(weights: Weights) -> TrainedPairs:
+    """The low-rank pairs of a run, without the kernels that they are for.
+
+    Raises:
+        InputError: it is no run on this machine that has trained any, or it is damaged.
+    """
+    lora = None if weights.workdir is None else adapters_of_run(load_config(weights.workdir))
+    if weights.workdir is None or weights.step is None or lora is None:
+        raise InputError(
+            f"{weights.kind}: no run with --lora\nan adapter is what such a run has learned: name "
+            "its workdir, on this machine"
+        )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        abstract_variables(weights.spec.model),
+    )
+    shapes["params"] = abstract_with_pairs(lora, shapes["params"])
+    averaged = ", averaged weights" in weights.kind
+    variables = load_variables(weights.workdir, weights.step, shapes, averaged)
+    flat = flatten_dict(variables, sep="/")
+    roots = [name.removesuffix(PAIR[0]) for name in flat if name.endswith(f"/{PAIR[0]}")]
+    found = {
+        f"{root}kernel": (np.asarray(flat[root + PAIR[0]]), np.asarray(flat[root + PAIR[1]]))
+        for root in roots
+    }
+    record = run_record_of(weights.workdir, weights.step)
+    return TrainedPairs(lora, found, record["initial_weights"])
+
+
+def adapters_of_run(config: RunFields) -> LoRA | None:
+    """The pairs that a run has trained beside its parameters; None if it has trained these."""
+    patterns = config.get("lora", list, [])
+    if not patterns:
+        return None
+    rank, alpha = config.get("lora_rank", int), config.get("lora_alpha", float | None)
+    return LoRA(tuple(patterns), rank, float(rank) if alpha is None else alpha)
 
 
 def _fetch_run(url: str) -> Path:

@@ -33,6 +33,11 @@ BLOCK = (
         (f"{IMAGE}/pool/attention/out/dot_general", ("embeddings", "forward", "image")),
         (f"{IMAGE}/stage2/rest/conv1/conv/conv", ("convolutions", "forward", "image")),
         (f"{IMAGE}/stage2/rest/conv1/bn/mul", ("norms", "forward", "image")),
+        (f"{IMAGE}/stage2/rest/depthwise/conv", ("convolutions", "forward", "image")),
+        (f"{IMAGE}/stage2/rest/ln/mul", ("norms", "forward", "image")),
+        (f"{IMAGE}/stage2/rest/mlp/fc1/dot_general", ("MLP", "forward", "image")),
+        (f"{BLOCK}/blocks/mlp/ln/mul", ("norms", "backward", "text")),
+        (f"{IMAGE}/pool/ln/mul", ("embeddings", "forward", "image")),
         (f"{IMAGE}/stage2/while/body/dynamic_slice", ("scan's stacks", "forward", "image")),
         (f"{IMAGE}/stage2/rest/add", ("residual sums", "forward", "image")),
         (f"{BLOCK}/blocks/attention/qkv/dot_general", ("projections", "backward", "text")),
@@ -63,6 +68,14 @@ BLOCK = (
         ),
         ("state.opt_state[1].mu[\\'logit_scale\\']", ("optimizer", "update", None)),
         ("batch.images", ("embeddings", "forward", "image")),
+        (
+            "jit(train_step)/teacher/while/body/CLIP/CLIP.encode_text/text/transformer/blocks/mlp/dot",
+            ("teachers", "forward", "text"),
+        ),
+        (
+            r"teachers[0][\'params\'][\'text\'][\'projection\'][\'kernel\']",
+            ("teachers", "forward", None),
+        ),
     ],
 )
 def test_a_name_says_what_an_operation_is_part_of(name, place):

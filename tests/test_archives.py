@@ -6,7 +6,9 @@ import os
 import pickle
 import re
 import struct
+import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -118,6 +120,21 @@ def test_what_torch_saved_without_checksums_is_read():
         assert {entry.CRC for entry in archive.infolist()} == {0}
         assert archive.testzip() is not None
     np.testing.assert_array_equal(read(GOLDEN / "no_checksums.pt")["w"], np.arange(6))
+
+
+def test_threads_read_an_npz_together(write):
+    arrays = {f"{n}": np.full(300, n, np.float32) for n in range(400)}
+    whole = io.BytesIO()
+    np.savez(whole, **arrays)
+    tensors = open_archive(write(whole.getvalue()))
+    often = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            read = list(threads.map(lambda name: np.asarray(tensors[name]), arrays))
+    finally:
+        sys.setswitchinterval(often)
+    np.testing.assert_array_equal(read, list(arrays.values()))
 
 
 def test_bfloat16_of_safetensors_and_npz(write):

@@ -1,4 +1,6 @@
+import concurrent.futures
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pyarrow
@@ -16,17 +19,21 @@ import pytest
 import tyro
 
 import flaxclip
-from flaxclip.benchmark.command import Command, follow, run, watch
-from flaxclip.benchmark.datasets import image_batches
+from flaxclip.api import CLIPModel
+from flaxclip.benchmark.command import Command, follow, run
+from flaxclip.benchmark.datasets import batch_ranges, image_batches
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import task_classifier
 from flaxclip.benchmark.readers.own import read_scenes
 from flaxclip.benchmark.report.report import write_report
 from flaxclip.benchmark.tasks import DataSource, all_tasks
+from flaxclip.checkpoint.watch import watch
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
+from flaxclip.models.clip import init_variables
+from flaxclip.models.text_transformer import TextConfig, TextTransformer, needed_length
 from tests.helpers.command_lines import refused, run_cli
 from tests.helpers.image_tars import labelled, png, write_wds
 from tests.helpers.xla_flags import ONE_DEVICE
@@ -52,6 +59,55 @@ def test_every_image_counts_once_whatever_the_batch(batch_size, tmp_path):
     assert np.array_equal(seen, expected)
 
 
+def test_small_batches_take_what_whole_ones_leave(tmp_path):
+    images = unseen(tmp_path)
+    batches = list(image_batches(images, SizedTransform(16), 400, 3, 960, 2, last_batch_size=50))
+    assert [len(batch.images) for batch in batches] == [400, 400, 50, 50, 50, 50]
+    assert [batch.is_real.sum() for batch in batches] == [400, 400, 50, 50, 50, 7]
+    seen = np.concatenate([batch.images[batch.is_real] for batch in batches])
+    assert np.array_equal(seen, np.stack([images[index] for index in range(3, 960)]))
+    # As many rows as a whole one has: one batch rather than eight.
+    assert batch_ranges(0, 351, 400, 50) == [(0, 400)]
+
+
+@pytest.mark.parametrize(
+    ("family", "end_id", "expected"),
+    [("clip", None, 4), ("clip", 7, 6), ("mobileclip", None, 8), ("siglip", None, 8)],
+)
+def test_positions_that_no_embedding_depends_on(family, end_id, expected):
+    config = TextConfig(8, 32, 16, layers=1, heads=2, family=family, end_id=end_id)
+    tokens = np.array([[1, 31, 0, 0, 0, 7, 0, 0], [1, 2, 7, 31, 0, 0, 0, 0]], np.int32)
+    assert needed_length(config, tokens) == expected
+    tower = TextTransformer(config, 4)
+    variables = tower.init(jax.random.key(0), jnp.array(tokens))
+    whole = tower.apply(variables, jnp.array(tokens))
+    np.testing.assert_allclose(
+        tower.apply(variables, jnp.array(tokens[:, :expected])), whole, atol=1e-6
+    )
+    if expected < 8:  # and no fewer will do
+        short = tower.apply(variables, jnp.array(tokens[:, : expected - 1]))
+        assert np.abs(short - whole).max() > 1e-3
+
+
+def test_texts_are_encoded_at_their_length(model, tmp_path, monkeypatch):
+    config = dataclasses.replace(model.config.text, context_length=40)
+    spec = model.spec._replace(model=dataclasses.replace(model.config, text=config))
+    long = CLIPModel(spec, init_variables(jax.random.key(0), spec.model))
+    lengths = []
+    encode = flaxclip.benchmark.embeddings.encode_text
+    monkeypatch.setattr(
+        "flaxclip.benchmark.embeddings.encode_text",
+        lambda variables, tokens, *rest: (
+            lengths.append(tokens.shape[1]) or encode(variables, tokens, *rest)
+        ),
+    )
+    texts = ["red square", "red square " * 12, "red square " * 30]
+    for text, expected in zip(texts, (16, 32, 40), strict=True):
+        ztxt = Embedder(long, 8, tmp_path).embed_texts([text]).z
+        np.testing.assert_allclose(ztxt, long.encode_text([text]), atol=1e-6)
+        assert lengths.pop() == expected
+
+
 def test_embeddings_do_not_depend_on_batch_or_devices(model, tmp_path):
     images = unseen(tmp_path)
     all_devices = Embedder(model, 100, tmp_path).embed_images(images)
@@ -66,6 +122,41 @@ def test_texts_come_in_order_from_whole_and_small_batches(model, tmp_path):
         ztxt, cut = Embedder(model, 16, tmp_path).embed_texts(texts[:count])
         np.testing.assert_allclose(ztxt, model.encode_text(texts[:count]), atol=1e-6)
         assert cut == ()
+        few = Embedder(model, 16, tmp_path).encode_few_texts(texts[:count])
+        np.testing.assert_allclose(few, ztxt, atol=1e-6)
+
+
+def test_texts_that_were_embedded_last_are_not_embedded_again(model, tmp_path, monkeypatch):
+    texts = ["a red circle", "a blue ring", "a red circle", "a green star"]
+    embedder = Embedder(model, 16, tmp_path)
+    ztxt, _ = embedder.embed_texts(texts)
+    alone = embedder.encode_few_texts(["a black cross"])
+    monkeypatch.delattr("flaxclip.benchmark.embeddings.encode_text")
+    few = embedder.encode_few_texts(["a green star", "a red circle"])
+    np.testing.assert_array_equal(few, ztxt[[3, 0]])
+    np.testing.assert_allclose(alone, model.encode_text(["a black cross"]), atol=1e-6)
+
+
+def test_the_program_for_images_is_compiled_while_weights_are_hashed(model, tmp_path):
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    embedder = Embedder(model, 40, tmp_path)
+    hashed, embedder._digest = embedder._digest, concurrent.futures.Future()
+    embedder.compile_ahead(960)
+    embedder._digest = hashed
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        embedder.embed_images(unseen(tmp_path))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+    # Hashed already, there is nothing to wait for.
+    hashed.result()
+    embedder.compile_ahead(960)
 
 
 def test_embeddings_are_kept_chunk_by_chunk(model, tmp_path, monkeypatch):
@@ -103,6 +194,12 @@ def test_an_unreadable_image_stays_in_the_denominator(model, tmp_path):
         assert embedded.remarks[0].startswith("scenes/unseen/3: ")
     with pytest.raises(InputError, match=r"1 of 10 images cannot be read\nscenes/unseen/3: "):
         Embedder(model, 64, tmp_path).embed_images(Broken(unseen(tmp_path)))
+    embedder = Embedder(model, 64, tmp_path)
+    for _ in range(2):  # the second time from memory
+        assert len(embedder.embed_images(Broken(unseen(tmp_path)), limited=False).remarks) == 1
+        assert embedder.computed == 10
+    with pytest.raises(InputError, match="1 of 10 images cannot be read"):
+        embedder.embed_images(Broken(unseen(tmp_path)))
 
 
 def test_a_set_that_cannot_be_read_is_given_up_at_once(model, tmp_path, monkeypatch):
@@ -290,8 +387,8 @@ def test_the_number_of_unreadable_images_stands_beside_scores(
     assert re.search(r"\| retrieval, zero-shot .* \| 1 \|\n", (tmp_path / "page.md").read_text())
     assert json.loads((tmp_path / "page.json").read_text())[0]["unreadable_images"] == 1
     page = (tmp_path / "page.html").read_text()
-    assert "1 images unreadable</span>" in page  # below the score of the summary
-    assert "120 examples,\n1 images unreadable." in page
+    assert "1 image unreadable</span>" in page  # below the score of the summary
+    assert "120 examples,\n1 image unreadable." in page
 
     (tmp_path / rows[0][0]).write_bytes(png(0))
     capsys.readouterr()
@@ -436,13 +533,15 @@ def test_a_page_of_a_run_without_results(finished_run, tmp_path):
     ("arguments", "message"),
     [
         (("nowhere",), "no checkpoint at"),
-        (("RUN", "--tasks", "scenes-unsen"), "unknown task 'scenes-unsen'"),
+        (("RUN", "--tasks", "scenes-unsen"), "unknown task 'scenes-unsen': perhaps scenes-unseen"),
         (("RUN", "--tasks", "imagenet"), "is not on this machine"),
         (("RUN/checkpoints/5",), "has no checkpoint of step 5"),
         (("RUN", "--out", "file/results"), "cannot write results"),
         (("RUN", "--images", "file"), "is no folder"),
         (("RUN", "--max-unreadable", "1.5"), "--max-unreadable is 1.5"),
         (("RUN", "--images", "empty", "--labels", "cat,cat"), "two classes are named 'cat'"),
+        (("RUN", "--tasks", "wds:lacking"), "1.tar is missing: nshards.txt says 2"),
+        (("RUN", "--tasks", "wds:other_words"), "label 2 of image 1 is out of range"),
     ],
 )
 def test_bad_input_is_a_message_and_exit_code_2(
@@ -456,7 +555,10 @@ def test_bad_input_is_a_message_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
+    (write_wds(tmp_path / "lacking", labelled()) / "test/1.tar").unlink()
+    write_wds(tmp_path / "other_words", labelled(), names=("cat", "dog"))
     arguments = [argument.replace("RUN", str(finished_run)) for argument in arguments]
     said = refused(lambda: run(tyro.cli(Command, args=arguments)), capsys)
     assert message in said
     assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.json"))

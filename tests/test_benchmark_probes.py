@@ -13,6 +13,7 @@ from flaxclip.benchmark.methods.linear_probe import (
     nearest_neighbours,
     predict,
 )
+from flaxclip.benchmark.scores import expected_calibration_error
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,20 @@ def test_regularisation_is_chosen_on_validation_and_never_on_test(digits):
     assert tried[cost] == max(tried.values())
     result = linear_probe(train, validation, test, 10)
     shuffled = test._replace(labels=np.roll(test.labels, 1))
-    assert linear_probe(train, validation, shuffled, 10).details == result.details
+    other = linear_probe(train, validation, shuffled, 10).details
+    for chosen in ("regularisation", "validation_accuracy"):
+        assert other[chosen] == result.details[chosen]
     both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
     reference = LogisticRegression(C=cost, max_iter=20_000, tol=1e-9).fit(*both)
     expected = reference.score(test.z, test.labels)
     assert result.scores["top1"].value == pytest.approx(expected, abs=0.003)
     assert result.details["train_examples"] == 450
+    theirs = reference.predict_proba(test.z).max(axis=1)
+    np.testing.assert_allclose(result.arrays["confidence"], theirs, rtol=0, atol=0.02)
+    hits = result.arrays["ranking"][:, 0] == test.labels
+    error = expected_calibration_error(result.arrays["confidence"], hits)
+    assert result.details["calibration_error"] == pytest.approx(error, abs=1e-6)
+    assert len(result.details["reliability_diagram"]) == 15
 
 
 def test_more_shots_and_neighbours(digits):
@@ -63,4 +72,8 @@ def test_more_shots_and_neighbours(digits):
         20, metric="cosine", weights=lambda distance: np.exp(-distance / 0.07)
     ).fit(train.z, train.labels)
     expected = (neighbours.predict(test.z) == test.labels).mean()
-    assert nearest_neighbours(train, test, 10).scores["top1"].value == pytest.approx(expected)
+    result = nearest_neighbours(train, test, 10)
+    assert result.scores["top1"].value == pytest.approx(expected)
+    shares = neighbours.predict_proba(test.z).max(axis=1)
+    np.testing.assert_allclose(result.arrays["confidence"], shares, rtol=0, atol=1e-4)
+    assert 0 < result.details["calibration_error"] < 1

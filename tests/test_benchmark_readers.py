@@ -12,7 +12,8 @@ import tyro
 
 from flaxclip.benchmark.command import Command
 from flaxclip.benchmark.datasets import MissingDataError, image_batches
-from flaxclip.benchmark.embeddings import Embedded, Embedder
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.kept_embeddings import Embedded
 from flaxclip.benchmark.methods.choice import associate_task
 from flaxclip.benchmark.own_images import own_task, split_labels
 from flaxclip.benchmark.prompts import choose_wording, read_prompts

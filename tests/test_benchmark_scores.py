@@ -6,9 +6,10 @@ import pytest
 from sklearn import metrics
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
-from flaxclip.benchmark.embeddings import Embedded, Embedder
+from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.kept_embeddings import Embedded
 from flaxclip.benchmark.methods.retrieval import count_rivals, retrieve_task
-from flaxclip.benchmark.methods.zero_shot import classify_task, score_levels
+from flaxclip.benchmark.methods.zero_shot import classify_task, level_hits
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.readers.own import PairImages
 from flaxclip.benchmark.report.exports import CLIP_BENCHMARK_SCORES
@@ -22,6 +23,7 @@ from flaxclip.benchmark.scores import (
     mean_per_class,
     paired_difference,
     per_class_table,
+    reliability_diagram,
     roc_auc,
     share_of_hits,
     with_interval,
@@ -97,6 +99,28 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     assert expected_calibration_error(confidence, hits) == pytest.approx(0.1)
 
 
+def test_a_reliability_diagram_has_the_bins_of_the_paper():
+    """Guo et al. 2017: above (m - 1) / M, up to m / M; the error is their gaps by their sizes."""
+    rng = np.random.default_rng(3)
+    confidence = rng.random(500)
+    confidence[:3] = 1 / 15, 14 / 15, 1.0
+    hits = rng.random(500) < confidence**2
+    rows, expected = reliability_diagram(confidence, hits), 0
+    assert len(rows) == 15
+    assert sum(row["examples"] for row in rows) == 500
+    for number, row in enumerate(rows):
+        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
+        assert row["examples"] == inside.sum()
+        assert row["accuracy"] == pytest.approx(hits[inside].mean())
+        assert row["confidence"] == pytest.approx(confidence[inside].mean())
+        expected += inside.mean() * abs(hits[inside].mean() - confidence[inside].mean())
+    assert expected_calibration_error(confidence, hits) == pytest.approx(expected)
+    (empty, *_) = reliability_diagram(np.array([0.5]), np.array([True]))
+    assert empty == {
+        "above": 0.0, "up_to": 1 / 15, "examples": 0, "confidence": None, "accuracy": None
+    }  # fmt: skip
+
+
 def test_a_class_without_examples_has_no_recall():
     table = per_class_table(np.array([0, 0, 1]), np.array([0, 1, 1]), 3)
     assert table[0] == {"examples": 1, "recall": 1.0, "precision": 0.5}
@@ -106,11 +130,11 @@ def test_a_class_without_examples_has_no_recall():
 def test_names_with_parents_are_scored_on_every_level():
     names = ("animal > bird > owl", "animal > mammal > dog", "animal > mammal > cat", "thing > cup")
     labels, guesses = np.array([0, 1, 2, 3]), np.array([1, 2, 2, 3])
-    scores = score_levels(guesses, labels, names)
-    assert [scores[f"top1_level_{level}"].value for level in (1, 2)] == [1, 3 / 4]
-    assert scores["top1_level_1"].chance == pytest.approx((3 * 3 / 4 + 1 / 4) / 4)
-    assert scores["top1_level_2"].chance == pytest.approx((1 + 2 + 2 + 1) / 4 / 4)
-    assert score_levels(guesses, labels, ("owl", "dog", "cat", "cup")) == {}
+    found = level_hits(guesses, labels, names)
+    assert [found[f"top1_level_{level}"][0].mean() for level in (1, 2)] == [1, 3 / 4]
+    assert found["top1_level_1"][1] == pytest.approx((3 * 3 / 4 + 1 / 4) / 4)
+    assert found["top1_level_2"][1] == pytest.approx((1 + 2 + 2 + 1) / 4 / 4)
+    assert level_hits(guesses, labels, ("owl", "dog", "cat", "cup")) == {}
 
 
 def test_examples_that_are_all_wrong_or_all_right_leave_room_for_others():

@@ -41,7 +41,7 @@ def test_what_is_left_open_is_unrolled_and_kept_on_a_single_cpu(
 
 def test_a_resnet_stays_scanned():
     model = CLIPConfig(ResNetConfig(32, 8, (1, 2, 1, 1)), TINY_MODEL.text, 16)
-    settled = settle_compute(tiny_config("unused", model=model), "cpu", 1)
+    settled = settle_compute(tiny_config("unused", model=model), jax.devices()[0], 1)
     assert settled.compute == ComputeConfig(unroll=1, remat="names")
 
 

@@ -25,6 +25,13 @@ def test_files_from_before_siglip_are_models_of_openai():
     assert from_json(CLIPConfig, json.dumps(config), "config.json") == CLIPConfig()
 
 
+def test_a_resnet_from_before_it_was_called_a_family_is_no_convnext():
+    config = json.loads(to_json(VARIANTS["RN50"].model))
+    for field in ("family", "frozen_statistics"):
+        del config["vision"][field]
+    assert from_json(CLIPConfig, json.dumps(config), "config.json") == VARIANTS["RN50"].model
+
+
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP"])
 def test_an_unknown_field_is_named_for_the_kind_of_tower_that_was_meant(name):
     config = dataclasses.asdict(VARIANTS[name].model)

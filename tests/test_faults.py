@@ -26,7 +26,7 @@ from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
 from tests.helpers.tiny_run import TINY_MODEL, tiny_config

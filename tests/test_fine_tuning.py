@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from flaxclip.errors import InputError
-from flaxclip.fine_tuning import rate_multipliers, stop_frozen_gradients
+from flaxclip.fine_tuning.parameter_rules import rate_multipliers, stop_frozen_gradients
 from flaxclip.flops import count_flops
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables, example_inputs, init_params
 from flaxclip.models.compute import ComputeConfig

@@ -51,6 +51,24 @@ def test_a_loss_far_above_the_running_median_is_reported_with_all_its_records(tm
     assert len(warnings) == 1
 
 
+def test_a_loss_is_compared_with_those_of_steps_of_its_length(tmp_path):
+    """Short images come in larger batches, whose loss is higher."""
+    warnings = []
+    names = lambda step: [str(step)]  # noqa: E731
+    monitor = LossMonitor(
+        HealthConfig(), tmp_path, names, warnings.append, length_of=lambda step: step % 2
+    )
+    rng = np.random.default_rng(0)
+    for step in range(1, 101):
+        loss = (5.0 if step % 2 else 2.0) + 0.05 * rng.standard_normal()
+        monitor.check(step, {"loss": loss, "grad_norm": 1.0})
+    assert warnings == []
+    monitor.check(101, {"loss": 5.0, "grad_norm": 1.0})
+    monitor.check(102, {"loss": 5.0, "grad_norm": 1.0})
+    assert [line["step"] for line in anomalies(tmp_path)] == [102]
+    assert "step 102: loss spike: 5 where the median is 2" in warnings[0]
+
+
 def test_nothing_is_a_spike_before_there_is_a_median(tmp_path):
     warnings = []
     monitor = monitor_in(tmp_path, warnings)

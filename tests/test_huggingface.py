@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxclip.errors import InputError
-from flaxclip.interop.open_clip.names import has_open_clip
+from flaxclip.interop.huggingface.names import has_huggingface
 from flaxclip.models.clip import CLIPConfig, abstract_variables, init_params
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
@@ -50,11 +50,7 @@ def test_the_tree_is_that_of_a_fresh_model(tensors):
     assert shapes(params_from_huggingface(tensors, CONFIG)) == shapes(fresh)
 
 
-TRANSFORMERS = [
-    name
-    for name, (config, *_) in VARIANTS.items()
-    if isinstance(config.vision, ViTConfig) and has_open_clip(config)
-]
+TRANSFORMERS = [name for name, spec in VARIANTS.items() if has_huggingface(spec.model)]
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

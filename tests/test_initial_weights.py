@@ -20,7 +20,8 @@ from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.models.spec import ModelSpec
+from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.run.command_line import TrainCommand, parse
 from flaxclip.run.initial_weights import (

@@ -24,7 +24,7 @@ from flaxclip.interop.huggingface.names import huggingface_table
 from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.openai import config_from_shapes
 from flaxclip.models.variants import VARIANTS
-from tests.helpers.hub_stand_in import hub
+from tests.helpers.hub_stand_in import Hosted, hub, serve_hub, take_for_the_hub
 from tests.helpers.small_models import (
     CLIP,
     GELU,
@@ -125,6 +125,21 @@ def test_big_visions_checkpoints_tell_their_architecture(stacked, root, vocabula
     assert model.encode_text(CAPTIONS).shape == (3, 64)
 
 
+def test_a_siglip_without_a_projection_of_texts_is_told_by_its_tensors(vocabulary, tmp_path):
+    text = dataclasses.replace(SIGLIP.model.text, width=64, family="siglip_i18n")
+    with pytest.raises(InputError, match="embed_dim 64 is not the text tower's width 32"):
+        dataclasses.replace(SIGLIP.model, text=dataclasses.replace(text, width=32))
+    spec = SIGLIP._replace(model=dataclasses.replace(SIGLIP.model, text=text))
+    variables = variables_of(spec)
+    tensors = big_vision_table(spec.model, stacked=True).to_theirs(variables)
+    assert "txt/head/kernel" not in tensors
+    np.savez(tmp_path / "siglip.npz", **tensors)
+    model = flaxclip.load(tmp_path / "siglip.npz", tokenizer=vocabulary)
+    assert_same(model, with_tokenizer(spec, cleaning="big_vision"), variables)
+    with pytest.raises(InputError, match="a text tower of family 'siglip_i18n'"):
+        export(spec, variables, tmp_path / "out", "huggingface", overwrite=False)
+
+
 def test_a_model_without_its_vocabulary_embeds_images_and_asks_for_it(tmp_path):
     tensors = big_vision_table(SIGLIP.model, True).to_theirs(variables_of(SIGLIP))
     np.savez(tmp_path / "siglip.npz", **tensors)
@@ -219,7 +234,7 @@ OPEN_CLIP, PROCESSOR = "open_clip_config.json", "preprocessor_config.json"
     [
         ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__ls_init_value", 0.1, "ls_init_value"),
         ("open_clip", OPEN_CLIP, "model_cfg__vision_cfg__new_idea", True, "vision_cfg.new_idea"),
-        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__pool_type", "last", "expected argmax"),
+        ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__pool_type", "last", "expected pool_type"),
         ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__hf_model_name", "bert", "hf_model_name"),
         ("open_clip", OPEN_CLIP, "model_cfg__text_cfg__hf_tokenizer_name", "bert", "tokenizers of"),
         ("open_clip", OPEN_CLIP, "model_cfg__embed_dim", "wide", "model_cfg.embed_dim: Input"),
@@ -328,7 +343,7 @@ def test_defaults_that_transformers_leaves_out_are_filled_in(tmp_path):
             },
             ("squash", "bicubic"),
         ),
-        ("siglip2", {"image_processor_type": "Siglip2ImageProcessor"}, ("squash", "bilinear")),
+        ("siglip2", {"image_processor_type": "Siglip2ImageProcessor"}, ("native", "bilinear")),
     ],
 )
 @pytest.mark.parametrize("file", [PROCESSOR, "processor_config.json"])
@@ -445,6 +460,43 @@ def test_the_hubs_own_client_reads_a_repository(tmp_path):
         )
     assert result.returncode == 0, result.stderr
     assert "transformers, clip; float32" in result.stdout
+
+
+def test_what_the_hub_does_not_give_says_what_to_do(tmp_path, monkeypatch):
+    export(CLIP, variables_of(CLIP), tmp_path / "out", "huggingface", overwrite=False)
+    hosted = Hosted(tmp_path / "out", "models")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serve_hub({"someone/clip": hosted}) as hub:
+        take_for_the_hub(monkeypatch, hub.address)
+        for url, message in (
+            (
+                "hf://someone/none",
+                "the Hub shows no model someone/none: .*private\n.*hf auth login",
+            ),
+            ("hf://someone/clip@v9", "the model has no revision 'v9'"),
+        ):
+            with pytest.raises(InputError, match=message):
+                flaxclip.load(url)
+        hosted.gated = True
+        with pytest.raises(InputError, match=r"agree at https://huggingface\.co/someone/clip, "):
+            flaxclip.load("hf://someone/clip")
+        take_for_the_hub(monkeypatch, hub.address, token="hf_of_nobody")
+        with pytest.raises(InputError, match="does not accept the token that is set"):
+            flaxclip.load("hf://someone/clip")
+    with pytest.raises(InputError, match="a model of the Hub is hf://someone/clip"):
+        flaxclip.load("someone/clip")
+
+
+def test_new_weights_of_the_same_size_are_copied_anew(tmp_path, monkeypatch):
+    variables = variables_of(CLIP)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serve_hub({"someone/clip": Hosted(tmp_path / "out", "models")}) as hub:
+        for factor in (1, 2):
+            scaled = jax.tree.map(lambda leaf, factor=factor: factor * leaf, variables)
+            export(CLIP, scaled, tmp_path / "out", "huggingface", overwrite=True)
+            take_for_the_hub(monkeypatch, hub.address)
+            loaded = flaxclip.load("hf://someone/clip").variables["params"]["logit_scale"]
+            assert loaded == scaled["params"]["logit_scale"]
 
 
 def test_urls_that_cannot_be_read_say_what_to_do(monkeypatch):

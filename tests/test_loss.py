@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flaxclip.errors import InputError
-from flaxclip.losses import sigmoid, softmax, tiled
+from flaxclip.losses import ring, sigmoid, softmax
 from flaxclip.losses.sigmoid import neutral_logit_bias, sigmoid_contrastive_loss
 from flaxclip.losses.softmax import softmax_contrastive_loss
 from flaxclip.optim import MAX_LOGIT_SCALE
@@ -187,8 +187,8 @@ def mesh(request):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles a device on eight devices, in both directions."""
-    monkeypatch.setattr(tiled, "MAX_TILE", 4)
-    monkeypatch.setattr(tiled, "MIN_TILE", 1)
+    monkeypatch.setattr(ring, "MAX_TILE", 4)
+    monkeypatch.setattr(ring, "MIN_TILE", 1)
 
 
 def test_every_implementation_on_every_mesh_equals_the_double_loop(embeddings, mesh, small_tiles):
@@ -247,13 +247,13 @@ def test_a_model_that_knows_nothing_loses_least_at_the_neutral_bias():
 
 
 def test_pairs_that_cannot_be_cut_into_tiles_are_refused():
-    assert tiled.tile_size(16384) == 1024
-    assert tiled.tile_size(1500) == 750
-    assert tiled.tile_size(7) == 7
+    assert ring.tile_size(16384) == 1024
+    assert ring.tile_size(1500) == 750
+    assert ring.tile_size(7) == 7
     with pytest.raises(
         InputError, match=r"(?s)2053 pairs a device cannot be cut .* multiple of 128"
     ):
-        tiled.tile_size(2053)
+        ring.tile_size(2053)
 
 
 @pytest.mark.parametrize("module", [softmax, sigmoid])

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxclip.fine_tuning import is_stacked
+from flaxclip.fine_tuning.parameter_rules import is_stacked
 from flaxclip.matrix_optimizers import muon_matrices, scale_by_adafactor
 from flaxclip.models.clip import CLIPConfig, abstract_variables
 from flaxclip.models.text_transformer import TextConfig

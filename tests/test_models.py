@@ -15,6 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from flaxclip.errors import InputError
 from flaxclip.models import layers
+from flaxclip.models.attention import dot_product
 from flaxclip.models.clip import (
     CLIP,
     CLIPConfig,
@@ -24,10 +25,11 @@ from flaxclip.models.clip import (
 )
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit
-from flaxclip.models.layers import BlockConfig
+from flaxclip.models.layers import BlockConfig, add_bias, layer_norm
+from flaxclip.models.patches import sample_patches
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.transformer import Transformer, TransformerBlock
-from flaxclip.models.vision_transformer import ViTConfig, sample_patches
+from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.sharding import MeshConfig, make_mesh
 from tests.helpers.peer_params import huggingface_shapes, params_from_huggingface
 from tests.parity.clip_cases import TINY, random_tensors
@@ -348,11 +350,11 @@ def test_on_one_cpu_projections_and_their_gradients_are_products_of_two_matrices
 @pytest.mark.parametrize(("length", "causal"), [(50, False), (77, True)])
 def test_on_nvidia_attention_and_its_gradient_are_calls_of_cudnn(monkeypatch, length, causal):
     """Lowered for a GPU that is not here: that the kernel is called, not what it computes."""
-    monkeypatch.setattr(layers, "has_cudnn_attention", lambda q: True)
+    monkeypatch.setattr(dot_product, "has_cudnn_attention", lambda q: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
 
     def total(q, k, v):
-        return layers.dot_product_attention(q, k, v, causal).astype(jnp.float32).sum()
+        return dot_product.dot_product_attention(q, k, v, causal).astype(jnp.float32).sum()
 
     x = jax.ShapeDtypeStruct((2, 8, length, 64), jnp.bfloat16)
     traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(x, x, x)
@@ -366,7 +368,7 @@ def test_what_cudnn_attention_computed_is_kept_for_the_backward_pass(monkeypatch
     vision = dataclasses.replace(CONFIG.vision, width=64, heads=4)
     config = dataclasses.replace(CONFIG, vision=vision)
     params, (images, _) = abstract_variables(config)["params"], example_inputs(config, 2)
-    monkeypatch.setattr(layers, "has_cudnn_attention", lambda q: True)
+    monkeypatch.setattr(dot_product, "has_cudnn_attention", lambda q: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
     model = CLIP(config, ComputeConfig(dtype="bfloat16", remat="names"))
 
@@ -403,3 +405,61 @@ def test_bfloat16_is_close_to_float32_and_its_embeddings_are_float32(params, ref
         assert (abs(exact - rounded).max(axis=-1) > 1e-4).all(), "computed in float32"
         # bfloat16 rounds to 2^-9; after a few layers, an angle of some hundredths.
         assert cosine.min() > 1 - 0.03**2 / 2
+
+
+def test_norms_are_those_of_flax():
+    x = 3 + jax.random.normal(jax.random.key(0), (2, 5, 32), jnp.float32)
+    ours = layer_norm("ln", 1e-6)
+    theirs = nn.LayerNorm(1e-6, use_fast_variance=False)
+    params = {"scale": jnp.linspace(0.5, 2, 32), "bias": jnp.linspace(-1, 1, 32)}
+
+    def value_and_gradients(norm):
+        def total(params, x):
+            return jnp.sin(norm.apply({"params": params}, x)).sum()
+
+        return jax.jit(jax.value_and_grad(total, (0, 1)))(params, x)
+
+    for left, right in zip(
+        *(jax.tree.leaves(value_and_gradients(norm)) for norm in (ours, theirs)), strict=True
+    ):
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-6)
+
+
+def test_a_backward_pass_takes_mean_and_variance_of_norms_from_the_forward_pass():
+    block = BlockConfig(2, 64, "gelu", BlockInit.xavier(32, 64))
+    transformer = Transformer(1, block, ComputeConfig(remat="names"))
+    x = jax.ShapeDtypeStruct((2, 5, 32), jnp.float32)
+    params = jax.eval_shape(transformer.init, jax.random.key(0), x)
+    traced = jax.make_jaxpr(jax.grad(lambda p, x: transformer.apply(p, x).sum()))(params, x)
+    (recomputed,) = (
+        equation.params["jaxpr"]
+        for equation in equations(traced)
+        if equation.params.get("differentiated")
+    )
+    steps = [equation.primitive.name for equation in equations(recomputed)]
+    assert steps.count("rsqrt") == 2, "both norms are computed again"
+    names = [
+        equation.params["name"] for equation in equations(recomputed) if "name" in equation.params
+    ]
+    assert "norm" not in names, "mean and variance are not"
+
+
+def equations(jaxpr):
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                yield from equations(value)
+
+
+def test_a_biass_gradient_as_a_product_is_the_sum():
+    y, bias = jnp.ones((3, 7, 16)), jnp.zeros(16)
+    weights = jax.random.normal(jax.random.key(0), y.shape)
+    for dtype, rtol in ((jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)):
+        found = jax.grad(lambda bias, y: (add_bias(y, bias) * weights).sum())(
+            bias.astype(dtype), y.astype(dtype)
+        )
+        assert found.dtype == dtype
+        expected = weights.astype(dtype).astype(jnp.float32).sum((0, 1))
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=rtol, atol=1e-5)

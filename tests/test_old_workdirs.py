@@ -104,6 +104,15 @@ def test_a_configuration_of_before_means_what_it_did(name):
     assert (new.pop("init_weights"), new["data"].pop("index")) == (None, None)
     assert (new["data"].pop("cache_dir"), new["data"].pop("cache_gib")) == (None, None)
     assert not new["data"].pop("allow_empty_shards")
+    assert new["data"].pop("counts") is None
+    assert (new.pop("lora"), new.pop("lora_rank"), new.pop("lora_alpha")) == ([], 16, None)
+    assert (new.pop("teacher"), new["data"].pop("teacher_vectors")) == ([], False)
+    assert new["data"].pop("teacher_widths") == [768, 768]
+    assert (new["data"].pop("sequence_lengths"), new["data"].pop("token_budget")) == ([], None)
+    assert (new.pop("batch_divisor"), new.pop("scale_loss_by_pairs")) == (8, "none")
+    settings = "teacher_model", "teacher_weight", "teacher_scale", "teacher_regression"
+    assert [new.pop(field) for field in settings] == [[], 1, [], 0]
+    assert new.pop("contrastive_weight") == 1
     assert new == {field: value for field, value in old.items() if field != "model"}
     # What is the default today means the same for corpora on disk.
     auto = dataclasses.replace(config.data, order=OrderConfig())

@@ -21,6 +21,7 @@ from flaxclip.data.order import (
     repeated_in_batches,
     replacement,
 )
+from flaxclip.data.sequence_lengths import schedule_lengths
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.source import Pair
 from flaxclip.errors import InputError
@@ -369,3 +370,38 @@ def test_other_orders_have_no_lanes():
     assert describe_storage_order(Bucket(10**6), OrderConfig(), 512) == [
         "runs of 104 neighbouring examples, windows of 16 runs in 32 lanes"
     ]
+
+
+MIXED = schedule_lengths([128, 256, 576], 2**16, 32, seed=1)  # 512, 256 and 96 pairs
+
+
+@pytest.mark.parametrize("lengths", [MIXED, schedule_lengths([16, 48], 768, 8, seed=2)])
+def test_steps_of_several_sizes_go_through_the_stream_by_columns(lengths):
+    stop = lengths.at(40).first
+    assert [lengths.step_at(p) for p in range(0, stop, 7)] == [
+        next(s for s in range(40) if lengths.at(s + 1).first > p) for p in range(0, stop, 7)
+    ]
+    moved = [lengths.by_columns(position) for position in range(stop)]
+    assert len(set(moved)) == stop
+    whole = stop // lengths.usual_pairs * lengths.usual_pairs
+    assert set(range(whole - lengths.usual_pairs)) <= set(moved)
+    most = max(lengths.pairs) + lengths.usual_pairs
+    assert all(abs(place - position) < most for position, place in enumerate(moved))
+
+
+@pytest.mark.parametrize("hosts", [2, 8])
+def test_hosts_keep_their_runs_where_steps_differ_in_size(hosts):
+    length, run_length = 2_003, 8
+    order = draw_order(Bucket(length, run_length=run_length), OrderConfig(), 0, 999, MIXED)
+    needed, draws = [set() for _ in range(hosts)], []
+    step = 0
+    while MIXED.at(step).first < 2 * length:
+        for runs, host in zip(needed, range(hosts), strict=True):
+            drawn = [order[p] for p in HostRows(999, host, hosts, MIXED).of_step(step)]
+            runs |= {draw.example // run_length for draw in drawn if draw.visit == 1}
+            draws += drawn
+        step += 1
+    # The first epoch is complete, and every example came once.
+    assert sorted(draw.example for draw in draws if draw.visit == 0) == list(range(length))
+    runs = -(-length // run_length)
+    assert sum(map(len, needed)) < 1.1 * runs

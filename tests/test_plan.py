@@ -49,6 +49,24 @@ def test_a_run_is_planned_on_virtual_devices(experiment, cache):
     assert record["roofline"] is None
 
 
+def test_a_run_at_native_aspect_ratio_is_planned_at_each_length(experiment, cache):
+    native = ("--preprocess.resize", "native", "--data.sequence-lengths", "4", "2")
+    result = plan(experiment, "--topology", "cpu:8", *native, cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert "64 patches, in images of 2, 4; on average 24 pairs, 3 a chip" in result.stdout
+    assert "Steps by the length of their images, all equally often" in result.stdout
+
+    result = plan(experiment, "--topology", "cpu:8", *native, "--json", cache=cache)
+    record = json.loads(result.stdout)
+    lengths = record["lengths"]
+    assert [(length["patches"], length["pairs"]) for length in lengths] == [(2, 32), (4, 16)]
+    assert record["pairs_per_step"] == 24
+    assert record["step"]["peak_bytes"] == max(length["peak_bytes"] for length in lengths)
+    costs = [model_cost(TINY_MODEL, patches=patches).forward_flops for patches in (2, 4)]
+    assert [length["model_flops"] for length in lengths] == [3 * 32 * costs[0], 3 * 16 * costs[1]]
+    assert record["model_flops_per_step"] == sum(length["model_flops"] for length in lengths) / 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

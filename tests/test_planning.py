@@ -13,6 +13,7 @@ from flaxclip.data.sources.runs import RUN_BYTES
 from flaxclip.errors import InputError
 from flaxclip.flops import count_bfloat16_passes, count_flops
 from flaxclip.models.compute import ComputeConfig
+from flaxclip.models.inputs import ImageTransform
 from flaxclip.planning import search, store
 from flaxclip.planning.account.memory_traffic import hbm_traffic
 from flaxclip.planning.advice import refusal_explained, refusal_message
@@ -23,11 +24,18 @@ from flaxclip.planning.collectives import (
     parse_transfer_kind,
     torus_axes,
 )
-from flaxclip.planning.compiled_step import CompiledStep, Refusal, Traffic, parse_refusal
+from flaxclip.planning.compiled_step import (
+    CompiledStep,
+    Refusal,
+    ShapedStep,
+    Traffic,
+    parse_refusal,
+)
 from flaxclip.planning.hlo import parse_program
 from flaxclip.planning.roofline import roofline
 from flaxclip.planning.storage_traffic import describe, storage_traffic
 from flaxclip.planning.topology import Topology
+from flaxclip.step_shapes import step_shapes
 from flaxclip.train_step import choose_remat
 from tests.helpers.tiny_run import tiny_config
 
@@ -219,15 +227,16 @@ def machine(monkeypatch):
 
     def fake_compile(config, topology):
         compiled.append(config)
+        (shape,) = step_shapes(config)
         scale = 2**30 if config.mesh.fsdp > 1 else 4 * 2**30
         peak = scale * config.batch_size / len(topology.devices)
         available = topology.chip.hbm_bytes
         if peak > available:
-            return Refusal(peak, available)
+            return (ShapedStep(shape, Refusal(peak, available)),)
         cycles = int(V5E.clock * config.batch_size * config.mesh.fsdp)
-        return compiled_step(peak_bytes=int(peak), estimated_cycles=cycles)
+        return (ShapedStep(shape, compiled_step(peak_bytes=int(peak), estimated_cycles=cycles)),)
 
-    monkeypatch.setattr(search, "stored_or_compiled", fake_compile)
+    monkeypatch.setattr(search, "steps_of_all_shapes", fake_compile)
     return Topology("v5e:2x4", jax.devices(), V5E), compiled
 
 
@@ -308,3 +317,50 @@ def test_what_a_run_asks_of_object_storage():
     assert traffic.host_bytes_per_second(10_000) == 4e8
     text = describe(traffic)
     assert text.startswith("at 40 kB a pair, 512 TB in 97,656,250 requests, which cost $39.06;")
+
+
+def test_a_search_at_native_aspect_ratio_varies_the_budget(monkeypatch):
+    """Memory by the length that needs the most, and speed by the mean over all lengths."""
+    config = tiny_config("unused", preprocess=ImageTransform("native"))
+    data = dataclasses.replace(config.data, sequence_lengths=(2, 4, 8))
+    config = dataclasses.replace(config, data=data)
+    topology = Topology("v5e:2x4", jax.devices(), V5E)
+
+    def fake_compile(config, _):
+        """A chip has room for 8 of the longest images, and needs a second for each."""
+        steps = []
+        for shape in step_shapes(config):
+            patches = shape.pairs * shape.patches / 8 if shape.patches == 8 else 1
+            peak = int(patches * V5E.hbm_bytes / 64)
+            if peak > V5E.hbm_bytes:
+                return (*steps, ShapedStep(shape, Refusal(peak, V5E.hbm_bytes)))
+            cycles = int(V5E.clock * shape.pairs / 8)
+            step = compiled_step(peak_bytes=peak, estimated_cycles=cycles)
+            steps.append(ShapedStep(shape, step))
+        return tuple(steps)
+
+    monkeypatch.setattr(search, "steps_of_all_shapes", fake_compile)
+    trials = search.search(config, topology, ["batch"], 6, lambda line: None)
+    assert {trial.config.batch_size for trial in trials} == {16}
+    budgets = [trial.config.data.token_budget for trial in trials]
+    assert len(set(budgets)) == len(budgets) > 1
+    fitting = [trial for trial in trials if isinstance(trial.step, CompiledStep)]
+    assert max(trial.config.data.token_budget for trial in fitting) <= 8 * 8 * 8
+    for trial in fitting:
+        assert trial.pairs_per_second(V5E) == pytest.approx(8)  # of each length, and so of all
+        assert trial.used_bytes == max(step.peak_bytes for _, step in trial.steps)
+        assert search.describe(trial.config, topology).startswith("--mesh.fsdp 1")
+        assert f"--data.token-budget {trial.config.data.token_budget}" in search.describe(
+            trial.config, topology
+        )
+
+
+def test_advice_for_a_step_at_native_aspect_ratio_is_a_smaller_budget():
+    topology = Topology("v5e:2x4", jax.devices(), V5E)
+    config = tiny_config("unused", preprocess=ImageTransform("native"), loss_form="tiled")
+    data = dataclasses.replace(config.data, sequence_lengths=(2, 4), token_budget=8 * 4096 * 4)
+    message = refusal_message(
+        dataclasses.replace(config, data=data), topology, Refusal(62 * 2**30, 15.75 * 2**30)
+    )
+    assert "try --data.token-budget" in message
+    assert "--batch-size" not in message

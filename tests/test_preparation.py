@@ -20,14 +20,9 @@ from flaxclip.data.inspect.statistics import Distribution, PairFacts, PairStatis
 from flaxclip.data.prepare.encoding import ImageEncoding, encode_for_storage
 from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.prepare.folder import PreparationFolder, write_whole
-from flaxclip.data.prepare.passes import (
-    Recipe,
-    plan_shards,
-    scan_examples,
-    shard_numbers,
-    write_shard,
-)
 from flaxclip.data.prepare.publish import claim, publish
+from flaxclip.data.prepare.scan import Recipe, plan_shards, scan_examples, shard_numbers
+from flaxclip.data.prepare.write_shards import write_shard
 from flaxclip.data.sources.array_records.array_record import ArrayRecordSource
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import UnreadableExampleError

@@ -387,3 +387,28 @@ def test_many_processes_stay_within_the_bound_and_read_right(extents, folder):
     assert used(folder) <= noted(folder) <= bound
     RangeCache(str(folder), bound)
     assert used(folder) == noted(folder) <= bound
+
+
+def test_a_process_downloads_few_large_extents_at_once_to_read_of_them(
+    extents, folder, monkeypatch
+):
+    monkeypatch.setattr(range_cache, "_LARGE", SIZE - 1)
+    change, counts = threading.Condition(), {"now": 0, "most": 0}
+
+    def fetch(extent):
+        with change:
+            counts["now"] += 1
+            counts["most"] = max(counts["most"], counts["now"])
+            change.notify_all()
+            assert change.wait_for(lambda: counts["most"] >= 16, timeout=10)
+        time.sleep(0.02)
+        with change:
+            counts["now"] -= 1
+        return DATA[extent.start : extent.end]
+
+    monkeypatch.setattr(range_cache, "fetch", fetch)
+    cache = RangeCache(str(folder), 10**6)
+    with ThreadPoolExecutor(COUNT) as pool:
+        read = pool.map(lambda extent: cache.read(extent, extent.start, extent.end), extents)
+        assert b"".join(read) == DATA
+    assert counts["most"] == 16

@@ -15,7 +15,7 @@ from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import OrderConfig, draw_order
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
-from flaxclip.data.storage import file_systems, ranged_reads, repeated_requests
+from flaxclip.data.storage import file_systems, hedged_requests, ranged_reads, repeated_requests
 from flaxclip.data.storage.file_systems import version_of
 from flaxclip.data.storage.files import is_folder, open_to_read, read_file
 from flaxclip.data.storage.ranged_reads import Extent, fetch
@@ -43,6 +43,8 @@ def store(tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(repeated_requests, "_FIRST_WAIT", 0.01)
+    # What other tests have asked for tells nothing of these.
+    monkeypatch.setattr(hedged_requests, "_RECENT", hedged_requests._Recent())
 
 
 def extent(store, start=1000, end=5000, name="a"):
@@ -96,7 +98,9 @@ def test_what_may_pass_is_asked_again(store, fault):
     assert counts.bytes == 4000 + (looks * 2000)
 
 
-def test_a_twentieth_refused_and_a_hundredth_reset(store):
+def test_a_twentieth_refused_and_a_hundredth_reset(store, monkeypatch):
+    # On a busy machine some are slow by the standard of the others, and would be made twice.
+    monkeypatch.setattr(hedged_requests, "_LEAST_SECONDS", 60.0)
     asked = extent(store)
     store.refused, store.reset = 0.05, 0.01
     places = range(0, 100_000, 250)
@@ -108,6 +112,7 @@ def test_a_twentieth_refused_and_a_hundredth_reset(store):
     assert store.answers["GET", "reset"] > 0
     assert counts.retries == failed
     assert counts.requests == 401 + failed
+    assert counts.hedged == 0
 
 
 @pytest.mark.parametrize("status", [403, 404, 410, 501])
@@ -331,3 +336,42 @@ def test_no_example_is_replaced_because_storage_is_away(store, shards, monkeypat
     store.away = True
     with pytest.raises(StorageAwayError, match=r"/[01].tar: "):
         load(source, range(4))
+
+
+def test_a_slow_request_is_made_a_second_time(store):
+    asked = extent(store)
+    for _ in range(40):
+        fetch(asked)
+    store.latency = 30.0
+    threading.Timer(0.1, lambda: setattr(store, "latency", 0.0)).start()
+    begin = time.monotonic()
+    with counted() as counts:
+        assert fetch(asked) == DATA[1000:5000]
+    assert time.monotonic() - begin < 10
+    assert counts.hedged == 1
+
+
+def test_a_slow_request_is_waited_for_if_the_second_one_fails(store):
+    asked = extent(store)
+    for _ in range(40):
+        fetch(asked)
+    store.latency = 1.0
+    # The second one asks when there is no latency any more, and ends first.
+    threading.Timer(0.1, lambda: setattr(store, "latency", 0.0)).start()
+    store.next_faults.extend([None, 404])
+    with counted() as counts:
+        assert fetch(asked) == DATA[1000:5000]
+    assert counts.hedged == 1
+    assert store.answers["GET", 404] == 1
+
+
+def test_of_a_store_that_is_slow_altogether_few_requests_are_made_twice(store):
+    asked = extent(store)
+    with counted() as counts:
+        for _ in range(60):
+            fetch(asked)
+        store.latency = 0.5
+        with ThreadPoolExecutor(32) as pool:
+            assert set(pool.map(fetch, [asked] * 32)) == {DATA[1000:5000]}
+    assert 1 <= counts.hedged <= 0.05 * 92
+    assert 92 <= store.asked() <= 92 + counts.hedged

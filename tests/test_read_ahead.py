@@ -12,7 +12,8 @@ from flaxclip.benchmark.tasks import find_tasks
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.inspect.inspection import inspect_source
 from flaxclip.data.prepare.filters import PairFilters
-from flaxclip.data.prepare.passes import Recipe, scan_examples, write_shard
+from flaxclip.data.prepare.scan import Recipe, scan_examples
+from flaxclip.data.prepare.write_shards import write_shard
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.corpus import CorpusConfig
 from flaxclip.data.sources.source import UnreadableExampleError

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -17,8 +19,8 @@ from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.runs import RUN_BYTES, count_run_length
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.data.workers.batch_shapes import BatchShape
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
-from flaxclip.data.workers.shared_batches import BatchShape
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 from tests.helpers.image_tars import jpeg, write_shard
@@ -155,14 +157,14 @@ def pool(source, reading, steps, *, prefetching=True, workers=2):
     return WorkerPool(
         load,
         load.name,
-        BatchShape(BATCH, 32, 20),
+        BatchShape(BATCH, (32, 32, 3), 20),
         steps,
         rows.of_step,
         workers=workers,
         slots=2,
         stall_seconds=60.0,
         read_ahead=load.read_ahead,
-        prefetch=prefetch if prefetching else None,
+        ahead=[prefetch] if prefetching else [],
     )
 
 
@@ -187,7 +189,7 @@ def test_a_prefetching_process_that_is_killed_is_named(shards, tmp_path):
     source = in_runs(shards)
     batches = pool(source, through_cache(source, tmp_path), steps=10**6)
     next(iter(batches))
-    os.kill(batches._prefetcher.process.pid, signal.SIGKILL)
+    os.kill(batches._prefetchers[0].process.pid, signal.SIGKILL)
     with pytest.raises(WorkerError, match=r"the prefetching process \(\d+\) was killed by SIGKILL"):
         list(batches)
     batches.close()
@@ -206,6 +208,39 @@ def test_the_prefetching_process_looks_no_further_ahead_than_the_cache_holds(sha
     Prefetch(source, order, reading.cache, range(18), rows.of_step, 2).run(needed, lambda: None)
     early = asked[4]
     assert early < len(list((tmp_path / "cache").rglob("*")))
+
+
+def test_the_prefetching_process_looks_for_many_runs_at_once(shards, tmp_path):
+    met = threading.Barrier(BATCH)  # in object storage, each look at the index is a request
+
+    class Waiting(ShortRuns):
+        def extents(self, first, last):
+            met.wait(timeout=10)
+            return super().extents(first, last)
+
+    source = Waiting(f"slow://{shards}/*.tar")
+    reading = through_cache(source, tmp_path)
+    order = draw_order(source, BY_RUNS, 0, BATCH)
+    rows, fetched = HostRows(BATCH, 0, 1), []
+    prefetch = Prefetch(source, order, reading.cache, range(1), rows.of_step, 10**6)
+    assert len({source.run_of(order[row].example) for row in range(BATCH)}) == BATCH
+    prefetch.run(lambda: 0, lambda: fetched.append(1))
+    assert not met.broken
+    assert len(fetched) == BATCH
+
+
+def test_what_loads_in_the_order_for_object_storage_is_free_of_jax(shards):
+    code = f"""
+import sys
+from flaxclip.data import examples, prefetch
+from flaxclip.data.order import OrderConfig, draw_order
+from flaxclip.data.tokenizers import load
+from tests.helpers.slow_bucket import BucketTars
+source = BucketTars("slow://{shards}/*.tar")
+assert draw_order(source, OrderConfig(), 0, 8)[10**6].visit == 6666
+print([name for name in ("jax", "grain", "orbax") if name in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 def test_what_a_process_has_read_of_is_read_without_another_thread(shards, tmp_path):

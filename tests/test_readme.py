@@ -12,7 +12,11 @@ import pytest
 import tyro
 
 import flaxclip.benchmark.command
+import flaxclip.benchmark.compare.command
+import flaxclip.benchmark.embed.command
+import flaxclip.benchmark.embed.search
 import flaxclip.benchmark.report.report
+import flaxclip.benchmark.sets.listing
 import flaxclip.interop.__main__
 from flaxclip import plan
 from flaxclip.data.index import __main__ as index
@@ -43,13 +47,21 @@ def check_train(words):
 
 
 def check_interop(words):
-    kind = {"info": flaxclip.interop.__main__.Info, "convert": flaxclip.interop.__main__.Convert}
+    kinds = flaxclip.interop.__main__
+    kind = {"info": kinds.Info, "convert": kinds.Convert, "mix": kinds.Mix, "export": kinds.Export}
     tyro.cli(kind[words[0]], args=words[1:])
 
 
 def check_benchmark(words):
-    if words[0] == "report":
-        tyro.cli(flaxclip.benchmark.report.report.Command, args=words[1:])
+    kinds = {
+        "report": flaxclip.benchmark.report.report.Command,
+        "compare": flaxclip.benchmark.compare.command.Command,
+        "embed": flaxclip.benchmark.embed.command.Command,
+        "search": flaxclip.benchmark.embed.search.Command,
+        "list": flaxclip.benchmark.sets.listing.Command,
+    }
+    if words[0] in kinds:
+        tyro.cli(kinds[words[0]], args=words[1:])
     else:
         tyro.cli(flaxclip.benchmark.command.Command, args=words)
 

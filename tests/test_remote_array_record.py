@@ -16,11 +16,12 @@ from flaxclip.data.sources.array_records.parts import (
     Tails,
     count_remote_records,
     fetch_tail,
-    read_records,
+    read_record,
 )
 from flaxclip.data.sources.runs import RUN_BYTES
 from flaxclip.data.sources.source import UnreadableExampleError, reads_remotely
 from flaxclip.data.storage.file_systems import version_of
+from flaxclip.data.storage.range_cache import RangeCache
 from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.errors import InputError
 from tests.helpers.full_disk import files_no_larger_than
@@ -83,11 +84,16 @@ def test_records_from_parts_are_those_of_the_file(tmp_path, options, count, size
     version = version_of(path)
     assert count_remote_records(path, version) == count
     tail = fetch_tail(path, version, count)
-    runs = [(0, 1), (0, count), (count - 1, count)]
-    runs += [sorted(rng.choice(count + 1, 2, replace=False).tolist()) for _ in range(10)]
-    for first, last in runs:
-        data = fetch(Extent(path, *tail.footer.chunks(first, last), version))
-        assert read_records(tail, version.size, data, first, last) == records[first:last]
+    numbers = {0, count - 1, *rng.choice(count, min(count, 40), replace=False).tolist()}
+    for number in numbers:
+        chunk = fetch(Extent(path, *tail.footer.chunks(number, number + 1), version))
+        assert read_record(tail, version.size, chunk, number) == records[number]
+        # Those of a run hold each of its records'.
+        last = min(number + 9, count)
+        assert tail.footer.chunks(number, last) == (
+            tail.footer.chunks(number, number + 1)[0],
+            tail.footer.chunks(last - 1, last)[1],
+        )
 
 
 @pytest.mark.parametrize("options", [OURS, TFDS, "group_size:4,uncompressed"])
@@ -123,10 +129,11 @@ def test_runs_of_neighbours_take_a_request_a_shard(tmp_path):
     assert remote.run_length % 4 == 0
     assert RUN_BYTES <= remote.run_length * size / 87 < RUN_BYTES + 4 * size / 87
     for first, last, shards in ((0, 50, 1), (49, 51, 2), (3, 87, 3), (60, 61, 1)):
-        extents = remote.extents(first, last)
-        assert len(extents) == shards
-        pairs = remote.decode(first, last, [fetch(extent) for extent in extents])
-        assert pairs == [local[index] for index in range(first, last)]
+        assert len(remote.extents(first, last)) == shards
+    remote.read_through(RangeCache(str(tmp_path / "cache"), 2**30), 20)
+    MeteredBucket.forget()
+    assert [remote[index] for index in range(87)] == [local[index] for index in range(87)]
+    assert len(MeteredBucket.sizes) == 5 + 1  # runs, one of which lies in two shards
     with pytest.raises(IndexError):
         remote.extents(80, 88)
 
@@ -148,11 +155,12 @@ def test_a_flipped_bit_spoils_the_example_that_it_is_in(tmp_path):
     source = ArrayRecordSource(path)
     with pytest.raises(UnreadableExampleError, match=r"metered://.*/a.array_record: .*hash mism"):
         source[7]
-    found = source.decode(0, 20, [fetch(extent) for extent in source.extents(0, 20)])
-    broken = [n for n, pair in enumerate(found) if isinstance(pair, UnreadableExampleError)]
-    assert broken == [7]
-    assert "a.array_record: " in str(found[7])
-    assert found[8] == source[8]
+    # Also if it is fetched with others.
+    alone = {index: source[index] for index in range(20) if index != 7}
+    source.read_through(RangeCache(str(tmp_path / "cache"), 2**30), 20)
+    with pytest.raises(UnreadableExampleError, match=r"metered://.*/a.array_record: .*hash mism"):
+        source[7]
+    assert {index: source[index] for index in alone} == alone
 
 
 def test_a_flipped_bit_of_the_footer_is_noticed(tmp_path):
@@ -222,6 +230,17 @@ def test_the_end_of_a_shard_is_fetched_once_whoever_asks(tmp_path):
         pairs = list(pool.map(source.__getitem__, range(64)))
     assert pairs == [source[index] for index in range(64)]
     assert sum(size > BLOCK for size in MeteredBucket.sizes) == 1
+
+
+def test_the_end_of_a_shard_is_fetched_once_for_all_processes_of_a_host(tmp_path):
+    _, remote = write_corpus(tmp_path)
+    remote.read_through(RangeCache(str(tmp_path / "cache"), 2**25), 10)
+    expected = [remote[n] for n in range(len(remote))]
+    copy = pickle.loads(pickle.dumps(remote))
+    TAILS.__init__()  # as in another process
+    MeteredBucket.forget()
+    assert [copy[n] for n in range(len(copy))] == expected
+    assert MeteredBucket.sizes == []
 
 
 def test_the_end_of_a_shard_that_cannot_be_had_is_asked_for_again(tmp_path):

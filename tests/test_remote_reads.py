@@ -25,9 +25,9 @@ from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE, Version, file_s
 from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers import reading_threads
+from flaxclip.data.workers.batch_shapes import BatchShape
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
 from flaxclip.data.workers.reading_threads import call_in_thread
-from flaxclip.data.workers.shared_batches import BatchShape
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 from tests.helpers.image_tars import jpeg, write_shard
@@ -163,7 +163,7 @@ def pool(source, steps, *, stall_seconds=60.0, rows=40, workers=1):
     return WorkerPool(
         load,
         load.name,
-        BatchShape(rows, 32, 20),
+        BatchShape(rows, (32, 32, 3), 20),
         range(steps),
         lambda step: range(step * rows, step * rows + rows),
         workers=workers,

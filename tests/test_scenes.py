@@ -1,6 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 
+from flaxclip.benchmark.readers.own import read_scenes
+from flaxclip.benchmark.tasks import all_tasks
+from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.scenes import ALL, COLOURS, SEEN, SHAPES, SHIFTS, UNSEEN, ScenesSource
 
 
@@ -40,7 +45,7 @@ def test_an_example_is_a_function_of_split_and_index_alone(train):
     assert not np.array_equal(train[0].image, ScenesSource("seen", 32)[0].image)
 
 
-@pytest.mark.parametrize("split", ["seen", "unseen", "shift"])
+@pytest.mark.parametrize("split", ["seen", "unseen", "shift", "wide"])
 def test_evaluation_splits_are_balanced(split):
     source = ScenesSource(split, 16)
     labels = [source.label(index) for index in range(len(source))]
@@ -64,3 +69,58 @@ def test_images_show_their_colour(train):
         colour = train.classes[train.label(index)][0]
         hits += (nearest == list(COLOURS).index(colour)).sum() >= 8
     assert hits > 180
+
+
+def test_square_scenes_are_what_they_have_always_been():
+    digest = hashlib.sha256()
+    for split in ("train", "seen", "unseen", "shift"):
+        source = ScenesSource(split, 24)
+        for index in range(0, len(source), len(source) // 48):
+            pair = source[index]
+            digest.update(pair.image.tobytes() + pair.captions[0].encode())
+    assert digest.hexdigest()[:16] == "bf9a8a038d7ca33c"
+
+
+@pytest.mark.parametrize("split", ["train-wide", "wide"])
+def test_wide_scenes_have_canvases_of_one_to_four_both_ways(split):
+    source = ScenesSource(split, 16)
+    shapes = [source[index].image.shape for index in range(300)]
+    assert {min(shape[:2]) for shape in shapes} == {16}
+    aspects = np.log([width / height for height, width, _ in shapes]) / np.log(4)
+    assert -1 <= aspects.min() < -0.95
+    assert 0.95 < aspects.max() <= 1
+    # Log-uniform: a quarter in each quarter, of 300 draws 75 +- 7.5.
+    assert all(abs(count - 75) < 25 for count in np.histogram(aspects, 4, (-1, 1))[0])
+    assert source.name(3) == f"scenes/{split}/3"
+
+
+def test_shapes_of_wide_scenes_lie_where_their_captions_say():
+    source, found = ScenesSource("train-wide", 24), 0
+    for index in range(400):
+        pair = source[index]
+        height, width, _ = pair.image.shape
+        sides = [side for side in ("left", "right") if side in pair.captions[0]]
+        if width < 2 * height or not sides:
+            continue
+        # Away from the shape, the background changes by little from one pixel to the next.
+        changes = np.abs(np.diff(pair.image.astype(float), axis=0)).sum((0, 2))
+        left, right = changes[: width // 2].sum(), changes[width // 2 :].sum()
+        found += 1
+        assert (left > right) == (sides[0] == "left"), index
+    assert found > 20
+
+
+def test_training_reads_wide_scenes_by_their_name():
+    source = open_corpus(CorpusConfig(("scenes-wide",)), 16)
+    assert (source.split, source.classes) == ("train-wide", SEEN)
+    assert len(source) == len(ScenesSource("train", 16))
+
+
+def test_a_task_names_unseen_combinations_on_wide_canvases(tmp_path):
+    task = all_tasks()["scenes-wide"]
+    assert (task.classes, len(task.distractors)) == (len(UNSEEN), len(SEEN))
+    examples = read_scenes(task, task.sources[0], task.sources[0].split, tmp_path, 16)
+    assert np.bincount(examples.labels).tolist() == [40] * len(UNSEEN)
+    shapes = {examples.images[index].shape for index in range(50)}
+    assert len(shapes) > 20
+    assert examples.images.name(0) == "scenes/wide/0"

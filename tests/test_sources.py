@@ -566,7 +566,7 @@ def test_captions_are_drawn_as_often_as_their_weights_say(config, shares):
 
     pair = Pair(b"", *make_captions(FIELDS, config, ("txt", "caption")))
     rng = np.random.default_rng(0)
-    drawn = [draw_caption(pair, lambda: rng) for _ in range(4000)]
+    drawn = [pair.captions[draw_caption(pair, lambda: rng)] for _ in range(4000)]
     found = {caption: drawn.count(caption) / 4000 for caption in set(drawn)}
     assert found == pytest.approx(shares, abs=0.03)
 

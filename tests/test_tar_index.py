@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 
+import fsspec
 import pytest
 
 from flaxclip.data.index.make_index import make_index
@@ -340,6 +341,51 @@ def test_versions_of_many_shards_come_from_a_listing(corpus, monkeypatch):
     assert asked == paths[:1]
     with pytest.raises(InputError, match=r"1 of 77 shards do not exist\nfirst: .*/none.tar"):
         versions_of_all([*paths, f"counted://{corpus}/none.tar"])
+
+
+class ListedByParts(CountedBucket):
+    """Lists files whose names begin with something, in all folders below, and keeps what it has."""
+
+    protocol = "parts"
+    listings: list[tuple[str, int]]
+    forgotten = 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(os.fspath(path).removeprefix("parts://"))
+
+    def find(self, path, maxdepth=None, withdirs=False, detail=False, prefix="", **kwargs):
+        root = pathlib.Path(self._strip_protocol(path))
+        found = [str(file) for file in root.rglob("*") if file.is_file()]
+        found = [name for name in found if name.startswith(f"{root}/{prefix}")]
+        self.listings.append((prefix, len(found)))
+        return {name: self.info(name) for name in found}
+
+    def ls(self, *args, **kwargs):
+        raise AssertionError("a whole folder is listed")
+
+    def invalidate_cache(self, path=None):
+        ListedByParts.forgotten += 1
+
+
+def test_many_shards_are_listed_by_parts_of_few(corpus, monkeypatch):
+    fsspec.register_implementation("parts", ListedByParts, clobber=True)
+    monkeypatch.setattr(shard_versions, "_IN_LISTING", 10)
+    monkeypatch.setattr(ListedByParts, "listings", [], raising=False)
+    for number in range(10, 80):
+        (corpus / f"{number}.tar").write_bytes(b"x" * number)
+    (corpus / "60").mkdir()
+    (corpus / "60" / "2.tar").write_bytes(b"of the same name as another shard")
+    paths = [f"parts://{path}" for path in sorted(corpus.glob("*.tar"))]
+    expected = [version_of(path) for path in paths]
+    before = ListedByParts.forgotten
+    monkeypatch.setattr(shard_versions, "version_of", lambda path: expected[paths.index(path)])
+    assert versions_of_all(paths) == expected
+    prefixes, found = zip(*ListedByParts.listings, strict=True)
+    assert {"0", "1.", "10", "19", "6", "7"} < set(prefixes)
+    assert max(found) == 11  # 60.tar to 69.tar, and what is in the folder
+    assert sum(found) == 77
+    assert ListedByParts.forgotten > before
 
 
 def test_a_host_that_dies_is_named_and_what_was_done_stays(corpus, tmp_path):

@@ -26,7 +26,8 @@ from flaxclip.interop.open_clip.read_config import read_config as read_open_clip
 from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.interop.tokenizer_files import write_tokenizer
 from flaxclip.models.inputs import TextCleaning, TokenizerConfig
-from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.models.spec import ModelSpec
+from flaxclip.models.variants import VARIANTS
 from flaxclip.weights import open_weights
 from tests.helpers.small_models import (
     CLIP,

@@ -260,6 +260,18 @@ def test_checkpoints_hold_the_weights_under_several_names(key, write):
         assert archive.describe() == ""
 
 
+def test_numbers_of_several_types_in_one_file_are_read_as_they_are(write):
+    """Mixed precision leaves norms in float32 and casts what else there is."""
+    types = (ml_dtypes.bfloat16, np.float16, np.float32)
+    arrays = {
+        f"visual.{number}.weight": np.linspace(-3, 3, 6, dtype=np.float32).astype(dtype)
+        for number, dtype in enumerate(types)
+    }
+    assert_is(open_archive(write(safetensors.numpy.save(arrays))), arrays)
+    del arrays["visual.0.weight"]  # torch's bfloat16 is among its files in tests/golden/archives
+    assert_is(open_archive(write(checkpoint({"optimizer": {}, "state_dict": arrays}))), arrays)
+
+
 def test_a_loss_beside_the_weights_is_not_one_of_them(write):
     value = {
         "state_dict": RAW,

@@ -19,8 +19,8 @@ from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
 from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig, make_optimizer
+from flaxclip.run.announcement import announce, explain_out_of_memory, peak_memory
 from flaxclip.run.command_line import TrainCommand, parse
-from flaxclip.run.report import announce, explain_out_of_memory, peak_memory
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
 from flaxclip.train_state import abstract_train_state

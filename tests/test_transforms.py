@@ -15,7 +15,7 @@ from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import ImageTransform
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
 from flaxclip.models.vision_transformer import ViTConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "transforms.npz"

@@ -509,7 +509,7 @@ def test_processes_that_build_at_once_agree_and_leave_one_index(shards, cache):
 
 
 def test_many_shards_are_indexed_in_parallel_with_the_same_result(tmp_path, cache, monkeypatch):
-    for shard in range(shard_scans._PARALLEL_FROM):
+    for shard in range(shard_scans.PARALLEL_FROM):
         _tar(tmp_path / f"{shard}.tar", _members(10 * shard, 10 * shard + 2 + shard))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     parallel = WebDatasetSource(str(tmp_path / "*.tar"))
@@ -523,7 +523,7 @@ def test_many_shards_are_indexed_in_parallel_with_the_same_result(tmp_path, cach
 
 
 def test_many_shards_are_indexed_whatever_the_main_program_is(tmp_path):
-    for shard in range(shard_scans._PARALLEL_FROM):
+    for shard in range(shard_scans.PARALLEL_FROM):
         _tar(tmp_path / f"{shard}.tar", _members(10 * shard, 10 * shard + 2))
     program = (  # without `if __name__ == "__main__"`
         "import os\n"

@@ -110,11 +110,11 @@ def test_what_a_peers_directory_holds_instead_is_named(found, message, clip):
     assert "read are open_clip_model.safetensors" in str(error.value)
 
 
-def test_an_adapter_is_no_model(clip):
+def test_an_adapter_of_another_name_is_no_model(clip):
     folder, load = clip
     (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"an adapter \(LoRA\), which changes a model(.|\n)*merge"):
+    (folder / "adapter.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no adapter of a name that is read\nexpected adapter_m"):
         load()
     assert_same(flaxclip.load(folder / MODEL), as_transformers(CLIP), variables_of(CLIP))
 

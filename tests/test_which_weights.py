@@ -69,6 +69,18 @@ def test_lightning_puts_the_average_in_the_place_of_the_weights(write):
     assert_is(open_archive(path, "raw"), RAW)
 
 
+def test_other_parameters_of_a_lightning_module_are_named(write):
+    clip = {
+        "model.logit_scale": np.float32(1)[None],
+        "model.visual.proj": np.ones((2, 3), np.float32),
+    }
+    head = {"head.weight": np.ones(3, np.float32), "criterion.margin": np.ones(1, np.float32)}
+    path = write(checkpoint({"state_dict": clip | head}))
+    message = r"under 'model\.' in the file, and 2 other tensors.*criterion.margin, head.weight"
+    with pytest.raises(InputError, match=message):
+        open_archive(path)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_torchs_averaged_model_counts_beside_its_weights(wrapped, write):
     arrays = {"n_averaged": np.array(7)} | {f"module.{n}": array for n, array in AVERAGE.items()}
@@ -139,7 +151,7 @@ def test_scores_of_either_lie_apart_and_say_whose_they_are(both, tmp_path, capsy
             image.save(tmp_path / "images" / name / f"{number}.png")
     results = []
     for which in (None, "raw"):
-        command = Command(str(both), images=tmp_path / "images", cache=tmp_path, weights=which)
+        command = Command((str(both),), images=tmp_path / "images", cache=tmp_path, weights=which)
         results += measure(command).results
     assert capsys.readouterr().out.count("holds weights and their average, which is taken") == 1
     assert [result.checkpoint.weights for result in results] == [None, "raw"]

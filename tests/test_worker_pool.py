@@ -9,13 +9,14 @@ import time
 import numpy as np
 import pytest
 
-from flaxclip.data.workers.host_batches import LocalLoading, Row
+from flaxclip.data.workers.batch_shapes import BatchShape, Row
+from flaxclip.data.workers.host_batches import LocalLoading
 from flaxclip.data.workers.pool import WorkerError, WorkerPool
-from flaxclip.data.workers.shared_batches import BatchShape, count_slots
+from flaxclip.data.workers.shared_batches import count_slots
 from flaxclip.errors import InputError
 from tests.helpers.left_open import nothing_left_open
 
-SHAPE = BatchShape(rows=40, image_size=4, context_length=3)
+SHAPE = BatchShape(rows=40, image=(4, 4, 3), context_length=3)
 
 
 def name(position):
@@ -87,7 +88,7 @@ def is_alive(process):
 
 
 def test_any_number_of_workers_makes_the_batches_that_none_makes():
-    expected = copies(LocalLoading(loading(), range(3), positions))
+    expected = copies(LocalLoading(loading(), SHAPE, range(3), positions))
     for workers in (1, 3):
         batches = pool(loading(), workers=workers)
         for batch, other in zip(copies(batches), expected, strict=True):
@@ -214,7 +215,7 @@ def test_workers_that_cannot_all_be_started_leave_none():
 
 
 def test_prefetching_is_bounded_in_bytes():
-    batch = BatchShape(rows=256, image_size=224, context_length=77).nbytes
+    batch = BatchShape(rows=256, image=(224, 224, 3), context_length=77).nbytes
     assert batch == 256 * (224 * 224 * 3 + 77 * 4)
     assert count_slots(batch, 5 * batch + 1) == 5
     assert count_slots(2 * batch, None) == 2**30 // (2 * batch)
@@ -234,3 +235,36 @@ def test_workers_end_with_the_training_process_and_ignore_signals_to_its_group(t
     assert is_alive(process)
     batches.close()
     assert not is_alive(process)
+
+
+def test_further_arrays_of_a_row_are_those_of_loading_without_workers():
+    extra = (("teacher_0/images", (2, 2, 3), "uint8"), ("teacher_0/zimg", (3,), "float32"))
+    plain = loading()
+
+    def load(positions, begin):
+        return [
+            row._replace(
+                extra={
+                    "teacher_0/images": np.full((2, 2, 3), position % 251, np.uint8),
+                    "teacher_0/zimg": np.full(3, position / 8, np.float32),
+                }
+            )
+            for position, row in zip(positions, plain(positions, begin), strict=True)
+        ]
+
+    shape = BatchShape(rows=40, image=(4, 4, 3), context_length=3, extra=extra)
+    assert shape.nbytes == 40 * (48 + 12 + 12 + 12)
+    by_pool = WorkerPool(
+        load, name, shape, range(3), positions, workers=2, slots=2, stall_seconds=60.0
+    )
+    local = LocalLoading(load, shape, range(3), positions)
+    steps = 0
+    for ours, theirs in zip(by_pool, local, strict=True):
+        steps += 1
+        assert set(ours.extra) == {"teacher_0/images", "teacher_0/zimg"}
+        for array, expected in theirs.extra.items():
+            np.testing.assert_array_equal(ours.extra[array], expected)
+            assert ours.extra[array].dtype == expected.dtype
+        np.testing.assert_array_equal(ours.images, theirs.images)
+    assert steps == 3
+    by_pool.close()

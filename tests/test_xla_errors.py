@@ -15,7 +15,7 @@ from tests.helpers.xla_flags import ONE_DEVICE
 FULL = """
 import resource
 import jax, jax.numpy as jnp
-from flaxclip.run.report import explain_out_of_memory
+from flaxclip.run.announcement import explain_out_of_memory
 from tests.helpers.tiny_run import tiny_config
 
 ones = jax.jit(lambda x: jnp.ones(2**22) + x)

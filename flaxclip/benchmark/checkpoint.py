@@ -9,10 +9,11 @@ from pathlib import Path
 
 from etils import epath
 
+from flaxclip.api import with_max_patches
 from flaxclip.benchmark.results import MeasuredCheckpoint
 from flaxclip.benchmark.tasks import DataSource, Task, all_suites, find_tasks
 from flaxclip.checkpoint.layout import load_config
-from flaxclip.data.loader import DataConfig
+from flaxclip.data.sources import scenes
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.weights import Weights, open_weights
@@ -25,18 +26,23 @@ class Checkpoint:
     asked: str
     which: WhichWeights | None
     weights: Weights
+    max_patches: int | None = None
 
     def named(self) -> MeasuredCheckpoint:
         """What results say of it."""
         path = str(self.weights.workdir or self.asked)
-        return MeasuredCheckpoint(path, self.weights.step, self.which, self.weights.kind)
+        return MeasuredCheckpoint(
+            path, self.weights.step, self.which, self.weights.kind, self.max_patches
+        )
 
     def default_out(self) -> Path:
         """Beside what is measured; here, in a folder of its name, where that lies in a bucket.
 
-        Weights that are asked for have a folder of their own.
+        Weights that are asked for have a folder of their own, and so has a number of patches.
         """
         suffix = "" if self.which is None else f"-{self.which}"
+        if self.max_patches is not None:
+            suffix += f"-{self.max_patches}-patches"
         if self.weights.workdir is not None:
             folder = results_of_run(self.asked, self.weights.workdir)
             return folder / f"{self.weights.step}{suffix}"
@@ -50,10 +56,12 @@ class Checkpoint:
         Raises:
             InputError: there are none.
         """
+        from flaxclip.data.loader import DataConfig  # slow to import, and needed for runs alone
+
         if self.weights.workdir is not None:
             data = load_config(self.weights.workdir).get("data", DataConfig)
-            if data.path == ("scenes",) and not data.mixture:
-                return find_tasks(["scenes"])
+            if data.path[0] in scenes.PATHS and not data.mixture:
+                return find_tasks(["scenes" if data.path[0] == "scenes" else "scenes-wide"])
             if data.heldout:
                 sources = (DataSource("pairs", "\n".join(data.heldout)),)
                 metric = "text_to_image_recall@1"
@@ -65,9 +73,19 @@ class Checkpoint:
         )
 
 
-def find_checkpoint(path: str, model: str | None, which: WhichWeights | None) -> Checkpoint:
-    """What `path` holds; arguments and errors are those of `open_weights`."""
-    return Checkpoint(path, which, open_weights(path, model, which))
+def find_checkpoint(
+    path: str, model: str | None, which: WhichWeights | None, max_patches: int | None = None
+) -> Checkpoint:
+    """What `path` holds; arguments are those of `open_weights`, and the most patches of an image.
+
+    Raises:
+        InputError: as `open_weights` raises it; or there are patches, and the model takes squares.
+    """
+    weights = open_weights(path, model, which)
+    if max_patches is not None:
+        spec = with_max_patches(weights.spec, max_patches)
+        weights = dataclasses.replace(weights, spec=spec)
+    return Checkpoint(path, which, weights, max_patches)
 
 
 def results_of_run(asked: str, workdir: epath.PathLike) -> Path:

@@ -1,10 +1,15 @@
-"""Measure a checkpoint.
+"""Measure checkpoints.
 
     python -m flaxclip.benchmark runs/quickstart
     python -m flaxclip.benchmark runs/mine --tasks clip27 retrieval --data DATASETS --out results
+    python -m flaxclip.benchmark runs/mine --tasks robustness --data hf://datasets/clip-benchmark
     python -m flaxclip.benchmark runs/mine --images photos --labels "cat,dog"
     python -m flaxclip.benchmark runs/mine --images photos --labels "cat, black" "cat, white" dog
     python -m flaxclip.benchmark runs/mine --watch
+    python -m flaxclip.benchmark list robustness
+    python -m flaxclip.benchmark runs/a runs/b --tasks clip27 --data DATASETS --out results
+    python -m flaxclip.benchmark siglip2-naflex --max-patches 256 576 --tasks clip27 --data DATASETS
+    python -m flaxclip.benchmark compare runs/a runs/b
     python -m flaxclip.benchmark report results other_results --out page.html
 
 With `--debug`, an error says where in the code it arose.
@@ -12,8 +17,7 @@ With `--debug`, an error says where in the code it arose.
 
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,36 +26,41 @@ import tyro
 
 from flaxclip.api import CLIPModel, read_model
 from flaxclip.benchmark.checkpoint import Checkpoint, find_checkpoint, results_of_run
+from flaxclip.benchmark.compare.command import write_comparisons_with_first
 from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder
-from flaxclip.benchmark.measure import Measured, Method, Settings, measure_tasks
-from flaxclip.benchmark.own_images import name_images, own_task, split_labels
+from flaxclip.benchmark.measure import Measured, Settings, measure_tasks, print_measured
+from flaxclip.benchmark.methods.ask import Method
+from flaxclip.benchmark.own_images import has_folders, name_images, own_task, split_labels
 from flaxclip.benchmark.prompts import read_prompts
-from flaxclip.benchmark.readers.folder import class_folders
 from flaxclip.benchmark.report.exports import write_events
 from flaxclip.benchmark.report.report import write_report
-from flaxclip.benchmark.results import (
-    MeasuredCheckpoint,
-    print_table,
-    unreadable_lines,
-    write_text,
-)
+from flaxclip.benchmark.results import short_names
+from flaxclip.benchmark.sets.place import DataPlace, tasks_of_repository
 from flaxclip.benchmark.tasks import PromptSet, Task, find_tasks
-from flaxclip.checkpoint.layout import CHECKPOINTS, load_config, saved_steps
+from flaxclip.checkpoint.layout import CHECKPOINTS
+from flaxclip.checkpoint.watch import watch
+from flaxclip.compile_cache import keep_compiled_programs
+from flaxclip.data.storage.files import cache_folder
 from flaxclip.errors import InputError
 from flaxclip.hosts.connections import join_hosts
 from flaxclip.interop.archives.state_dicts import WhichWeights
 
 Dtype = Literal["float32", "bfloat16"]
-POLL_SECONDS = 10.0
+COMPILED_SECONDS = 0.1
+"""What a program must take to compile to be kept: a suite asks for few, every one of them again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Measure a checkpoint, zero-shot or with probes. `report DIR...` makes a page of results."""
+    """Measure checkpoints. `compare A B` and `report DIR...` put results side by side, `list` says
+    what can be measured.
+    """
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    checkpoints: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT...")
+    ]
     """Workdir of a training run (its latest step), WORKDIR/checkpoints/STEP, or anything else that
-    `flaxclip.load` takes."""
+    `flaxclip.load` takes. Of several, each is compared with the first."""
     model: str | None = None
     """Architecture of others' weights, where their file does not tell."""
     tokenizer: str | None = None
@@ -60,8 +69,8 @@ class Command:
     """Of a checkpoint with weights and their average (EMA). If None, the average."""
     tasks: tuple[str, ...] = ()
     """Tasks and suites, or data of your own: retrieval:SHARDS, wds:DIR, wds-multilabel:DIR,
-    wds-retrieval:DIR, folder:DIR, parquet:FILE, tfds:NAME. If None, those of the data that the
-    checkpoint was trained on."""
+    wds-retrieval:DIR, folder:DIR, parquet:FILE, tfds:NAME; DIR can be hf://datasets/OWNER/NAME or
+    in a bucket. If None, those of the data that the checkpoint was trained on."""
     images: Path | None = None
     """Instead of tasks: a folder of your own images. Sub-folders named like labels are scored;
     images that lie in it as they are get predictions."""
@@ -71,11 +80,16 @@ class Command:
     sub-folders."""
     max_unreadable: float = MAX_UNREADABLE
     """Share of a task's images that may be unreadable, and count as black; with more it fails."""
-    data: Path = Path("data")
-    """Folder of data sets: `wds_*` folders, those that TFDS prepared, and others."""
+    data: str = "data"
+    """Folder of data sets: `wds_*` folders, those that TFDS prepared, and others. Or where they are
+    published: hf://datasets/clip-benchmark, gs://tfds-data/datasets; or one set,
+    hf://datasets/OWNER/NAME, which is measured if no task is named."""
+    data_cache: Path = cache_folder("datasets")
+    """Folder for copies of what is published, which are made once."""
     out: Path | None = None
-    """Folder for results. If None, WORKDIR/benchmark/STEP. Scores of a run's steps, for
-    TensorBoard, are beside it."""
+    """Folder for results; of several checkpoints, each has one of its own in it, beside
+    comparison.html. If None, WORKDIR/benchmark/STEP. Scores of a run's steps, for TensorBoard, are
+    beside it."""
     methods: tuple[Method, ...] = ("zero-shot",)
     """Also linear-probe, few-shot and knn, for tasks with a training split."""
     prompts: PromptSet = "clip_benchmark"
@@ -84,6 +98,10 @@ class Command:
     """Your own, before those: JSON of task -> {"class_names": [...], "templates": ["a {}", ...]}, a
     list of templates, or a dict of class -> its own prompts. A class can be a list of names that
     mean the same, and a name can say what it is a kind of: "animal > dog"."""
+    max_patches: tuple[int, ...] = ()
+    """Of a model that takes images at their own aspect ratio, such as SigLIP 2's NaFlex, the most
+    patches of an image; several are measured one after the other and compared with the first. If
+    None, what its preprocessing says."""
     dtype: Dtype | None = None
     """Of activations. If None, as in training. With bfloat16 the distance from float32 is
     reported."""
@@ -108,8 +126,11 @@ def measure_command(arguments: Sequence[str]) -> None:
     program = "python -m flaxclip.benchmark"
     command = tyro.cli(Command, prog=program, args=arguments, description=__doc__)
     join_hosts()
+    keep_compiled_programs(COMPILED_SECONDS)
     if command.watch:
         follow(command)
+    elif len(command.checkpoints) > 1 or len(command.max_patches) > 1:
+        run_each(command)
     else:
         run(command)
 
@@ -123,57 +144,85 @@ def follow(command: Command) -> None:
     """
     if jax.process_count() > 1:
         raise InputError("--watch runs on one host\nhosts may see a checkpoint at different times")
-    out = command.out or results_of_run(command.checkpoint, command.checkpoint)
+    workdir = _only(command)
+    out = command.out or results_of_run(workdir, workdir)
     failed: dict[int, str] = {}
 
     def measure(step: int) -> None:
-        checkpoint = f"{command.checkpoint.rstrip('/')}/{CHECKPOINTS}/{step}"
+        checkpoint = f"{workdir.rstrip('/')}/{CHECKPOINTS}/{step}"
         try:
-            run(dataclasses.replace(command, checkpoint=checkpoint, out=out / str(step)))
+            run(dataclasses.replace(command, checkpoints=(checkpoint,), out=out / str(step)))
         except FailedTasksError as error:
             failed[step] = str(error)  # the other tasks go on at the next checkpoint
 
-    watch(command.checkpoint, measure, lambda: write_report([out], out / "report.html"))
+    watch(workdir, measure, lambda: write_report([out], out / "report.html"))
     if failed:
         steps = ", ".join(map(str, failed))
         raise InputError(f"tasks failed at steps {steps}; at the last:\n{failed[max(failed)]}")
 
 
-def watch(
-    workdir: str,
-    measure: Callable[[int], object],
-    after: Callable[[], object],
-    poll: float = POLL_SECONDS,
-) -> None:
-    """Call `measure` with each step that has a checkpoint, ascending, until the run's last one.
-
-    Only reads the run's folder: the run may go on in another process, or on another machine. A
-    checkpoint that it deletes before or while it is measured is passed over, by name. Steps that
-    were measured before are offered again: `measure` keeps their results. `after` is called
-    whenever all steps that are there have been measured, to draw curves of them.
+def run_each(command: Command) -> None:
+    """Measure several checkpoints, each into a folder of its own, and compare each with the first;
+    a checkpoint at each number of patches counts as one.
 
     Raises:
-        InputError: there is no run in `workdir`, or a step cannot be measured for a reason other
-            than its being gone.
+        InputError: one cannot be found, before any is measured; two are the same; or, once all have
+            been measured, tasks failed.
     """
-    last = load_config(workdir).get("steps", int)
-    seen: set[int] = set()
-    while True:
-        fresh = [step for step in saved_steps(workdir) if step not in seen]
-        for step in fresh:
-            seen.add(step)
-            try:
-                measure(step)
-            except (InputError, OSError, ValueError) as error:
-                if step in saved_steps(workdir):
-                    raise
-                print(f"step {step} was deleted before it was measured: {error}".splitlines()[0])
-        if fresh:
-            after()
-        if last in seen:
-            return
-        if not fresh:
-            time.sleep(poll)
+    numbers: list[tuple[int, ...]] = [(most,) for most in command.max_patches] or [()]
+    columns = [
+        dataclasses.replace(command, checkpoints=(path,), max_patches=number)
+        for path in command.checkpoints
+        for number in numbers
+    ]
+    found = [_find(column) for column in columns]
+    out = command.out or Path()
+    names = short_names([checkpoint.named() for checkpoint in found])
+    if command.out is None:
+        outs = [checkpoint.default_out() for checkpoint in found]
+    else:
+        outs = [command.out / name.replace("/", "-").replace(" ", "-") for name in names]
+    if len(set(outs)) < len(outs):
+        raise InputError(
+            f"results of two checkpoints would be in {max(outs, key=outs.count)}\n"
+            "name a folder with --out, in which each has one of its own"
+        )
+    failed: dict[str, str] = {}
+    for column, name, folder in zip(columns, names, outs, strict=True):
+        try:
+            run(dataclasses.replace(column, out=folder))
+        except FailedTasksError as error:
+            failed[name] = str(error)  # the other checkpoints can be measured still
+    if jax.process_index() == 0 and command.images is None:
+        place = DataPlace(command.data, command.data_cache, _say)
+        write_comparisons_with_first(outs, names, out / "comparison.html", place)
+    if failed:
+        raise FailedTasksError("\n".join(f"{name}: {said}" for name, said in failed.items()))
+
+
+def _find(command: Command) -> Checkpoint:
+    """The one checkpoint, at its one number of patches if any is asked for."""
+    if len(command.max_patches) > 1:
+        raise InputError(
+            f"--max-patches {' '.join(map(str, command.max_patches))} with --watch\n"
+            "name one number: a run's steps are measured one after the other"
+        )
+    most = command.max_patches[0] if command.max_patches else None
+    return find_checkpoint(_only(command), command.model, command.weights, most)
+
+
+def _only(command: Command) -> str:
+    """The one checkpoint.
+
+    Raises:
+        InputError: there are none or several.
+    """
+    if len(command.checkpoints) != 1:
+        raise InputError(
+            f"{len(command.checkpoints) or 'no'} checkpoints are named where one is expected\n"
+            "name a run's workdir, WORKDIR/checkpoints/STEP, or others' weights"
+        )
+    return command.checkpoints[0]
 
 
 def run(command: Command) -> Measured:
@@ -190,7 +239,7 @@ def run(command: Command) -> Measured:
             f"--max-unreadable is {command.max_unreadable}\nit is a share: from 0 to 1"
         )
     own_prompts = {} if command.prompt_file is None else read_prompts(command.prompt_file)
-    checkpoint = find_checkpoint(command.checkpoint, command.model, command.weights)
+    checkpoint = _find(command)
     # A misspelt task is found before the weights are read.
     tasks = _tasks(command, checkpoint)
     if checkpoint.weights.notice:
@@ -209,10 +258,11 @@ def run(command: Command) -> Measured:
     if command.images is not None and not tasks:
         name_images(embedder, command.images, split_labels(command.labels), out)
         return Measured([], {}, {}, [])
-    settings = Settings(command.data, out, command.prompts, command.methods, own_prompts)
+    place = DataPlace(command.data, command.data_cache, _say)
+    settings = Settings(place, out, command.prompts, command.methods, own_prompts)
     measured = measure_tasks(embedder, checkpoint.named(), tasks, settings, _say)
     if jax.process_index() == 0:
-        _summarise(measured, checkpoint.named(), out)
+        print_measured(measured, checkpoint.named(), out)
         step = checkpoint.weights.step
         if step is not None and measured.fresh and command.weights is None:
             write_events(out.parent / "tensorboard", step, measured.fresh, out)
@@ -226,25 +276,14 @@ def run(command: Command) -> Measured:
 def _tasks(command: Command, checkpoint: Checkpoint) -> list[Task]:
     if command.images is not None:
         labels = split_labels(command.labels) if command.labels else ()
-        has_folders = _has_folders(command.images, bool(labels))
-        return [own_task(command.images, labels)] if has_folders else []
+        if has_folders(command.images, has_labels=bool(labels)):
+            return [own_task(command.images, labels)]
+        return []
     if command.labels:
         raise InputError("--labels without --images\nsay which images they are for")
-    if command.tasks:
-        return find_tasks(command.tasks)
+    if names := command.tasks or tasks_of_repository(command.data):
+        return find_tasks(names)
     return checkpoint.default_tasks()
-
-
-def _has_folders(images: Path, has_labels: bool) -> bool:
-    if not images.is_dir():
-        raise InputError(f"--images {images} is no folder\nname a folder of images")
-    has_folders = bool(class_folders(images))
-    if not has_folders and not has_labels:
-        raise InputError(
-            f"{images} has no sub-folders, and no --labels are given\n"
-            'say what the images can be, e.g. --labels "cat,dog"'
-        )
-    return has_folders
 
 
 def _with_dtype(model: CLIPModel, dtype: Dtype | None) -> CLIPModel:
@@ -257,22 +296,3 @@ def _with_dtype(model: CLIPModel, dtype: Dtype | None) -> CLIPModel:
 def _say(line: str) -> None:
     if jax.process_index() == 0:
         print(line, flush=True)
-
-
-def _summarise(measured: Measured, checkpoint: MeasuredCheckpoint, out: Path) -> None:
-    step = "" if checkpoint.step is None else f", step {checkpoint.step}"
-    print(f"{checkpoint.path}{step}")
-    if measured.results:
-        print_table(measured.results)
-    for result in measured.results:
-        for line in unreadable_lines(result):
-            print(f"{result.task}: {line}")
-        for note in result.notes:
-            print(f"{result.task}: {note}")
-    for message in measured.missing.values():
-        print(f"left out: {message}")
-    missing = out / "missing.txt"
-    write_text(missing, "\n\n".join(measured.missing.values()) + "\n")
-    if not measured.missing:
-        missing.unlink()
-    print(f"results and images: {out}")

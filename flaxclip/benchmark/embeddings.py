@@ -4,40 +4,41 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, UInt8
 
-from flaxclip.api import CLIPModel, encode_image, encode_text
-from flaxclip.benchmark.datasets import Images, image_batches
+from flaxclip.api import CLIPModel, as_input, encode_image, encode_text
+from flaxclip.benchmark.datasets import Images, batch_ranges, image_batches
+from flaxclip.benchmark.kept_embeddings import (
+    Embedded,
+    load_embedded,
+    model_digest,
+    save_embedded,
+)
+from flaxclip.data.images.native_size import PatchArrays
 from flaxclip.errors import InputError
+from flaxclip.models.text_transformer import needed_length
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
 CHUNK = 2048
 """Images or texts that are embedded before they are put on disk, about: what a killed run loses
 at most."""
 
-
+LENGTH_STEP = 16
+"""Lengths of texts are rounded up to multiples of it: each is compiled once."""
 MAX_UNREADABLE = 0.01
 """Share of a set's images that may count as black: what a score can lose by it at most."""
 _NAMED = 5
 
-
-class Embedded(NamedTuple):
-    """Unit embeddings in order, and what is to be said about some of them."""
-
-    z: Float[np.ndarray, "n d"]
-    remarks: tuple[str, ...]
-    """Of images: those that could not be decoded, and why. Of texts: those that were too long for
-    the model and lost their end."""
+_Begun = tuple[Float[jax.Array, "b d"], tuple[str, ...]]
+"""A batch's embeddings, which the devices may still be computing, and its remarks."""
 
 
 class Embedder:
@@ -63,36 +64,98 @@ class Embedder:
         mesh = make_mesh(MeshConfig(), jax.local_devices())
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._small_batch_size = -(-batch_size // 8 // mesh.size) * mesh.size
+        # A row that fills up costs a processor as much as an image; accelerators have it in less
+        # time than a second program takes to compile.
+        is_cpu = jax.default_backend() == "cpu"
+        self._last_batch_size = self._small_batch_size if is_cpu else None
         # Whole batches on every host, or filled-up rows would be computed for nothing.
         round_ = self.batch_size * jax.process_count()
         self._chunk = -(-CHUNK // round_) * round_
         self._sharding = batch_sharding(mesh)
         self._variables = jax.device_put(model.variables, jax.NamedSharding(mesh, jax.P()))
-        self.checkpoint = model_digest(model)
+        # Hashing takes as long as reading: meanwhile, the first programs are compiled.
+        self._digest = ThreadPoolExecutor(1).submit(model_digest, model)
         self._cache = cache
+        self._last: tuple[tuple, Embedded] | None = None
+        self._last_texts: dict[str, Float[np.ndarray, " d"]] = {}
         self.computed = 0
         """Images and texts embedded by this host, not found on disk."""
+
+    @property
+    def checkpoint(self) -> str:
+        """What tells the model from others: see `model_digest`."""
+        return self._digest.result()
+
+    def compile_ahead(self, count: int) -> None:
+        """Compile what the first batch of `count` images needs, while the weights are hashed."""
+        if self._digest.done() or self.model.spec.preprocess.resize == "native":
+            return
+        (_, rows), *_ = batch_ranges(0, count, self.batch_size, self._last_batch_size)
+        side = self.model.transform.size
+        pixels = jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8, sharding=self._sharding)
+        # `encode_image` finds the program by the same arguments.
+        encode_image.lower(self._variables, pixels, self.model.spec, self.model.compute).compile()
+
+    def encode_pixels(
+        self, pixels: UInt8[np.ndarray, "b h w 3"] | PatchArrays
+    ) -> Float[jax.Array, "b d"]:
+        """Unit embeddings of a batch, begun on the devices and not waited for."""
+        placed = as_input(jax.device_put(pixels, self._sharding))
+        return encode_image(self._variables, placed, self.model.spec, self.model.compute)
+
+    def encode_tokens(self, tokens: Int[np.ndarray, "b l"]) -> Float[jax.Array, "b d"]:
+        """Likewise of texts, without positions behind the longest that no embedding depends on."""
+        needed = needed_length(self.model.config.text, tokens)
+        length = min(-(-needed // LENGTH_STEP) * LENGTH_STEP, tokens.shape[1])
+        placed = jax.device_put(tokens[:, :length], self._sharding)
+        return encode_text(self._variables, placed, self.model.spec, self.model.compute)
+
+    def encode_few_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Unit embeddings of some texts, on this host alone; what was embedded last is known."""
+        if all(text in self._last_texts for text in texts):
+            return np.stack([self._last_texts[text] for text in texts])
+        rows = self._small_batch_size
+        parts = [self._tokens(texts[at : at + rows], rows)[0] for at in range(0, len(texts), rows)]
+        return np.concatenate([np.asarray(self.encode_tokens(part)) for part in parts])[
+            : len(texts)
+        ]
+
+    def _tokens(
+        self, texts: Sequence[str], rows: int
+    ) -> tuple[Int[np.ndarray, "rows l"], Bool[np.ndarray, " n"]]:
+        """Ids of texts, filled up to `rows`, and which texts lost their end."""
+        tokens, cut = self.model.tokenizer.encode(texts)
+        padded = np.zeros((rows, tokens.shape[1]), tokens.dtype)
+        # Rows that fill up repeat the first: one of zeros alone has no end marker.
+        padded[:] = tokens[:1]
+        padded[: len(tokens)] = tokens
+        return padded, cut
 
     def embed_images(self, images: Images, limited: bool = True) -> Embedded:
         """Every image once; `remarks` are those that cannot be read or decoded.
 
-        If not `limited`, any number of them is taken, by whoever calls `check_readable` later.
+        If not `limited`, any number of them is taken, by whoever calls `check_readable` later. The
+        last set is kept in memory: a task asks for the same images several times.
 
         Raises:
             InputError: more images than the limit are unreadable, or the cache cannot be written.
         """
         key = ("images", images.identity, repr(self.model.transform))
 
-        def embed(start: int, stop: int) -> Iterator[Embedded]:
+        def embed(start: int, stop: int) -> Iterator[_Begun]:
             workers = os.cpu_count() or 1
             for batch in image_batches(
-                images, self.model.transform, self.batch_size, start, stop, workers
-            ):
-                pixels = jax.device_put(batch.images, self._sharding)
-                zimg = encode_image(self._variables, pixels, self.model.spec, self.model.compute)
-                yield Embedded(zimg, batch.unreadable)
+                images, self.model.transform, self.batch_size, start, stop, workers,
+                self._last_batch_size,
+            ):  # fmt: skip
+                yield self.encode_pixels(batch.images), batch.unreadable
 
-        return self._embed_all(key, len(images), embed, is_image=True, limited=limited)
+        if self._last is None or self._last[0] != key:
+            found = self._embed_all(key, len(images), embed, is_image=True, limited=limited)
+            self._last = key, found
+        elif limited:
+            self.check_readable(self._last[1].remarks, len(images))
+        return self._last[1]
 
     def embed_texts(self, texts: Sequence[str]) -> Embedded:
         """Every text once; `remarks` are those that lost their end.
@@ -101,27 +164,17 @@ class Embedder:
             InputError: the cache cannot be written.
         """
 
-        def embed(start: int, stop: int) -> Iterator[Embedded]:
-            while start < stop:
-                # Ten prompts are a small set's usual number: a whole batch would be filler.
-                few = stop - start <= self.batch_size - self._small_batch_size
-                rows = self._small_batch_size if few else self.batch_size
-                part = list(texts[start : min(start + rows, stop)])
-                tokens, cut = self.model.tokenizer.encode(part)
-                padded = np.zeros((rows, tokens.shape[1]), tokens.dtype)
-                # Rows that fill up repeat the first: one of zeros alone has no end marker.
-                padded[:] = tokens[:1]
-                padded[: len(tokens)] = tokens
-                ztxt = encode_text(
-                    self._variables,
-                    jax.device_put(padded, self._sharding),
-                    self.model.spec,
-                    self.model.compute,
-                )
-                yield Embedded(ztxt, tuple(np.array(part, object)[cut]))
-                start += len(part)
+        def embed(start: int, stop: int) -> Iterator[_Begun]:
+            # Ten prompts are a small set's usual number: a whole batch would be filler.
+            for at, rows in batch_ranges(start, stop, self.batch_size, self._small_batch_size):
+                part = list(texts[at : min(at + rows, stop)])
+                padded, cut = self._tokens(part, rows)
+                yield self.encode_tokens(padded), tuple(np.array(part, object)[cut])
 
-        return self._embed_all(("texts", list(texts)), len(texts), embed, is_image=False)
+        found = self._embed_all(("texts", list(texts)), len(texts), embed, is_image=False)
+        if len(texts) <= CHUNK:  # more would take as much memory as the images
+            self._last_texts = dict(zip(texts, found.z, strict=True))
+        return found
 
     def dtype_difference(self, images: Images, count: int = 256) -> dict[str, float]:
         """What the activations' type changes: cosine distance from float32 on the first images.
@@ -131,7 +184,7 @@ class Embedder:
         """
         stop = min(count, len(images))
         batch = next(image_batches(images, self.model.transform, self.batch_size, 0, stop))
-        pixels = jax.device_put(batch.images, self._sharding)
+        pixels = as_input(jax.device_put(batch.images, self._sharding))
         exact = dataclasses.replace(self.model.compute, dtype="float32")
         pair = [
             encode_image(self._variables, pixels, self.model.spec, compute)
@@ -146,7 +199,7 @@ class Embedder:
         self,
         key: tuple,
         count: int,
-        embed: Callable[[int, int], Iterator[Embedded]],
+        embed: Callable[[int, int], Iterator[_Begun]],
         is_image: bool,
         limited: bool = False,
     ) -> Embedded:
@@ -160,7 +213,7 @@ class Embedder:
         for number, start in enumerate(range(0, count, self._chunk)):
             stop = min(start + self._chunk, count)
             path = folder / f"{number}.npz"
-            kept = _load(path) if host == 0 else None
+            kept = load_embedded(path) if host == 0 else None
             if is_image and kept is not None and kept.remarks:
                 kept = None  # what could not be read may be readable by now
             kept = _from_host_0(kept, stop - start, self.model.config.embed_dim)
@@ -176,7 +229,7 @@ class Embedder:
             if limited:  # at the first chunk after which no other can help
                 self.check_readable(remarks, count, stop)
             if host == 0 and not (is_image and chunks[-1].remarks):
-                _save(path, chunks[-1])
+                save_embedded(path, chunks[-1])
         return Embedded(np.concatenate([chunk.z for chunk in chunks]), remarks)
 
     def check_readable(
@@ -203,56 +256,21 @@ class Embedder:
             )
         )
 
-    def _collect(self, batches: Iterator[Embedded], count: int) -> Embedded:
+    def _collect(self, batches: Iterator[_Begun], count: int) -> Embedded:
         """The first `count` rows of `batches`, of which the last is filled up."""
         z: list[np.ndarray] = [np.zeros((0, self.model.config.embed_dim), np.float32)]
         remarks: list[str] = []
         pending = None
-        for batch in batches:
+        for zbatch, of_batch in batches:
             # The previous batch is fetched while this one is being computed.
             if pending is not None:
                 z.append(np.asarray(pending))
-            pending = batch.z
-            remarks.extend(batch.remarks)
+            pending = zbatch
+            remarks.extend(of_batch)
         if pending is not None:
             z.append(np.asarray(pending))
         self.computed += count
         return Embedded(np.concatenate(z)[:count], tuple(remarks))
-
-
-def model_digest(model: CLIPModel) -> str:
-    """A hash of the parameters, the architecture and the type of activations."""
-    digest = hashlib.sha256(repr((model.spec, model.compute.dtype)).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _load(path: Path) -> Embedded | None:
-    try:
-        with np.load(path) as arrays:
-            return Embedded(arrays["z"], tuple(json.loads(str(arrays["remarks"]))))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"embeddings in {path} are damaged: {error}\ndelete the file; they are made again"
-        ) from None
-
-
-def _save(path: Path, part: Embedded) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: a run may be killed while it writes.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            np.savez(file, z=part.z, remarks=json.dumps(part.remarks))
-        os.replace(file.name, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot keep embeddings in {path.parent}: {error.strerror}\n"
-            "name another folder with --cache"
-        ) from None
 
 
 def broadcast_from_host_0(flag: bool) -> bool:

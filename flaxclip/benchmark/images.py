@@ -6,23 +6,21 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from jaxtyping import Int, UInt8
 
 from flaxclip.benchmark.datasets import (
-    Associations,
     Captioned,
-    Choices,
     Images,
     Labelled,
+    finish_of,
     measured_pixels,
 )
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.prompts import Asked
+from flaxclip.benchmark.prompts import Asked, Classification
 from flaxclip.benchmark.results import Findings
-from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.eval_transform import SizedTransform, Transform
 from flaxclip.data.sources.source import UnreadableExampleError
-from flaxclip.figures import draw_predictions, draw_similarities, save_figure
-from flaxclip.numerics import similarity
 from flaxclip.zero_shot.class_prompts import class_prompts
 
 SHOWN = 12
@@ -39,7 +37,7 @@ def draw_result(embedder: Embedder, asked: Asked, findings: Findings, stem: Path
         guesses = [[asked.captions[best] for best in row[:3]] for row in found]
         _draw_overview(embedder, asked.images, truths, truths, guesses, shown, stem)
         return {"retrieved": _save_retrieved(findings, asked, folder)}
-    if isinstance(asked, Choices | Associations) or asked.data.labels.ndim != 1:
+    if not isinstance(asked, Classification) or asked.data.labels.ndim != 1:
         return {}
     data, wording = asked
     names = wording.shown_names
@@ -104,9 +102,16 @@ def _save_thumbnail(images: Images, index: int, folder: Path, stem: str) -> str:
     return f"{folder.name}/{path.name}"
 
 
-def _pixels(images: Images, index: int, transform: SizedTransform) -> UInt8[np.ndarray, "h w 3"]:
+def _pixels(images: Images, index: int, transform: Transform) -> UInt8[np.ndarray, "size size 3"]:
+    """An image as the model sees it, on a white square if it is none."""
+    size = transform.size
     try:
-        return measured_pixels(images[index], transform)
+        pixels = finish_of(images)(measured_pixels(images[index], transform))
+        if pixels.shape[:2] == (size, size):
+            return pixels
+        return np.asarray(
+            PIL.ImageOps.pad(PIL.Image.fromarray(pixels), (size, size), color="white")
+        )
     except UnreadableExampleError:
         return np.zeros((transform.size, transform.size, 3), np.uint8)
 
@@ -124,16 +129,14 @@ def _draw_overview(
 
     Lists have an entry for each image of `shown`.
     """
+    from flaxclip.figures import draw_predictions, draw_similarities, save_figure  # slow to import
+
     transform = embedder.model.transform
     pixels = [_pixels(images, int(index), transform) for index in shown]
     save_figure(
         draw_predictions(pixels, truths, guesses), stem.with_name(f"{stem.name}-predictions.png")
     )
-    model = embedder.model
-    zimg, ztxt = (
-        model.encode_image(np.stack(pixels), len(pixels)),
-        model.encode_text(captions, len(captions)),
-    )
-    similarities = np.asarray(similarity(zimg, ztxt))
+    zimg = embedder.embed_images(images, limited=False).z[shown]  # in memory still
+    similarities = zimg @ embedder.encode_few_texts(captions).T
     path = stem.with_name(f"{stem.name}-similarities.png")
     save_figure(draw_similarities(pixels, captions, similarities), path)

@@ -1,45 +1,43 @@
 """One checkpoint on many tasks: what is done is kept, what is not there is reported."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxclip.benchmark.datasets import (
-    Associations,
-    Captioned,
-    Choices,
     Dataset,
     Labelled,
     MissingDataError,
+    OpenSet,
 )
 from flaxclip.benchmark.embeddings import Embedder, broadcast_from_host_0
 from flaxclip.benchmark.images import draw_result
-from flaxclip.benchmark.methods.choice import associate_task, choose_task
-from flaxclip.benchmark.methods.linear_probe import PROBE_METRICS, Probe, probe_task
-from flaxclip.benchmark.methods.retrieval import retrieve_task
-from flaxclip.benchmark.methods.zero_shot import classify_task
-from flaxclip.benchmark.prompts import Asked, Classification, Wording, choose_wording
+from flaxclip.benchmark.methods.ask import Method, ask
+from flaxclip.benchmark.methods.linear_probe import PROBE_METRICS
+from flaxclip.benchmark.prompts import Asked, Classification, Detection, Wording, choose_wording
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.results import (
-    Findings,
     MeasuredCheckpoint,
     Result,
     digest,
+    print_table,
     read_result,
+    unreadable_lines,
     write_result,
+    write_text,
 )
 from flaxclip.benchmark.robustness import published_scores
+from flaxclip.benchmark.sets.place import DataPlace
 from flaxclip.benchmark.tasks import DataSource, Prompts, PromptSet, Task
 from flaxclip.data.sources.left_out import describe_counts
 from flaxclip.errors import InputError
-
-Method = Literal["zero-shot"] | Probe
 
 PACKAGES = ("flaxclip", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "tokenizers", "ftfy")
 """Whose versions a result keeps."""
@@ -51,7 +49,7 @@ _ASKED = ("task", "title", "method", "kind", "metric", "parameters_sha256", "dat
 class Settings:
     """How tasks are measured."""
 
-    data_dir: Path
+    data: DataPlace | Path
     out: Path
     prompts: PromptSet = "clip_benchmark"
     methods: tuple[Method, ...] = ("zero-shot",)
@@ -84,7 +82,7 @@ def measure_tasks(
     found = Measured([], {}, {}, [])
     for task in tasks:
         try:
-            source, data = _open(task, settings.data_dir, embedder.model.transform.size)
+            source, data = _open(task, settings.data, embedder.model.transform.size)
             for method in settings.methods:
                 if method != "zero-shot" and not _can_be_probed(source, data):
                     say(f"{task.name}: no training split with one class an image: no {method}")
@@ -102,14 +100,37 @@ def measure_tasks(
             reason = str(error).removeprefix(f"{task.name}: ")
             found.failed[task.name] = f"{task.name}: {reason}"
             say(f"{task.name}: failed: {reason}")
+    known = {task.name for task in tasks} | {s.name for task in tasks for s in task.sources}
+    if unknown := sorted(set(settings.own_prompts) - known):
+        say(f"the prompt file has words for no task that was measured here: {', '.join(unknown)}")
     return found
 
 
-def _open(task: Task, data_dir: Path, image_size: int) -> tuple[DataSource, Dataset]:
+def print_measured(measured: Measured, checkpoint: MeasuredCheckpoint, out: Path) -> None:
+    """Print scores, notes, and what was left out, which `out/missing.txt` lists, too."""
+    step = "" if checkpoint.step is None else f", step {checkpoint.step}"
+    print(f"{checkpoint.path}{step}")
+    if measured.results:
+        print_table(measured.results)
+    for result in measured.results:
+        for line in unreadable_lines(result):
+            print(f"{result.task}: {line}")
+        for note in result.notes:
+            print(f"{result.task}: {note}")
+    for message in measured.missing.values():
+        print(f"left out: {message}")
+    missing = out / "missing.txt"
+    write_text(missing, "\n\n".join(measured.missing.values()) + "\n")
+    if not measured.missing:
+        missing.unlink()
+    print(f"results and images: {out}")
+
+
+def _open(task: Task, data: DataPlace | Path, image_size: int) -> tuple[DataSource, Dataset]:
     """The task's test set, of which every host must have the same number of images."""
     opened: tuple[DataSource, Dataset] | InputError
     try:
-        opened = open_test(task, data_dir, image_size)
+        opened = open_test(task, data, image_size)
     except InputError as error:
         opened = error
     if jax.process_count() > 1:
@@ -142,12 +163,21 @@ def _measure(
 ) -> tuple[Result, bool]:
     """The result, and whether it was made now; scores of one that was kept are on host 0 alone."""
     asked: Asked
+    own = settings.own_prompts.get(task.name, settings.own_prompts.get(source.name))
     if isinstance(data, Labelled):
-        own = settings.own_prompts.get(task.name, settings.own_prompts.get(source.name))
         asked = Classification(data, choose_wording(task, data, settings.prompts, own))
         words = _words(task, asked.wording, settings.prompts if method == "zero-shot" else None)
+    elif isinstance(data, OpenSet):
+        asked = Detection(data, choose_wording(task, data.inside, settings.prompts, own))
+        words = _words(task, asked.wording, settings.prompts)
+        words["outside_sha256"] = digest({n: i.identity for n, i in data.outside.items()})
     else:
-        asked, words = data, {}
+        asked, words = data, {"texts_sha256": _asked_sha256(data)}
+    suffix = "" if method == "zero-shot" else f".{method}"
+    stem = settings.out / f"{task.name}{suffix}"
+    done = stem.with_name(stem.name + ".json")
+    if not done.exists():
+        embedder.compile_ahead(len(data.images))
     result = Result(
         task=task.name,
         title=task.title,
@@ -165,9 +195,6 @@ def _measure(
     identity = {name: getattr(result, name) for name in _ASKED}
     identity |= words | {"batch_size": embedder.batch_size}
     result = dataclasses.replace(result, identity_sha256=digest(identity))
-    suffix = "" if method == "zero-shot" else f".{method}"
-    stem = settings.out / f"{task.name}{suffix}"
-    done = stem.with_name(stem.name + ".json")
     before = read_result(done) if _main() and done.exists() else None
     is_done = (
         before is not None
@@ -179,7 +206,7 @@ def _measure(
         return before or result, False
 
     say(f"{task.name}, {method}: {len(data.images):,} images")
-    findings = _ask(embedder, task, source, asked, method, settings.data_dir)
+    findings = ask(embedder, task, source, asked, method, settings.data)
     notes = list(findings.notes)
     if task.examples not in (None, len(data.images)):
         notes.append(
@@ -189,6 +216,8 @@ def _measure(
     if left_out := getattr(data, "left_out", None):
         details["left_out"] = left_out
         notes.append(f"left out of the set: {describe_counts(left_out)}")
+    if task.language is not None:
+        details["language"] = task.language
     if method == "zero-shot":
         details["published"] = published_scores(task.name, task.metric)
     if embedder.model.compute.dtype != "float32":
@@ -207,8 +236,17 @@ def _measure(
         details=words | details | _how_computed(embedder),
     )
     if _main():
-        write_result(result, findings.arrays, stem)
+        write_result(result, findings.arrays | _about_examples(data), stem)
     return result, True
+
+
+def _about_examples(data: Dataset) -> dict[str, np.ndarray]:
+    """What finds the examples of two results that were made apart."""
+    names = [data.images.name(index) for index in range(len(data.images))]
+    arrays = {"image_names": np.array(names)}
+    if isinstance(data, Labelled) and data.groups is not None:
+        arrays["groups"] = data.groups
+    return arrays
 
 
 def _main() -> bool:
@@ -240,15 +278,11 @@ def _words(task: Task, wording: Wording, prompt_set: PromptSet | None) -> dict[s
     }
 
 
-def _ask(
-    embedder: Embedder, task: Task, source: DataSource, asked: Asked, method: Method, data_dir: Path
-) -> Findings:
-    if isinstance(asked, Captioned):
-        return retrieve_task(embedder, asked)
-    if isinstance(asked, Choices):
-        return choose_task(embedder, asked)
-    if isinstance(asked, Associations):
-        return associate_task(embedder, asked)
-    if method == "zero-shot":
-        return classify_task(embedder, task, *asked)
-    return probe_task(embedder, task, source, *asked, method, data_dir)
+def _asked_sha256(data: Dataset) -> str:
+    """Of all that is asked beside the images: a result is of these texts and no others."""
+    hasher = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        if isinstance(leaf, str | np.ndarray):
+            hasher.update(jax.tree_util.keystr(path).encode())
+            hasher.update(leaf.encode() if isinstance(leaf, str) else leaf.tobytes())
+    return hasher.hexdigest()[:32]

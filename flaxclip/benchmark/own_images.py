@@ -4,13 +4,13 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import task_classifier
 from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
+from flaxclip.benchmark.results import print_whole
 from flaxclip.benchmark.tasks import PROMPT_SETS, DataSource, Prompts, Task
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
@@ -43,6 +43,23 @@ def split_labels(given: Sequence[Sequence[str]]) -> tuple[str, ...]:
         raise InputError(f"--labels {shown} names {len(names)}\nthere must be two at least")
     check_distinct(names)
     return names
+
+
+def has_folders(images: Path, has_labels: bool) -> bool:
+    """True if a folder of images has sub-folders, which are their labels.
+
+    Raises:
+        InputError: it is no folder; or it has none, and there are no other labels.
+    """
+    if not images.is_dir():
+        raise InputError(f"--images {images} is no folder\nname a folder of images")
+    found = bool(class_folders(images))
+    if not found and not has_labels:
+        raise InputError(
+            f"{images} has no sub-folders, and no --labels are given\n"
+            'say what the images can be, e.g. --labels "cat,dog"'
+        )
+    return found
 
 
 def own_task(images: Path, labels: Sequence[str]) -> Task:
@@ -93,7 +110,7 @@ def name_images(embedder: Embedder, folder: Path, names: Sequence[str], out: Pat
     table = Table("image", "prediction", *names)
     for row in rows[:PRINTED]:
         table.add_row(*row)
-    Console().print(table)
+    print_whole(table)
     for line in unreadable[:PRINTED]:
         print(f"unreadable: {line}")
     print(f"{len(rows):,} images, {len(unreadable):,} unreadable: {out / 'predictions.csv'}")

@@ -1,12 +1,14 @@
 """The words a task is asked in: whose class names and templates, and whether they fit the data."""
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxclip.benchmark.datasets import Associations, Captioned, Choices, Labelled
+from flaxclip.benchmark.datasets import Labelled, OpenSet, Worded
 from flaxclip.benchmark.tasks import ClassNames, Prompts, PromptSet, Task
 from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name
@@ -37,7 +39,14 @@ class Classification(NamedTuple):
     wording: Wording
 
 
-Asked = Classification | Captioned | Choices | Associations
+class Detection(NamedTuple):
+    """Images of known classes and of others, and the words that the known ones are asked in."""
+
+    data: OpenSet
+    wording: Wording
+
+
+Asked = Classification | Detection | Worded
 """A data set, with words where it has none of its own."""
 
 
@@ -55,8 +64,9 @@ def choose_wording(
     """
     with_data = Prompts(data.class_names, data.templates)
     named = task.prompts.get(prompt_set, Prompts())
-    order = [(with_data, "data set"), (named, prompt_set)]
-    if prompt_set != "clip_benchmark" or task.distractors or not data.class_names:
+    order = [(with_data, "data set"), (named, "clip_benchmark" if task.language else prompt_set)]
+    has_own = task.distractors or task.language or task.kind == "open-set"
+    if prompt_set != "clip_benchmark" or has_own or not data.class_names:
         order.reverse()
     if own is not None:
         order.insert(0, (own, "prompt file"))
@@ -139,7 +149,9 @@ def _in_label_order(task: str, names: ClassNames, own: tuple[str, ...]) -> Class
     if plain == plain_own:
         return names
     if sorted(plain) == sorted(plain_own):
-        return tuple(names[plain.index(name)] for name in plain_own)
+        # Of classes that share a name, the first goes to the first: their synonyms may differ.
+        places = {name: iter([i for i, p in enumerate(plain) if p == name]) for name in plain}
+        return tuple(names[next(places[name])] for name in plain_own)
     for place, name in enumerate(plain):
         if plain_own.count(name) == plain.count(name) == 1 and plain_own.index(name) != place:
             raise InputError(
@@ -171,15 +183,31 @@ def check_labels(task: str, names: Names, labels: np.ndarray) -> None:
 def _notes(names: Names, templates: Templates, labels: np.ndarray) -> list[str]:
     notes = []
     asked = class_prompts(names, templates)
-    if repeated := sorted({str(name) for name, p in zip(names, asked, strict=True)
-                           if asked.count(p) > 1}):  # fmt: skip
-        notes.append(f"several classes share a name, and cannot be told apart: {repeated}")
+    named = [(name,) if isinstance(name, str) else tuple(name) for name in names]
+    counts = Counter(asked)
+    repeated = [name for name, prompts in zip(named, asked, strict=True) if counts[prompts] > 1]
+    if repeated:
+        notes.append(
+            "several classes share a name, and cannot be told apart: "
+            f"{_some(sorted({', '.join(name) for name in repeated}))}; the first has their images"
+        )
+    if not isinstance(templates, Mapping):
+        classes_of = Counter(synonym for synonyms in named for synonym in set(synonyms))
+        shared = {synonym for synonym, count in classes_of.items() if count > 1}
+        if shared := shared.difference(*repeated):
+            notes.append(f"names that several classes have, beside others: {_some(sorted(shared))}")
+        twice = [", ".join(name) for name in named if len(set(name)) < len(name)]
+        if twice:
+            notes.append(f"a name that stands twice in a class counts twice: {_some(twice)}")
     if labels.ndim == 1:
         empty = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)
         if len(empty):
-            shown = ", ".join(str(names[index]) for index in empty[:5])
             notes.append(
                 f"{len(empty)} of {len(names)} classes have no image, and no part in the mean "
-                f"per class: {shown}{', ...' if len(empty) > 5 else ''}"
+                f"per class: {_some([str(names[index]) for index in empty.tolist()])}"
             )
     return notes
+
+
+def _some(names: Sequence[str], shown: int = 5) -> str:
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

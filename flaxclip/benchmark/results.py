@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from flaxclip.errors import InputError
 
-FORMAT = 3
-"""Of result files."""
+FORMAT = 4
+"""Of result files. From 4 on, the names of the images are among the arrays."""
+READABLE = (3, FORMAT)
 
 
 def digest(value: Any) -> str:
@@ -74,6 +76,39 @@ class MeasuredCheckpoint:
     """"ema" or "raw", where one was asked for."""
     format: str | None = None
     """Whose format it was read in, for people."""
+    max_patches: int | None = None
+    """Most patches of an image at its own aspect ratio, where a number was asked for."""
+
+
+def short_names(checkpoints: Sequence[MeasuredCheckpoint]) -> list[str]:
+    """What tables call checkpoints: the ends of their paths, their steps, and which weights.
+
+    Paths are as long as it takes to tell them apart.
+
+    Raises:
+        InputError: two checkpoints are the same.
+    """
+    longest = max(len(_parts(checkpoint)) for checkpoint in checkpoints)
+    for length in range(2, max(longest, 2) + 1):
+        names = [short_name(checkpoint, length) for checkpoint in checkpoints]
+        if len(set(names)) == len(names):
+            return names
+    repeated = next(name for name in names if names.count(name) > 1)
+    raise InputError(f"{repeated} is named twice\nname every checkpoint once")
+
+
+def short_name(checkpoint: MeasuredCheckpoint, length: int = 2) -> str:
+    """The last `length` parts of a checkpoint's path, its step, which weights, and how many
+    patches.
+    """
+    step = "" if checkpoint.step is None else f"step {checkpoint.step}"
+    patches = "" if checkpoint.max_patches is None else f"{checkpoint.max_patches} patches"
+    short = "/".join(_parts(checkpoint)[-length:])
+    return " ".join(filter(None, [short, step, checkpoint.weights, patches]))
+
+
+def _parts(checkpoint: MeasuredCheckpoint) -> list[str]:
+    return checkpoint.path.rstrip("/").split("/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +200,10 @@ def read_result(path: Path) -> Result:
     """
     try:
         content = json.loads(path.read_text())
-        if content["format"] == FORMAT:
+        if content["format"] in READABLE:
             return Result.from_json(content)
-        found = f"of format {content['format']}, not {FORMAT}"
+        known = " or ".join(map(str, READABLE))
+        found = f"of format {content['format']}, not {known}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"damaged: {error!r}"
     raise InputError(f"result file {path} is {found}\ndelete it, and measure again")
@@ -202,4 +238,17 @@ def print_table(results: Sequence[Result]) -> None:
         for name, score in result.scores.items():
             interval = f"{score.low:.1%} – {score.high:.1%}"
             table.add_row("", name, f"{score.value:.1%}", interval, f"{score.chance:.1%}")
-    Console().print(table)
+    print_whole(table)
+
+
+def print_whole(table: Table) -> None:
+    """Print a table of which nothing is cut off: in a log, each row on a line of its own; on a
+    terminal, long words on several lines.
+    """
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    if not console.is_terminal:
+        wide = console.options.update(max_width=10_000)
+        console = Console(width=Measurement.get(console, wide, table).maximum)
+    console.print(table)

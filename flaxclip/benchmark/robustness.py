@@ -2,13 +2,14 @@
 
 import csv
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.special
 
 SHIFTS = ("imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch", "objectnet")
+_ALEXNET_ERRORS = Path(__file__).parent / "suites" / "imagenet_c_alexnet_errors.csv"
 _REFERENCES = Path(__file__).parent / "suites" / "references.csv"
 
 
@@ -21,12 +22,13 @@ class Line(NamedTuple):
     """Models that it was fitted to: name, accuracy on ImageNet and on the shifted set."""
 
     def __call__(self, accuracy: float) -> float:
-        return float(scipy.special.expit(self.slope * _logit(accuracy) + self.intercept))
+        return 1 / (1 + math.exp(-(self.slope * _logit(accuracy) + self.intercept)))
 
 
 def _logit(accuracy: float) -> float:
     # Scores of 0 and 1 have no logit; no set here tells apart less than this.
-    return float(scipy.special.logit(np.clip(accuracy, 1e-5, 1 - 1e-5)))
+    share = min(max(accuracy, 1e-5), 1 - 1e-5)
+    return math.log(share / (1 - share))
 
 
 @functools.cache
@@ -34,6 +36,13 @@ def references() -> tuple[dict[str, str], ...]:
     """Published scores: task, score, model, value, source."""
     with _REFERENCES.open(newline="") as file:
         return tuple(csv.DictReader(file))
+
+
+@functools.cache
+def alexnet_errors(level: int) -> dict[str, float]:
+    """AlexNet's error rate on each corruption of ImageNet-C at a level."""
+    with _ALEXNET_ERRORS.open(newline="") as file:
+        return {row["corruption"]: float(row[f"level_{level}"]) for row in csv.DictReader(file)}
 
 
 def published_scores(task: str, score: str) -> list[dict[str, Any]]:

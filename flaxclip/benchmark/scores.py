@@ -6,7 +6,7 @@ and a bootstrap sample is a row of counts of how often each example was drawn.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
@@ -29,15 +29,14 @@ def share_of_hits(hits: Bool[np.ndarray, " n"], chance: float) -> Score:
     """How many examples are hits, with its 95% bootstrap interval.
 
     Samples of examples that are all hits, or all misses, know of no others: then the exact
-    interval of a share (Clopper and Pearson 1934).
+    interval of a share (Clopper and Pearson 1934), which ends where so many alike have a
+    probability of 2.5%.
     """
     score = with_interval(mean_of(hits), len(hits), chance)
-    if 0 < score.value < 1:
-        return score
-    from scipy.stats import binomtest  # slow to import, and seldom needed
-
-    exact = binomtest(int(hits.sum()), len(hits)).proportion_ci()
-    return dataclasses.replace(score, low=float(exact.low), high=float(exact.high))
+    bound = 0.025 ** (1 / len(hits))
+    if score.value == 1:
+        return dataclasses.replace(score, low=bound)
+    return dataclasses.replace(score, high=1 - bound) if score.value == 0 else score
 
 
 def _bootstrap(statistic: Statistic, examples: int, seed: int) -> tuple[float, float]:
@@ -134,6 +133,66 @@ def roc_auc(positive: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) ->
     return statistic
 
 
+def fpr_at_recall(
+    positive: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"], recall: float = 0.95
+) -> Statistic:
+    """Share of class 0 above the threshold at which the recall of class 1 is closest to `recall`.
+
+    Of thresholds equally close the lowest, as in the code by which detectors of unknown classes are
+    compared (Hendrycks and Gimpel 2017).
+    """
+    _, level = np.unique(-positive, return_inverse=True)
+
+    def statistic(weights: np.ndarray) -> float:
+        found = np.cumsum(np.bincount(level, weights * labels))
+        false = np.cumsum(np.bincount(level, weights * (1 - labels)))
+        last = int(np.searchsorted(found, found[-1]))  # the highest threshold that finds all
+        distance = np.abs(found[last::-1] / max(found[-1], 1) - recall)
+        return float(false[last - int(distance.argmin())] / max(false[-1], 1))
+
+    return statistic
+
+
+def relative_error(
+    hits: Bool[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    errors: Float[np.ndarray, " groups"],
+) -> Statistic:
+    """Mean over groups of the error rate divided by another model's, `errors`.
+
+    Mean corruption error: Hendrycks and Dietterich 2019, section 3.2.
+    """
+
+    def statistic(weights: np.ndarray) -> float:
+        counts = np.bincount(groups, weights, len(errors))
+        wrong = np.bincount(groups, weights * ~hits, len(errors))
+        occurs = counts > 0
+        return float((wrong[occurs] / counts[occurs] / errors[occurs]).mean())
+
+    return statistic
+
+
+def reliability_diagram(
+    confidence: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"], bins: int = 15
+) -> list[dict[str, float | None]]:
+    """Of bins of confidence of equal width: examples, mean confidence and accuracy.
+
+    Guo et al. 2017, section 2: bin m of M holds confidences above (m - 1) / M and up to m / M.
+    Means of an empty bin are None.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    return [
+        {
+            "above": float(edges[number]),
+            "up_to": float(edges[number + 1]),
+            "examples": int(n),
+            "confidence": float(total / n) if n else None,
+            "accuracy": float(right / n) if n else None,
+        }
+        for number, (n, total, right) in enumerate(_bin_sums(confidence, hits, bins).T)
+    ]
+
+
 def expected_calibration_error(
     confidence: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"], bins: int = 15
 ) -> float:
@@ -141,9 +200,27 @@ def expected_calibration_error(
 
     Guo et al. 2017, equation 3, with its 15 bins of equal width.
     """
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, hits - confidence.astype(np.float64), bins)
-    return float(np.abs(gaps).sum() / len(hits))
+    _, total, right = _bin_sums(confidence, hits, bins)
+    return float(np.abs(total - right).sum() / len(hits))
+
+
+def _bin_sums(
+    confidence: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"], bins: int
+) -> Float[np.ndarray, "3 bins"]:
+    """Of each bin the number of examples, the sum of their confidences, and of hits."""
+    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+    values = np.ones(len(hits)), confidence.astype(np.float64), hits
+    return np.stack([np.bincount(place, value, bins) for value in values])
+
+
+def calibration(
+    confidence: Float[np.ndarray, " n"], hits: Bool[np.ndarray, " n"]
+) -> dict[str, Any]:
+    """What a result says of it: the error, and the diagram that the error sums up."""
+    return {
+        "calibration_error": expected_calibration_error(confidence, hits),
+        "reliability_diagram": reliability_diagram(confidence, hits),
+    }
 
 
 def hits_at_k(

@@ -1,6 +1,7 @@
 """What can be measured: tasks and suites by name, read from `suites/`."""
 
 import dataclasses
+import difflib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,22 @@ from typing import Any, Literal, get_args
 import pydantic
 import yaml
 
+from flaxclip.benchmark.sets.hub import is_on_hub, parse_address
 from flaxclip.data.sources import scenes
 from flaxclip.errors import InputError
 
-Kind = Literal["classification", "multilabel", "retrieval", "choice", "association"]
+Kind = Literal[
+    "classification",
+    "multilabel",
+    "retrieval",
+    "choice",
+    "statements",
+    "association",
+    "open-set",
+    "faces",
+    "multilingual-retrieval",
+    "multilingual-classification",
+]
 Reader = Literal[
     "wds",
     "tfds",
@@ -24,6 +37,27 @@ Reader = Literal[
     "sugarcrepe",
     "winoground",
     "winogavil",
+    "sugarcrepe++",
+    "aro",
+    "aro-order",
+    "mmvp",
+    "valse",
+    "negbench-choices",
+    "negbench-retrieval",
+    "waterbirds",
+    "celeba",
+    "wds-faces",
+    "imagenet-c",
+    "imagenet-w",
+    "imagenet-ood",
+    "wds-ood",
+    "docci",
+    "dci",
+    "urban1k",
+    "crossmodal3600",
+    "lined-captions",
+    "flickr-annotations",
+    "babel-imagenet",
 ]
 """What reads a set: a name of `readers.READERS`."""
 PromptSet = Literal["clip_benchmark", "openai"]
@@ -32,7 +66,8 @@ PROMPT_SETS: tuple[PromptSet, ...] = get_args(PromptSet)
 ClassNames = tuple[str | tuple[str, ...], ...]
 """One for each class; a class with several names has the prompts of all of them averaged."""
 
-_SUITES = Path(__file__).parent / "suites"
+SUITES = Path(__file__).parent / "suites"
+"""Folder of tasks, suites and words, as data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +86,15 @@ class DataSource:
     image: str = "image"
     url: str | None = None
     """Where the set is had, if not by the reader's own means."""
+    hub: str | None = None
+    """Repository of the Hub that has it, as OWNER/NAME[@REVISION]. If None, `wds` alone finds its
+    repository, by the name."""
+    captions: Literal["all", "first"] = "all"
+    """Of several that an image has."""
+    prompts: str | None = None
+    """File of templates, where a set has them apart from its class names."""
+    outside: tuple[str, ...] = ()
+    """Sets of other classes, of one that asks which images are of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +123,27 @@ class Task:
     prompts: dict[PromptSet, Prompts] = dataclasses.field(default_factory=dict)
     group: int | None = None
     """Column of the set's metadata that says which group an image belongs to."""
+    group_names: tuple[str, ...] | None = None
+    """Of that column's numbers, where they are known."""
+    corruption_level: int | None = None
+    """Of ImageNet-C: errors are also told relative to AlexNet's at that level."""
     preprocessing: str | None = None
     """How images or labels were made out of what the set's authors published."""
     distractors: tuple[str, ...] = ()
     """Further classes that no image belongs to: a second, harder choice."""
+    sub_captions: bool = False
+    """Of retrieval: captions are asked sentence by sentence, and each is their mean."""
+    language: str | None = None
+    """If not None, the task is to ask in that language: its words go before the data set's own,
+    and are the same whichever set of prompts is asked for."""
+    languages: tuple[str, ...] = ()
+    """Of a multilingual task, those to ask in. If empty, all that the data have."""
 
 
 def find_tasks(names: Sequence[str]) -> list[Task]:
     """Tasks by their names, those of suites, and READER:PATH for data of one's own.
+
+    Of a multilingual task, some languages alone are `TASK:LANGUAGE,LANGUAGE`.
 
     Raises:
         InputError: there is no task or suite of that name, or two sets of one's own have one name.
@@ -118,17 +175,30 @@ def _find(name: str) -> list[Task]:
     prefix, colon, path = name.partition(":")
     if colon and prefix in OWN_DATA:
         reader, kind, metric = OWN_DATA[prefix]
-        short = prefix if prefix == "retrieval" else Path(path).stem.removeprefix("wds_")
+        short = prefix if prefix == "retrieval" else _short_name(path)
         return [Task(short, name, kind, metric, (DataSource(reader, path),))]
     tasks, suites = all_tasks(), all_suites()
+    if colon and prefix in tasks and tasks[prefix].kind.startswith("multilingual"):
+        languages = tuple(filter(None, path.split(",")))
+        short = f"{prefix}-{'-'.join(languages)}"
+        return [dataclasses.replace(tasks[prefix], name=short, languages=languages)]
     if name in suites:
         return [tasks[task] for task in suites[name]]
     if name not in tasks:
+        close = " or ".join(difflib.get_close_matches(name, [*suites, *tasks]))
         raise InputError(
-            f"unknown task {name!r}\nsuites: {', '.join(suites)}\ntasks: {', '.join(tasks)}\n"
+            f"unknown task {name!r}{close and f': perhaps {close}'}\n"
+            f"suites: {', '.join(suites)}\ntasks: {', '.join(tasks)}\n"
             f"or data of your own: {', '.join(f'{own}:PATH' for own in OWN_DATA)}"
         )
     return [tasks[name]]
+
+
+def _short_name(path: str) -> str:
+    if is_on_hub(path):
+        address = parse_address(path)
+        path = address.folder or str(address.name)
+    return Path(path).stem.removeprefix("wds_")
 
 
 @functools.cache
@@ -145,19 +215,19 @@ def all_tasks() -> dict[str, Task]:
 
 
 def _read(file: str) -> dict[str, Any]:
-    text = (_SUITES / file).read_text()
+    text = (SUITES / file).read_text()
     return json.loads(text) if file.endswith(".json") else yaml.safe_load(text)
 
 
 def _task(name: str, fields: dict[str, Any]) -> Task:
     key = fields.pop("prompts", name)
-    prompts = {
-        set_name: Prompts(
-            class_names=_words("class_names.json", set_name, key),
-            templates=_words("templates.json", set_name, key),
+    prompts = {}
+    for set_name in PROMPT_SETS:
+        published_by = "clip_benchmark" if fields.get("language") else set_name
+        prompts[set_name] = Prompts(
+            class_names=_words("class_names.json", published_by, key),
+            templates=_words("templates.json", published_by, key),
         )
-        for set_name in PROMPT_SETS
-    }
     return pydantic.TypeAdapter(Task).validate_python(fields | {"name": name, "prompts": prompts})
 
 
@@ -184,6 +254,7 @@ _SCENES = {
     "seen": "colour–shape combinations that training draws and names",
     "unseen": "combinations that training neither draws nor names",
     "shift": "those, drawn as training never draws: outlines, noise, palettes",
+    "wide": "those, on canvases of 1:4 to 4:1",
 }
 
 

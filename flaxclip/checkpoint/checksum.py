@@ -7,8 +7,10 @@ the bits, so a change of a single element always changes it; any other damage go
 """
 
 import functools
+import hashlib
+import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +45,13 @@ def tree_checksums(tree: Any) -> dict[str, int]:
     """Name of each array in `tree` -> its checksum; waits until the arrays are there."""
     sums = jax.device_get(_tree_checksums(tree))
     return {name: int(value) for (name, _), value in zip(_named(tree), sums, strict=True)}
+
+
+def sha256_of_checksums(checksums: Mapping[str, int]) -> str:
+    """One hash of all arrays, from `tree_checksums`: of the same numbers under the same names it is
+    the same, whatever their order.
+    """
+    return hashlib.sha256(json.dumps(dict(sorted(checksums.items()))).encode()).hexdigest()
 
 
 @jax.jit

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
 from flaxclip.checkpoint.checksum import tree_checksums
 from flaxclip.config_json import RunFields, run_to_json
@@ -45,12 +44,18 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
     )
 
 
+def _may_be_on_the_hub(path: str) -> bool:
+    owner, _, name = path.partition("/")
+    return bool(owner and name) and "/" not in name and not epath.Path(owner).exists()
+
+
 def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
     """Workdir and step that `path` names: WORKDIR (its latest) or WORKDIR/checkpoints/STEP.
 
     Raises:
         InputError: there is no run, or none that has saved anything yet, or not that step.
     """
+    asked = str(path)
     path = absolute(path)
     is_step = path.parent.name == CHECKPOINTS and path.name.isdecimal()
     workdir = path.parent.parent if is_step else path
@@ -59,6 +64,7 @@ def resolve_checkpoint(path: epath.PathLike) -> tuple[epath.Path, int]:
             f"no checkpoint at {path}\n"
             f"expected the workdir of a training run (a folder with {CONFIG_FILE}), "
             f"or one of its steps, WORKDIR/{CHECKPOINTS}/STEP"
+            + (f"\na model of the Hub is hf://{asked}" if _may_be_on_the_hub(asked) else "")
         )
     steps = saved_steps(workdir)
     step = int(path.name) if is_step else max(steps, default=None)
@@ -123,6 +129,8 @@ def save_variables(
     It can be read like a run, but it is not one: it has no data and no optimizer, and cannot be
     resumed.
     """
+    from orbax.checkpoint import v1 as ocp  # slow to import, and others' weights do without
+
     workdir = absolute(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     ocp.save_checkpointables(
@@ -141,6 +149,8 @@ def load_tree(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     Raises:
         OtherArraysError: it has other arrays, or of other shapes or types.
     """
+    from orbax.checkpoint import v1 as ocp
+
     # Orbax would name none of them, and cast to another type without a word.
     _check_arrays(folder, abstract)
     # Each host reads on its own: where all wait for each other, as Orbax has it by default, one
@@ -154,7 +164,7 @@ def load_tree(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_arrays(folder: epath.Path, abstract: dict[str, Any]) -> None:
-    saved_trees = ocp.checkpointables_metadata(folder).metadata
+    saved_trees = _metadata(folder).metadata
     saved = _described({name: saved_trees[name] for name in abstract if name in saved_trees})
     wanted = _described(abstract)
     other = [n for n in saved.keys() | wanted.keys() if saved.get(n) != wanted.get(n)]
@@ -187,10 +197,29 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpointError: it is missing, or not what was written.
     """
-    content = ocp.checkpointables_metadata(folder).custom_metadata or {}
+    content = _metadata(folder).custom_metadata or {}
     if content.pop("sha256", None) != _sha256(content):
         raise DamagedCheckpointError("its metadata is broken or missing")
     return content
+
+
+def _metadata(folder: epath.Path) -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp.checkpointables_metadata(folder)
+
+
+def run_record_of(workdir: epath.PathLike, step: int) -> dict[str, Any]:
+    """The record of the run that saved a step.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    folder = absolute(workdir) / CHECKPOINTS / str(step)
+    try:
+        return read_metadata(folder)["run"]
+    except (DamagedCheckpointError, KeyError, OSError) as error:
+        raise InputError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
 
 
 def wrong_arrays(saved: dict[str, Any], checksums: dict[str, int]) -> list[str]:

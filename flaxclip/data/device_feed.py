@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from flaxclip.data.batch import Batch
+from flaxclip.data.batch import Batch, make_batch
 from flaxclip.data.storage.repeated_requests import Counts
 from flaxclip.data.workers.host_batches import HostBatch, LocalLoading
 from flaxclip.data.workers.pool import WorkerPool
@@ -25,12 +25,17 @@ class LoadedBatch(NamedTuple):
     batch: Batch
     truncated: int
     """Captions that lost their end to the context length."""
+    truncated_for_teachers: int
+    """Captions that lost it for a teacher that runs beside the student, summed over teachers."""
     replaced: tuple[str, ...]
     """Names of unreadable examples that were replaced in the batch, and the reasons."""
     reads: Counts
     """What this host has asked of remote storage since loading began."""
     wait_seconds: float
     """Seconds that the training loop waited for this batch."""
+    patches: int | None = None
+    """Of this host's rows, patches of images at their own aspect ratio, without padding. If None,
+    images are squares."""
 
 
 class DeviceFeed:
@@ -40,10 +45,11 @@ class DeviceFeed:
     way. Ends with the last batch, with an error, or when it is closed, and closes `host_batches`.
     """
 
-    def __init__(self, host_batches: WorkerPool | LocalLoading, mesh: Mesh):
+    def __init__(self, host_batches: WorkerPool | LocalLoading, mesh: Mesh, teachers: int = 0):
+        """Start. Batches are for a student and so many `teachers` that run beside it."""
         self._ready: queue.Queue[LoadedBatch | BaseException | None] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
-        args = (host_batches, mesh, self._ready, self._ended)
+        args = (host_batches, mesh, teachers, self._ready, self._ended)
         mover = threading.Thread(target=_move, args=args, name="moves batches", daemon=True)
         mover.start()
         # Also called for a feed that is dropped, to which therefore neither it nor the thread may
@@ -85,6 +91,7 @@ def _close(
 def _move(
     host_batches: WorkerPool | LocalLoading,
     mesh: Mesh,
+    teachers: int,
     ready: queue.Queue[LoadedBatch | BaseException | None],
     ended: threading.Event,
 ) -> None:
@@ -97,7 +104,7 @@ def _move(
 
     try:
         for host_batch in host_batches:
-            put(_to_mesh(host_batch, mesh))
+            put(_to_mesh(host_batch, mesh, teachers))
             if ended.is_set():
                 return
         put(None)
@@ -105,17 +112,26 @@ def _move(
         put(error)
 
 
-def _to_mesh(host_batch: HostBatch, mesh: Mesh) -> LoadedBatch:
+def _to_mesh(host_batch: HostBatch, mesh: Mesh, teachers: int) -> LoadedBatch:
     sharding = batch_sharding(mesh)
     # The host's memory is written anew once this returns. On the CPU, JAX would go on using it.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    images, tokens = (
-        jax.make_array_from_process_local_data(sharding, np.array(array) if on_cpu else array)
-        for array in (host_batch.images, host_batch.tokens)
+    images, tokens, extra = jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(
+            sharding, np.array(array) if on_cpu else array
+        ),
+        (host_batch.images, host_batch.tokens, dict(host_batch.extra)),
     )
-    jax.block_until_ready((images, tokens))
-    _, _, truncated, replaced, reads = host_batch
-    return LoadedBatch(Batch(images, tokens), truncated, replaced, reads, 0.0)
+    jax.block_until_ready((images, tokens, extra))
+    return LoadedBatch(
+        make_batch(images, tokens, extra, teachers),
+        host_batch.truncated,
+        host_batch.truncated_for_teachers,
+        host_batch.replaced,
+        host_batch.reads,
+        wait_seconds=0.0,
+        patches=host_batch.patches,
+    )
 
 
 def until_lost(batches: Iterable[LoadedBatch], lost: list[PreemptedError]) -> Iterator[LoadedBatch]:

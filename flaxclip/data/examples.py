@@ -2,21 +2,35 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
-import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from flaxclip.data.images.eval_transform import SizedTransform
-from flaxclip.data.images.train_transform import AugmentConfig, Crop, choose_crop, render_crop
-from flaxclip.data.order import CorpusOrder, Draw, example_rng, replacement
+from flaxclip.data.images.eval_transform import NativeTransform, SizedTransform, Transform
+from flaxclip.data.images.train_transform import (
+    AugmentConfig,
+    Crop,
+    choose_crop,
+    render_changed,
+    render_views,
+)
+from flaxclip.data.order import Draw, Order, example_rng, replacement
+from flaxclip.data.reinforced.stored_vectors import Reinforced, StoredTeacher
+from flaxclip.data.reinforced.visits import read_reinforced, stored_arrays, stored_crop
+from flaxclip.data.sequence_lengths import LengthSchedule
 from flaxclip.data.sources.captions import draw_caption
 from flaxclip.data.sources.runs import is_at_hand
-from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
+from flaxclip.data.sources.source import (
+    Pair,
+    Source,
+    UnreadableExampleError,
+    place,
+    reads_remotely,
+)
 from flaxclip.data.tokenizers.base import Tokenizer
-from flaxclip.data.workers.host_batches import Row
+from flaxclip.data.workers.batch_shapes import Row
 from flaxclip.data.workers.reading_threads import call_in_thread
 from flaxclip.errors import InputError
 
@@ -30,11 +44,16 @@ class _Loading:
 
     position: int
     draw: Draw
-    reading: Future[Pair] | None = None
+    reading: Future[Pair | Reinforced] | None = None
     pair: Pair = dataclasses.field(init=False)
+    reinforced: Reinforced | None = None
+    """The example, if teachers' vectors are asked for."""
+    drawn: int = 0
+    """Number of the crop, of those that are stored."""
     rng: np.random.Generator = dataclasses.field(init=False)
     crop: Crop = dataclasses.field(init=False)
-    pixels: UInt8[np.ndarray, "size size 3"] = dataclasses.field(init=False)
+    views: list[UInt8[np.ndarray, "h w 3"]] = dataclasses.field(init=False)
+    """Of the student, and of those in `ExampleLoader.transforms`."""
     error: UnreadableExampleError | None = None
     replaced: list[str] = dataclasses.field(default_factory=list)
 
@@ -44,11 +63,20 @@ class ExampleLoader:
     """Positions in the stream -> rows, as a pure function; runs in worker processes."""
 
     source: Source
-    order: CorpusOrder | grain.MapDataset[Draw]
+    order: Order
     tokenizer: Tokenizer
-    transform: SizedTransform
+    transform: Transform
     augment: AugmentConfig
     seed: int
+    transforms: Mapping[str, SizedTransform] = dataclasses.field(default_factory=dict)
+    """Further views of the same crop, by their names in `Row.extra`."""
+    tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
+    """Further ids of the same caption, likewise."""
+    stored: tuple[StoredTeacher, ...] = ()
+    """Teachers whose vectors every example has. If any, crops and captions are those of which they
+    are stored, and `augment` does not count."""
+    lengths: LengthSchedule | None = None
+    """Patches of an image at each step, in place of those of `transform`, a `NativeTransform`."""
 
     def __call__(
         self,
@@ -83,14 +111,25 @@ class ExampleLoader:
             for row in pending:
                 self._replace(row)
             self._begin_reading(pending)
-        captions = [
+        numbers = [
             draw_caption(row.pair, functools.partial(example_rng, self.seed, row.draw, "caption"))
             for row in rows
         ]
+        captions = [row.pair.captions[number] for row, number in zip(rows, numbers, strict=True)]
         tokens, truncated = self.tokenizer.encode(captions)
+        others = {name: other.encode(captions) for name, other in self.tokenizers.items()}
         return [
-            Row(row.pixels, ids, bool(cut), tuple(row.replaced))
-            for row, ids, cut in zip(rows, tokens, truncated, strict=True)
+            Row(
+                row.views[0],
+                tokens[place],
+                bool(truncated[place]),
+                tuple(row.replaced),
+                dict(zip(self.transforms, row.views[1:], strict=True))
+                | {name: ids[place] for name, (ids, _) in others.items()}
+                | stored_arrays(row.reinforced, row.drawn, number),
+                sum(int(cut[place]) for _, cut in others.values()),
+            )
+            for place, (row, number) in enumerate(zip(rows, numbers, strict=True))
         ]
 
     def read_ahead(self, positions: range) -> list[_Loading]:
@@ -100,28 +139,53 @@ class ExampleLoader:
         return rows
 
     def name(self, position: int) -> str:
-        """Name of the example at `position`."""
-        return self.source.name(self.order[position].example)
+        """Name of the example at `position`; for messages of what may be held up, so no waiting."""
+        return place(self.source, self.order[position].example)
 
     def _begin_reading(self, rows: list[_Loading]) -> None:
         if reads_remotely(self.source):
             for row in rows:
                 # By the loading thread itself, if there is nothing to wait for: a tenth faster.
                 if not is_at_hand(self.source, row.draw.example):
-                    row.reading = call_in_thread(self.source.__getitem__, row.draw.example)
+                    row.reading = call_in_thread(self._example, row.draw.example)
 
     def _read(self, row: _Loading) -> None:
         # Requests begin in the order in which they are waited for here: if one hangs, the others
         # before it end, and the position that was begun last is its own.
-        row.pair = row.reading.result() if row.reading else self.source[row.draw.example]
+        example = row.reading.result() if row.reading else self._example(row.draw.example)
         row.reading = None
+        if isinstance(example, Reinforced):
+            row.reinforced, row.pair = example, example.pair
+        else:
+            row.pair = example
+
+    def _example(self, number: int) -> Pair | Reinforced:
+        if not self.stored:
+            return self.source[number]
+        return read_reinforced(self.source, number, self.stored)
 
     def _choose_crop(self, row: _Loading) -> None:
         row.rng = example_rng(self.seed, row.draw, "image")
-        row.crop = choose_crop(row.pair.image, self.transform, self.augment, row.rng)
+        if row.reinforced is None:
+            row.crop = choose_crop(row.pair.image, self.transform, self.augment, row.rng)
+        else:
+            row.drawn = int(row.rng.integers(len(row.reinforced.crops)))
+            row.crop = stored_crop(row.reinforced, row.drawn)
 
     def _render(self, row: _Loading) -> None:
-        row.pixels = render_crop(row.crop, self.transform, self.augment, row.rng)
+        transforms = self._student_transform(row.position), *self.transforms.values()
+        if row.reinforced is None:
+            row.views = render_views(row.crop, transforms, self.augment, row.rng)
+        else:
+            changes = row.reinforced.crops[row.drawn].changes
+            row.views = render_changed(row.crop, transforms, changes)
+
+    def _student_transform(self, position: int) -> Transform:
+        if self.lengths is None:
+            return self.transform
+        assert isinstance(self.transform, NativeTransform), "squares have no length"
+        step = self.lengths.step_at(position)
+        return self.transform._replace(max_patches=self.lengths.at(step).patches)
 
     def _replace(self, row: _Loading) -> None:
         """Draw another example."""

@@ -6,27 +6,38 @@ examples in the same order.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from flaxclip.data.batch import abstract_view
+from flaxclip.data.counted_shards import IndexingAhead, counted_corpora, index_before_start
 from flaxclip.data.device_feed import DeviceFeed
 from flaxclip.data.examples import ExampleLoader
-from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.eval_transform import NativeTransform, SizedTransform, Transform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.order import HostRows, OrderConfig, draw_order
 from flaxclip.data.prefetch import Prefetch
+from flaxclip.data.reinforced.visits import row_arrays, stored_teachers
 from flaxclip.data.remote_reading import read_through_cache
+from flaxclip.data.sequence_lengths import LengthSchedule
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, MixtureCorpus, open_corpus, open_mixture
 from flaxclip.data.sources.source import Source, reads_remotely
 from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
+from flaxclip.data.teacher_arrays import VIEWS, extra_name
+from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.data.workers.batch_shapes import BatchShape, LengthShapes, StepShapes
 from flaxclip.data.workers.host_batches import LocalLoading
 from flaxclip.data.workers.pool import WorkerPool, available_cores
-from flaxclip.data.workers.shared_batches import BatchShape, count_slots
+from flaxclip.data.workers.prefetcher import FetchesAhead
+from flaxclip.data.workers.shared_batches import count_slots
 from flaxclip.errors import InputError
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
+from flaxclip.sharding import count_shards
 from flaxclip.storage import is_remote
 
 
@@ -40,6 +51,19 @@ class DataConfig(CorpusConfig):
     """Shards that are never trained on: the benchmark's default retrieval task."""
     order: OrderConfig = OrderConfig()
     augment: AugmentConfig = AugmentConfig()
+    sequence_lengths: tuple[int, ...] = ()
+    """Lengths, in patches, that images at their own aspect ratio may have; those of each step are
+    of one, which is drawn from (seed, step), all equally often. If empty, every step's are of one
+    length: `preprocess.max_patches`, or the patches of the model's square. Needs
+    `preprocess.resize` "native"."""
+    token_budget: int | None = None
+    """Patches of a step, over all devices: a step has as many pairs as have room in it, so that
+    steps of short images have more. If None, `batch_size` times the patches of the model's square.
+    Needs `preprocess.resize` "native"."""
+    teacher_vectors: bool = False
+    """Learn from the teachers whose vectors flaxclip.data.prepare has stored with the examples.
+    Crops and captions are then those of which there are vectors, and `augment` must be the default:
+    it has no say."""
     workers: int | None = None
     """Processes a host that read, decode and tokenise. If None, one for each core that this process
     may use. If 0, the training process itself."""
@@ -59,8 +83,26 @@ class DataConfig(CorpusConfig):
         super().__post_init__()
         if self.workers is not None and self.workers < 0:
             raise InputError(f"data.workers is {self.workers}\nit must not be negative")
+        lengths = self.sequence_lengths
+        if min(lengths, default=1) < 1 or len(set(lengths)) < len(lengths):
+            raise InputError(
+                f"data.sequence_lengths is {' '.join(map(str, lengths))}\n"
+                "expected different numbers of patches, each at least 1"
+            )
+        if self.token_budget is not None and self.token_budget < max(lengths, default=1):
+            raise InputError(
+                f"data.token_budget is {self.token_budget:,} patches a step\n"
+                f"expected at least those of one image, {max(lengths, default=1):,}"
+            )
         if self.cache_gib is not None and self.cache_gib <= 0:
             raise InputError(f"data.cache_gib is {self.cache_gib:g}\nit must be positive")
+        if self.teacher_vectors and self.captions != CaptionConfig():
+            raise InputError(
+                "data.teacher_vectors and data.captions are both given\n"
+                "captions are those of which vectors are stored: prepare chose them"
+            )
+        if self.teacher_vectors:
+            self._check_default_augment()
         if self.stall_seconds <= 0:
             raise InputError(f"data.stall_seconds is {self.stall_seconds}\nit must be positive")
         if self.mixture and (self.path, self.captions) != (CorpusConfig.path, CaptionConfig()):
@@ -68,10 +110,30 @@ class DataConfig(CorpusConfig):
                 "data.mixture and data.path, or data.captions, are both given\n"
                 "name every corpus in the mixture, each with its own captions"
             )
-        if self.mixture and self.index is not None:
+        for field in ("index", "counts"):
+            if self.mixture and getattr(self, field) is not None:
+                raise InputError(
+                    f"data.mixture and data.{field} are both given\n"
+                    f"give each corpus of the mixture {field} of its own"
+                )
+
+    def _check_default_augment(self) -> None:
+        changed = [
+            f"data.augment.{field.name} is {getattr(self.augment, field.name)}, and would have no "
+            f"effect; the default is {field.default}"
+            for field in dataclasses.fields(self.augment)
+            if getattr(self.augment, field.name) != field.default
+        ]
+        if changed:
             raise InputError(
-                "data.mixture and data.index are both given\n"
-                "give each corpus of the mixture an index of its own"
+                "\n".join(
+                    [
+                        "data.teacher_vectors and data.augment are both given",
+                        *changed,
+                        "crops and their changes are those of which vectors are stored: prepare "
+                        "chose them, by its --augment; set the fields to their defaults here",
+                    ]
+                )
             )
 
     @property
@@ -113,48 +175,147 @@ def load_batches(
     seed: int,
     start_step: int,
     stop_step: int,
+    teachers: Sequence[ModelSpec] = (),
+    lengths: LengthSchedule | None = None,
 ) -> DeviceFeed:
     """Global batches of steps `start_step` up to `stop_step`, two ahead on the devices.
 
     Each host loads its own rows of every global batch. Worker processes read, decode and tokenise;
     a thread transfers batches to the devices while the previous step runs.
 
+    `teachers` see the same part of an image as the model of `spec`, and the same caption, each by
+    its own preprocessing and tokenizer.
+
+    With `lengths`, images keep their aspect ratio, and are `ImagePatches`: those of a step have at
+    most the patches that it says, and the step has the pairs that it says, not `batch_size`.
+
+    Shards that are only counted, those of the first batch, are indexed before the call returns.
+
     Raises:
-        InputError: too little `prefetch_bytes`, or a corpus that is broken at large.
+        InputError: too little `prefetch_bytes`, a corpus that is broken at large, or a shard with
+            another number of pairs than is stated. With `lengths`, a model of squares, teachers, or
+            a length whose pairs the mesh does not divide.
         WorkerError: a worker process was killed, crashed or stalled.
     """
-    image_size, text = spec.model.vision.image_size, spec.model.text
-    rows = HostRows(batch_size, jax.process_index(), jax.process_count())
+    vision, text = spec.model.vision, spec.model.text
+    transform: Transform = SizedTransform(vision.image_size, spec.preprocess)
+    if lengths is not None:
+        _check_lengths(lengths, spec, mesh, config, teachers)
+        batch_size = lengths.usual_pairs
+        transform = NativeTransform(vision.patch_size, lengths.lengths[-1], spec.preprocess)
+    rows = HostRows(batch_size, jax.process_index(), jax.process_count(), lengths)
     steps = range(start_step, stop_step)
     reading = read_through_cache(source, config.order, rows, config.cache_dir, config.cache_gib)
-    order = draw_order(source, config.order, seed, batch_size)
+    order = draw_order(source, config.order, seed, batch_size, lengths)
+    stored = stored_teachers(source) if config.teacher_vectors else ()
+    views = teacher_views(spec, teachers)
     load = ExampleLoader(
         source=source,
         order=order,
         tokenizer=load_tokenizer(spec.tokenizer, text.context_length, text.vocab_size),
-        transform=SizedTransform(image_size, spec.preprocess),
+        transform=transform,
         augment=config.augment,
         seed=seed,
+        transforms=views.transforms,
+        tokenizers=views.tokenizers,
+        stored=stored,
+        lengths=lengths,
     )
-    shape = BatchShape(rows.local_batch_size, image_size, text.context_length)
+    shapes: StepShapes = BatchShape(
+        rows.local_batch_size,
+        (vision.image_size, vision.image_size, 3),
+        text.context_length,
+        (*views.arrays, *row_arrays(stored)),
+    )
+    if lengths is not None:
+        shapes = LengthShapes(lengths, rows.process_count, vision.patch_size, text.context_length)
     workers = available_cores() if config.workers is None else config.workers
-    prefetch = None
+    ahead: list[FetchesAhead] = []  # by processes, if there are workers
     if reading is not None and reading.steps_ahead:
-        prefetch = Prefetch(source, order, reading.cache, steps, rows.of_step, reading.steps_ahead)
+        ahead.append(
+            Prefetch(source, order, reading.cache, steps, rows.of_step, reading.steps_ahead)
+        )
+    if counted_corpora(source):
+        host, hosts = rows.process_index, rows.process_count
+        ahead.append(IndexingAhead(source, host, hosts, start_step))
+        first = [order[position].example for position in rows.of_step(start_step)]
+        index_before_start(source, first if workers else None)
     host_batches: WorkerPool | LocalLoading
     if workers:
         host_batches = WorkerPool(
             load,
             load.name,
-            shape,
+            shapes,
             steps,
             rows.of_step,
             workers=workers,
-            slots=count_slots(shape.nbytes, config.prefetch_bytes),
+            slots=count_slots(shapes.nbytes, config.prefetch_bytes),
             stall_seconds=config.stall_seconds,
             read_ahead=load.read_ahead if reads_remotely(source) else None,
-            prefetch=prefetch,
+            ahead=ahead,
         )
     else:
-        host_batches = LocalLoading(load, steps, rows.of_step)
-    return DeviceFeed(host_batches, mesh)
+        host_batches = LocalLoading(load, shapes, steps, rows.of_step)
+    return DeviceFeed(host_batches, mesh, len(teachers))
+
+
+def _check_lengths(
+    lengths: LengthSchedule,
+    spec: ModelSpec,
+    mesh: Mesh,
+    config: DataConfig,
+    teachers: Sequence[ModelSpec],
+) -> None:
+    if spec.preprocess.resize != "native":
+        raise InputError(
+            f"data.sequence_lengths are given, and preprocess.resize is {spec.preprocess.resize}\n"
+            "a length is of images at their own aspect ratio: set preprocess.resize to native"
+        )
+    if teachers or config.teacher_vectors:
+        raise InputError(
+            "a model that sees images at their own aspect ratio cannot learn from teachers\n"
+            "they see, or have seen, squares of the same part: leave out the teachers, or train on "
+            "squares"
+        )
+    parts = count_shards("batch", mesh)
+    for patches, pairs in zip(lengths.lengths, lengths.pairs, strict=True):
+        if pairs % parts:
+            raise InputError(
+                f"a step of {patches:,} patches an image has {pairs:,} pairs\n"
+                f"the mesh divides a batch into {parts:,} parts: expected a multiple of that"
+            )
+
+
+class TeacherViews(NamedTuple):
+    """What rows need for teachers whose views are not the student's."""
+
+    transforms: dict[str, SizedTransform]
+    tokenizers: dict[str, Tokenizer]
+    arrays: tuple[tuple[str, tuple[int, ...], str], ...]
+    """See `BatchShape.extra`."""
+
+
+def teacher_views(student: ModelSpec, teachers: Sequence[ModelSpec]) -> TeacherViews:
+    """The views that `teachers` need beside that of `student`.
+
+    Raises:
+        InputError: a teacher's vocabulary is missing, or is not that of its text tower.
+    """
+    views = TeacherViews({}, {}, ())
+    for number, teacher in enumerate(teachers):
+        text = teacher.model.text
+        found = abstract_view(student, teacher, 1)
+        for name, array in zip(VIEWS, found, strict=True):
+            if array is None:
+                continue
+            key = extra_name(number, name)
+            if name == "images":
+                size = teacher.model.vision.image_size
+                views.transforms[key] = SizedTransform(size, teacher.preprocess)
+            else:
+                views.tokenizers[key] = load_tokenizer(
+                    teacher.tokenizer, text.context_length, text.vocab_size
+                )
+            described = key, array.shape[1:], str(array.dtype)
+            views = views._replace(arrays=(*views.arrays, described))
+    return views

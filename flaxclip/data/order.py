@@ -1,20 +1,21 @@
 """Position in the stream -> which example, at which of its visits; in constant time.
 
 The stream has no end, and every row of every batch has its position in it: row r of the batch of
-step s has position s * batch_size + r, and step 0 is the first update. So nothing is dropped: a
-batch in which an epoch ends goes on with the first examples of the next, and no batch is short.
+step s has position s * batch_size + r, and step 0 is the first update. Where steps differ in size,
+a `LengthSchedule` says where each begins. So nothing is dropped: a batch in which an epoch ends
+goes on with the first examples of the next, and no batch is short.
 
 In `epochs` every example comes once before any comes again. A mixture has no epochs of its own:
 each of its corpora does, and passes through them at the pace of its weight.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 
 from flaxclip.data.permutation import hash_of, permute_as_grain
+from flaxclip.data.sequence_lengths import LengthSchedule
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.source import Source, reads_remotely, run_length
 from flaxclip.data.storage_order import RUNS, StorageOrder
@@ -30,6 +31,15 @@ class Draw(NamedTuple):
     visit: int
     """Number of the visit, different for all visits to the example: all randomness of a row is a
     function of (seed, visit, example). In `epochs`, it is the epoch."""
+
+
+@runtime_checkable
+class Order(Protocol):
+    """A stream of draws without end."""
+
+    def __getitem__(self, position: int) -> Draw:
+        """The draw at a position; takes constant time."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +67,13 @@ class OrderConfig:
 
 
 def draw_order(
-    source: Source, config: OrderConfig, seed: int, batch_size: int
-) -> "CorpusOrder | grain.MapDataset[Draw]":
-    """The stream of draws from `source`, without end; `order[position]` takes constant time.
+    source: Source,
+    config: OrderConfig,
+    seed: int,
+    batch_size: int,
+    lengths: LengthSchedule | None = None,
+) -> Order:
+    """The stream of draws from `source`.
 
     `batch_size` matters to the storage order alone, which each corpus of a mixture has by itself,
     for its share of a batch. Grain spreads these rows over the batch. Where the share is no whole
@@ -67,17 +81,38 @@ def draw_order(
     of their neighbours: at 32,768 rows on 64 hosts, a corpus is fetched once with weights 1 and 1,
     1.3 and 1.6 times with 7 and 3, 1.2 and 2.2 times with 9 and 1.
 
+    With `lengths`, batches have the size that these say. The storage order then has as many lanes
+    as for the usual batch, so it mixes as well; and since each step goes through its rows by
+    columns (`LengthSchedule.by_columns`), a host keeps to its own lanes and a corpus is still
+    fetched once over all hosts. Other orders do not depend on the size of batches.
+
     Raises:
         InputError: the seed is negative.
     """
     if seed < 0:
         raise InputError(f"seed is {seed}\nit must not be negative")
-    orders = corpus_orders(source, config, seed, batch_size)
-    if not isinstance(source, MixtureSource):
-        return orders[0]  # a MapDataset takes 25 µs more an example
-    return grain.MapDataset.mix(
-        [grain.MapDataset.source(order) for order in orders], list(source.weights)
-    )
+    orders = corpus_orders(source, config, seed, lengths.usual_pairs if lengths else batch_size)
+    order: Order = orders[0]
+    if isinstance(source, MixtureSource):  # a MapDataset takes 25 µs more an example
+        import grain
+
+        order = grain.MapDataset.mix(
+            [grain.MapDataset.source(order) for order in orders], list(source.weights)
+        )
+    if lengths is not None and any(order.storage for order in orders):
+        return OrderByColumns(order, lengths)
+    return order
+
+
+@dataclasses.dataclass(frozen=True)
+class OrderByColumns:
+    """An order made for batches of one size, for batches of several: see `draw_order`."""
+
+    order: Order
+    lengths: LengthSchedule
+
+    def __getitem__(self, position: int) -> Draw:
+        return self.order[self.lengths.by_columns(position)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +252,15 @@ def repeated_in_batches(source: Source, batch_size: int) -> list[str]:
 class HostRows:
     """Positions in the endless stream that one host loads, step after step.
 
-    Row r of the global batch at step s has position `s * batch_size + r`, on any number of hosts.
+    Row r of the global batch at step s has position `s * batch_size + r`, or `lengths.at(s).first +
+    r`, on any number of hosts.
     """
 
     batch_size: int
+    """Pairs of every batch, or with `lengths` of a usual one."""
     process_index: int
     process_count: int
+    lengths: LengthSchedule | None = None
 
     @property
     def local_batch_size(self) -> int:
@@ -230,17 +268,27 @@ class HostRows:
 
     def of_step(self, step: int) -> range:
         """Positions of this host's rows of the batch of `step`."""
-        first = step * self.batch_size + self.process_index * self.local_batch_size
-        return range(first, first + self.local_batch_size)
+        first, pairs = step * self.batch_size, self.batch_size
+        if self.lengths is not None:
+            _, pairs, first = self.lengths.at(step)
+        local = pairs // self.process_count
+        first += self.process_index * local
+        return range(first, first + local)
 
 
 def batch_names(
-    source: Source, config: OrderConfig, seed: int, batch_size: int, step: int
+    source: Source,
+    config: OrderConfig,
+    seed: int,
+    batch_size: int,
+    step: int,
+    lengths: LengthSchedule | None = None,
 ) -> list[str]:
     """Names of the examples in the global batch of `step`, row by row.
 
-    An unreadable example has its own name here, though another one replaces it.
+    With `lengths`, batches have the sizes that these say. An unreadable example has its own name
+    here, though another one replaces it.
     """
-    order = draw_order(source, config, seed, batch_size)
-    positions = HostRows(batch_size, 0, 1).of_step(step)
+    order = draw_order(source, config, seed, batch_size, lengths)
+    positions = HostRows(batch_size, 0, 1, lengths).of_step(step)
     return [source.name(order[position].example) for position in positions]

@@ -2,9 +2,9 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 _ROUNDS = 6
 _MASK = 2**64 - 1
@@ -34,7 +34,16 @@ def permute_as_grain(position: int, length: int, seeds: tuple[int, ...]) -> int:
     Grain permutes no fewer than 2^16 values and leaves out those beyond the length: it takes 4 µs
     for a million values, 0.3 ms for a hundred.
     """
-    return int(index_shuffle(position, max_index=length - 1, seed=hash_of(seeds), rounds=4))
+    return int(_index_shuffle()(position, max_index=length - 1, seed=hash_of(seeds), rounds=4))
+
+
+@functools.cache
+def _index_shuffle() -> Callable[..., int]:
+    # It brings JAX, which takes a second and 130 MB: of each process that loads data, and those
+    # that follow the order for object storage need none of it.
+    from grain.experimental import index_shuffle
+
+    return index_shuffle
 
 
 @functools.lru_cache(64)

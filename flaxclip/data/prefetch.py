@@ -8,19 +8,17 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import grain
-
-from flaxclip.data.order import CorpusOrder, Draw
-from flaxclip.data.sources.runs import extents_of
+from flaxclip.data.counted_shards import index_shards_of
+from flaxclip.data.order import Order
+from flaxclip.data.sources.runs import extents_of, run_of
 from flaxclip.data.sources.source import Source
 from flaxclip.data.storage.range_cache import RangeCache
-from flaxclip.data.storage.ranged_reads import Extent
 
-_AT_ONCE = 32  # extents of some 5 MiB: 160 MiB in flight
-_REMEMBERED = 2**15  # extents; more than the windows of a host have at a time
+_AT_ONCE = 32  # runs of some 5 MiB: 160 MiB in flight
+_REMEMBERED = 2**15  # runs; more than the windows of a host have at a time
 _POLL_SECONDS = 0.05
 
 
@@ -29,7 +27,7 @@ class Prefetch:
     """Fetches for one host; sent to the process that does it."""
 
     source: Source
-    order: "CorpusOrder | grain.MapDataset[Draw]"
+    order: Order
     cache: RangeCache
     steps: range
     positions: Callable[[int], range]
@@ -42,9 +40,12 @@ class Prefetch:
 
         Args:
             needed: returns the step whose batch is made at present.
-            fetched: called after each extent, by several threads.
+            fetched: called after each run, by several threads.
+
+        Raises:
+            InputError: a shard that is only counted cannot be used.
         """
-        seen: collections.OrderedDict[Extent, None] = collections.OrderedDict()
+        seen: collections.OrderedDict[Hashable, None] = collections.OrderedDict()
         in_flight = threading.Semaphore(_AT_ONCE)
 
         def done(_: Future) -> None:
@@ -56,12 +57,21 @@ class Prefetch:
             for step in self.steps:
                 while step > needed() + self.steps_ahead:
                     time.sleep(_POLL_SECONDS)
-                for position in self.positions(step):
-                    for extent in extents_of(self.source, self.order[position].example):
-                        if extent not in seen:
-                            in_flight.acquire()
-                            pool.submit(self.cache.ensure, extent).add_done_callback(done)
-                        seen[extent] = None
-                        seen.move_to_end(extent)
-                        if len(seen) > _REMEMBERED:
-                            seen.popitem(last=False)
+                examples = [self.order[position].example for position in self.positions(step)]
+                index_shards_of(self.source, examples, pool)
+                for example in examples:
+                    run = run_of(self.source, example)
+                    if run is None:
+                        continue
+                    if run not in seen:
+                        in_flight.acquire()
+                        pool.submit(self._fetch, example).add_done_callback(done)
+                    seen[run] = None
+                    seen.move_to_end(run)
+                    if len(seen) > _REMEMBERED:
+                        seen.popitem(last=False)
+
+    def _fetch(self, example: int) -> None:
+        # Where a run lies may be a request too, of an index in object storage.
+        for extent in extents_of(self.source, example):
+            self.cache.ensure(extent)

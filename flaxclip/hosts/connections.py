@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import jax
@@ -56,12 +56,14 @@ def _give_up_joining(seconds: int) -> None:
     os._exit(PREEMPTED)
 
 
-def connect_hosts(mesh: Mesh, batch_size: int) -> None:
+def connect_hosts(mesh: Mesh, batch_sizes: Iterable[int]) -> None:
     """Let all groups of devices of the context's `mesh` communicate once, if they are CPUs.
 
     XLA on CPUs connects the hosts of a group when they first communicate, one group at a time, and
     runs independent collectives in any order. Hosts that begin with different groups would wait for
     each other, until Gloo gives up after 30 seconds. Here all begin with the same.
+
+    `batch_sizes` are the numbers of pairs that steps of the run have.
     """
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return
@@ -69,9 +71,10 @@ def connect_hosts(mesh: Mesh, batch_size: int) -> None:
     for number in range(1, len(divided) + 1):
         for axes in itertools.combinations(divided, number):
             _run(functools.partial(jax.lax.psum, axis_name=axes))
-    grid = DeviceGrid.squarest(pair_axes(batch_size, mesh))
-    for over in ("row", "column"):
-        _run(functools.partial(_gather, grid, over))
+    for axes in dict.fromkeys(pair_axes(batch_size, mesh) for batch_size in batch_sizes):
+        grid = DeviceGrid.squarest(axes)
+        for over in ("row", "column"):
+            _run(functools.partial(_gather, grid, over))
 
 
 def _gather(

@@ -1,4 +1,8 @@
-"""big_vision's two-tower checkpoints (.npz): SigLIP and SigLIP 2, named by Flax modules."""
+"""big_vision's two-tower checkpoints (.npz): SigLIP and SigLIP 2, named by Flax modules.
+
+NaFlex's image tower (`models/proj/image_text/naflex_vit.py`) differs in two tensors: patches come
+flattened, and position embeddings have an axis for rows and one for columns.
+"""
 
 import functools
 import math
@@ -25,11 +29,13 @@ from flaxclip.models.inputs import (
     TextCleaning,
     TokenizerConfig,
 )
+from flaxclip.models.spec import ModelSpec
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import ModelSpec
 from flaxclip.models.vision_transformer import ViTConfig
 
 TEXT_CLEANING: TextCleaning = "big_vision"
+NATIVE_IMAGES = ImageTransform("native", "bilinear", "white", "down", CENTRED_MEAN, CENTRED_STD)
+"""Of NaFlex, as in transformers' files of the same weights."""
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _MLP = (
     Rule("mlp/fc1/kernel", "MlpBlock_0/Dense_0/kernel", "w mlp -> w mlp"),
@@ -65,11 +71,17 @@ VISION = (
     Rule("pool/ln/bias", "MAPHead_0/LayerNorm_0/bias", "w -> w"),
     *prefixed(_MLP, "pool/", "MAPHead_0/"),
 )
+_NATIVE = {
+    "patch_embedding/kernel": "(p q rgb) w -> (p q rgb) w",
+    "position_embedding": "grid_y grid_x w -> (grid_y grid_x) w",
+}
 _TEXT = (
     Rule("token_embedding", "Embed_0/embedding", "vocab w -> vocab w"),
     Rule("position_embedding", "pos_embedding", "1 position w -> position w"),
     Rule("ln_final/scale", "Encoder_0/encoder_norm/scale", "w -> w"),
     Rule("ln_final/bias", "Encoder_0/encoder_norm/bias", "w -> w"),
+)
+_TEXT_HEAD = (
     Rule("projection/kernel", "head/kernel", "w embed -> w embed"),
     Rule("projection/bias", "head/bias", "embed -> embed"),
 )
@@ -90,10 +102,14 @@ def blocks(theirs: str, stacked: bool) -> list[Rule]:
     return prefixed(rules, "transformer/blocks/", f"{theirs}/{block}/")
 
 
-def big_vision_table(config: CLIPConfig, stacked: bool) -> NameTable:
-    """The tensors of the two-tower model that is this architecture."""
-    vision = [*VISION, *blocks("Transformer", stacked)]
-    text = [*_TEXT, *blocks("Encoder_0", stacked)]
+def big_vision_table(config: CLIPConfig, stacked: bool, native: bool = False) -> NameTable:
+    """The tensors of the two-tower model that is this architecture; if `native`, of NaFlex."""
+    own = VISION
+    if native:
+        own = tuple(rule._replace(axes=_NATIVE.get(rule.ours, rule.axes)) for rule in VISION)
+    vision = [*own, *blocks("Transformer", stacked)]
+    head = () if config.text.traits.projection == "none" else _TEXT_HEAD
+    text = [*_TEXT, *head, *blocks("Encoder_0", stacked)]
     return NameTable(
         "a two-tower model of big_vision",
         [
@@ -108,6 +124,12 @@ def without_root(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]
     """The tensors of the model alone: some files have them under `params/`."""
     under = {name: t for name, t in tensors.items() if name.startswith("params/")}
     return {name.removeprefix("params/"): t for name, t in (under or tensors).items()}
+
+
+def is_native(tensors: Mapping[str, StoredTensor]) -> bool:
+    """True for the image tower of NaFlex."""
+    kernel = tensors.get("img/embedding/kernel")
+    return kernel is not None and len(kernel.shape) == 2
 
 
 def is_stacked(tensors: Mapping[str, StoredTensor]) -> bool:
@@ -152,9 +174,20 @@ def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
         )
 
     axes = functools.partial(axes_of, shapes)
-    patch_size, _, _, width = axes("img/embedding/kernel", 4)
+    native = is_native(tensors)
+    if native:
+        pixels, width = axes("img/embedding/kernel", 2)
+        patch_size = math.isqrt(pixels // 3)
+        grid, columns, _ = axes("img/pos_embedding", 3)
+        if 3 * patch_size**2 != pixels or grid != columns:
+            raise InputError(
+                f"patches have {pixels} values, and position embeddings a grid of {grid} x "
+                f"{columns}\nexpected squares of 3 colours, and a square grid"
+            )
+    else:
+        patch_size, _, _, width = axes("img/embedding/kernel", 4)
+        grid = math.isqrt(axes("img/pos_embedding", 3)[1])
     vocab_size, text_width = axes("txt/Embed_0/embedding", 2)
-    grid = math.isqrt(axes("img/pos_embedding", 3)[1])
     # 27 patches of 14 are what SigLIP sees of 384 pixels; SigLIP 2 was given 378.
     unseen = 6 if (patch_size, grid, vocab_size) == (14, 27, 32_000) else 0
 
@@ -174,7 +207,7 @@ def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
             width=text_width,
             activation="gelu_tanh",
             norm_eps=1e-6,
-            family="siglip",
+            family="siglip" if "txt/head/kernel" in shapes else "siglip_i18n",
             **tower_sizes(shapes, "txt/Encoder_0/encoderblock"),
         ),
         embed_dim=width,
@@ -184,6 +217,5 @@ def spec_from_tensors(tensors: Mapping[str, StoredTensor]) -> ModelSpec:
     tokenizer = TokenizerConfig(
         "siglip2" if vocab_size == 256_000 else "siglip", cleaning=TEXT_CLEANING
     )
-    return ModelSpec(
-        config, ImageTransform("squash", mean=CENTRED_MEAN, std=CENTRED_STD), tokenizer
-    )
+    squares = ImageTransform("squash", mean=CENTRED_MEAN, std=CENTRED_STD)
+    return ModelSpec(config, NATIVE_IMAGES if native else squares, tokenizer)

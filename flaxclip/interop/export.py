@@ -1,9 +1,10 @@
 """Write our models as open_clip's and transformers', with tokenizer and preprocessing."""
 
+import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import safetensors.numpy
 
 from flaxclip.errors import InputError
 from flaxclip.interop.huggingface.names import huggingface_table
+from flaxclip.interop.huggingface.tips import as_theirs, has_tips
 from flaxclip.interop.huggingface.write_config import huggingface_json, processor_json
 from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.open_clip.read_config import CONFIG_FILE
 from flaxclip.interop.open_clip.write_config import open_clip_json
 from flaxclip.interop.tokenizer_files import Format, write_tokenizer
 from flaxclip.models.inputs import ImageTransform
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
 
 # What each library does to an image whatever its files say: of `transparency` and `crop_rounding`.
 _FIXED = {"open_clip": ("dropped", "even"), "huggingface": ("white", "down")}
@@ -38,17 +40,24 @@ def export(
         InputError: the other library has no such model or tokenizer, the tokenizer's file is not
             known, or `folder` exists and is not to be replaced.
     """
+    is_native = spec.preprocess.resize == "native"
     if to == "open_clip":
-        weights, tensors = "open_clip_model.safetensors", open_clip_table(spec.model)
+        weights, tensors = (
+            "open_clip_model.safetensors",
+            open_clip_table(spec.model, native=is_native),
+        )
         texts = {CONFIG_FILE: open_clip_json(spec)}
     else:
-        weights, tensors = "model.safetensors", huggingface_table(spec.model)
+        weights, tensors = "model.safetensors", huggingface_table(spec.model, is_native)
         texts = {
-            "config.json": huggingface_json(spec.model),
+            "config.json": huggingface_json(spec),
             "preprocessor_config.json": processor_json(spec),
         }
     with new_folder(folder, overwrite) as unfinished:
-        _write_weights(tensors.to_theirs(variables), unfinished / weights)
+        found = tensors.to_theirs(variables)
+        if to == "huggingface" and has_tips(spec.model):
+            found = as_theirs(found)
+        _write_weights(found, unfinished / weights)
         for name, value in texts.items():
             (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         differences = write_tokenizer(spec, unfinished, to)
@@ -76,9 +85,23 @@ def _other_preprocessing(ours: ImageTransform, to: Format) -> list[str]:
     return found
 
 
+def copy_tokenizer(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """`spec` with its vocabulary, if it has one, in `folder`, by its name alone."""
+    tokenizer = spec.tokenizer
+    if tokenizer.file is None:
+        return spec
+    name = Path(tokenizer.file).name
+    shutil.copyfile(tokenizer.file, folder / name)
+    return spec._replace(tokenizer=dataclasses.replace(tokenizer, file=name))
+
+
 @contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+def new_folder(
+    folder: Path, overwrite: bool, marks: Sequence[str] = ("config.json", CONFIG_FILE)
+) -> Iterator[Path]:
     """A folder that gets the name `folder` when all is written, and is removed if that fails.
+
+    `marks` are files of which one must be in a folder that is replaced.
 
     Raises:
         InputError: `folder` exists and is not to be replaced, or holds no model.
@@ -86,7 +109,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     if folder.exists():
         if not overwrite:
             raise InputError(f"{folder} exists\nname another folder, or add --overwrite")
-        if not any((folder / name).is_file() for name in ("config.json", CONFIG_FILE)):
+        if not any((folder / name).is_file() for name in marks):
             raise InputError(f"{folder} holds no model, so it is not replaced\nname another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

@@ -16,8 +16,17 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
+from flaxclip.data.storage.hub_refusals import hub_refusal
 from flaxclip.errors import InputError
-from flaxclip.interop.archives.weight_names import Listing, find_weights_file, is_index, is_weights
+from flaxclip.interop.archives.weight_names import (
+    ADAPTER_CONFIG,
+    ADAPTERS,
+    Listing,
+    find_weights_file,
+    is_index,
+    is_weights,
+    weights_named_as_usual,
+)
 
 # SentencePiece models first: where both are there, they are what a tokenizer.json was made from.
 _TOKENIZER_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
@@ -31,6 +40,7 @@ COMPANIONS = (
     "processor_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    ADAPTER_CONFIG,
     *_TOKENIZER_FILES,
     _BERT_VOCABULARY,
 )
@@ -74,7 +84,13 @@ def find_weights(path: Path, is_module: bool = False) -> Path | None:
 
 def tokenizer_file(weights: Path, tokenizer: str, json_first: bool = False) -> str | None:
     """The vocabulary of the tokenizer of that name beside the weights; None if there is none."""
-    names = {"clip": (), "bert": _bert_vocabularies(weights.name)}.get(tokenizer, _TOKENIZER_FILES)
+    names = {
+        "clip": (),
+        "bert": _bert_vocabularies(weights.name),
+        "xlm_v": ("tokenizer.json",),
+        "nllb": ("tokenizer.json",),
+        "bert_uncased": (_BERT_VOCABULARY, "tokenizer.json"),
+    }.get(tokenizer, _TOKENIZER_FILES)
     if json_first:
         names = tuple(sorted(names, key=lambda name: not name.endswith(".json")))
     found = [weights.with_name(name) for name in names if weights.with_name(name).is_file()]
@@ -105,6 +121,8 @@ def _errors_of(url: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if refusal := hub_refusal(error, url):
+            raise InputError(refusal.message) from None
         raise InputError(f"cannot read {url}: {type(error).__name__}: {error}") from None
 
 
@@ -136,9 +154,14 @@ def fetch(url: str, is_module: bool = False) -> Path | None:
                 return fetch(f"{url.rstrip('/')}/{weights.rstrip('/')}", is_module=True)
         beside = (*COMPANIONS, _bert_vocabularies(weights)[0])
         wanted = [weights, *(name for name in beside if name in listing.files - {weights})]
-        # Shards of an index are known only once that is read.
-        if is_index(weights):
-            listed = json.loads(listing.read(weights)).get("weight_map", {})
+        holding = [weights]
+        # An adapter's base may lie beside it.
+        if weights in ADAPTERS and (base := weights_named_as_usual(listing.files)):
+            holding.append(base)
+            wanted.append(base)
+        for name in filter(is_index, holding):
+            # Shards of an index are known only once that is read.
+            listed = json.loads(listing.read(name)).get("weight_map", {})
             wanted += sorted({str(name) for name in listed.values()} & listing.files)
         states = [(name, files.ukey(f"{folder}/{name}")) for name in wanted]
         return _copied(files, folder, states) / weights

@@ -12,20 +12,27 @@ from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.files import fetch, find_weights, tokenizer_file
 from flaxclip.interop.huggingface.names import huggingface_table
 from flaxclip.interop.huggingface.read_config import read_config as read_huggingface_config
+from flaxclip.interop.huggingface.tips import as_ours, is_tips, read_tips, tips_table
+from flaxclip.interop.long_clip import is_long_clip, long_clip_tensors
 from flaxclip.interop.open_clip.names import has_open_clip, open_clip_table
 from flaxclip.interop.open_clip.read_config import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
 from flaxclip.interop.open_clip.read_config import read_config as read_open_clip_config
+from flaxclip.interop.peft.adapter_config import is_adapter, read_adapter_config
+from flaxclip.interop.peft.merge import merge_adapter
 from flaxclip.interop.source import ForeignModel
 from flaxclip.interop.tokenizer_class import is_json_alone
-from flaxclip.models.clip import CLIPConfig
+from flaxclip.interop.trunks.registry import tower_as_stored
 from flaxclip.models.modified_resnet import ResNetConfig
-from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.models.spec import ModelSpec
+from flaxclip.models.variants import VARIANTS
 
 
 def find_foreign(
     path: str, model: str | None = None, which: WhichWeights | None = None
 ) -> ForeignModel | None:
     """The model in a file of weights, or in a directory that open_clip or transformers wrote.
+
+    An adapter of peft is merged into its base.
 
     Args:
         path: the file, the directory, or the URL of one. A file's configuration may lie beside it.
@@ -48,6 +55,8 @@ def find_foreign(
     model = model and model.replace("/", "-")
     if model is not None and model not in VARIANTS:
         raise InputError(f"unknown model {model!r}\nknown: {', '.join(VARIANTS)}")
+    if is_adapter(weights):
+        return _with_adapter(weights, model, which)
     archive = open_archive(weights, which)
     foreign = _recognise(weights.parent, weights, archive, model)
     tokenizer = foreign.spec.tokenizer
@@ -61,10 +70,33 @@ def find_foreign(
     )
 
 
+def _with_adapter(adapter: Path, model: str | None, which: WhichWeights | None) -> ForeignModel:
+    """The adapter's base, with the adapter merged into it."""
+    config = read_adapter_config(adapter.parent)
+    path = config.base()
+    try:
+        base = find_foreign(path, model, which)
+    except InputError as error:
+        raise InputError(f"{adapter} changes the model {path}:\n{error}") from None
+    if base is None:
+        raise InputError(
+            f"{adapter} changes the model {path}\nwhich holds no weights of another library: "
+            "adapters of peft have the names of those"
+        )
+    merged = merge_adapter(base.tensors, adapter, config)
+    return dataclasses.replace(
+        base,
+        tensors=merged.tensors,
+        kind=f"{base.kind}, with {merged.summary} of {adapter.parent} merged into it",
+    )
+
+
 def _recognise(
     folder: Path, weights: Path, tensors: dict[str, StoredTensor], model: str | None
 ) -> ForeignModel:
     named = VARIANTS[model] if model is not None else None
+    if is_long_clip(tensors):
+        tensors = long_clip_tensors(tensors)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     if "vision_model.post_layernorm.weight" in tensors:
         if not (folder / "config.json").is_file():
@@ -76,6 +108,10 @@ def _recognise(
         spec, kind = read_huggingface_config(folder)
         table = huggingface_table(spec.model, flat_patches=kind == "siglip2")
         return ForeignModel(f"transformers, {kind}", spec, tensors, table)
+    if is_tips(tensors):
+        spec = read_tips(folder)
+        tensors = as_ours(tensors, spec.model)
+        return ForeignModel("transformers, tipsv2", spec, tensors, tips_table(spec.model))
     if any(name.endswith("img/embedding/kernel") for name in tensors):
         if named is not None and isinstance(named.model.vision, ResNetConfig):
             raise InputError(f"{weights} has a vision transformer\n{model} has a ResNet")
@@ -89,7 +125,15 @@ def _recognise(
         # That of named architectures is open_clip's.
         tokenizer = dataclasses.replace(spec.tokenizer, cleaning=big_vision.TEXT_CLEANING)
         spec = spec._replace(tokenizer=tokenizer)
-        table = big_vision.big_vision_table(spec.model, big_vision.is_stacked(tensors))
+        native = big_vision.is_native(tensors)
+        if not native and spec.preprocess.resize == "native":
+            raise InputError(
+                f"{weights} has an image tower of squares\n{model} is one of images at their own "
+                "aspect ratio"
+            )
+        if native and spec.preprocess.resize != "native":
+            spec = spec._replace(preprocess=big_vision.NATIVE_IMAGES)
+        table = big_vision.big_vision_table(spec.model, big_vision.is_stacked(tensors), native)
         return ForeignModel("big_vision", spec, tensors, table)
     if all(name in tensors for name in openai.CONSTANTS):
         # TorchScript archives of OpenAI: all were trained with QuickGELU.
@@ -103,11 +147,15 @@ def _recognise(
         spec = named
     else:
         _refuse_bare(weights, shapes)
-    return ForeignModel("open_clip", spec, tensors, open_clip_table(spec.model, shapes))
+    vision = tower_as_stored(spec.model.vision, shapes)
+    spec = spec._replace(model=dataclasses.replace(spec.model, vision=vision))
+    native = spec.preprocess.resize == "native"
+    table = open_clip_table(spec.model, shapes, native)
+    return ForeignModel("open_clip" + ", NaFlex" * native, spec, tensors, table)
 
 
 def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
-    fitting = [name for name, spec in VARIANTS.items() if _fits(spec.model, shapes)]
+    fitting = [name for name, spec in VARIANTS.items() if _fits(spec, shapes)]
     if not fitting and "text.token_embedding.weight" not in shapes:
         openai.config_from_shapes(shapes)  # says so if these are no weights of a CLIP
     raise InputError(
@@ -120,8 +168,9 @@ def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
     )  # fmt: skip
 
 
-def _fits(config: CLIPConfig, shapes: dict[str, tuple[int, ...]]) -> bool:
-    if not has_open_clip(config):
+def _fits(spec: ModelSpec, shapes: dict[str, tuple[int, ...]]) -> bool:
+    if not has_open_clip(spec.model):
         return False
-    expected = open_clip_table(config, shapes).their_shapes()
+    native = spec.preprocess.resize == "native"
+    expected = open_clip_table(spec.model, shapes, native).their_shapes()
     return all(shapes.get(name) == shape for name, shape in expected.items())

@@ -25,8 +25,8 @@ from flaxclip.interop.name_table import (
 )
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import CENTRED_MEAN, CENTRED_STD, ImageTransform, TokenizerConfig
-from flaxclip.models.text_transformer import SEGMENTS, TextConfig
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
+from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
 
 CONTEXT_LENGTH = 16
@@ -146,7 +146,7 @@ def lit_table(config: CLIPConfig, tensors: Mapping[str, StoredTensor]) -> NameTa
         "a LiT of big_vision",
         [
             *bind(prefixed(vision, "params/vision/", "img/"), vision_axes(config)),
-            *bind(prefixed(_TEXT, "params/text/", ""), {**text_axes(config), "segment": SEGMENTS}),
+            *bind(prefixed(_TEXT, "params/text/", ""), text_axes(config)),
             *bind(scalars, {}),
         ],
     )

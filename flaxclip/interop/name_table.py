@@ -2,8 +2,11 @@
 
 import itertools
 import math
+import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.stored_tensor import StoredTensor
+from flaxclip.interop.relayout import copy_transposed, empty_aligned
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
@@ -62,10 +66,16 @@ class Binding(NamedTuple):
     def their_shape(self) -> tuple[int, ...]:
         return self._shape(self.rule.axes.split("->")[0])
 
-    def to_ours(self, tensors: list[np.ndarray]) -> np.ndarray:
-        """Our variables, stacked along the first axis, from their tensors."""
-        theirs, ours = self._patterns()
-        return rearrange(tensors, f"{theirs} -> {ours}", **self._used_sizes())
+    def places(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Room for our variables, stacked along the first axis, and in it that of each of their
+        tensors: arrays with one axis for each name in the rule's axes, in their order.
+        """
+        theirs, ours = (re.findall(r"[a-z_]\w*", axes) for axes in self._patterns())
+        room = empty_aligned((len(self.our_names()), *self.our_shape()))
+        apart = room.reshape([self._size(axis) for axis in ours])
+        apart = apart.transpose([ours.index(axis) for axis in theirs])
+        labels = len(_placeholders(self.rule.theirs))
+        return room, [apart[*index, ...] for index in np.ndindex(apart.shape[:labels])]
 
     def to_theirs(self, variables: list[np.ndarray]) -> np.ndarray:
         """Their tensors, stacked along the first axis, from our variables."""
@@ -158,13 +168,16 @@ class NameTable:
         return self._read(tensors)
 
     def _read(self, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-        for binding in self.bindings:
-            parts = [
-                np.asarray(tensors[name]).astype(np.float32, copy=False)
-                for name in binding.their_names()
-            ]
-            ours = map(np.asarray, binding.to_ours(parts))  # a scalar is an array, too
-            yield from zip(binding.our_names(), ours, strict=True)
+        def put(name: str, place: np.ndarray) -> None:
+            tensor = np.asarray(tensors[name]).astype(np.float32, copy=False)
+            copy_transposed(place, tensor.reshape(place.shape))
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            for binding in self.bindings:
+                room, places = binding.places()
+                deque(threads.map(put, binding.their_names(), places), maxlen=0)
+                for number, name in enumerate(binding.our_names()):
+                    yield name, room[number, ...]  # a scalar is an array, too
 
     def to_theirs(self, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inverse of `to_ours`: their state dict, float32, from our nested variables.
@@ -237,6 +250,8 @@ def text_axes(config: CLIPConfig) -> Axes:
     return _transformer_axes(text, config.embed_dim) | {
         "vocab": text.vocab_size,
         "position": text.position_count,
+        "segment": text.traits.segments,
+        "hidden": (text.width + config.embed_dim) // 2,
     }
 
 
@@ -249,6 +264,8 @@ def vision_axes(config: CLIPConfig) -> Axes:
         "p": vision.patch_size,
         "q": vision.patch_size,
         "position": vision.grid**2 + vision.class_tokens,
+        "grid_y": vision.grid,
+        "grid_x": vision.grid,
     }
 
 

@@ -12,7 +12,7 @@ import pydantic
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.name_table import NameTable
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
 
 T = TypeVar("T")
 

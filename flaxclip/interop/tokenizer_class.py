@@ -16,6 +16,7 @@ _CLEANINGS: dict[str, TextCleaning] = {
     "Siglip2Tokenizer": "transformers_siglip2",
     "GemmaTokenizer": "none",
     "T5Tokenizer": "none",
+    "XLMRobertaTokenizer": "none",
     # The tokenizer.json alone, whatever that does.
     BACKEND: "none",
 }

@@ -10,17 +10,19 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import Regex, normalizers
 
+from flaxclip.data.tokenizers.bert import read_vocabulary
 from flaxclip.data.tokenizers.clip import (
     TRANSFORMERS_END,
     TRANSFORMERS_START,
     transformers_clip_tokenizer,
 )
+from flaxclip.data.tokenizers.multilingual import WHOSE_FILE
 from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.open_clip.write_config import NEAREST_CLEANING
 from flaxclip.interop.tokenizer_class import CONFIG_FILE, cleaning_of_class
 from flaxclip.models.inputs import TokenizerConfig
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
 
 Format = Literal["open_clip", "huggingface"]
 
@@ -47,9 +49,25 @@ def write_tokenizer(spec: ModelSpec, folder: Path, to: Format) -> list[str]:
     if config.name == "clip":
         settings = _write_clip(folder)
         theirs = "transformers_clip"
+    elif config.name == "bert_uncased":
+        settings, theirs = _write_bert(config, folder), "none"
+    elif config.name in WHOSE_FILE:
+        settings, theirs = _write_multilingual(config, folder), "none"
+    elif config.name == "tips":
+        settings, theirs = _write_tips(config, folder), "transformers_siglip2"
     else:
         # open_clip cleans before the tokenizer does, which need not.
-        settings, theirs = _write_siglip(config, folder, "none" if to == "open_clip" else cleaning)
+        wanted = "none" if to == "open_clip" else cleaning
+        if spec.preprocess.resize == "native":
+            if config.name != "siglip2":
+                raise InputError(
+                    f"the model's tokenizer is {config.name}, and transformers gives a "
+                    "Siglip2Model that of SigLIP 2\nit cannot be written as one"
+                )
+            if not str(config.file).endswith(".json"):
+                # What transformers makes of a SentencePiece model, whatever the files say.
+                wanted = "transformers_siglip2"
+        settings, theirs = _write_siglip(config, folder, wanted)
     if to == "open_clip":
         theirs = NEAREST_CLEANING.get(cleaning, cleaning)
     settings["model_max_length"] = spec.model.text.context_length
@@ -69,6 +87,65 @@ def _write_clip(folder: Path) -> dict[str, Any]:
         "pad_token": TRANSFORMERS_END,
         "unk_token": TRANSFORMERS_END,
     }
+
+
+def _write_bert(config: TokenizerConfig, folder: Path) -> dict[str, Any]:
+    if config.file is None:
+        raise InputError(
+            "the model's tokenizer is bert_uncased, whose vocabulary is not known\n"
+            "name its file with --tokenizer: the vocab.txt of bert-base-uncased"
+        )
+    tokens = read_vocabulary(config.file)
+    lines = "".join(f"{token}\n" for token in sorted(tokens, key=lambda token: tokens[token]))
+    (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="")
+    return {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
+
+
+def _write_multilingual(config: TokenizerConfig, folder: Path) -> dict[str, Any]:
+    if config.file is None:
+        raise InputError(
+            f"the model's tokenizer is {config.name}, whose vocabulary is not known\n"
+            f"name its file with --tokenizer, {WHOSE_FILE[config.name]}"
+        )
+    is_json = Path(config.file).suffix == ".json"
+    try:
+        shutil.copyfile(config.file, folder / ("tokenizer.json" if is_json else "spiece.model"))
+    except OSError as error:
+        raise InputError(f"cannot read the vocabulary in {config.file}: {error.strerror}") from None
+    settings: dict[str, Any] = {
+        "tokenizer_class": "NllbTokenizer" if config.name == "nllb" else "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "padding_side": "right",
+    }
+    if config.name != "mt5":
+        settings["bos_token"] = "<s>"
+    elif not is_json:
+        settings |= {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    return settings
+
+
+def _write_tips(config: TokenizerConfig, folder: Path) -> dict[str, Any]:
+    if config.file is None:
+        raise InputError(
+            "the model's tokenizer is tips, whose vocabulary is not known\n"
+            "name its file with --tokenizer: a tokenizer.model or tokenizer.json"
+        )
+    is_json = Path(config.file).suffix == ".json"
+    try:
+        shutil.copyfile(config.file, folder / ("tokenizer.json" if is_json else "tokenizer.model"))
+    except OSError as error:
+        raise InputError(f"cannot read the vocabulary in {config.file}: {error.strerror}") from None
+    return {"tokenizer_class": "Tipsv2Tokenizer", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 
 def _write_siglip(

@@ -22,7 +22,7 @@ from flaxclip.losses.grid import DeviceGrid
 from flaxclip.losses.stats import (
     LocalResult,
     Objective,
-    RowStats,
+    hits,
     merge_over,
     own_part,
     stats_along,
@@ -101,12 +101,15 @@ pair_loss.defvjp(_forward, _backward)
 
 
 def choose_implementation(
-    implementation: Implementation, batch_size: int, devices: int
+    implementation: Implementation, batch_size: int, devices: int, matrices: int = 1
 ) -> Literal["gathered", "tiled"]:
-    """`implementation`, or the one that `auto` stands for when `devices` share a batch."""
+    """`implementation`, or the one that `auto` stands for when `devices` share a batch.
+
+    `matrices` of all pairs would be stored.
+    """
     if implementation != "auto":
         return implementation
-    matrix_bytes = 4 * batch_size**2 // devices
+    matrix_bytes = 4 * matrices * batch_size**2 // devices
     return "gathered" if matrix_bytes <= MAX_MATRIX_BYTES else "tiled"
 
 
@@ -195,8 +198,8 @@ def _on_device(
 
     loss = ContrastiveLoss(
         loss=mean(objective.value(result.rows, result.columns, result.positives)),
-        image_to_text_accuracy=mean(_hits(result.positives, result.rows)),
-        text_to_image_accuracy=mean(_hits(result.positives, result.columns)),
+        image_to_text_accuracy=mean(hits(result.positives, result.rows)),
+        text_to_image_accuracy=mean(hits(result.positives, result.columns)),
     )
     if not with_gradients:
         return loss, None
@@ -209,9 +212,3 @@ def _on_device(
         logit_scale=grid.sum((zimg_gradient * zimg).sum()),
         logit_bias=mean(objective.bias_gradient(result.columns)),
     )
-
-
-def _hits(positives: Float[Array, " local"], stats: RowStats) -> Float[Array, ""]:
-    # A compiler may compute a logit anew for each of its uses, with the product and the sum rounded
-    # at once in one and apart in another: the largest may then be larger, and equal none.
-    return jnp.where(positives >= stats.max, 1 / jnp.maximum(stats.num_max, 1), 0).sum()

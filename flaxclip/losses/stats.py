@@ -1,12 +1,14 @@
 """Statistics of the logit matrix's rows and columns, taken part by part and merged."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flaxclip.losses.grid import DeviceGrid, Over
+
+Stats = TypeVar("Stats", bound=tuple)
 
 
 class RowStats(NamedTuple):
@@ -105,6 +107,13 @@ def merge_over(objective: Objective, grid: DeviceGrid, stats: RowStats, over: Ov
     return merge_stats(objective, jax.tree.map(lambda x: grid.gather(x[None], over), stats))
 
 
-def own_part(stats: RowStats, position: Int[Array, ""] | int, local: int) -> RowStats:
-    """The `local` rows of the device at `position`, out of gathered ones."""
+def own_part(stats: Stats, position: Int[Array, ""] | int, local: int) -> Stats:
+    """The `local` rows of the device at `position`, out of gathered ones, in every array."""
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, position * local, local), stats)
+
+
+def hits(chosen: Float[Array, " n"], stats: RowStats) -> Float[Array, ""]:
+    """Number of rows whose `chosen` logit is the largest; if several tie, they share the credit."""
+    # A compiler may compute a logit anew for each of its uses, with the product and the sum rounded
+    # at once in one and apart in another: the largest may then be larger, and equal none.
+    return jnp.where(chosen >= stats.max, 1 / jnp.maximum(stats.num_max, 1), 0).sum()

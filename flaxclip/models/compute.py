@@ -5,8 +5,23 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-AttentionKernel = Literal["auto", "xla"]
-"""Implementation of attention. `auto`: cuDNN where the GPU and the type allow it, XLA elsewhere."""
+AttentionKernel = Literal["auto", "xla", "pallas"]
+"""Implementation of attention. `auto`: cuDNN where the GPU and the type allow it, on TPUs `pallas`
+for what it has room for in 16 bits, XLA elsewhere. `pallas`: our kernel for TPUs
+(`models.attention.tpu_attention`)."""
+
+KERNEL_POSITIONS = {
+    "TPU v4": 160,
+    "TPU v5 lite": 1024,
+    "TPU v5": 640,
+    "TPU v6 lite": 1024,
+    "TPU7x": 640,
+}
+"""The most positions of an example that `pallas` has room for, by JAX's name of the device: as the
+compiler takes them, with 91 kB of a core's own memory for each."""
+
+KERNEL_CHANNELS = 128
+"""The most channels of a head that `pallas` has room for."""
 
 Remat = Literal["auto", "none", "names", "dots", "offload", "full"]
 """Activations that a block keeps for its backward pass. `none` recomputes nothing. `names` keeps
@@ -43,7 +58,8 @@ class ComputeConfig:
     """Activations kept by blocks for the backward pass: memory against recomputation. If None, auto
     in training on a single CPU with all blocks unrolled; otherwise names."""
     attention: AttentionKernel = "auto"
-    """auto: cuDNN on NVIDIA GPUs in bfloat16, XLA elsewhere. xla: XLA everywhere."""
+    """auto: in bfloat16, cuDNN on NVIDIA GPUs and pallas on TPUs; XLA elsewhere. xla: XLA
+    everywhere. pallas: our kernel for TPUs, which keeps logits on the chip."""
 
     @property
     def activation_dtype(self) -> jnp.dtype:

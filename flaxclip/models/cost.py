@@ -36,11 +36,13 @@ class Cost(NamedTuple):
         return image + self.text_flops * (1 if "text" in frozen else 3)
 
 
-def model_cost(config: CLIPConfig, kept_patches: int | None = None) -> Cost:
+def model_cost(
+    config: CLIPConfig, kept_patches: int | None = None, patches: int | None = None
+) -> Cost:
     """Parameters and forward FLOPs a pair of `config`, whose image tower sees all patches or so
-    many.
+    many; with `patches`, an image at its own aspect ratio that has so many.
     """
-    images, tokens = example_inputs(config)
+    images, tokens = example_inputs(config, patches=patches)
     patch_ids = None if kept_patches is None else jax.ShapeDtypeStruct((1, kept_patches), jnp.int32)
     # Each tower beside a default one, so that models that share it share its trace.
     alone = functools.partial(CLIPConfig, embed_dim=config.embed_dim)

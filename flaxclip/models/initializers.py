@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array
@@ -24,6 +25,22 @@ def uniform(bound: float) -> Initializer:
 
     def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def sincos_2d(grid: int, others: int) -> Initializer:
+    """Position embeddings of `grid`² patches, and zeros for `others` before them.
+
+    MoCo v3 (Chen et al. 2021), as in big_vision's `posemb_sincos_2d` (`models/vit.py`).
+    """
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
+        quarter = shape[-1] // 4
+        frequencies = 10_000.0 ** -(np.arange(quarter) / (quarter - 1))
+        rows, columns = (place.reshape(-1, 1) * frequencies for place in np.mgrid[:grid, :grid])
+        parts = [np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)]
+        return jnp.asarray(np.pad(np.concatenate(parts, axis=1), ((others, 0), (0, 0))), dtype)
 
     return init
 
@@ -84,3 +101,13 @@ class BlockInit:
             fc2_kernel=uniform(mlp_bound),
             fc2_bias=nn.initializers.normal(1e-6),
         )
+
+    @classmethod
+    def truncated_normal(cls, width: int, mlp_width: int) -> "BlockInit":
+        """Timm's `Eva`, the image towers of PE and EVA (`models/eva.py`): deviation 0.02.
+
+        timm divides output and second matrix of layer l by (2 l)^1/2; here no layer differs.
+        """
+        normal = nn.initializers.truncated_normal(0.02)
+        zeros = nn.initializers.zeros
+        return cls(normal, normal, normal, zeros, normal, zeros)

@@ -14,11 +14,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from flaxclip.errors import InputError
-from flaxclip.models.compute import AttentionKernel, ComputeConfig
+from flaxclip.models.attention.dot_product import dot_product_attention, uses_tpu_kernel
+from flaxclip.models.attention.rotary import rotate
+from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit, Initializer, logical
 from flaxclip.sharding import constrain, is_for_one_cpu, target_platform
 
-Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -40,6 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
 }
 
 
@@ -72,19 +75,32 @@ def check_transformer(
         )
 
 
-def layer_norm(name: str, eps: float = 1e-5) -> nn.LayerNorm:
-    """LayerNorm in float32, whatever the type of the activations.
+class LayerNorm(nn.Module):
+    """LayerNorm in float32, whatever the type of the activations (Ba et al. 2016).
 
-    Two-pass variance: E[x^2] - E[x]^2 cancels if a residual stream has a large mean.
+    Two-pass variance: E[x^2] - E[x]^2 cancels if a residual stream has a large mean. Mean and
+    variance have names, so that the backward pass need not compute them again: they are a
+    thousandth of what they are computed from.
     """
-    return nn.LayerNorm(
-        epsilon=eps,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        scale_init=logical(nn.initializers.ones, "embed"),
-        bias_init=logical(nn.initializers.zeros, "embed"),
-        name=name,
-    )
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows w"]) -> Float[Array, "*rows w"]:
+        width = (x.shape[-1],)
+        scale = self.param("scale", logical(nn.initializers.ones, "embed"), width)
+        bias = self.param("bias", logical(nn.initializers.zeros, "embed"), width)
+        x = x.astype(jnp.float32)
+        mean = checkpoint_name(x.mean(-1, keepdims=True), "norm")
+        variance = checkpoint_name(jnp.square(x - mean).mean(-1, keepdims=True), "norm")
+        rows = (1,) * (x.ndim - 1)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(*rows, -1)
+        return (x - mean) * factor + bias.reshape(*rows, -1)
+
+
+def layer_norm(name: str, eps: float = 1e-5) -> LayerNorm:
+    """A norm of this name."""
+    return LayerNorm(eps, name=name)
 
 
 def matrix_product(
@@ -101,6 +117,30 @@ def matrix_product(
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+@jax.custom_vjp
+def add_bias(y: Float[Array, "b l o"], bias: Float[Array, " o"]) -> Float[Array, "b l o"]:
+    """`y + bias`, whose gradient is summed over rows as a product with ones.
+
+    On TPUs, matrix units do that in a tenth of the time where nothing else reads the gradient just
+    then: it comes from a kernel of its own, not from a product that could sum it on the way.
+    """
+    return y + bias[None, None]
+
+
+def _add_bias_forward(y: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(y, bias), None
+
+
+def _add_bias_backward(_: None, dy: Array) -> tuple[Array, Array]:
+    # As many rows as a register has: a single one would be no matrix product to XLA.
+    ones = jnp.ones((*dy.shape[:2], 8), dy.dtype)
+    sums = jnp.einsum("blo,blr->or", dy, ones, preferred_element_type=jnp.float32)
+    return dy, sums[:, 0].astype(dy.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 class HeadsKernel(nn.Module):
     """Parameters of a dense layer that keep the axes of heads, multiplied as one matrix.
 
@@ -113,10 +153,15 @@ class HeadsKernel(nn.Module):
     kernel_init: Initializer
     bias_init: Initializer
     dtype: jnp.dtype
+    sums_by_product: bool = False
+    """True if the bias's gradient is a matrix product, `add_bias`."""
+    use_bias: bool = True
 
     def parameters(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Kernel and bias."""
+        """Kernel and bias; the latter is constant if there is none."""
         kernel = self.param("kernel", self.kernel_init, self.in_shape + self.out_shape)
+        if not self.use_bias:
+            return kernel, jnp.zeros(self.out_shape, kernel.dtype)
         return kernel, self.param("bias", self.bias_init, self.out_shape)
 
     def project(
@@ -124,7 +169,8 @@ class HeadsKernel(nn.Module):
     ) -> Float[Array, "b l o"]:
         """The product with a kernel, and its bias; axes of heads are joined."""
         kernel = kernel.reshape(x.shape[-1], -1).astype(self.dtype)
-        return matrix_product(x, kernel) + bias.reshape(1, 1, -1).astype(self.dtype)
+        y, bias = matrix_product(x, kernel), bias.reshape(-1).astype(self.dtype)
+        return add_bias(y, bias) if self.sums_by_product else y + bias.reshape(1, 1, -1)
 
 
 class Projection(HeadsKernel):
@@ -157,70 +203,6 @@ class QKVProjection(HeadsKernel):
         return tuple(rearrange(products[0], "b l (h three k) -> three b h l k", h=heads, three=3))
 
 
-def has_cudnn_attention(q: Float[Array, "b h l k"]) -> bool:
-    """True if the default device is an NVIDIA GPU, and cuDNN supports attention for such queries.
-
-    It does for 16-bit types and heads of a multiple of 8 channels, on older GPUs up to 128.
-    """
-    on_nvidia = jax.devices()[0].device_kind.startswith("NVIDIA")
-    return on_nvidia and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-
-
-def dot_product_attention(
-    q: Float[Array, "b h l k"],
-    k: Float[Array, "b h m k"],
-    v: Float[Array, "b h m k"],
-    causal: bool,
-    kernel: AttentionKernel = "auto",
-    padding_mask: Bool[Array, "b m"] | None = None,
-) -> Float[Array, "b h l k"]:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), softmax in float32.
-
-    `padding_mask`: True for keys that may be attended to. If None, all.
-    """
-    if kernel == "auto" and padding_mask is None and q.shape == k.shape and has_cudnn_attention(q):
-        return _cudnn_attention(q, k, v, causal)
-    # Heads before positions, and queries scaled rather than logits: the fewest copies.
-    q = q * q.shape[-1] ** -0.5
-    logits = jnp.einsum("bhlk,bhmk->bhlm", q, k, preferred_element_type=jnp.float32)
-    if causal:
-        position = jnp.arange(q.shape[2])
-        earlier = position[:, None] >= position[None, :]
-        logits = jnp.where(earlier[None, None], logits, jnp.finfo(jnp.float32).min)
-    if padding_mask is not None:
-        logits = jnp.where(padding_mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    z = jnp.einsum("bhlm,bhmk->bhlk", weights, v)
-    # Named in the layout that the next product takes: rows of one head's 64 channels, were they
-    # what is kept, would be padded to 128 on TPUs.
-    z = checkpoint_name(rearrange(z, "b h l k -> b l (h k)"), "attended")
-    return rearrange(z, "b l (h k) -> b h l k", h=q.shape[1])
-
-
-def _cudnn_attention(
-    q: Float[Array, "b h l k"], k: Float[Array, "b h l k"], v: Float[Array, "b h l k"], causal: bool
-) -> Float[Array, "b h l k"]:
-    """Attention by cuDNN's fused kernel, in which the matrix of weights never exists in memory."""
-    batch, _, length, _ = q.shape
-    q, k, v = (rearrange(x, "b h l k -> b l h k") for x in (q, k, v))
-    lengths = None
-    if length % 2:
-        # JAX 0.10 refuses gradients of odd lengths, and a class token makes nearly all lengths
-        # odd: one position more, which none attends to.
-        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-        lengths = jnp.full(batch, length, jnp.int32)
-    z = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        is_causal=causal,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        implementation="cudnn",
-    )
-    return rearrange(z[:, :length], "b l h k -> b h l k")
-
-
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
     """One transformer block; all blocks of a tower are alike."""
@@ -235,6 +217,8 @@ class BlockConfig:
     post_norm: bool = False
     """True if norms follow the residual sums, as in the first transformers (Vaswani et al. 2017,
     section 3.1; Devlin et al. 2019), instead of preceding attention and MLP."""
+    qkv_bias: bool = True
+    """True if queries, keys and values have biases."""
 
 
 class Attention(nn.Module):
@@ -245,8 +229,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l w"], padding_mask: Bool[Array, "b l"] | None = None
+        self,
+        x: Float[Array, "b l w"],
+        padding_mask: Bool[Array, "b l"] | None = None,
+        angles: Float[Array, "#b l half"] | None = None,
     ) -> Float[Array, "b l w"]:
+        """`angles`: of rotary position embeddings. If None, there are none."""
         x = constrain(x, "batch", None, None)
         c, dtype = self.config, self.compute.activation_dtype
         width = x.shape[-1]
@@ -257,8 +245,12 @@ class Attention(nn.Module):
             kernel_init=logical(c.init.qkv_kernel, "embed", "heads", None, None),
             bias_init=logical(nn.initializers.zeros, "heads", None, None),
             dtype=dtype,
+            sums_by_product=uses_tpu_kernel(self.compute.attention, x.shape[1], head_dim, dtype),
+            use_bias=c.qkv_bias,
             name="qkv",
         )(x)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         z = dot_product_attention(q, k, v, c.causal, self.compute.attention, padding_mask)
         z = constrain(rearrange(z, "b h l k -> b l (h k)"), "batch", None, "heads")
         z = Projection(

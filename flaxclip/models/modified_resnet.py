@@ -5,6 +5,7 @@ Radford et al. 2021, section 2.4: three convolutions as stem, average pooling be
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flaxclip.errors import InputError
-from flaxclip.models.attention_pool import AttentionPool
+from flaxclip.models.attention.pooling import AttentionPool
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import Initializer, logical, uniform
 from flaxclip.models.layers import check_sizes
+from flaxclip.models.trunks.trunk import TrunkConfig
 
 EXPANSION = 4
 """Channels that a block puts out, over those of its 3x3 convolution (He et al. 2016)."""
@@ -24,12 +26,15 @@ EXPANSION = 4
 BATCH_NORM_MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics; PyTorch's default."""
 
-# PyTorch initializes `nn.Conv2d` and `nn.Linear` uniformly within +-fan_in^-1/2.
-_TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+BATCH_NORM_EPSILON = 1e-5
+"""Added to variances; PyTorch's default."""
+
+TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""PyTorch initializes `nn.Conv2d` and `nn.Linear` uniformly within +-fan_in^-1/2."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(TrunkConfig):
     """Shape of the image tower. The defaults are RN50's (Radford et al. 2021, table 19)."""
 
     image_size: int = 224
@@ -40,6 +45,9 @@ class ResNetConfig:
     """Bottleneck blocks of the four stages."""
     frozen_statistics: bool = False
     """Normalise with the running statistics in training too, and leave them unchanged."""
+    family: Literal["resnet"] = "resnet"
+
+    is_transformer = False
 
     def __post_init__(self) -> None:
         check_sizes("vision", {"image_size": self.image_size, "width": self.width})
@@ -55,13 +63,21 @@ class ResNetConfig:
 
     @property
     def patch_size(self) -> int:
-        """Pixels between two positions of the last feature map: five strides of 2."""
-        return 32
+        return 32  # five strides of 2
 
     @property
-    def grid(self) -> int:
-        """Positions along one side of the last feature map."""
-        return self.image_size // self.patch_size
+    def deepest_stack(self) -> int:
+        return max(self.layers)
+
+    @property
+    def averages_statistics(self) -> bool:
+        return not self.frozen_statistics
+
+    def describe(self) -> str:
+        return f"ResNet, blocks {'-'.join(map(str, self.layers))}, width {self.width}"
+
+    def make_tower(self, embed_dim: int, compute: ComputeConfig) -> nn.Module:
+        return ModifiedResNet(self, embed_dim, compute)
 
     @property
     def heads(self) -> int:
@@ -103,7 +119,8 @@ class BatchNorm(nn.Module):
             running_mean.value += BATCH_NORM_MOMENTUM * (mean - running_mean.value)
             running_var.value += BATCH_NORM_MOMENTUM * (unbiased - running_var.value)
         mean, factor, bias = (
-            v[None, None, None] for v in (mean, scale * jax.lax.rsqrt(var + 1e-5), bias)
+            v[None, None, None]
+            for v in (mean, scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON), bias)
         )
         return ((x - mean) * factor + bias).astype(self.dtype)
 
@@ -122,6 +139,9 @@ class ConvNorm(nn.Module):
     dtype: jnp.dtype
     stride: int = 1
     scale_init: Initializer = nn.initializers.ones
+    depthwise: bool = False
+    """True if every channel is read by itself."""
+    kernel_init: Initializer = TORCH_KERNEL
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -130,10 +150,11 @@ class ConvNorm(nn.Module):
             (self.kernel, self.kernel),
             strides=self.stride,
             padding=self.kernel // 2,
+            feature_group_count=x.shape[-1] if self.depthwise else 1,
             use_bias=False,
             dtype=self.dtype,
-            kernel_init=logical(_TORCH_KERNEL, None, None, None, "embed"),
-            name="conv",
+            kernel_init=logical(self.kernel_init, None, None, None, "embed"),
+            name="depthwise" if self.depthwise else "conv",
         )(x)
         return BatchNorm(self.use_running_statistics, self.dtype, self.scale_init, name="bn")(x)
 

@@ -1,119 +1,29 @@
-"""The text transformer: CLIP's, SigLIP's, and BERT, which is LiT's."""
+"""The text transformer: CLIP's, SigLIP's, BERT, which is LiT's, and those of `text_trunks/`."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
-from flaxclip.models.initializers import BlockInit, Initializer, logical
+from flaxclip.models.initializers import Initializer, logical
 from flaxclip.models.layers import (
     Activation,
     BlockConfig,
     check_sizes,
     check_transformer,
+    gelu,
     layer_norm,
 )
+from flaxclip.models.text_families import FAMILIES, Family
+from flaxclip.models.text_trunks.positions import RANGES, distance_ranges, sinusoids
+from flaxclip.models.text_trunks.text_family import TextFamily
 from flaxclip.models.transformer import Transformer
 from flaxclip.sharding import constrain, embedding_lookup
-
-PADDING = 0
-"""BERT's id that fills up rows; no position attends to it (big_vision,
-`proj/flaxformer/bert.py`)."""
-
-SEGMENTS = 2
-"""Segments that BERT knows; a caption is one, the first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextFamily:
-    """The traits in which families of text towers differ."""
-
-    readout: Literal["end of text", "last position", "first position"]
-    """Position of the caption's embedding. The last position may be padding."""
-    causal: bool
-    attends_to_padding: bool
-    post_norm: bool
-    """True if norms follow the residual sums, and one follows the embeddings; otherwise they
-    precede attention and MLP, and one follows the blocks."""
-    segments: bool
-    projection_bias: bool
-    more_positions: bool
-    """True if there may be more position embeddings than a caption has positions."""
-    token_init: Callable[[int], Initializer]
-    """Initializer by the tower's width, as for the next one."""
-    position_init: Callable[[int], Initializer]
-    block_init: Callable[[int, int, int], BlockInit]
-    """Initializers by the tower's width, the MLP's width, and the number of layers."""
-    projection_init: Callable[[int], Initializer]
-
-
-def _normal(std: float | None = None) -> Callable[[int], Initializer]:
-    """Normal with this standard deviation; if None, width^-1/2."""
-    return lambda width: nn.initializers.normal(width**-0.5 if std is None else std)
-
-
-# google-research/bert, `modeling.py`: cut at twice the deviation; biases are zero.
-_BERT_NORMAL = nn.initializers.truncated_normal(0.02)
-_BERT_BLOCK = BlockInit(
-    qkv_kernel=_BERT_NORMAL,
-    out_kernel=_BERT_NORMAL,
-    fc1_kernel=_BERT_NORMAL,
-    fc1_bias=nn.initializers.zeros,
-    fc2_kernel=_BERT_NORMAL,
-    fc2_bias=nn.initializers.zeros,
-)
-
-FAMILIES: dict[str, TextFamily] = {
-    # Radford et al. 2021, section 2.4; initial values of openai/CLIP, `clip/model.py`.
-    "clip": TextFamily(
-        readout="end of text",
-        causal=True,
-        attends_to_padding=True,
-        post_norm=False,
-        segments=False,
-        projection_bias=False,
-        more_positions=False,
-        token_init=_normal(0.02),
-        position_init=_normal(0.01),
-        block_init=BlockInit.scaled_normal,
-        projection_init=_normal(),
-    ),
-    # Zhai et al. 2023; initial values of big_vision's `nn.Embed` and learned positions.
-    "siglip": TextFamily(
-        readout="last position",
-        causal=False,
-        attends_to_padding=True,
-        post_norm=False,
-        segments=False,
-        projection_bias=True,
-        more_positions=False,
-        token_init=_normal(),
-        position_init=_normal(),
-        block_init=lambda width, mlp_width, layers: BlockInit.xavier(width, mlp_width),
-        projection_init=_normal(),
-    ),
-    # Devlin et al. 2019, section 3, without the pooler, as in LiT (Zhai et al. 2022;
-    # google-research/big_vision, `models/proj/flaxformer/bert.py`; google/flaxformer,
-    # `architectures/bert/bert.py`).
-    "bert": TextFamily(
-        readout="first position",
-        causal=False,
-        attends_to_padding=False,
-        post_norm=True,
-        segments=True,
-        projection_bias=True,
-        more_positions=True,
-        token_init=lambda width: _BERT_NORMAL,
-        position_init=lambda width: _BERT_NORMAL,
-        block_init=lambda width, mlp_width, layers: _BERT_BLOCK,
-        projection_init=lambda width: nn.initializers.lecun_normal(),
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +40,16 @@ class TextConfig:
     """Hidden width of the MLP over `width`; the product is rounded."""
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
-    family: Literal["clip", "siglip", "bert"] = "clip"
-    """CLIP's tower, SigLIP's, or BERT, which is LiT's. Sets pooling, masks, norms, biases and
-    initial values, as in `FAMILIES`."""
+    family: Family = "clip"
+    """CLIP's tower, SigLIP's, CLIPA's, MobileCLIP's, or BERT, which is LiT's; others are described
+    in `models/text_trunks/`. Sets pooling, masks, norms, biases and initial values, as in
+    `FAMILIES`."""
     positions: int | None = None
-    """With family "bert", number of position embeddings: BERT's are 512, even if captions take
-    fewer. If None, `context_length`."""
+    """With family "bert" or "xlm_roberta", number of position embeddings: 512 and 514, even if
+    captions take fewer. If None, as many as captions take."""
+    end_id: int | None = None
+    """With family "clip", id whose first position yields the caption's embedding, or position 0 if
+    a caption has none: MetaCLIP 2's is 2. If None, the highest id of a caption."""
 
     def __post_init__(self) -> None:
         sizes = {"context_length": self.context_length, "vocab_size": self.vocab_size}
@@ -146,9 +60,17 @@ class TextConfig:
         if self.positions is not None and not self.traits.more_positions:
             raise InputError(
                 f'text positions is {self.positions}, and family is "{self.family}"\n'
-                'only with family "bert" they are other than context_length: leave them out'
+                'only with family "bert" or "xlm_roberta" are there others: leave them out'
             )
-        if self.position_count < self.context_length:
+        if self.end_id is not None and (
+            self.traits.readout != "end of text" or not 0 <= self.end_id < self.vocab_size
+        ):
+            raise InputError(
+                f'text end_id is {self.end_id}, family is "{self.family}" and vocab_size '
+                f"{self.vocab_size}\n"
+                'expected an id of the vocabulary, and only with family "clip": leave it out'
+            )
+        if not self.has_room(self.context_length):
             raise InputError(
                 f"text context_length {self.context_length} is more than its {self.positions} "
                 "positions\nchoose a shorter context"
@@ -161,12 +83,27 @@ class TextConfig:
 
     @property
     def position_count(self) -> int:
-        """Rows of the position embedding."""
-        return self.context_length if self.positions is None else self.positions
+        """Rows of the position embedding; 0 if there is none."""
+        if self.traits.positions != "learned":
+            return RANGES if self.traits.positions == "distances" else 0
+        needed = self.context_length + (self.traits.numbered_from or 0)
+        return needed if self.positions is None else self.positions
+
+    def has_room(self, length: int) -> bool:
+        """True if there are positions for captions of so many tokens."""
+        needed = length + (self.traits.numbered_from or 0)
+        return self.traits.positions != "learned" or needed <= self.position_count
 
     @property
     def mlp_width(self) -> int:
         return round(self.width * self.mlp_ratio)
+
+    def describe(self) -> str:
+        """Its shape, for people."""
+        return (
+            f"{self.layers} layers, width {self.width}, {self.heads} heads, {self.activation}, "
+            f"family {self.family}"
+        )
 
 
 class TextTransformer(nn.Module):
@@ -188,11 +125,20 @@ class TextTransformer(nn.Module):
 
         words = embedding("token_embedding", family.token_init(c.width), c.vocab_size, "vocab")
         position_init = family.position_init(c.width)
-        positions = embedding("position_embedding", position_init, c.position_count, None)
         # Where padding comes last and no text attends to it, a context shorter than ours is exact.
-        x = embedding_lookup(words, tokens) + positions[None, : tokens.shape[1]]
+        is_token = tokens != family.padding
+        x = embedding_lookup(words, tokens)
+        if family.scaled_tokens:
+            x = x * c.width**0.5
+        places = None
+        if family.positions == "distances":
+            init = logical(position_init, None, "heads")
+            biases = self.param("position_embedding", init, (RANGES, c.heads))
+            places = rearrange(biases[distance_ranges(tokens.shape[1])], "q k h -> 1 h q k")
+        else:
+            x = x + self._positions(is_token)
         if family.segments:
-            x = x + embedding("segment_embedding", position_init, SEGMENTS, None)[None, :1]
+            x = x + embedding("segment_embedding", position_init, family.segments, None)[None, :1]
         if family.post_norm:
             x = layer_norm("ln_embedding", c.norm_eps)(x)
         block = BlockConfig(
@@ -204,11 +150,48 @@ class TextTransformer(nn.Module):
             norm_eps=c.norm_eps,
             post_norm=family.post_norm,
         )
-        seen = None if family.attends_to_padding else tokens != PADDING
-        transformer = Transformer(c.layers, block, self.compute, name="transformer")
-        x = _read_out(family, transformer(x.astype(dtype), seen), tokens)
+        seen = None if family.attends_to_padding else is_token
+        transformer = Transformer(c.layers, block, self.compute, family.block, name="transformer")
+        x = transformer(x.astype(dtype), seen, places)
+        # Of one position, the norm can wait until it is alone.
+        if family.readout != "mean":
+            x = _read_out(c, x, tokens)
         if not family.post_norm:
-            x = layer_norm("ln_final", c.norm_eps)(x)
+            x = family.norm("ln_final", c.norm_eps)(x)
+        if family.readout == "mean":
+            x = _read_out(c, x, tokens)
+        return self._project(x)
+
+    def _positions(self, is_token: Bool[Array, "b l"]) -> Float[Array, "#b l w"]:
+        """What is added to the tokens' embeddings."""
+        c, family, length = self.config, self.config.traits, is_token.shape[1]
+        first = family.numbered_from
+        if family.positions == "sinusoidal":
+            table = sinusoids(length + (first or 0), c.width)
+            if first is not None:
+                table[first - 1] = 0  # padding's
+            rows = jnp.asarray(table)
+        else:
+            init = logical(family.position_init(c.width), None, "embed")
+            rows = self.param("position_embedding", init, (c.position_count, c.width))
+        if first is None:
+            return rows[None, :length]
+        numbers = first - 1 + jnp.cumsum(is_token, axis=1) * is_token
+        return embedding_lookup(rows, numbers)
+
+    def _project(self, x: Float[Array, "b w"]) -> Float[Array, "b d"]:
+        c, family = self.config, self.config.traits
+        if family.projection == "none":
+            return x.astype(jnp.float32)
+        if family.projection == "mlp":
+            x = nn.Dense(
+                (c.width + self.embed_dim) // 2,
+                use_bias=False,
+                dtype=jnp.float32,
+                kernel_init=logical(family.projection_init(c.width), "embed", None),
+                name="projection_hidden",
+            )(x)
+            x = gelu(x)
         return nn.Dense(
             self.embed_dim,
             use_bias=family.projection_bias,
@@ -220,13 +203,29 @@ class TextTransformer(nn.Module):
 
 
 def _read_out(
-    family: TextFamily, x: Float[Array, "b l w"], tokens: Int[Array, "b l"]
+    config: TextConfig, x: Float[Array, "b l w"], tokens: Int[Array, "b l"]
 ) -> Float[Array, "b w"]:
+    family = config.traits
     if family.readout == "end of text":
         # End-of-text has the highest id of CLIP's vocabulary: argmax finds its first position.
-        end = tokens.argmax(axis=-1)[:, None, None]
+        is_end = tokens if config.end_id is None else (tokens == config.end_id).astype(jnp.int32)
+        end = is_end.argmax(axis=-1)[:, None, None]
         return constrain(jnp.take_along_axis(x, end, axis=1)[:, 0], "batch", None)
+    if family.readout == "mean":
+        weight = (tokens != family.padding).astype(jnp.float32)[:, :, None]
+        return (x.astype(jnp.float32) * weight).sum(1) / weight.sum(1)
     return x[:, -1 if family.readout == "last position" else 0]
+
+
+def needed_length(config: TextConfig, tokens: Int[np.ndarray, "b l"]) -> int:
+    """How many of the first positions the captions' embeddings depend on.
+
+    All of them unless the tower is causal and reads the end of text: then nothing behind it.
+    """
+    if not config.traits.causal or config.traits.readout != "end of text" or not len(tokens):
+        return tokens.shape[1]
+    is_end = tokens if config.end_id is None else tokens == config.end_id
+    return int(is_end.argmax(axis=1).max()) + 1
 
 
 def _check_length(config: TextConfig, length: int) -> None:
@@ -235,7 +234,7 @@ def _check_length(config: TextConfig, length: int) -> None:
             f"captions of {length} tokens for a text tower that was trained with "
             f"{config.context_length}\npad them: it attends to padding, and reads the last position"
         )
-    if length > config.position_count:
+    if not config.has_room(length):
         raise InputError(
             f"captions of {length} tokens for a text tower that has embeddings for "
             f"{config.position_count} positions\ncut them"

@@ -12,8 +12,10 @@ from flaxclip.errors import InputError
 from flaxclip.planning.compiled_step import Refusal, parse_refusal
 from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.report import binary
+from flaxclip.planning.search import batch_flag, batch_of, has_room, with_batch
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import count_shards, make_mesh
+from flaxclip.step_shapes import mean_pairs
 from flaxclip.xla_errors import is_xla_error
 
 
@@ -44,11 +46,10 @@ def refusal_message(config: TrainConfig, topology: Topology, refusal: Refusal) -
     chips = len(topology.devices)
     shards = count_shards("batch", make_mesh(config.mesh, topology.devices))
     advice = []
-    batch_size = config.batch_size
-    while batch_size % (2 * shards) == 0:
-        batch_size //= 2
-        if fits(dataclasses.replace(config, batch_size=batch_size)):
-            advice.append(f"--batch-size {batch_size} ({batch_size / chips:g} pairs a chip)")
+    for smaller in smaller_batches(config, shards):
+        if fits(smaller):
+            pairs = mean_pairs(smaller) / chips
+            advice.append(f"{batch_flag(smaller)} ({pairs:g} pairs a chip)")
             break
     fsdp = config.mesh.fsdp
     while chips % (2 * fsdp * config.mesh.tensor) == 0:
@@ -63,3 +64,11 @@ def refusal_message(config: TrainConfig, topology: Topology, refusal: Refusal) -
         + (f"try {' or '.join(advice)}" if advice else "name a larger topology")
         + ", or let --search mesh batch choose"
     )
+
+
+def smaller_batches(config: TrainConfig, shards: int) -> Iterator[TrainConfig]:
+    """`config` with half the batch, a quarter and so on, while it has room for each of `shards`."""
+    batch_size = batch_of(config)
+    while batch_size % (2 * shards) == 0 and has_room(config, batch_size // 2):
+        batch_size //= 2
+        yield with_batch(config, batch_size)

@@ -4,15 +4,16 @@ import collections
 import dataclasses
 import re
 import time
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from flaxclip.chips import find_chip
 from flaxclip.config import TrainConfig
-from flaxclip.data.batch import Batch
+from flaxclip.data.loader import open_source
+from flaxclip.data.reinforced.stored_vectors import StoredTeacher
 from flaxclip.flops import count_bfloat16_passes
-from flaxclip.models.clip import check_tensor_divides, example_inputs
+from flaxclip.models.clip import check_tensor_divides
 from flaxclip.optim import make_optimizer
 from flaxclip.planning.account.account import AccountRow, make_account
 from flaxclip.planning.account.kernels import is_kernel, states_cost
@@ -24,9 +25,11 @@ from flaxclip.planning.collectives import (
 )
 from flaxclip.planning.hlo import Program, parse_program
 from flaxclip.planning.topology import Topology
-from flaxclip.sharding import check_batch_divides, make_mesh
+from flaxclip.sharding import make_mesh
+from flaxclip.step_shapes import StepShape, check_steps_divide
+from flaxclip.teachers.stored import teachers_of_corpus
 from flaxclip.train_state import abstract_train_state
-from flaxclip.train_step import make_train_step
+from flaxclip.train_step import abstract_inputs, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ class CompiledStep:
     """One training step on one chip, as compiled."""
 
     argument_bytes: int
-    """State and batch; the new state replaces the old one in place."""
+    """State, batch and any teachers; the new state replaces the old one in place."""
     peak_bytes: int
     """The arguments and everything else that is alive at once. This is what must fit: ViT-B/16 with
     256 pairs a v5e chip compiles (14.8 of 15.75 GiB), although XLA's temporaries and the arguments
@@ -93,22 +96,54 @@ class LoweredStep:
     """See `CompiledStep`."""
 
 
-def lower_step(config: TrainConfig, topology: Topology) -> LoweredStep:
+class ShapedStep(NamedTuple):
+    """A training step for batches of one shape, or the compiler's refusal."""
+
+    shape: StepShape
+    step: CompiledStep | Refusal
+
+    @property
+    def used_bytes(self) -> float:
+        """Bytes of a chip's memory used, or needed if there is less."""
+        if isinstance(self.step, CompiledStep):
+            return self.step.peak_bytes
+        return self.step.needed_bytes
+
+
+def planned_teachers(config: TrainConfig) -> tuple[StoredTeacher, ...]:
+    """The teachers whose vectors are in the corpus of `config`, if it is to learn from these.
+
+    Raises:
+        InputError: as `open_source` and `teachers_of_corpus`.
+    """
+    if not config.data.teacher_vectors:
+        return ()
+    return teachers_of_corpus(config, open_source(config.data, config.model.vision.image_size))
+
+
+def lower_step(
+    config: TrainConfig, topology: Topology, shape: StepShape | None = None
+) -> LoweredStep:
     """The step that `flaxclip.train` would run, lowered for the devices of `topology`.
+
+    It is that for batches of `shape`, one of the run's; for those of its only one, if None.
 
     Raises:
         InputError: the mesh does not fit the devices, the batch does not fit the mesh, or the heads
             do not.
     """
     mesh = make_mesh(config.mesh, topology.devices)
-    check_batch_divides(config.batch_size, mesh, config.accumulate)
+    check_steps_divide(config, mesh)
     check_tensor_divides(config.model, config.mesh.tensor)
     tx, schedule = make_optimizer(config.optim, config.steps)
-    state = abstract_train_state(config.model, tx, mesh, config.optim.ema_decay is not None)
-    shapes: Any = example_inputs(config.model, config.batch_size)
+    ema = config.optim.ema_decay is not None
+    state = abstract_train_state(config.model, tx, mesh, ema, config.adapters)
+    stored = planned_teachers(config)
+    # Before the mesh is set: the shapes of a teacher take a random key, which is computed at once.
+    inputs = abstract_inputs(config, mesh, stored, shape)
     with jax.set_mesh(mesh):
-        jitted: Any = make_train_step(config, tx, schedule, mesh, state)
-        traced = jitted.trace(state, Batch(*shapes))
+        jitted: Any = make_train_step(config, tx, schedule, mesh, state, stored)
+        traced = jitted.trace(state, *inputs)
         platform = topology.devices[0].platform
         lowered = traced.lower(lowering_platforms=(platform,))
     flops = count_bfloat16_passes(traced.jaxpr) / mesh.size

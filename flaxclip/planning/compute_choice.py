@@ -8,27 +8,32 @@ import optax
 from jax.sharding import Mesh
 
 from flaxclip.config import TrainConfig
+from flaxclip.data.reinforced.stored_vectors import StoredTeacher
 from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.topology import Topology
 from flaxclip.train_step import choose_remat, settle_compute, step_fits
 
 
 def choose_compute(
-    config: TrainConfig, tx: optax.GradientTransformation, schedule: optax.Schedule, mesh: Mesh
+    config: TrainConfig,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    stored: tuple[StoredTeacher, ...] = (),
 ) -> TrainConfig:
     """`config` with every field of `compute` decided, and its choices printed.
 
-    Only what `config` leaves open is chosen: `ComputeConfig.for_training`, `choose_remat`. Must be
-    called on every host.
+    Only what `config` leaves open is chosen: `ComputeConfig.for_training`, `choose_remat`, for
+    batches with the vectors of `stored`. Must be called on every host.
     """
     device = mesh.devices.flat[0]
-    settled = settle_compute(config, device.platform, mesh.size)
+    settled = settle_compute(config, device, mesh.size)
     on_one_cpu = device.platform == "cpu" and mesh.size == 1
 
     def fits(tried: TrainConfig) -> bool:
         if on_one_cpu:
             return _fits_this_machine(tried, device)
-        return step_fits(tried, tx, schedule, mesh)
+        return step_fits(tried, tx, schedule, mesh, stored)
 
     chosen = choose_remat(settled, device.platform, fits)
     open_fields = [

@@ -9,19 +9,25 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flaxclip.data.sources import scenes
 from flaxclip.models.cost import model_cost, published_flops
-from flaxclip.models.inputs import OPENAI_MEAN
-from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.inputs import CENTRED_MEAN, IMAGENET_MEAN, OPENAI_MEAN
 from flaxclip.models.variants import VARIANTS
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
-from flaxclip.planning.roofline import network_seconds, roofline
+from flaxclip.planning.roofline import network_seconds
 from flaxclip.planning.run_plan import RunPlan
 from flaxclip.planning.search import Trial, pairs_per_second
 from flaxclip.planning.storage_traffic import describe
 from flaxclip.planning.topology import Topology
 from flaxclip.sharding import make_mesh
+from flaxclip.step_shapes import mean_pairs, pairs_until, token_budget
+from flaxclip.teachers.weights import describe_teachers
 
-_DRAWN = ("scenes",)  # data that is in no bucket
+_STATISTICS = {
+    OPENAI_MEAN: "OpenAI's mean",
+    IMAGENET_MEAN: "ImageNet's mean",
+    CENTRED_MEAN: "mean 0.5",
+}
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
@@ -33,13 +39,11 @@ def plan_json(plan: RunPlan) -> str:
 
 def derived(plan: RunPlan) -> dict[str, Any]:
     """Step time, MFU, cost and demand on the hosts, at the bound and as expected."""
-    if plan.roofline is None:
-        return {}
     return {
         name: {
             "step_seconds": seconds,
             "mfu": plan.mfu(seconds),
-            "pairs_per_second": plan.config.batch_size / seconds,
+            "pairs_per_second": plan.pairs_per_step / seconds,
             "run_days": plan.run_seconds(seconds) / 86400,
             "chip_hours": plan.chip_hours(seconds),
             "host_images_per_second": plan.host_images_per_second(seconds),
@@ -48,10 +52,7 @@ def derived(plan: RunPlan) -> dict[str, Any]:
                 plan.host_images_per_second(seconds)
             ),
         }
-        for name, seconds in (
-            ("bound", plan.roofline.bound),
-            ("expected", plan.roofline.expected),
-        )
+        for name, seconds in plan.seconds.items()
     }
 
 
@@ -68,15 +69,19 @@ def print_plan(plan: RunPlan, topology: Topology, console: Console) -> None:
         "model": f"{plan.parameters / 1e6:,.2f} M parameters, "
         f"{plan.forward_flops_per_pair / 1e9:,.2f} GFLOPs forward a pair, "
         f"{config.compute.dtype} activations",
-        "batch": f"{config.batch_size:,} pairs, {config.batch_size / chips:g} a chip; "
+        "batch": f"{_batch(plan)}; "
         f"{plan.model_flops_per_step / 1e12:,.4g} TFLOPs a step (forward and backward, "
         "nothing recomputed, loss left out)",
         "memory": _memory(plan),
     }
-    if config.data.path != _DRAWN:
+    if teachers := describe_teachers(config, plan.model_flops_per_step):
+        lines["teachers"] = teachers
+    if config.data.path[0] not in scenes.PATHS:  # those are in no bucket
         lines["bucket"] = describe(plan.storage)
     for name, text in lines.items():
         console.print(f"{name:9} {text}", soft_wrap=True, highlight=False)
+    if plan.lengths:
+        console.print(_lengths_table(plan))
     if step.traffic:
         console.print(_traffic_table(plan))
     if plan.roofline is not None:
@@ -89,11 +94,51 @@ def _fitting(plan: RunPlan) -> CompiledStep:
     return plan.step
 
 
+def _batch(plan: RunPlan) -> str:
+    if not plan.lengths:
+        return f"{plan.step_pairs:,} pairs, {plan.step_pairs / plan.chips:g} a chip"
+    lengths = ", ".join(f"{length.patches:,}" for length in plan.lengths)
+    return (
+        f"{token_budget(plan.config):,} patches, in images of {lengths}; on average "
+        f"{plan.pairs_per_step:,.0f} pairs, {plan.pairs_per_step / plan.chips:,.4g} a chip"
+    )
+
+
+def _of_length(plan: RunPlan) -> str:
+    """Which step a table is about."""
+    if not plan.lengths:
+        return ""
+    return f", at {plan.step_patches:,} patches, which take most"
+
+
+def _lengths_table(plan: RunPlan) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        title="Steps by the length of their images, all equally often",
+        title_justify="left",
+    )
+    for column in ("patches", "pairs", "a chip", "TFLOPs", "GiB a chip", "ms bound", "expected"):
+        table.add_column(column, justify="right")
+    for length in plan.lengths:
+        roof = length.roofline
+        table.add_row(
+            f"{length.patches:,}",
+            f"{length.pairs:,}",
+            f"{length.pairs / plan.chips:g}",
+            f"{length.model_flops / 1e12:,.4g}",
+            f"{length.peak_bytes / 2**30:.2f}",
+            "" if roof is None else f"{1e3 * roof.bound:.1f}",
+            "" if roof is None else f"{1e3 * roof.expected:.1f}",
+        )
+    return table
+
+
 def _memory(plan: RunPlan) -> str:
     step = _fitting(plan)
     text = (
-        f"{binary(step.peak_bytes)}B a chip at the peak: {binary(step.argument_bytes)}B arguments "
-        f"(state and batch), {binary(step.peak_bytes - step.argument_bytes)}B temporaries"
+        f"{binary(step.peak_bytes)}B a chip at the peak{_of_length(plan)}: "
+        f"{binary(step.argument_bytes)}B arguments ({_arguments(plan)}), "
+        f"{binary(step.peak_bytes - step.argument_bytes)}B temporaries"
     )
     if plan.chip is not None and plan.chip.hbm_bytes is not None:
         free = plan.chip.hbm_bytes - step.peak_bytes
@@ -101,8 +146,16 @@ def _memory(plan: RunPlan) -> str:
     return text
 
 
+def _arguments(plan: RunPlan) -> str:
+    return "state, batch and teachers" if plan.config.teacher else "state and batch"
+
+
 def _traffic_table(plan: RunPlan) -> Table:
-    table = Table(box=SIMPLE_HEAD, title="Collectives of a step, one chip", title_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"Collectives of a step, one chip{_of_length(plan)}",
+        title_justify="left",
+    )
     table.add_column("kind")
     for column in ("over", "chips", "torus axes", "times", "puts in", "receives", "ms"):
         table.add_column(column, justify="right")
@@ -127,7 +180,7 @@ def _roofline_table(plan: RunPlan) -> Table:
     assert roof is not None, "virtual devices have no figures"
     table = Table(
         box=SIMPLE_HEAD,
-        title="What limits a step, one chip",
+        title=f"What limits a step, one chip{_of_length(plan)}",
         title_justify="left",
         caption=f"chip figures: {chip.source}" + _unpriced(step),
         caption_justify="left",
@@ -176,7 +229,7 @@ def _run_table(plan: RunPlan) -> Table:
     config = plan.config
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"The run: {config.steps:,} steps, {config.steps * config.batch_size:,} pairs",
+        title=f"The run: {config.steps:,} steps, {pairs_until(config, config.steps):,} pairs",
         title_justify="left",
         caption="bound: by the slowest resource, if all overlap. expected: by the compiler's cost "
         "model, or the networks. Hosts decode "
@@ -194,7 +247,7 @@ def _run_table(plan: RunPlan) -> Table:
     assert roof is not None, "virtual devices have no figures"
     for name, figures in derived(plan).items():
         table.add_row(
-            f"bound ({roof.limit})" if name == "bound" else name,
+            f"bound ({roof.limit})" if name == "bound" and not plan.lengths else name,
             f"{1e3 * figures['step_seconds']:.1f}",
             f"{figures['mfu']:.1%}",
             f"{figures['pairs_per_second']:,.0f}",
@@ -217,12 +270,13 @@ def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
         seconds, rate = "does not fit", ""
         if not isinstance(step, Refusal):
             assert topology.chip is not None, "a search has a machine with figures"
-            seconds = f"{1e3 * roofline(step, topology.chip).expected:.1f}"
-            rate = f"{pairs_per_second(trial, topology):,.0f}"
+            per_second = pairs_per_second(trial, topology)
+            seconds = f"{1e3 * mean_pairs(config) / per_second:.1f}"
+            rate = f"{per_second:,.0f}"
         table.add_row(
             str(config.mesh.fsdp),
-            f"{config.batch_size:,}",
-            f"{config.batch_size / len(topology.devices):g}",
+            f"{mean_pairs(config):,.0f}",
+            f"{mean_pairs(config) / len(topology.devices):g}",
             f"{trial.used_bytes / 2**30:.2f}",
             seconds,
             rate,
@@ -246,8 +300,8 @@ def variants_table() -> Table:
         table.add_column(column, no_wrap=True)
     for name, (config, preprocess, tokenizer) in VARIANTS.items():
         cost, vision = model_cost(config), config.vision
-        patch = "" if isinstance(vision, ResNetConfig) else f"/{vision.patch_size}"
-        statistics = "OpenAI's mean" if preprocess.mean == OPENAI_MEAN else "mean 0.5"
+        patch = f"/{vision.patch_size}" if vision.is_transformer else ""
+        statistics = _STATISTICS.get(preprocess.mean, f"mean {preprocess.mean[0]:g}")
         table.add_row(
             name,
             f"{cost.parameters / 1e6:,.2f}",

@@ -14,10 +14,13 @@ from flaxclip.planning.compiled_step import (
     CompiledStep,
     LoweredStep,
     Refusal,
+    ShapedStep,
     compile_step,
     lower_step,
 )
+from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.topology import Topology
+from flaxclip.step_shapes import StepShape, step_shapes
 
 # Of our own files, those that read compiled programs. All others decide what is compiled, and
 # the program itself stands for them.
@@ -27,13 +30,35 @@ _READERS = (
 )  # fmt: skip
 
 
-def stored_or_compiled(config: TrainConfig, topology: Topology) -> CompiledStep | Refusal:
+def steps_of_all_shapes(config: TrainConfig, topology: Topology) -> tuple[ShapedStep, ...]:
+    """The steps of `config` for all shapes of its batches, those first that need the most memory by
+    an estimate; after one that does not fit, no others.
+
+    Raises:
+        InputError: as `stored_or_compiled`.
+    """
+    shapes = sorted(
+        step_shapes(config), key=lambda shape: -estimated_memory(config, topology, shape).total
+    )
+    steps: list[ShapedStep] = []
+    for shape in shapes:
+        steps.append(ShapedStep(shape, stored_or_compiled(config, topology, shape)))
+        if isinstance(steps[-1].step, Refusal):
+            break
+    return tuple(steps)
+
+
+def stored_or_compiled(
+    config: TrainConfig, topology: Topology, shape: StepShape | None = None
+) -> CompiledStep | Refusal:
     """The step of `config`, compiled for `topology` unless it is in the cache.
+
+    It is that for batches of `shape`, one of the run's; for those of its only one, if None.
 
     Raises:
         InputError: as `lower_step`, or the result cannot be stored.
     """
-    lowered = lower_step(config, topology)
+    lowered = lower_step(config, topology, shape)
     path = _path(lowered, topology)
     if path.exists():
         return from_json(CompiledStep | Refusal, path.read_text(), path)

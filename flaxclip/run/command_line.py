@@ -14,7 +14,8 @@ from flaxclip.config import TrainConfig, load_experiment
 from flaxclip.config_json import run_from_json
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.state_dicts import WhichWeights
-from flaxclip.models.variants import VARIANTS, ModelSpec
+from flaxclip.models.spec import ModelSpec
+from flaxclip.models.variants import VARIANTS
 from flaxclip.weights import open_weights
 
 
@@ -65,6 +66,7 @@ def parse(
         InputError: no such experiment or model.
         SystemExit: flags that do not exist or do not parse, with code 2; `--help`, with 0.
     """
+    args = with_values_together(args, "--teacher")
     experiment = args[0] if args and not args[0].startswith("-") else "quickstart"
     config = load_experiment(experiment)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -87,6 +89,28 @@ def parse(
         description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def with_values_together(args: Sequence[str], flag: str) -> list[str]:
+    """`args` with all values of `flag` after one flag, where it is given several times.
+
+    Of several flags, tyro would take the last and say nothing.
+
+    >>> with_values_together(["x", "--teacher", "a", "--steps", "2", "--teacher=b"], "--teacher")
+    ['x', '--steps', '2', '--teacher', 'a', 'b']
+    """
+    others: list[str] = []
+    values: list[str] = []
+    target = others
+    for word in args:
+        if word == flag or word.startswith(f"{flag}="):
+            target = values
+            values += [word.removeprefix(f"{flag}=")] * (word != flag)
+            continue
+        if word.startswith("--"):
+            target = others
+        target.append(word)
+    return [*others, flag, *values] if values else list(args)
 
 
 def _model_of_weights(

@@ -6,8 +6,6 @@ activations.
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -20,12 +18,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from flaxclip.checkpoint.checksum import tree_checksums
+from flaxclip.checkpoint.checksum import sha256_of_checksums, tree_checksums
 from flaxclip.config import TrainConfig
 from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
+from flaxclip.fine_tuning.lora import PAIR
 from flaxclip.models.clip import CLIPConfig, abstract_variables, logical_axes
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.spec import ModelSpec
 from flaxclip.sharding import mesh_shardings
 from flaxclip.train_state import TrainState
 from flaxclip.weights import Weights, open_weights
@@ -37,7 +36,7 @@ _FREE = ("vision.frozen_statistics",)
 # were prepared slightly differently.
 _SAID = (
     "preprocess.resize", "preprocess.interpolation", "preprocess.transparency",
-    "preprocess.crop_rounding", "tokenizer.cleaning",
+    "preprocess.crop_rounding", "preprocess.max_patches", "tokenizer.cleaning",
 )  # fmt: skip
 
 
@@ -160,7 +159,9 @@ def start_from(
         if name in initial.names:
             value = resample_position_embedding(_short(name), value, weights.spec.model, model)
             flat[name] = _laid_out_like(flat[name], value)
-    initialized = sorted(_short(name) for name in flat.keys() - initial.names)
+    initialized = sorted(
+        _short(name) for name in flat.keys() - initial.names if not name.endswith(PAIR)
+    )
     checksums = tree_checksums({name: flat[name] for name in sorted(initial.names)})
     variables = unflatten_dict(flat, sep="/")
     params = variables["params"]
@@ -173,7 +174,7 @@ def start_from(
         "path": config.init_from,
         "format": weights.kind,
         "arrays": len(initial.names),
-        "sha256_of_checksums": hashlib.sha256(json.dumps(checksums).encode()).hexdigest(),
+        "sha256_of_checksums": sha256_of_checksums(checksums),
         "initialized_at_random": initialized,
         "resampled": {f: c for f, c in initial.changes.items() if f in _RESAMPLED},
         "changed": {f: c for f, c in initial.changes.items() if f in _SAID},

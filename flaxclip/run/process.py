@@ -12,18 +12,6 @@ from typing import Any
 import jax
 
 
-def keep_compiled_programs() -> None:
-    """Let JAX store compiled programs, so that the same run starts faster the next time.
-
-    In `$XDG_CACHE_HOME/flaxclip/compiled` or `~/.cache/flaxclip/compiled`, unless JAX is configured
-    with another folder; `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
-    """
-    options: Any = jax.config  # gets its attributes at run time
-    if options.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "flaxclip", "compiled"))
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step.
 

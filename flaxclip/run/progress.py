@@ -41,7 +41,7 @@ class ProgressReport:
 
     def report(self, step: int, scalars: Mapping[str, float | None], seconds_left: float) -> None:
         """Print one line of `scalars`, as the training loop names them."""
-        mfu = scalars["mfu"]
+        mfu, padding = scalars["mfu"], scalars.get("padding_share")
         width = len(str(self._steps))
         self.say(
             f"step {step:{width}}/{self._steps}  loss {scalars['loss']:.3f}  "
@@ -49,7 +49,8 @@ class ProgressReport:
             f"t→i {scalars['text_to_image_accuracy']:.1%}  "
             f"{scalars['images_per_second']:,.0f} img/s  "
             f"mfu {'unknown' if mfu is None else f'{mfu:.1%}'}  "
-            f"data wait {scalars['data_wait']:.1%}  eta {_duration(seconds_left)}"
+            + ("" if padding is None else f"padding {padding:.1%}  ")
+            + f"data wait {scalars['data_wait']:.1%}  eta {_duration(seconds_left)}"
         )
 
     def say(self, text: str) -> None:

@@ -11,6 +11,7 @@ from flaxclip.data.batch import Batch
 from flaxclip.data.order import batch_names
 from flaxclip.data.sources.source import Source
 from flaxclip.exit_codes import TrainingFailedError
+from flaxclip.fine_tuning.lora import merged
 from flaxclip.health import ANOMALIES_FILE, LossMonitor, check_replicas
 from flaxclip.hosts.coordination import broadcast_from_host_0
 from flaxclip.hosts.watchdog import Watchdog
@@ -38,16 +39,19 @@ class StepMonitor:
         progress: ProgressReport,
         watchdog: Watchdog,
     ):
+        lengths = config.lengths
+
         def names(step: int) -> list[str]:
             # The update after which `step` are done is the update of step - 1.
             order = config.data.order
-            return batch_names(source, order, config.seed, config.batch_size, step - 1)
+            return batch_names(source, order, config.seed, config.batch_size, step - 1, lengths)
 
         self._config = config
         self._mesh = mesh
         self._report = report
         self._watchdog = watchdog
-        self._losses = LossMonitor(config.health, config.workdir, names, progress.warn)
+        length_of = None if lengths is None else lambda step: lengths.at(step - 1).patches
+        self._losses = LossMonitor(config.health, config.workdir, names, progress.warn, length_of)
         self._unread: tuple[int, Metrics] | None = None
 
     def dispatched(self, step: int, metrics: Metrics) -> None:
@@ -120,7 +124,9 @@ class StepMonitor:
             self._watchdog.exempt("looking for what is not finite")
             config = self._config
             model = CLIP(config.model, config.compute, config.preprocess)
-            where = find_nonfinite(model, state.params, state.batch_stats, batch)
+            params = merged(config.adapters, state.params)
+            inputs = batch.images, batch.tokens
+            where = find_nonfinite(model, params, state.batch_stats, inputs)
         saved = "is saved" if is_saved else "could not be saved, for which see above"
         raise TrainingFailedError(
             f"the last {skipped} updates, up to step {step}, were not finite; not finite in the "

@@ -127,13 +127,17 @@ def check_same_data(
         return
     if ours["records"] != theirs["records"]:
         difference = f"{theirs['records']:,} records then, {ours['records']:,} now"
-    elif ours["names_sha256"] != theirs["names_sha256"]:
+    elif _differ("names_sha256", ours, theirs):
         difference = f"{ours['records']:,} records as then, of other names or in another order"
-    elif ours["contents_sha256"] != theirs["contents_sha256"]:
-        difference = "records of the same names, but with other images or captions in them"
-    elif "run_lengths" in ours.keys() & theirs.keys() and (
-        ours["run_lengths"] != theirs["run_lengths"]
+    elif "names_sha256" not in ours.keys() & theirs.keys() and (
+        _differ("shards_sha256", ours, theirs)
     ):
+        difference = f"{ours['records']:,} records as then, in shards of other names or sizes"
+    elif _differ("contents_sha256", ours, theirs):
+        difference = "records of the same names, but with other images or captions in them"
+    elif _differ("stored_teachers", ours, theirs):
+        difference = "vectors of other teachers, or of other widths or scales, are stored with it"
+    elif _differ("run_lengths", ours, theirs):
         then, now = (
             " and ".join(f"{length or 1:,}" for length in data["run_lengths"])
             for data in (theirs, ours)
@@ -145,6 +149,10 @@ def check_same_data(
         f"the data is not what this run has learned from up to step {step}\n{difference}\n"
         "give back the data as it was, or go on with --resume-with-changes data"
     )
+
+
+def _differ(field: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    return field in ours.keys() & theirs.keys() and ours[field] != theirs[field]
 
 
 def _cannot_write(workdir: str, error: OSError) -> InputError:

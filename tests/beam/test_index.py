@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tests.helpers.beam_workers import workers_of
 from tests.helpers.image_tars import jpeg, write_shard
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -49,3 +52,25 @@ def test_broken_shards_are_all_named(corpus):
     assert run.returncode == 2
     assert "2 of 2 shards cannot be used" in run.stderr
     assert all(f"not a tar: {corpus}/{name}" in run.stderr for name in ("03.tar", "66.tar"))
+
+
+def test_a_worker_that_dies_ends_it_with_a_message(corpus):
+    command = [sys.executable, "-m", "flaxclip.data.index", f"{corpus}/*.tar", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--", "--environment_cache_millis=0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+    workers = []
+    while not workers:
+        assert process.poll() is None
+        workers = workers_of(process.pid)
+        time.sleep(0.05)
+    os.kill(workers[0], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "flaxclip.data.index: a worker process has died" in stderr
+    assert "Traceback" not in stderr
+    run = index(corpus)
+    assert run.stdout.startswith("70 pairs in 70 shards, ")

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from tests.helpers.beam_workers import workers_of
 from tests.helpers.pair_shards import write_shards
 from tests.helpers.tiny_run import EXPERIMENT
 
@@ -144,25 +145,13 @@ def test_a_full_disk_ends_it_with_a_message_and_room_lets_it_go_on(corpus, prepa
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def _workers_of(launcher: int) -> list[int]:
-    workers = []
-    for folder in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # it has ended
-            continue
-        if b"flaxclip.data.prepare.beam_worker" in words and str(launcher).encode() in words:
-            workers.append(int(folder.name))
-    return workers
-
-
 def test_a_worker_that_dies_ends_it_with_a_message(corpus, tmp_path):
     command = _command(corpus, tmp_path / "out", "--workers", "2")
     process = subprocess.Popen(command, env=_environment(corpus), stderr=subprocess.PIPE, text=True)
     workers = []
     while not workers:
         assert process.poll() is None
-        workers = _workers_of(process.pid)
+        workers = workers_of(process.pid)
         time.sleep(0.05)
     os.kill(workers[0], signal.SIGKILL)
     _, stderr = process.communicate(timeout=120)

@@ -8,6 +8,7 @@ PAGE_SCREENSHOTS=FOLDER keeps what it looked like.
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,22 +17,27 @@ from playwright.sync_api import sync_playwright
 
 from tests.helpers.command_lines import run_cli
 from tests.helpers.image_tars import jpeg, labelled, write_shard, write_wds
+from tests.helpers.published_sets import write_aro, write_crossmodal, write_waterbirds
 
 CHROMIUM = "/usr/bin/chromium"
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESK, PHONE = {"width": 1200, "height": 900}, {"width": 400, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def page_file(finished_run, tmp_path_factory):
-    """A page with everything that one can show: curves, shifts, matrices, mistakes, captions."""
+    """A page with everything that one can show: curves, shifts, matrices, mistakes, captions,
+    languages, kinds, groups and confidences."""
     folder = tmp_path_factory.mktemp("page")
     write_shard(folder / "mine.tar", {f"{i:02}": (jpeg(i), f"<shade> {i}") for i in range(20)})
     for name in ("imagenet1k", "imagenetv2", "imagenet-r"):
         write_wds(folder / f"data/wds_{name}", labelled(60), names=("cat", "dog", "owl & co"))
+    write_crossmodal(folder / "data", images=12)
+    write_aro(folder / "data", "relation", ["behind"] * 5 + ["holding"] * 3, "relation_name")
+    write_waterbirds(folder / "data")
     result = run_cli(
         "flaxclip.benchmark", str(finished_run), "--watch", "--out", "results", "--cache", "cache",
         "--tasks", "scenes-unseen", "retrieval:mine.tar", "imagenet", "imagenetv2", "imagenet-r",
-        cwd=folder,
+        "crossmodal3600:de,quz", "aro_relation", "waterbirds", cwd=folder,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return folder / "results/report.html"
@@ -62,14 +68,40 @@ def page(request, browser, page_file):
 
 def test_nothing_is_out_of_place(page, request):
     assert page.title() == "flaxclip benchmark"
+    assert page.get_by_text(re.compile("^[0-9]+ results of 2 checkpoints")).is_visible()
+    assert page.get_by_role("heading", name=re.compile("step 8 against .* step 4")).is_visible()
+    assert page.locator("details[open] img").first.is_visible()
     for heading in ("Summary", "Scores against training step", "Training", "Distribution shift"):
         assert page.get_by_role("heading", name=heading, exact=True).is_visible()
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    for heading in ("By language", "By kind", "By group", "Confidence and accuracy"):
+        assert page.get_by_role("heading", name=heading, exact=True).first.is_visible()
     if folder := os.environ.get("PAGE_SCREENSHOTS"):
         name = request.node.callspec.id
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
     # Wide tables scroll inside themselves, never the page.
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    # Which of two is better is seen without scrolling.
+    assert page.evaluate("""[...document.querySelectorAll('.comparison td.left')].every(cell =>
+      cell.getBoundingClientRect().right
+      <= cell.closest('.wide').getBoundingClientRect().right + 1)""")
+    # No name is broken inside a word: a word of it is as high as one line.
+    assert (
+        page.evaluate("""[...document.querySelectorAll('th[scope="row"], td.left, summary')]
+      .flatMap(cell => [...cell.childNodes].filter(node => node.nodeType === Node.TEXT_NODE))
+      .flatMap(node => [...node.data.matchAll(/[\\p{L}\\p{N}]+/gu)].map(word => {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        return range.getClientRects().length > 1 ? word[0] : "";
+      })).filter(Boolean)""")
+        == []
+    )
+    # No label of a chart is cut off: an image shows what lies within its own box.
+    assert page.evaluate("""[...document.querySelectorAll('svg text')].every(text => {
+      const [box, image] = [text, text.ownerSVGElement].map(e => e.getBoundingClientRect());
+      return box.left >= image.left - 1 && box.right <= image.right + 1;
+    })""")
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) > 12
     assert all(widths)
@@ -104,8 +136,13 @@ def test_every_part_can_be_reached_and_opened_by_keyboard(page):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.tagName") == "SUMMARY":
             break
+    opened = page.locator("details[open]")
+    before = opened.count()
+    assert before > 1  # the first ones are open from the start
     page.keyboard.press("Enter")
-    assert page.locator("details[open]").count() == 1
+    assert opened.count() == before - 1
+    page.keyboard.press("Enter")
+    assert opened.count() == before
 
 
 def test_the_page_works_without_a_script_and_a_network(browser, page_file):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxclip.models.layers import dot_product_attention, has_cudnn_attention
+from flaxclip.models.attention.dot_product import dot_product_attention, has_cudnn_attention
 
 # Batch, heads, length, channels of a head: the towers of ViT-B/32, its text, B/16, L/14 at two
 # resolutions, H/14 and bigG/14.

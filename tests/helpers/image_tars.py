@@ -28,6 +28,14 @@ def write_shard(path, pairs):
                 tar.addfile(member, io.BytesIO(data))
 
 
+def add_members(tar, key, **members):
+    """Members of an example by extension, in which _ stands for a dot."""
+    for extension, data in members.items():
+        info = tarfile.TarInfo(f"{key}.{extension.replace('_', '.')}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
 def write_wds(root, records, shards=2, names=("cat", "dog", "owl"), split="test"):
     """`records`: dicts of extension -> bytes."""
     folder = root / split

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 from flaxclip.models.clip import CLIPConfig, init_variables
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.spec import ModelSpec
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import ModelSpec
 from flaxclip.models.vision_transformer import ViTConfig
 
 

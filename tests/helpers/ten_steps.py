@@ -75,7 +75,7 @@ def plain_run(loss):
     model, (tx, _) = CLIP(config.model), make_optimizer(config.optim, config.steps)
 
     def plain_loss(params, batch):
-        zimg, ztxt, log_scale = model.apply({"params": params}, *batch)
+        zimg, ztxt, log_scale = model.apply({"params": params}, batch.images, batch.tokens)
         logits = jnp.exp(log_scale) * jnp.matmul(zimg, ztxt.T, precision="highest")
         if loss == "softmax":
             both = jax.nn.log_softmax(logits, axis=0) + jax.nn.log_softmax(logits, axis=1)

@@ -86,7 +86,10 @@ def _opcodes(value: Any) -> bytes:
     raise TypeError(type(value))
 
 
-_KINDS = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
+_KINDS = {
+    "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+}  # fmt: skip
 
 
 def torch_file(value: Any, storages: dict[str, bytes], compression: int = 0) -> bytes:

@@ -24,6 +24,21 @@ def photographs() -> list[pathlib.Path]:
     return sorted(paths)
 
 
+def photographs_and_pieces(count: int) -> list[tuple[str, PIL.Image.Image]]:
+    """All photographs; if these are fewer than `count`, also pieces of them, of every shape and
+    with the colours and transparency of the whole, until there are as many.
+    """
+    whole = [(path.name, PIL.Image.open(path)) for path in photographs()]
+    rng, pieces = np.random.default_rng(4), []
+    for number in range(count - len(whole)):
+        name, image = whole[number % len(whole)]
+        width, height = (max(1, int(side * rng.uniform(0.1, 1))) for side in image.size)
+        left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+        box = int(left), int(top), int(left) + width, int(top) + height
+        pieces.append((f"{name}, piece {box}", image.crop(box)))
+    return whole + pieces
+
+
 def saved(image: PIL.Image.Image, kind: str, **options) -> bytes:
     """`image` as a file."""
     file = io.BytesIO()

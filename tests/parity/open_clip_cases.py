@@ -43,8 +43,13 @@ RESNET_INPUTS = 231
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-2, "weight_decay": 0.2}
 
 
-def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A value for every tensor, of a trained model's size; a function of its name and shape."""
+def random_tensors(
+    shapes: Mapping[str, tuple[int, ...]], layer_scale: float = 0.1
+) -> dict[str, np.ndarray]:
+    """A value for every tensor, of a trained model's size; a function of its name and shape.
+
+    `layer_scale` is the size of FastViT's.
+    """
     tensors = {}
     for name, shape in shapes.items():
         # RandomState, not default_rng: NumPy promises that this one's numbers never change.
@@ -57,6 +62,9 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarra
             value = -5 + normal
         elif name.endswith("running_var"):
             value = 0.5 + abs(normal)
+        elif name.endswith("gamma") and len(shape) == 3:
+            # Were they near 1, deep towers would overflow.
+            value = layer_scale * normal
         elif len(shape) == 1 and name.endswith("weight"):
             value = 1 + 0.2 * normal
         elif len(shape) <= 1:

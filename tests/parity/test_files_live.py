@@ -204,7 +204,18 @@ def test_a_siglip_that_transformers_wrote(version, case, tmp_path):
     theirs = randomised(kind(their_config(case, version)))
     theirs.save_pretrained(tmp_path)
     side = case["vision"]["image_size"]
-    processor(transformers.SiglipImageProcessorPil, side).save_pretrained(tmp_path)
+    if version == 1:
+        images = processor(transformers.SiglipImageProcessorPil, side)
+    else:
+        patch = case["vision"]["patch_size"]
+        mean_and_std = {
+            name: getattr(transformers.CLIPImageProcessorPil, name)
+            for name in ("image_mean", "image_std")
+        }
+        images = transformers.Siglip2ImageProcessorPil(
+            patch_size=patch, max_num_patches=(side // patch) ** 2, **mean_and_std
+        )
+    images.save_pretrained(tmp_path)
     inputs = random_inputs(case, BATCH_SIZE)
     outputs = siglip_outputs(theirs, version, case, *inputs)
     assert_same_outputs(flaxclip.load(tmp_path), *inputs, *outputs)

@@ -4,13 +4,19 @@ pip install torch transformers
 python -m pytest tests/parity/test_siglip_live.py
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxclip.interop.huggingface.names import has_huggingface, huggingface_table
+from flaxclip.interop.huggingface.write_config import huggingface_json
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables
+from flaxclip.models.cost import model_cost
 from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import ViTConfig
 from tests.parity.clip_cases import random_inputs
 from tests.parity.foreign_params import from_transformers_siglip
@@ -55,3 +61,37 @@ def test_embeddings_and_logits_are_the_same(version, case):
     logits = logits + variables["params"]["logit_bias"]
     reference = expected.logits_per_image.numpy()
     np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-5 * abs(reference).max())
+
+
+def their_whole_model(spec):
+    """transformers' class for `spec` without memory for its numbers."""
+    config = huggingface_json(spec)
+    kind = {"siglip": transformers.SiglipModel, "siglip2": transformers.Siglip2Model}
+    config_class = {"siglip": transformers.SiglipConfig, "siglip2": transformers.Siglip2Config}
+    name = config["model_type"]
+    their = config_class[name](
+        text_config=config["text_config"], vision_config=config["vision_config"]
+    )
+    with torch.device("meta"):
+        return kind[name](their)
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["square", "naflex"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, spec in VARIANTS.items()
+        if "SigLIP" in name and has_huggingface(spec.model) and not name.endswith("naflex")
+    ],
+)
+def test_names_and_shapes_of_every_size_and_resolution(name, native):
+    spec = VARIANTS[name]
+    if native:
+        if "SigLIP2" not in name:
+            pytest.skip("only SigLIP 2 has images at their own aspect ratio")
+        spec = spec._replace(preprocess=dataclasses.replace(spec.preprocess, resize="native"))
+    theirs = their_whole_model(spec)
+    shapes = {name: tuple(x.shape) for name, x in theirs.state_dict().items()}
+    assert huggingface_table(spec.model, native).their_shapes() == shapes
+    assert sum(x.numel() for x in theirs.parameters()) == model_cost(spec.model).parameters

@@ -12,7 +12,8 @@ import pytest
 
 from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
-from flaxclip.models.inputs import ImageTransform
+from flaxclip.models.inputs import OPENAI_MEAN, OPENAI_STD, ImageTransform
+from flaxclip.models.variants import VARIANTS
 from tests.parity.images import kinds_of_file, photographs, saved
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
@@ -42,6 +43,32 @@ def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mo
             ours = preprocess(path.read_bytes(), transform)
             theirs = _open_clip(io.BytesIO(path.read_bytes()), size, mode, interpolation)
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{path.name} at {size}")
+
+
+# Weights whose images are prepared otherwise than those of all others of their names.
+ALONE = {
+    ("ViT-L-14", "laion2b_s32b_b82k"), ("ViT-H-14", "dfn5b"), ("ViT-H-14-quickgelu", "dfn5b"),
+}  # fmt: skip
+
+
+def test_named_models_prepare_images_as_their_published_weights_do():
+    pretrained = pytest.importorskip("open_clip.pretrained", reason="open_clip is a peer")
+    different, count = set(), 0
+    for name, spec in VARIANTS.items():
+        ours = spec.preprocess
+        for tag in pretrained.list_pretrained_tags_by_model(name):
+            config = pretrained.get_pretrained_cfg(name, tag)
+            theirs = ImageTransform(
+                config.get("resize_mode") or "shortest",
+                config.get("interpolation") or "bicubic",
+                mean=tuple(config.get("mean") or OPENAI_MEAN),
+                std=tuple(config.get("std") or OPENAI_STD),
+            )
+            count += 1
+            if theirs != ours:
+                different.add((name, tag))
+    assert count > 150
+    assert different == ALONE
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # open_clip's side

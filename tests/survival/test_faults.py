@@ -89,7 +89,7 @@ def test_hosts_that_do_not_come_are_a_message_within_the_time_out(tmp_path, rank
         OMPI_COMM_WORLD_RANK=rank,
         OMPI_COMM_WORLD_LOCAL_RANK=rank,
     )
-    assert job.wait() == PREEMPTED, job.text()
+    assert job.wait() == PREEMPTED, job.remarks()
     assert "did not find each other in 5 s" in job.text()
     assert f"this is host {rank}; host 0 is to be reached at 127.0.0.1:{port}" in job.text()
     assert "Check failure" not in job.text()

@@ -109,7 +109,7 @@ def test_shards_in_s3_are_trained_on(amazon, tmp_path):
     shards = upload_shards("s3", amazon, tmp_path)
     command = train_command("--data.path", shards, "--data.workers", "2", "--steps", "10")
     job = Job(tmp_path, command, **amazon, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert job.wait() == 0, job.text()
+    assert job.wait() == 0, job.remarks()
     assert "64 pairs" in job.text()
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 10
@@ -128,13 +128,13 @@ def test_a_run_in_object_storage_stops_and_goes_on(google, tmp_path):
     job = Job(tmp_path, train_command(*flags, "--steps", "1000"), **google)
     job.wait_for_text("step   20/1000")
     job.process.send_signal(signal.SIGTERM)
-    assert job.wait() == PREEMPTED, job.text()
+    assert job.wait() == PREEMPTED, job.remarks()
     [stopped] = map(int, re.findall(r"stopped after step (\d+), which is saved", job.text()))
 
     end = str(stopped + 15)
     change = ("--resume-with-changes", "steps")
     job = Job(tmp_path, train_command(*flags, "--steps", end, *change), **google)
-    assert job.wait() == 0, job.text()
+    assert job.wait() == 0, job.remarks()
     assert f"at step {stopped}, where its last checkpoint is" in job.text()
     assert "64 pairs" in job.text()
     listed = subprocess.run(

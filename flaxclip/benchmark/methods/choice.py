@@ -2,14 +2,17 @@
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from flaxclip.benchmark.datasets import Associations, Choices
+from flaxclip.benchmark.datasets import Associations, Choices, Statements
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts
 from flaxclip.benchmark.results import Findings
-from flaxclip.benchmark.scores import mean_of, share_of_hits, with_interval
+from flaxclip.benchmark.scores import mean_of, mean_per_class, share_of_hits, with_interval
 
 
 def choose_task(embedder: Embedder, data: Choices) -> Findings:
@@ -32,7 +35,77 @@ def choose_task(embedder: Embedder, data: Choices) -> Findings:
         hits |= {"image": (image, images**-captions), "group": (text & image, 1 / 6)}
     scores = {name: share_of_hits(hit, float(chance)) for name, (hit, chance) in hits.items()}
     arrays = {f"{name}_hits": hit for name, (hit, _) in hits.items()}
-    return Findings(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
+    by_kind = _of_kinds({name: hit for name, (hit, _) in hits.items()}, data.kinds)
+    return Findings(scores, by_kind, arrays, unreadable, note_cut_texts("captions", cut))
+
+
+def judge_task(embedder: Embedder, data: Statements) -> Findings:
+    """How often every right caption of an image is closer to it than every wrong one.
+
+    `text` is that share of items, and `text_of_kinds` its mean over the kinds of items. Of several
+    right captions, `text_1`, `text_2`, ... are those of each alone, and `text_only` is how often
+    they are closer to each other than to any wrong one (Dumpala et al. 2024, SugarCrepe++).
+    Ties count as wrong.
+    """
+    ztxt, cut = embedder.embed_texts(data.captions)
+    zimg, unreadable = embedder.embed_images(data.images)
+    options = ztxt[data.caption_rows]
+    similar = np.einsum("id,icd->ic", zimg[data.image_rows], options)
+    captions, right = data.is_right.shape[1], int(data.is_right[0].sum())
+    wrong = np.where(data.is_right, -np.inf, similar).max(axis=1)
+    worst = np.where(data.is_right, similar, np.inf).min(axis=1)
+    hits = {"text": (worst > wrong, 1 / math.comb(captions, right))}
+    if right > 1:
+        rights = np.nonzero(data.is_right)[1].reshape(-1, right)
+        for number, place in enumerate(rights.T, start=1):
+            own = np.take_along_axis(similar, place[:, None], axis=1)[:, 0]
+            hits[f"text_{number}"] = own > wrong, 1 / (captions - right + 1)
+        hits["text_only"] = _closest_to_each_other(options, data.is_right), 1 / 3
+    scores = {name: share_of_hits(hit, chance) for name, (hit, chance) in hits.items()}
+    details = _of_kinds({name: hit for name, (hit, _) in hits.items()}, data.kinds)
+    arrays = {f"{name}_hits": hit for name, (hit, _) in hits.items()}
+    if data.kinds:
+        kinds = np.array(data.kinds)
+        averaged = sorted(set(data.kinds) if data.averaged_kinds is None else data.averaged_kinds)
+        rows = np.flatnonzero(np.isin(kinds, averaged))
+        of_kind = np.searchsorted(averaged, kinds[rows])
+        arrays["text_of_kinds_hits"] = hits["text"][0]
+        classes = arrays["text_of_kinds_classes"] = np.full(len(kinds), -1, np.int32)
+        classes[rows] = of_kind
+        statistic = mean_per_class(hits["text"][0][rows], of_kind)
+        scores["text_of_kinds"] = with_interval(statistic, len(rows), hits["text"][1])
+        details["averaged_kinds"] = len(averaged)
+        best = similar.argmax(axis=1)
+        for kind, scores_of in details["kinds"].items():
+            scores_of["most_similar"] = np.bincount(
+                best[kinds == kind], minlength=captions
+            ).tolist()
+    return Findings(scores, details, arrays, unreadable, note_cut_texts("captions", cut))
+
+
+def _closest_to_each_other(
+    options: Float[np.ndarray, "items captions d"], is_right: Bool[np.ndarray, "items captions"]
+) -> Bool[np.ndarray, " items"]:
+    similar = np.einsum("iad,ibd->iab", options, options)
+    both = is_right[:, :, None] & is_right[:, None, :]
+    apart = is_right[:, :, None] & ~is_right[:, None, :]
+    among = np.where(both & ~np.eye(options.shape[1], dtype=bool), similar, np.inf)
+    across = np.where(apart, similar, -np.inf)
+    return among.min(axis=(1, 2)) > across.max(axis=(1, 2))
+
+
+def _of_kinds(
+    hits: Mapping[str, Bool[np.ndarray, " items"]], kinds: Sequence[str]
+) -> dict[str, Any]:
+    """Each kind's number of items, and their scores."""
+    if not kinds:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for kind in sorted(set(kinds)):
+        rows = np.array(kinds) == kind
+        found[kind] = {"items": int(rows.sum())}
+        found[kind] |= {name: float(hit[rows].mean()) for name, hit in hits.items()}
+    return {"kinds": found}
 
 
 def associate_task(embedder: Embedder, data: Associations) -> Findings:

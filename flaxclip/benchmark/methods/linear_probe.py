@@ -17,10 +17,13 @@ from flaxclip.benchmark.methods.zero_shot import best_classes, score_ranking
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.readers import open_split
 from flaxclip.benchmark.results import Findings, Score
+from flaxclip.benchmark.scores import calibration
+from flaxclip.benchmark.sets.place import DataPlace
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import describe_counts
 from flaxclip.errors import InputError
 from flaxclip.numerics import matmul, similarity
+from flaxclip.zero_shot.classifier import softmax
 
 STEPS_PER_DECADE = 8
 DECADES = (-6, 6)
@@ -58,7 +61,7 @@ def probe_task(
     data: Labelled,
     wording: Wording,
     probe: Probe,
-    data_dir: Path,
+    place: DataPlace | Path,
 ) -> Findings:
     """Scores of a probe on `task`, trained on the other splits of its source.
 
@@ -82,10 +85,10 @@ def probe_task(
             )
         return Split(zimg, part.labels)
 
-    train = embed(open_split(task, source, source.train, data_dir, size), "training split, ")
+    train = embed(open_split(task, source, source.train, place, size), "training split, ")
     held_out = None
     if source.validation is not None:
-        held_out = open_split(task, source, source.validation, data_dir, size)
+        held_out = open_split(task, source, source.validation, place, size)
     test = embed(data)
     if probe == "knn":
         findings = nearest_neighbours(train, test, classes)
@@ -185,8 +188,9 @@ def linear_probe(train: Split, validation: Split, test: Split, classes: int) -> 
     cost, tried = choose_cost(train, validation, classes)
     both = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
     w = fit_logistic(both.z, both.labels, cost, classes)
-    findings = _score(predict(w, test.z), test.labels, classes)
-    details = {
+    logits = predict(w, test.z)
+    findings = _score(logits, test.labels, softmax(logits).max(axis=1))
+    details = findings.details | {
         "regularisation": cost,
         "validation_accuracy": [{"cost": c, "accuracy": a} for c, a in tried.items()],
         "train_examples": len(both.labels),
@@ -200,11 +204,12 @@ def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Find
     Regularisation is chosen by `validation` for the first draw of each number of examples.
     """
     counts = np.bincount(train.labels, minlength=classes)
-    scores, draws = {}, {}
+    scores, draws, arrays = {}, {}, {}
     for shots in SHOTS:
         if counts.min() < shots:
             continue
         accuracies, cost = [], None
+        right = np.zeros(len(test.labels))
         for draw in range(DRAWS):
             rng = np.random.default_rng([draw, shots])
             order = rng.permutation(len(train.labels))
@@ -217,15 +222,17 @@ def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Find
             w = fit_logistic(few.z, few.labels, cost, classes)
             hits = predict(w, test.z).argmax(axis=1) == test.labels
             accuracies.append(float(hits.mean()))
+            right += hits / DRAWS
         name = f"top1_{shots}_shot"
         scores[name] = Score(
             float(np.mean(accuracies)), 1 / classes, min(accuracies), max(accuracies)
         )
+        arrays[name] = right
         draws[name] = {"accuracies": accuracies, "regularisation": cost}
     notes = () if len(scores) == len(SHOTS) else (
         f"the smallest class has {counts.min()} examples: larger numbers of shots left out",
     )  # fmt: skip
-    return Findings(scores, {"draws": draws}, notes=notes)
+    return Findings(scores, {"draws": draws}, arrays, notes=notes)
 
 
 def nearest_neighbours(train: Split, test: Split, classes: int) -> Findings:
@@ -239,12 +246,20 @@ def nearest_neighbours(train: Split, test: Split, classes: int) -> Findings:
         votes = jax.nn.one_hot(jnp.asarray(train.labels)[rows], classes)
         return jnp.einsum("nk,nkc->nc", jnp.exp((best - 1) / TEMPERATURE), votes)
 
-    votes = [np.asarray(vote(test.z[at : at + 1024])) for at in range(0, len(test.z), 1024)]
-    findings = _score(np.concatenate(votes), test.labels, classes)
-    return dataclasses.replace(findings, details={"neighbours": k, "temperature": TEMPERATURE})
+    votes = np.concatenate(
+        [np.asarray(vote(test.z[at : at + 1024])) for at in range(0, len(test.z), 1024)]
+    )
+    findings = _score(votes, test.labels, votes.max(axis=1) / votes.sum(axis=1))
+    details = findings.details | {"neighbours": k, "temperature": TEMPERATURE}
+    return dataclasses.replace(findings, details=details)
 
 
-def _score(logits: np.ndarray, labels: np.ndarray, classes: int) -> Findings:
+def _score(logits: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> Findings:
     ranking = best_classes(logits)
-    arrays = {"labels": labels.astype(np.int32), "ranking": ranking.astype(np.int32)}
-    return Findings(score_ranking(ranking, labels, classes), {}, arrays)
+    arrays = {
+        "labels": labels.astype(np.int32),
+        "ranking": ranking.astype(np.int32),
+        "confidence": confidence.astype(np.float32),
+    }
+    scores = score_ranking(ranking, labels, logits.shape[1])
+    return Findings(scores, calibration(confidence, ranking[:, 0] == labels), arrays)

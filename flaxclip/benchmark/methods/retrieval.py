@@ -2,6 +2,8 @@
 
 import functools
 import math
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,34 +22,60 @@ from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 KS = (1, 5, 10)
 QUERIES_AT_ONCE = 1024
 CANDIDATES_AT_ONCE = 16_384
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
 
 
-def retrieve_task(embedder: Embedder, data: Captioned) -> Findings:
-    """Recall at 1, 5 and 10 in both directions: a query counts if one of its partners is found."""
-    ztxt, cut = embedder.embed_texts(data.captions)
+def retrieve_task(embedder: Embedder, data: Captioned, sub_captions: bool = False) -> Findings:
+    """Recall at 1, 5 and 10 in both directions: a query counts if one of its partners is found.
+
+    With `sub_captions`, a caption is as similar to an image as its sentences are on average:
+    nothing is lost of captions that are longer than the model's context.
+    """
+    parts = [sentences_of(text) if sub_captions else [text] for text in data.captions]
+    texts = [text for of_caption in parts for text in of_caption]
+    ztexts, cut = embedder.embed_texts(texts)
+    # The mean of unit vectors, as it is: its product with an image is the mean of cosines.
+    first = np.cumsum([0, *map(len, parts[:-1])])
+    ztxt = np.add.reduceat(ztexts, first) / np.array([[len(part)] for part in parts], np.float32)
     zimg, unreadable = embedder.embed_images(data.images)
     scores: dict[str, Score] = {}
     arrays: dict[str, np.ndarray] = {"pairs": data.pairs.astype(np.int32)}
-    directions = {
-        "image_to_text": (zimg, ztxt, data.pairs),
-        "text_to_image": (ztxt, zimg, data.pairs[:, ::-1]),
-    }
-    for direction, (queries, candidates, pairs) in directions.items():
+    for direction, (queries, candidates, pairs) in directions(zimg, ztxt, data.pairs).items():
         rivals = count_rivals(queries, candidates, pairs)
         partners = np.bincount(pairs[:, 0], minlength=len(queries))
         for k in KS:
-            chance = np.mean([_blind_recall(k, int(n), len(candidates)) for n in partners])
+            chance = np.mean([blind_recall(k, int(n), len(candidates)) for n in partners])
             scores[f"{direction}_recall@{k}"] = share_of_hits(rivals < k, float(chance))
         arrays[f"{direction}_rivals"] = rivals.astype(np.int32)
         shown = np.linspace(0, len(queries) - 1, min(12, len(queries))).astype(int)
         similar = queries[shown] @ candidates.T
         arrays[f"{direction}_shown"] = shown
         arrays[f"{direction}_found"] = np.argsort(-similar, axis=1, kind="stable")[:, :5]
-    return Findings(scores, {}, arrays, unreadable, note_cut_texts("captions", cut))
+    details: dict[str, Any] = {"texts": len(texts), "texts_cut": len(cut)}
+    kind = "sentences" if sub_captions else "captions"
+    return Findings(scores, details, arrays, unreadable, note_cut_texts(kind, cut, len(texts)))
+
+
+def sentences_of(caption: str) -> list[str]:
+    """Parts of a text that end with a full stop, question or exclamation mark, or with a line."""
+    parts = [part.strip() for part in _SENTENCE_END.split(caption)]
+    return [part for part in parts if part] or [caption]
+
+
+def directions(
+    zimg: Float[np.ndarray, "images d"],
+    ztxt: Float[np.ndarray, "texts d"],
+    pairs: Int[np.ndarray, "pairs 2"],
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Queries, candidates, and the pairs of both, of either direction of retrieval."""
+    return {
+        "image_to_text": (zimg, ztxt, pairs),
+        "text_to_image": (ztxt, zimg, pairs[:, ::-1]),
+    }
 
 
 @functools.cache
-def _blind_recall(k: int, partners: int, candidates: int) -> float:
+def blind_recall(k: int, partners: int, candidates: int) -> float:
     """That k draws without replacement hold one of the partners."""
     if k > candidates - partners:
         return 1.0

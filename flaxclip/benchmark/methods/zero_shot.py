@@ -6,20 +6,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.results import Findings, Score
+from flaxclip.benchmark.robustness import alexnet_errors
 from flaxclip.benchmark.scores import (
-    expected_calibration_error,
+    calibration,
     f1_macro,
     hits_at_k,
     mean_average_precision,
     mean_of,
     mean_per_class,
     per_class_table,
+    relative_error,
     roc_auc,
     share_of_hits,
     with_interval,
@@ -30,15 +32,21 @@ from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name, path_of
 from flaxclip.zero_shot.classifier import IMAGES_AT_ONCE, average_prompts, class_similarities
 
+_SHOWN_OF_TEXT = 200
 WORST_GROUP = {"worst_group_top1": 1, "worst_group_top5": 5}
 """Metric -> how many guesses an image has."""
 
 
-def note_cut_texts(kind: str, cut: Sequence[str]) -> tuple[str, ...]:
-    """What a result says of texts that lost their end, if any did."""
+def note_cut_texts(kind: str, cut: Sequence[str], count: int | None = None) -> tuple[str, ...]:
+    """What a result says of texts, of `count` in all, that lost their end, if any did."""
     if not cut:
         return ()
-    return (f"{len(cut):,} {kind} were too long for the model and lost their end: {cut[0]!r}, ...",)
+    of_all = "" if count is None else f" of {count:,}"
+    first = cut[0] if len(cut[0]) <= _SHOWN_OF_TEXT else cut[0][:_SHOWN_OF_TEXT] + "…"
+    return (
+        f"{len(cut):,}{of_all} {kind} were too long for the model and lost their end: "
+        f"{first!r}, ...",
+    )
 
 
 def task_classifier(
@@ -77,39 +85,43 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
     if data.labels.ndim == 2:
         findings = score_multilabel(similarities, data.labels)
     else:
-        findings = score_single_label(similarities[:, :classes], data, task.metric, scale)
+        findings = score_single_label(similarities[:, :classes], data, task, scale)
         guesses = findings.arrays["ranking"][:, 0]
-        findings.scores.update(score_levels(guesses, data.labels, wording.class_names))
+        of_levels = level_hits(guesses, data.labels, wording.class_names)
+        for name, (hits, chance) in of_levels.items():
+            findings.scores[name] = share_of_hits(hits, chance)
+            findings.arrays[f"{name}_hits"] = hits
     if task.distractors:
         hits = similarities.argmax(axis=1) == data.labels
         findings.scores["top1_among_all"] = share_of_hits(hits, 1 / len(names))
+        findings.arrays["top1_among_all_hits"] = hits
     notes = wording.notes + note_cut_texts("prompts", cut)
     return dataclasses.replace(findings, unreadable=unreadable, notes=notes)
 
 
 def score_single_label(
-    similarities: Float[np.ndarray, "n classes"], data: Labelled, metric: str, scale: float
+    similarities: Float[np.ndarray, "n classes"], data: Labelled, task: Task, scale: float
 ) -> Findings:
-    """Accuracies, calibration and what else the task's `metric` asks for.
+    """Accuracies, calibration, groups, and what else the task's `metric` asks for.
 
     `scale` times a similarity is the logit that the model was trained with.
 
     Raises:
         InputError: the metric is of groups, and the data have none.
     """
-    labels = data.labels
+    labels, metric = data.labels, task.metric
     examples, classes = similarities.shape
     ranking = best_classes(similarities)
     scores = score_ranking(ranking, labels, classes)
-    logits = scale * (similarities - similarities.max(axis=1, keepdims=True))
-    confidence = 1 / np.exp(logits).sum(axis=1)
+    confidence = best_probability(similarities, scale)
     first = ranking[:, 0] == labels
 
     def add(name: str, statistic: Any, chance: float) -> None:
         scores[name] = with_interval(statistic, examples, chance)
 
     if metric == "roc_auc":
-        add("roc_auc", roc_auc(similarities[:, 1] - similarities[:, 0], labels), 0.5)
+        positive = similarities[:, 1] - similarities[:, 0]
+        add("roc_auc", roc_auc(positive, labels), 0.5)
     if metric == "f1_macro":
         add("f1_macro", f1_macro(ranking[:, 0], labels), 1 / classes)
     if metric == "mean_top1_top5":
@@ -123,16 +135,55 @@ def score_single_label(
             )
         statistic = worst_group(hits_at_k(ranking, labels, k), data.groups)
         add(metric, statistic, min(k / classes, 1.0))
-    details = {
-        "calibration_error": expected_calibration_error(confidence, first),
+    if task.corruption_level is not None and data.groups is not None:
+        errors = alexnet_errors(task.corruption_level)
+        of_alexnet = np.array([errors[name] for name in data.group_names or ()])
+        statistic = relative_error(first, data.groups, of_alexnet)
+        add("mean_corruption_error", statistic, float(((1 - 1 / classes) / of_alexnet).mean()))
+    details: dict[str, Any] = calibration(confidence, first) | {
         "per_class": per_class_table(ranking[:, 0], labels, classes),
     }
+    if data.groups is not None:
+        details["groups"] = group_table(ranking, labels, data.groups, data.group_names)
     arrays = {
         "labels": labels.astype(np.int32),
         "ranking": ranking.astype(np.int32),
         "confidence": confidence.astype(np.float32),
     }
+    if metric == "roc_auc":
+        arrays["positive"] = positive.astype(np.float32)
     return Findings(scores, details, arrays)
+
+
+def group_table(
+    ranking: Int[np.ndarray, "n best"],
+    labels: Int[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"],
+    names: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    """Number of examples, top-1 and, of enough classes, top-5 of each group."""
+    table = []
+    for group in np.unique(groups).tolist():
+        rows = groups == group
+        name = str(group) if names is None else names[group]
+        of_group: dict[str, Any] = {"group": name, "examples": int(rows.sum())}
+        for k in (1, 5):
+            if k <= ranking.shape[1]:
+                of_group[f"top{k}"] = float(hits_at_k(ranking[rows], labels[rows], k).mean())
+        table.append(of_group)
+    return table
+
+
+def best_probability(
+    similarities: Float[np.ndarray, "n classes"], scale: float
+) -> Float[np.ndarray, " n"]:
+    """The softmax of the best class; in blocks, since a copy of all similarities may be large."""
+    parts = [np.zeros(0, similarities.dtype)]
+    for start in range(0, len(similarities), IMAGES_AT_ONCE):
+        block = similarities[start : start + IMAGES_AT_ONCE]
+        logits = scale * (block - block.max(axis=1, keepdims=True))
+        parts.append(1 / np.exp(logits).sum(axis=1))
+    return np.concatenate(parts)
 
 
 def best_classes(similarities: Float[np.ndarray, "n classes"]) -> Int[np.ndarray, "n best"]:
@@ -158,22 +209,22 @@ def score_ranking(
     return scores
 
 
-def score_levels(
+def level_hits(
     guesses: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], class_names: Names
-) -> dict[str, Score]:
-    """Of names such as `animal > dog`: how often a guess is right as far as level 1, 2, ...
+) -> dict[str, tuple[Bool[np.ndarray, " n"], float]]:
+    """Of names such as `animal > dog`: which guesses are right as far as level 1, 2, ..., by score.
 
-    Level 1 is the topmost; a guess of another class below the same one counts there.
+    Level 1 is the topmost; a guess of another class below the same one counts there. Beside them is
+    how often a blind guess is right.
     """
     paths = [path_of(first_name(name)) for name in class_names]
-    scores = {}
+    found = {}
     for level in range(1, max(map(len, paths))):
         _, group = np.unique([" > ".join(path[:level]) for path in paths], return_inverse=True)
-        hits = group[guesses] == group[labels]
         # A blind guess is right as often as classes lie below the same one.
         chance = (np.bincount(group)[group] / len(group))[labels].mean()
-        scores[f"top1_level_{level}"] = share_of_hits(hits, float(chance))
-    return scores
+        found[f"top1_level_{level}"] = (group[guesses] == group[labels], float(chance))
+    return found
 
 
 def score_multilabel(similarities: Float[np.ndarray, "n classes"], present: np.ndarray) -> Findings:

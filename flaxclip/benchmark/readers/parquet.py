@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
+from flaxclip.benchmark.sets.parts import check_parts, names_a_split, parquet_parts
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import is_leftover
 from flaxclip.data.sources.source import UnreadableExampleError
@@ -87,7 +88,9 @@ class ParquetImages:
 
 
 def image_bytes(value: Any) -> bytes:
-    """Of a value of an image column: bare bytes, or Hugging Face's dict."""
+    """Of a value of an image column: bare bytes, Hugging Face's dict, or a list of one of them."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
         has_path = isinstance(value, dict) and value.get("path")
@@ -100,7 +103,9 @@ def read_parquet(
 ) -> Labelled:
     """A file, or a folder of `SPLIT-*.parquet`, with a column of images and one of labels.
 
-    Labels are numbers, named by the file's Hugging Face metadata if it has any, or words.
+    Labels are numbers, named by the file's Hugging Face metadata if it has any, or words. Where a
+    column has another name than the source says, the metadata tells it, if it knows only one image
+    or class label.
 
     Raises:
         MissingDataError: there is no such file or folder.
@@ -108,42 +113,69 @@ def read_parquet(
     """
     del image_size
     paths = find_parquet(source.name, split, data_dir, task.title)
-    images = ParquetImages(paths, source.image)
-    values = read_columns(paths, [source.label])[source.label]
-    schema = open_parquet(paths[0]).schema_arrow
-    names = _class_names(schema, source.label)
+    with parquet_errors(str(paths[0])):
+        schema = open_parquet(paths[0]).schema_arrow
+    features = _features(schema)
+    label = _column(source.label, "ClassLabel", schema, features)
+    images = ParquetImages(paths, _column(source.image, "Image", schema, features))
+    values = read_columns(paths, [label])[label]
+    names = _class_names(features.get(label))
     if all(isinstance(value, str) for value in values):
         names = tuple(sorted(set(values)))
         values = [names.index(value) for value in values]
     elif not all(isinstance(value, int) for value in values):
         raise InputError(
-            f"column {source.label!r} of {paths[0]} is of type {schema.field(source.label).type}\n"
+            f"column {label!r} of {paths[0]} is of type {schema.field(label).type}\n"
             "expected numbers of classes, or their names, in every row"
         )
     return Labelled(images, np.array(values), names)
 
 
 def find_parquet(name: str, split: str, data_dir: Path, title: str) -> list[Path]:
-    """The files of a split."""
+    """The files of a split.
+
+    Raises:
+        MissingDataError: there are none.
+        InputError: some are there, and not all.
+    """
     for root in (Path(name), data_dir / name):
         if root.is_file():
             return [root]
-        for found in (root.rglob(f"{split}*.parquet"), root.glob("*.parquet")):
-            if paths := [path for path in sorted(found) if _is_part(path, root)]:
-                return paths
+        tables = sorted(root.rglob("*.parquet"))
+        names = [path.relative_to(root).as_posix() for path in tables if path.is_file()]
+        if parts := parquet_parts(names, split, str(root)):
+            return [root / part for part in parts]
+        # Of a set of one's own, which has no splits, all files.
+        own = [part for part in names if "/" not in part and not is_leftover(part)]
+        if own and not any(map(names_a_split, own)):
+            check_parts(own, str(root))
+            return [root / part for part in own]
     raise MissingDataError(
         f"no {split}*.parquet in {data_dir / name}: {title}\n"
         f"  hf download {name} --repo-type dataset --local-dir {data_dir / name}"
     )
 
 
-def _is_part(path: Path, root: Path) -> bool:
-    return path.is_file() and not is_leftover(path.relative_to(root).as_posix())
-
-
-def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` says of the columns; empty if it has not written the file."""
     try:
-        metadata = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(metadata["info"]["features"][column]["names"])
+        return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
     except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _column(name: str, kind: str, schema: pa.Schema, features: dict[str, Any]) -> str:
+    """The column of that name, or else the only one of that kind; the name, if it is unknown."""
+    of_kind = [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == kind
+    ]
+    return name if name in schema.names or len(of_kind) != 1 else of_kind[0]
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    try:
+        return tuple(feature["names"])
+    except (KeyError, TypeError):
         return None

@@ -1,7 +1,7 @@
-"""Sets that tensorflow-datasets has prepared as ArrayRecord, read without TensorFlow."""
+"""Sets that tensorflow-datasets has prepared, as TFRecord or ArrayRecord, without TensorFlow."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from flaxclip.benchmark.datasets import Labelled, MissingDataError
 from flaxclip.benchmark.tasks import DataSource, Task
+from flaxclip.data.sources.tf_records import TfRecords
 from flaxclip.errors import InputError
 
 
@@ -47,6 +48,38 @@ _DERIVED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 """Labels that are computed: from which feature, and how."""
 
 
+class TfRecordRows:
+    """The examples of a split in TFRecord files."""
+
+    def __init__(self, builder: Any, split: str, decoders: Mapping[str, Any]):
+        """Open the files.
+
+        Raises:
+            InputError: one is missing, or does not hold as many examples as the set's own account.
+        """
+        self._features, self._decoders = builder.info.features, decoders
+        self._places: list[tuple[TfRecords, int]] = []
+        for part in builder.info.splits[split].file_instructions:
+            path = Path(part.filename)
+            if not path.is_file():
+                raise InputError(f"{path} is missing\nprepare the set again, or fetch it again")
+            records = TfRecords(path)
+            if len(records) != part.examples_in_shard:
+                raise InputError(
+                    f"{path} holds {len(records):,} examples, {part.examples_in_shard:,} according "
+                    "to dataset_info.json\nprepare the set again, or fetch it again"
+                )
+            stop = len(records) if part.take < 0 else part.skip + part.take
+            self._places += [(records, number) for number in range(part.skip, stop)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        records, number = self._places[index]
+        return self._features.deserialize_example_np(records[number], decoders=self._decoders)
+
+
 class TfdsImages:
     """A feature of encoded images; of a video, the middle frame."""
 
@@ -79,23 +112,29 @@ def read_tfds(
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-    builder = None
-    if Path(source.name).is_dir():
+    builder, own = None, Path(source.name)
+    if (own / "dataset_info.json").is_file():
         builder = tfds.builder_from_directory(source.name)
-    for folder in (data_dir, tfds.core.constants.DATA_DIR):
+    # A folder of versions is found by its name in the one that it lies in.
+    places = [(source.name, data_dir), (source.name, tfds.core.constants.DATA_DIR)]
+    if own.is_dir():
+        places.insert(0, (own.name, own.absolute().parent))
+    for name, folder in places:
         # Not `tfds.builder`, which asks the network about a set that it does not find.
         with contextlib.suppress(tfds.core.DatasetNotFoundError):
-            builder = builder or builder_from_files(source.name, data_dir=str(folder))
+            builder = builder or builder_from_files(name, data_dir=str(folder))
     if builder is None:
         raise MissingDataError(
             f"no {source.name} in {data_dir}: {task.title}, from tensorflow-datasets\n"
-            f"  pip install tensorflow tensorflow-datasets && tfds build {source.name} "
+            f"  measure it from there, if it is free to copy: --data gs://tfds-data/datasets\n"
+            f"  or pip install tensorflow tensorflow-datasets && tfds build {source.name} "
             f"--file_format=array_record --data_dir={data_dir}"
         )
     found = builder.data_dir
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    formats = tfds.core.FileFormat.ARRAY_RECORD, tfds.core.FileFormat.TFRECORD
+    if builder.info.file_format not in formats:
         raise InputError(
-            f"{found} is prepared as {builder.info.file_format.value}, which needs TensorFlow\n"
+            f"{found} is prepared as {builder.info.file_format.value}, which is not read\n"
             f"prepare it again: tfds build {source.name} --file_format=array_record"
         )
     features = builder.info.features
@@ -107,12 +146,18 @@ def read_tfds(
             raise InputError(f"{found} has no feature {feature!r}\nit has: {', '.join(features)}")
     try:
         # Images stay encoded: `rows` is for them, and the labels do not need them.
-        rows = builder.as_data_source(split, decoders={source.image: tfds.decode.SkipDecoding()})
+        decoders = {source.image: tfds.decode.SkipDecoding()}
+        if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+            rows = TfRecordRows(builder, split, decoders)
+        else:
+            rows = builder.as_data_source(split, decoders=decoders)
+    except InputError:
+        raise
     except (ValueError, KeyError) as error:
         raise InputError(
             f"{found} has no split {split!r}: {error}\nit has: {', '.join(builder.info.splits)}"
         ) from None
-    labels = [derive(row) for row in rows]
+    labels = [derive(rows[index]) for index in range(len(rows))]
     names = getattr(dict(features).get(source.label), "names", None)
     identity = f"tfds {found} {split} {source.image}"
     return Labelled(

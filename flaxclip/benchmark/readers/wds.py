@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from flaxclip.benchmark.datasets import Captioned, Labelled, MissingDataError
+from flaxclip.benchmark.sets.parts import wds_shards
+from flaxclip.benchmark.sets.place import published_names
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import (
     DOTTED,
@@ -100,13 +102,14 @@ def read_wds(
 
 def find_wds(name: str, data_dir: Path) -> Path:
     """The folder of a set: `name` itself, or `wds_NAME` in the folder of data sets."""
-    published = f"wds_{name.replace('/', '-')}"
-    for root in (Path(name), data_dir / published, data_dir / f"{published}_test"):
+    published, *others = published_names(name)
+    for root in (Path(name), data_dir / published, *(data_dir / other for other in others)):
         if root.is_dir():
             return root
     raise MissingDataError(
         f"no folder {data_dir / published}: webdataset clip-benchmark/{published} of Hugging Face\n"
-        f"  hf download clip-benchmark/{published} --repo-type dataset "
+        f"  measure it from there: --data hf://datasets/clip-benchmark\n"
+        f"  or hf download clip-benchmark/{published} --repo-type dataset "
         f"--local-dir {data_dir / published}"
     )
 
@@ -152,15 +155,12 @@ def _read_tars(folder: Path, root: Path) -> tuple[list[_Example], dict[str, int]
             "expected the layout of CLIP_benchmark's webdatasets: classnames.txt, "
             "test/nshards.txt, test/0.tar"
         )
-    text = count_file.read_text().strip()
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{count_file} holds {text!r}\nexpected the number of shards")
+    beside = {path.name for path in folder.iterdir()}
+    shards = wds_shards(beside, count_file.read_text(), str(folder))
     examples: list[_Example] = []
     left_out: collections.Counter[str] = collections.Counter()
-    for number in range(int(text)):
-        path = folder / f"{number}.tar"
-        if not path.is_file():
-            raise InputError(f"shard {path} is missing: {count_file} says {text}\ndownload it")
+    for shard in shards:
+        path = folder / shard
         try:
             examples += _read_tar(path, left_out)
         except tarfile.TarError as error:
@@ -247,4 +247,6 @@ def _multi_hot(rows: list[np.ndarray], folder: Path) -> Bool[np.ndarray, "n clas
 def _lines(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    # An empty line between others stays: without it, all names behind it would be of other labels.
+    text = path.read_text().rstrip()
+    return tuple(line.strip() for line in text.splitlines())

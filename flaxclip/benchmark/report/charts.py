@@ -1,11 +1,13 @@
 """Charts as SVG text that takes its colours from the page, so that they follow its dark mode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 440, 280, 68, 44, 12, 16
+_CHARACTER = 12
+"""Units of the image that a digit or a percent sign is wide, at most."""
 LINES = ("series-0", "series-1", "series-2", "series-3", "series-4", "series-5")
 """Classes of the page's style sheet."""
 
@@ -77,17 +79,21 @@ def chart(
 
 def _frame(axes: Axes) -> str:
     parts = []
-    for number in range(5):
-        share = number / 4
-        x = axes.x_range[0] + share * (axes.x_range[1] - axes.x_range[0])
-        y = axes.y_range[0] + share * (axes.y_range[1] - axes.y_range[0])
-        at_x, at_y = axes.place(x, y)
-        name = _share(x) if axes.x_is_share else f"{x:,.0f}"
-        height = _share(y) if axes.y_is_share else short_number(y)
+    shares = [number / 4 for number in range(5)]
+    (x0, x1), (y0, y1) = axes.x_range, axes.y_range
+    name_x = _share if axes.x_is_share else _whole_number
+    name_y = _share if axes.y_is_share else short_number
+    names = _labels([x0 + share * (x1 - x0) for share in shares], name_x)
+    heights = _labels([y0 + share * (y1 - y0) for share in shares], name_y)
+    for share, name, height in zip(shares, names, heights, strict=True):
+        at_x, at_y = axes.place(x0 + share * (x1 - x0), y0 + share * (y1 - y0))
+        anchor = "middle"
+        if at_x + _CHARACTER * len(name) / 2 > WIDTH:  # none is cut off at the edge
+            at_x, anchor = WIDTH, "end"
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at_y:.1f}" y2="{at_y:.1f}"/>'
             f'<text x="{LEFT - 6}" y="{at_y + 4:.1f}" text-anchor="end">{height}</text>'
-            f'<text x="{at_x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{name}</text>'
+            f'<text x="{at_x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{name}</text>'
         )
     parts.append(
         f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
@@ -98,15 +104,30 @@ def _frame(axes: Axes) -> str:
     return "".join(parts)
 
 
-def short_number(value: float) -> str:
+def _labels(values: Sequence[float], name: Callable[[float, int], str]) -> list[str]:
+    """Of an axis, with as many digits as it takes to tell them apart."""
+    for digits in range(3, 7):
+        labels = [name(value, digits) for value in values]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _share(value: float, digits: int) -> str:
+    return f"{100 * value:.{digits}g}%"
+
+
+def _whole_number(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else short_number(value, digits)
+
+
+def short_number(value: float, digits: int = 3) -> str:
     """Short enough for a margin, a thousand and more with commas."""
     if 1000 <= abs(value) < 1e6:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.3g}%"
+    if value == 0 or abs(value) >= 0.01:
+        return f"{value:.{digits}g}"
+    return f"{value:.{digits - 2}e}"
 
 
 def _dot(x: float, y: float, radius: float, style: str, label: str) -> str:

@@ -2,17 +2,23 @@
 
 import base64
 import dataclasses
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
+from flaxclip.benchmark.compare.comparison import Comparison, Found, compare
+from flaxclip.benchmark.compare.differing import shown_examples
+from flaxclip.benchmark.report.breakdowns import breakdowns, reliability_chart
 from flaxclip.benchmark.report.charts import Axes, Point, chart
 from flaxclip.benchmark.report.exports import checkpoint_name
 from flaxclip.benchmark.results import Result, Score, read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
-from flaxclip.benchmark.scores import confusion_matrix, paired_difference
+from flaxclip.benchmark.scores import Difference, confusion_matrix
+from flaxclip.benchmark.sets.place import DataPlace
 from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import first_name
 
@@ -22,8 +28,10 @@ STEPS_SHOWN = 3
 _MATRIX_CLASSES = 40
 """Beyond these a confusion matrix is too fine to be read: its largest entries are listed alone."""
 
-Found = list[tuple[Path, Result]]
-"""Result files and what they hold."""
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow column may break after `_` and `/`, not inside a word."""
+    return Markup(re.sub("(?<=[_/])", "<wbr>", str(escape(name))))
 
 
 def latest_steps(found: Found) -> Found:
@@ -81,8 +89,9 @@ def curves(found: Found) -> list[dict[str, Any]]:
         step, score = result.checkpoint.step, result.scores.get(result.metric)
         if step is None or score is None:
             continue
-        which = result.checkpoint.weights
-        name = ", ".join(filter(None, [result.task, result.method, which]))
+        which, most = result.checkpoint.weights, result.checkpoint.max_patches
+        patches = None if most is None else f"{most} patches"
+        name = ", ".join(filter(None, [result.task, result.method, which, patches]))
         runs.setdefault(result.checkpoint.path, {}).setdefault(name, []).append((step, score))
     charts = []
     for path, found_scores in runs.items():
@@ -137,37 +146,53 @@ def robustness(found: Found) -> dict[str, Any] | None:
     return {"rows": rows, "charts": charts}
 
 
-def comparisons(found: Found) -> list[dict[str, Any]]:
-    """Each checkpoint against the first one, on tasks that both have on the same data."""
-    first: dict[tuple[str, ...], tuple[str, np.ndarray]] = {}
+def compare_with_first(found: Found) -> list[Comparison]:
+    """Each checkpoint against the first one, on tasks that both have."""
+    by_name: dict[str, Found] = {}
+    for item in found:
+        by_name.setdefault(checkpoint_name(item[1]), []).append(item)
+    first, *others = by_name or [""]
+    compared = [compare(by_name[first], by_name[other], (first, other)) for other in others]
+    return [comparison for comparison in compared if comparison.tasks]
+
+
+def comparison_detail(comparison: Comparison, place: DataPlace | Path) -> dict[str, Any]:
+    """What the page shows of two checkpoints."""
     rows = []
-    for path, result in found:
-        name = checkpoint_name(result)
-        for score, hits in _hits(read_arrays(path)):
-            key = result.task, result.method, result.data_sha256, score
-            if key not in first:
-                first[key] = name, hits
-                continue
-            other, other_hits = first[key]
-            rows.append(
-                {"task": result.task, "method": result.method, "score": score,
-                 "checkpoint": name, "other": other,
-                 **paired_difference(hits, other_hits)._asdict()}
-            )  # fmt: skip
-    return rows
+    farthest = max(
+        [max(abs(d.low), abs(d.high), abs(d.value)) for d in _differences(comparison)] or [0]
+    )
+    scale = 50 / (farthest or 1)  # zero is in the middle: 50% of the width for either side
+    for task in comparison.tasks:
+        examples, reason = shown_examples(task, place)
+        rows.append(
+            {
+                "task": task,
+                "places": [
+                    f"{50 + scale * at:.2f}%" for at in (task.difference.low, task.difference.high)
+                ],
+                "counts": [len(indices) for indices in task.differing()],
+                "reason": reason,
+                "sides": [
+                    [
+                        {"example": example, "data": _data_url(example.image)}
+                        for example in examples
+                        if example.winner == side
+                    ]
+                    for side in (0, 1)
+                ],
+            }
+        )
+    return {"names": comparison.names, "verdict": comparison.verdict(), "rows": rows,
+            "left_out": comparison.left_out}  # fmt: skip
 
 
-def _hits(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Of every score that is a share of examples that were got right: which were."""
-    if "ranking" in arrays:
-        yield "top1", arrays["ranking"][:, 0] == arrays["labels"]
-    for direction in ("image_to_text", "text_to_image"):
-        if (rivals := arrays.get(f"{direction}_rivals")) is not None:
-            yield f"{direction}_recall@1", rivals < 1
-            yield f"{direction}_recall@5", rivals < 5
-    for name in ("text", "image", "group"):
-        if (hits := arrays.get(f"{name}_hits")) is not None:
-            yield name, hits
+def _differences(comparison: Comparison) -> list[Difference]:
+    return [task.difference for task in comparison.tasks]
+
+
+def _data_url(jpeg: bytes | None) -> str | None:
+    return None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def result_detail(path: Path, result: Result) -> dict[str, Any]:
@@ -178,6 +203,8 @@ def result_detail(path: Path, result: Result) -> dict[str, Any]:
         "checkpoint": checkpoint_name(result),
         "mistakes": _with_images(path, result.details.get("mistakes", [])),
         "retrieved": _with_images(path, result.details.get("retrieved", [])),
+        "breakdowns": breakdowns(result),
+        "reliability": reliability_chart(result),
         "per_class": [], "confusions": [], "matrix": None,
     }  # fmt: skip
     if "ranking" not in arrays:
@@ -210,11 +237,11 @@ def _with_images(path: Path, items: list[dict[str, Any]]) -> list[dict[str, Any]
     shown = []
     for item in items:
         try:
-            data = base64.b64encode((path.parent / item["image"]).read_bytes()).decode()
+            jpeg = (path.parent / item["image"]).read_bytes()
         except OSError:
             raise InputError(
                 f"{path} speaks of {item['image']}, which is not beside it\n"
                 "copy results as a whole, or delete the file and measure again"
             ) from None
-        shown.append(item | {"data": f"data:image/jpeg;base64,{data}"})
+        shown.append(item | {"data": _data_url(jpeg)})
     return shown

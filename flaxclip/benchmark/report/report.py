@@ -16,6 +16,8 @@ from typing import Annotated
 import jinja2
 import tyro
 
+from flaxclip.benchmark.compare.comparison import Comparison, Found, count_of
+from flaxclip.benchmark.compare.differing import differences_csv
 from flaxclip.benchmark.report.charts import short_number
 from flaxclip.benchmark.report.exports import (
     checkpoint_name,
@@ -27,8 +29,9 @@ from flaxclip.benchmark.report.exports import (
 from flaxclip.benchmark.report.page_content import (
     REFERENCE_MODELS,
     STEPS_SHOWN,
-    Found,
-    comparisons,
+    breakable,
+    compare_with_first,
+    comparison_detail,
     curves,
     latest_steps,
     result_detail,
@@ -37,8 +40,13 @@ from flaxclip.benchmark.report.page_content import (
 )
 from flaxclip.benchmark.report.training_curves import Rows, find_runs, training_charts
 from flaxclip.benchmark.results import read_result, write_text
+from flaxclip.benchmark.sets.place import DataPlace
+from flaxclip.data.storage.files import cache_folder
 from flaxclip.errors import InputError
 
+DATA = Path("data")
+OPEN_RESULTS = 5
+"""Of more results, those after the first are shown when they are asked for."""
 _PAGE = Path(__file__).parent / "page"
 
 
@@ -52,6 +60,11 @@ class Command:
     """Folders that hold results, or runs with their metrics.jsonl, at any depth."""
     out: Path = Path("report.html")
     """The page; tables of the same are written beside it."""
+    data: str = "data"
+    """Folder of data sets, or where they are published, as for measuring: images that checkpoints
+    differ on are shown where the data can be read."""
+    data_cache: Path = cache_folder("datasets")
+    """Folder for copies of what is published, which are made once."""
 
 
 def report_command(arguments: Sequence[str]) -> None:
@@ -64,33 +77,57 @@ def report_command(arguments: Sequence[str]) -> None:
     command = tyro.cli(Command, prog=program, args=arguments, description=__doc__)
     if not command.folders:
         raise InputError("no folder of results named\nfor example: report runs/mine results")
-    write_report(command.folders, command.out)
+    write_report(command.folders, command.out, DataPlace(command.data, command.data_cache))
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
+def write_report(folders: Sequence[Path], out: Path, place: DataPlace | Path = DATA) -> None:
     """Write the page `out` and tables beside it, and say so.
 
     Raises:
         InputError: there is nothing to show, or the page cannot be written.
     """
     found = find_results(folders)
-    results = [result for _, result in found]
-    runs = find_runs(folders, {result.checkpoint.path for result in results})
+    runs = find_runs(folders, {result.checkpoint.path for _, result in found})
     if not found and not runs:
         raise InputError(
             f"no results in {', '.join(map(str, folders))}\n"
             "name folders that python -m flaxclip.benchmark has written, or workdirs of runs"
         )
+    write_page(found, runs, compare_with_first(latest_steps(found)), out, place)
+
+
+def write_page(
+    found: Found,
+    runs: dict[str, Rows],
+    compared: Sequence[Comparison],
+    out: Path,
+    place: DataPlace | Path,
+) -> None:
+    """Write the page `out` and tables beside it, and say so.
+
+    Args:
+        found: results.
+        runs: training metrics of the runs that they are of.
+        compared: which two of them are put side by side.
+        out: the page.
+        place: where images that two checkpoints differ on are looked for.
+
+    Raises:
+        InputError: the page cannot be written.
+    """
+    results = [result for _, result in found]
     tables = {
         ".csv": to_csv(results),
-        ".md": to_markdown(results, comparisons(latest_steps(found))),
+        ".md": to_markdown(results, compared),
         ".json": json.dumps([result.to_json() for result in results], indent=1, ensure_ascii=False),
         ".clip_benchmark.csv": to_clip_benchmark_csv(results),
     }
+    if compared:
+        tables[".differences.csv"] = differences_csv(compared)
     folder = out.with_suffix(".clip_benchmark")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, render_page(found, runs))
+        write_text(out, render_page(found, runs, compared, place))
         for suffix, text in tables.items():
             write_text(out.with_suffix(suffix), text)
         folder.mkdir(exist_ok=True)
@@ -98,10 +135,13 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
             write_text(folder / f"{name}.json", json.dumps(theirs))
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}\nname another --out") from None
-    print(
-        f"{len(results)} results of {len({checkpoint_name(r) for r in results})} checkpoints, "
-        f"training curves of {len(runs)} runs: {out}, and {', '.join(tables)} of the same"
-    )
+    curves_of = f", training curves of {count_of(len(runs), 'run')}" if runs else ""
+    print(f"{_counted(found)}{curves_of}: {out}, and {', '.join(tables)} of the same")
+
+
+def _counted(found: Found) -> str:
+    checkpoints = len({checkpoint_name(result) for _, result in found})
+    return f"{count_of(len(found), 'result')} of {count_of(checkpoints, 'checkpoint')}"
 
 
 def find_results(folders: Sequence[Path]) -> Found:
@@ -132,7 +172,9 @@ def find_results(folders: Sequence[Path]) -> Found:
     )  # fmt: skip
 
 
-def render_page(found: Found, runs: dict[str, Rows]) -> str:
+def render_page(
+    found: Found, runs: dict[str, Rows], compared: Sequence[Comparison], place: DataPlace | Path
+) -> str:
     """The page's HTML, images and script inside it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE),
@@ -145,6 +187,8 @@ def render_page(found: Found, runs: dict[str, Rows]) -> str:
     environment.filters["number"] = lambda value: (
         short_number(value) if isinstance(value, int | float) else "–"
     )
+    environment.filters["counted"] = count_of
+    environment.filters["breakable"] = breakable
     shown = latest_steps(found)
     checkpoints = list(dict.fromkeys(checkpoint_name(result) for _, result in shown))
     summary = summary_rows(shown, checkpoints)
@@ -152,7 +196,7 @@ def render_page(found: Found, runs: dict[str, Rows]) -> str:
     return environment.get_template("page.html").render(
         style=(_PAGE / "page.css").read_text(),
         script=(_PAGE / "page.js").read_text(),
-        results_count=len(found),
+        counted=_counted(found) if found else "",
         checkpoints_count=len({checkpoint_name(result) for _, result in found}),
         steps_shown=STEPS_SHOWN,
         checkpoints=checkpoints,
@@ -161,6 +205,7 @@ def render_page(found: Found, runs: dict[str, Rows]) -> str:
         curves=curves(found),
         training=training_charts(runs),
         robustness=robustness(shown),
-        comparisons=comparisons(shown),
+        comparisons=[comparison_detail(comparison, place) for comparison in compared],
+        open_results=OPEN_RESULTS,
         results=[result_detail(path, result) for path, result in shown],
     )

@@ -69,6 +69,12 @@ class UprightImage:
         self._stored = size if self._rgb is None else self._rgb.shape[:2]
         self.height, self.width = self._stored[:: -1 if self._to_upright[0] else 1]
 
+    def decoding_scale(self, scale: float) -> float:
+        """The scale at which `decode` would decode the image for one that is asked for."""
+        if self._jpeg is None:
+            return 1.0
+        return next((fast for fast in _FAST_SCALES if fast >= scale), 1.0)
+
     def decode(self, scale: float) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
         """Decode the image at `scale` or more, up to 1; returns it with the scale used.
 
@@ -79,7 +85,7 @@ class UprightImage:
         """
         rgb, decoded_scale = self._rgb, 1.0
         if self._jpeg is not None:
-            rgb, decoded_scale = self._decode_jpeg(self._jpeg, scale)
+            rgb, decoded_scale = self._decode_jpeg(self._jpeg, self.decoding_scale(scale))
         assert rgb is not None, "an image is either a JPEG or decoded"
         transposed, upside_down, mirrored = self._to_upright
         if transposed:
@@ -89,7 +95,6 @@ class UprightImage:
     def _decode_jpeg(
         self, jpeg: bytes, scale: float
     ) -> tuple[UInt8[np.ndarray, "height width 3"], float]:
-        scale = next((fast for fast in _FAST_SCALES if fast >= scale), 1.0)
         height, width = (math.ceil(side * scale) for side in self._stored)
         try:
             rgb = simplejpeg.decode_jpeg(jpeg, min_height=height, min_width=width)

@@ -1,4 +1,4 @@
-"""Resize part of an image to a square, with Pillow's filters but vector instructions.
+"""Resize part of an image to a given size, with Pillow's filters but vector instructions.
 
 cykooz.resizer and Pillow resize one axis after the other, in opposite orders. Both round to 8 bits
 in between, and clip what bicubic interpolation overshoots. In photographs their results differ by
@@ -26,17 +26,20 @@ _FILTERS = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
 def resize_part(
     pixels: UInt8[np.ndarray, "height width 3"],
     box: tuple[float, float, float, float],
-    size: int,
+    size: int | tuple[int, int],
     interpolation: Literal["bicubic", "bilinear"],
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "h w 3"]:
     """The part of `pixels` inside `box`, resized; `pixels` itself if nothing changes.
+
+    `size` is the side of a square, or height and width.
 
     `box` is the left, top, right and bottom edge in pixels, not always whole ones. Pixels outside
     the box have no influence, as if the part were cropped first, except for those that it covers in
     part.
     """
     left, top, right, bottom = box
-    if box == (0, 0, size, size) and pixels.shape == (size, size, 3):
+    rows, columns = (size, size) if isinstance(size, int) else size
+    if box == (0, 0, columns, rows) and pixels.shape == (rows, columns, 3):
         return pixels
     first_column, first_row = math.floor(left), math.floor(top)
     part = pixels[first_row : math.ceil(bottom), first_column : math.ceil(right)]
@@ -45,7 +48,7 @@ def resize_part(
     left, top, width, height = left - first_column, top - first_row, right - left, bottom - top
     if cykooz_resizer is None:
         return resize_with_pillow(
-            part, (left, top, left + width, top + height), size, interpolation
+            part, (left, top, left + width, top + height), (rows, columns), interpolation
         )
     options = cykooz_resizer.ResizeOptions(
         cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType[_FILTERS[interpolation]]),
@@ -53,21 +56,22 @@ def resize_part(
     )
     pixel_type = cykooz_resizer.PixelType.U8x3
     source = cykooz_resizer.ImageData(part.shape[1], part.shape[0], pixel_type, part.tobytes())
-    target = cykooz_resizer.ImageData(size, size, pixel_type)
+    target = cykooz_resizer.ImageData(columns, rows, pixel_type)
     cykooz_resizer.Resizer().resize(source, target, options)
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(rows, columns, 3)
 
 
 def resize_with_pillow(
     pixels: UInt8[np.ndarray, "height width 3"],
     box: tuple[float, float, float, float],
-    size: int,
+    size: int | tuple[int, int],
     interpolation: Literal["bicubic", "bilinear"],
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "h w 3"]:
     """The same as `resize_part` by Pillow, in its order of the axes and several times slower."""
     filters = {
         "bicubic": PIL.Image.Resampling.BICUBIC,
         "bilinear": PIL.Image.Resampling.BILINEAR,
     }
     image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize((size, size), filters[interpolation], box))
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return np.asarray(image.resize((columns, rows), filters[interpolation], box))

@@ -6,15 +6,16 @@ antialiased bicubic interpolation. All randomness comes from the generator that 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
-import PIL.ImageEnhance
 from jaxtyping import UInt8
 
+from flaxclip.data.images.changes import Change, apply_changes
 from flaxclip.data.images.decode import UprightImage
-from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.eval_transform import NativeTransform, Transform
 from flaxclip.data.images.resize import resize_part
 from flaxclip.errors import InputError
 
@@ -31,7 +32,8 @@ class AugmentConfig:
     crop_scale: tuple[float, float] | None = (0.9, 1.0)
     """Area of the random crop over the image's. If None, the part that evaluation takes."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the random crop, log-uniform between these."""
+    """Width over height of the random crop, log-uniform between these; of images at their own
+    aspect ratio, over theirs."""
     flip: float = 0.0
     """Probability of mirroring an image. Captions that name sides, and writing, become wrong."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -71,10 +73,10 @@ class Crop(NamedTuple):
 
 def transform_for_training(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
-    transform: SizedTransform,
+    transform: Transform,
     augment: AugmentConfig,
     rng: np.random.Generator,
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "h w 3"]:
     """Make the pixels of a row from `image`, with randomness from `rng`.
 
     Raises:
@@ -84,25 +86,59 @@ def transform_for_training(
 
 
 def choose_crop(
-    image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
-    transform: SizedTransform,
+    image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image | UprightImage,
+    transform: Transform,
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> Crop:
     """The first half of `transform_for_training`: reads only the header of a JPEG."""
-    upright = UprightImage(image)
+    upright = image if isinstance(image, UprightImage) else UprightImage(image)
     return Crop(upright, _choose_box(upright.height, upright.width, transform, augment, rng))
 
 
 def render_crop(
-    crop: Crop, transform: SizedTransform, augment: AugmentConfig, rng: np.random.Generator
-) -> UInt8[np.ndarray, "size size 3"]:
+    crop: Crop, transform: Transform, augment: AugmentConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
     """The second half, with the same `rng`."""
+    return render_views(crop, (transform,), augment, rng)[0]
+
+
+def render_views(
+    crop: Crop,
+    transforms: Sequence[Transform],
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """`render_crop` for several models: the same part, mirrored and coloured alike.
+
+    The view of each is what it would be by itself. The image is decoded once for all that need it
+    at the same scale.
+    """
+    return render_changed(crop, transforms, draw_changes(augment, rng))
+
+
+def render_changed(
+    crop: Crop, transforms: Sequence[Transform], changes: tuple[Change, ...]
+) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """`render_views`, with changes that are drawn already."""
     left, top, right, bottom = crop.box
-    pixels, scale = crop.image.decode(MARGIN * transform.size / min(right - left, bottom - top))
-    box = (scale * left, scale * top, scale * right, scale * bottom)
-    pixels = resize_part(pixels, box, transform.size, transform.how.interpolation)
-    return _change_colors(_flip(pixels, augment, rng), augment, rng)
+    decoded: dict[float, tuple[np.ndarray, float]] = {}
+    views = []
+    for transform in transforms:
+        needed = transform.size / min(right - left, bottom - top)
+        size: int | tuple[int, int] = transform.size
+        if isinstance(transform, NativeTransform):
+            size = transform.resized(math.ceil(bottom - top), math.ceil(right - left))
+            needed = max(size[0] / (bottom - top), size[1] / (right - left))
+        wanted = MARGIN * needed
+        key = crop.image.decoding_scale(wanted)
+        if key not in decoded:
+            decoded[key] = crop.image.decode(wanted)
+        pixels, scale = decoded[key]
+        box = (scale * left, scale * top, scale * right, scale * bottom)
+        pixels = resize_part(pixels, box, size, transform.how.interpolation)
+        views.append(apply_changes(pixels, changes))
+    return views
 
 
 def sample_crop(
@@ -139,60 +175,44 @@ def sample_crop(
 def _choose_box(
     height: int,
     width: int,
-    transform: SizedTransform,
+    transform: Transform,
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of the part that the image tower sees, in pixels."""
     if augment.crop_scale is not None:
+        ratio = augment.crop_ratio
+        if transform.how.resize == "native":  # of a panorama, most of the panorama
+            ratio = ratio[0] * width / height, ratio[1] * width / height
         top, left, crop_height, crop_width = sample_crop(
-            height, width, rng, augment.crop_scale, augment.crop_ratio
+            height, width, rng, augment.crop_scale, ratio
         )
         return left, top, left + crop_width, top + crop_height
-    if transform.how.resize == "squash":
+    if transform.how.resize in ("squash", "native"):
         return 0, 0, width, height
     side = min(height, width)
     across, down = (width - side) / 2, (height - side) / 2
     return across, down, across + side, down + side
 
 
-def _flip(
-    pixels: UInt8[np.ndarray, "size size 3"], augment: AugmentConfig, rng: np.random.Generator
-) -> UInt8[np.ndarray, "size size 3"]:
-    return pixels[:, ::-1] if augment.flip and rng.random() < augment.flip else pixels
+def draw_changes(augment: AugmentConfig, rng: np.random.Generator) -> tuple[Change, ...]:
+    """Mirroring; colours as by torchvision's `ColorJitter`, in a random order; `RandomGrayscale`.
 
-
-def _change_colors(
-    pixels: UInt8[np.ndarray, "size size 3"], augment: AugmentConfig, rng: np.random.Generator
-) -> UInt8[np.ndarray, "size size 3"]:
-    """As torchvision's `ColorJitter`, in a random order, then its `RandomGrayscale`."""
+    No randomness is drawn for what `augment` excludes.
+    """
+    changes: list[Change] = []
+    if augment.flip and rng.random() < augment.flip:
+        changes.append(("flip", 1.0))
     if any(augment.color_jitter) and rng.random() < augment.color_jitter_probability:
-        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
         for number in rng.permutation(len(augment.color_jitter)):
-            strength = augment.color_jitter[number]
+            strength, name = augment.color_jitter[number], _JITTERS[number]
             if not strength:
                 continue  # a hue shifted by nothing would still be rounded, to HSV and back
-            if number < len(_ENHANCERS):
-                factor = rng.uniform(1 - strength, 1 + strength)
-                image = _ENHANCERS[number](image).enhance(factor)
-            else:
-                image = _shift_hue(image, rng.uniform(-strength, strength))
-        pixels = np.asarray(image)
+            middle = 0.0 if name == "hue" else 1.0
+            changes.append((name, rng.uniform(middle - strength, middle + strength)))
     if augment.grayscale and rng.random() < augment.grayscale:
-        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-        pixels = np.asarray(image.convert("L").convert("RGB"))
-    return pixels
+        changes.append(("grayscale", 1.0))
+    return tuple(changes)
 
 
-_ENHANCERS = (
-    PIL.ImageEnhance.Brightness,
-    PIL.ImageEnhance.Contrast,
-    PIL.ImageEnhance.Color,
-)
-
-
-def _shift_hue(image: PIL.Image.Image, shift: float) -> PIL.Image.Image:
-    """Shift the hue by `shift` of a full turn."""
-    hsv = np.array(image.convert("HSV"))
-    hsv[..., 0] += np.uint8(int(shift * 255) % 256)  # wraps around, as hues do
-    return PIL.Image.fromarray(hsv, "HSV").convert("RGB")
+_JITTERS = ("brightness", "contrast", "color", "hue")

@@ -21,7 +21,8 @@ from typing import Annotated
 import tyro
 
 from flaxclip.data.index.make_index import make_index
-from flaxclip.errors import InputError, exit_on_input_error
+from flaxclip.data.on_beam import check_workers, split_beam_options
+from flaxclip.errors import exit_on_input_error
 from flaxclip.exit_codes import exit_with_code
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -43,8 +44,7 @@ class Command:
     index says."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"--workers is {self.workers}\nit must be at least 1")
+        check_workers(self.workers)
 
 
 class Progress:
@@ -65,12 +65,11 @@ class Progress:
 
 def main() -> None:
     """The command line."""
-    args = sys.argv[1:]
-    ours = args[: args.index("--")] if "--" in args else args
+    args, beam_options = split_beam_options(sys.argv[1:])
     with exit_on_input_error("flaxclip.data.index"), exit_with_code("flaxclip.data.index"):
         command = tyro.cli(
             Command,
-            args=ours,
+            args=args,
             prog="python -m flaxclip.data.index",
             description=__doc__,
             config=(tyro.conf.FlagCreatePairsOff,),
@@ -81,7 +80,7 @@ def main() -> None:
             command.workers or os.cpu_count() or 1,
             command.copied,
             Progress().report,
-            args[len(ours) + 1 :],
+            beam_options,
         )
         print(made.summary())
 

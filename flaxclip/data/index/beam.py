@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 
-from flaxclip.data.prepare.beam import Runner
+from flaxclip.data.prepare.beam import Runner, errors_of_workers
 from flaxclip.data.sources.tars.index.index_folder import IndexFolder
 from flaxclip.data.sources.tars.index.shard_scans import scan_each, write_pieces
 from flaxclip.data.storage.file_systems import Version
@@ -38,11 +38,14 @@ def scan_on_beam(
 ) -> None:
     """Write pieces of shards that can be used; each is given with the state that it is in.
 
+    Ends the process, with a message, if a worker on this machine dies.
+
     Raises:
         InputError: Beam cannot be run with these options.
     """
     groups = [shards[start : start + _TOGETHER] for start in range(0, len(shards), _TOGETHER)]
-    with Runner(tuple(options), workers).pipeline() as pipeline:
+    runner = Runner(tuple(options), workers)
+    with errors_of_workers("flaxclip.data.index"), runner.pipeline() as pipeline:
         _ = (
             pipeline
             | "Shards" >> beam.Create(groups)

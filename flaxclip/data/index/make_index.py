@@ -1,12 +1,12 @@
 """Make the index of some shards, or complete it, and publish it."""
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from flaxclip.data.on_beam import importing_beam
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.tars.index.build_index import INDEX_FOLDER, complete_table
@@ -124,16 +124,6 @@ def _scan_on_beam(
     workers: int,
     options: Sequence[str],
 ) -> None:
-    try:
-        logging.disable(logging.WARNING)  # Beam misses parts of Google's cloud aloud
+    with importing_beam("; without options after -- it is not needed"):
         from flaxclip.data.index.beam import scan_on_beam
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "apache_beam":
-            raise
-        raise InputError(
-            "Apache Beam is not installed\npip install 'flaxclip[beam]', best in an environment of "
-            "its own; without options after -- it is not needed"
-        ) from None
-    finally:
-        logging.disable(logging.NOTSET)
     scan_on_beam(folder, root, shards, workers, options)

@@ -23,8 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flaxclip.data.inspect.inspection import Inspection, Sample, inspect_source
-from flaxclip.data.inspect.statistics import MEASURES
-from flaxclip.data.prepare.passes import SCENE_SIZE
+from flaxclip.data.inspect.statistics import MEASURES, Distribution
+from flaxclip.data.inspect.vectors import StoredVectors
+from flaxclip.data.prepare.scan import SCENE_SIZE
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import Source
@@ -54,6 +55,8 @@ class Command:
     """Fields that count as captions."""
     allow_empty_shards: bool = False
     """Go on where shards have no examples."""
+    teacher_widths: tuple[int, ...] = (768, 768)
+    """Numbers of each teacher's embedding in tars in the layout of DataCompDR, in their order."""
     images: Path | None = None
     """Folder, new or empty, to write the images of the examples shown to."""
     json: bool = False
@@ -93,6 +96,7 @@ def inspect(command: Command) -> None:
             command.split,
             command.captions,
             command.allow_empty_shards,
+            teacher_widths=command.teacher_widths,
         ),
         SCENE_SIZE,
     )
@@ -176,7 +180,26 @@ def _counts(src: str, inspection: Inspection, left_out: dict[str, int]) -> Table
     for kind, count in inspection.statistics.formats.most_common():
         share = count / inspection.statistics.pairs
         table.add_row(f"images: {kind}", f"{share:.1%}", _certainty(inspection))
+    if inspection.vectors is not None:
+        _add_vectors(table, inspection.vectors, _certainty(inspection))
     return table
+
+
+def _add_vectors(table: Table, vectors: StoredVectors, certainty: str) -> None:
+    """Rows on what is stored of teachers."""
+    table.add_section()
+    for number, (one, count) in enumerate(vectors.teachers.most_common(), 1):
+        of = f"{count:,} of the {vectors.crops.count + vectors.without:,} read have it"
+        how = f"{one.numbers}, factor {one.factor:.4g}; {of}"
+        table.add_row(f"vectors: teacher {number}", str(one.teacher), how)
+    for name in ("crops", "captions", "bytes"):
+        counts: Distribution = getattr(vectors, name)
+        ends = f"{counts.smallest:,}"
+        if counts.largest != counts.smallest:
+            ends += f" to {counts.largest:,}, mean {counts.mean:,.1f}"
+        table.add_row(f"vectors: {name} an example", ends, certainty)
+    if vectors.without:
+        table.add_row("vectors: without any", f"{vectors.without:,}", certainty)
 
 
 def _certainty(inspection: Inspection) -> str:

@@ -9,6 +9,7 @@ import scipy.stats
 
 from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.inspect.statistics import PairFacts, PairStatistics, measure
+from flaxclip.data.inspect.vectors import StoredVectors, count_vectors
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
 
@@ -31,6 +32,8 @@ class Inspection:
     broken: list[tuple[str, str]]
     """Name and fault of each broken example among those read."""
     samples: list[Sample]
+    vectors: StoredVectors | None = None
+    """Of teachers, with the intact ones; None if there are none."""
 
     @property
     def is_exact(self) -> bool:
@@ -62,6 +65,7 @@ class Inspection:
                 "records": [{"record": name, "found": found} for name, found in self.broken],
             },
             "statistics": self.statistics.to_json(),
+            "teacher_vectors": self.vectors and self.vectors.to_json(),
             "samples": [
                 {
                     "record": sample.name,
@@ -92,6 +96,7 @@ def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspec
         numbers = sorted(rng.choice(examples, sample, replace=False, shuffle=False).tolist())
     kept = set(rng.permutation(len(numbers))[: 2 * shown].tolist())  # some may be broken
     statistics, broken, samples = PairStatistics(), [], []
+    intact = []
     reads = read_ahead(source.__getitem__, numbers, reads_remotely(source))
     for place, (number, read) in enumerate(zip(numbers, reads, strict=True)):
         try:
@@ -103,7 +108,9 @@ def inspect_source(source: Source, sample: int, shown: int, seed: int) -> Inspec
             broken.append((source.name(number), str(error)))
             continue
         statistics.add(facts)
+        intact.append(number)
         if place in kept:
             samples.append(Sample(source.name(number), pair, facts))
     rng.shuffle(samples)
-    return Inspection(examples, len(numbers), statistics, broken, samples[:shown])
+    vectors = count_vectors(source, intact)
+    return Inspection(examples, len(numbers), statistics, broken, samples[:shown], vectors)

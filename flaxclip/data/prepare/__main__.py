@@ -3,6 +3,7 @@
     python -m flaxclip.data.prepare 'shards/*.tar' prepared
     python -m flaxclip.data.prepare 'shards/*.tar' prepared --resize 384 --min-side 64 --min-words 3
     python -m flaxclip.data.prepare 'shards/*.tar' prepared --score-key similarity --min-score 0.28
+    python -m flaxclip.data.prepare 'shards/*.tar' prepared --teacher CHECKPOINT --crops 10
     python -m flaxclip.data.prepare 'gs://in/*.tar' gs://out/prepared -- --runner=DataflowRunner ...
 
 Options after `--` go to Apache Beam; without a --runner it runs here, in --workers processes.
@@ -13,24 +14,19 @@ example that was left out, with the reason. The output is the same, byte for byt
 of workers. Killed, and started again, it goes on; finished, it does nothing.
 """
 
-import contextlib
 import dataclasses
-import itertools
 import json
-import logging
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
 from etils import epath
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
+from flaxclip.data.images.train_transform import AugmentConfig
+from flaxclip.data.on_beam import check_workers, importing_beam, split_beam_options
 from flaxclip.data.prepare.datasheet import (
     DroppedSummary,
     as_json,
@@ -41,16 +37,19 @@ from flaxclip.data.prepare.datasheet import (
 from flaxclip.data.prepare.encoding import ImageEncoding
 from flaxclip.data.prepare.filters import PairFilters
 from flaxclip.data.prepare.folder import DATASHEET, DROPPED, PreparationFolder
-from flaxclip.data.prepare.passes import SCENE_SIZE, Recipe, cannot_write, plan_shards
 from flaxclip.data.prepare.publish import claim, name_shards, publish
+from flaxclip.data.prepare.scan import SCENE_SIZE, Recipe, plan_shards
+from flaxclip.data.prepare.terminal import print_datasheet, progress
+from flaxclip.data.prepare.write_shards import cannot_write
+from flaxclip.data.reinforced.reinforce import Reinforcing
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.errors import InputError, exit_on_input_error
 from flaxclip.exit_codes import exit_with_code
+from flaxclip.teachers.encoder import open_encoder
 
 PAGE = "datasheet.html"
 _SMALL = 5_000  # examples
-_SHOWN = 5  # unreadable examples, on the terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +80,23 @@ class Command:
     workers: int | None = None
     """Processes, if Beam runs on this machine. If None, as many as there are cores, but one for a
     corpus that is read before they have started."""
+    teacher: tuple[str, ...] = ()
+    """Weights of better models, each anything that `flaxclip.load` takes. What they make of each
+    example is stored with it, for training with --data.teacher-vectors: embeddings of --crops crops
+    and of its captions. If empty, nothing is."""
+    crops: int | None = None
+    """Crops of each image whose embeddings are stored. If None, 10."""
+    most_captions: Annotated[int | None, tyro.conf.arg(name="captions", metavar="INT")] = None
+    """Captions of each example whose embeddings are stored at most: the first ones of
+    --captions.keys, which may be real and synthetic ones. If None, all."""
+    vectors: Literal["bfloat16", "int8"] = "bfloat16"
+    """Numbers of embeddings: 2 bytes each; or 1 byte each, and 4 for the scale of an embedding."""
+    augment: AugmentConfig = AugmentConfig()
+    """Choice of the crops, as --data.augment of training, which has no say in them."""
+    crop_seed: int = 0
+    """Seed of the crops."""
+    teacher_batch_size: int = 64
+    """Crops, or captions, that a teacher is asked for at once."""
     overwrite: bool = False
     """Replace the output of an earlier preparation in DST, once the new one is finished."""
 
@@ -91,23 +107,26 @@ class Command:
             raise InputError(
                 f"--validation is {self.validation}\nit is a share: 0 or more, below 1"
             )
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"--workers is {self.workers}\nit must be at least 1")
+        check_workers(self.workers)
+        if not self.teacher and (self.crops, self.most_captions) != (None, None):
+            raise InputError(
+                "--crops and --captions are numbers of embeddings, and no teacher makes any\n"
+                "name its weights with --teacher"
+            )
 
 
 def main() -> None:
     """The command line."""
-    args = sys.argv[1:]
-    ours = args[: args.index("--")] if "--" in args else args
+    args, beam_options = split_beam_options(sys.argv[1:])
     with exit_on_input_error("flaxclip.data.prepare"), exit_with_code("flaxclip.data.prepare"):
         command = tyro.cli(
             Command,
-            args=ours,
+            args=args,
             prog="python -m flaxclip.data.prepare",
-            description=__doc__.replace("\npython", "\n\npython"),
+            description=__doc__,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        prepare(command, args[len(ours) + 1 :])
+        prepare(command, beam_options)
 
 
 def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any]:
@@ -117,18 +136,8 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
         InputError: a corpus that cannot be opened, options that contradict each other, nothing left
             to write, or a folder that cannot be written or may not be overwritten.
     """
-    try:
-        logging.disable(logging.WARNING)  # Beam misses parts of Google's cloud aloud
+    with importing_beam(": Beam holds Pillow, pyarrow and protobuf back"):
         from flaxclip.data.prepare import beam
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "apache_beam":
-            raise
-        raise InputError(
-            "Apache Beam is not installed\npip install 'flaxclip[beam]', best in an environment of "
-            "its own: Beam holds Pillow, pyarrow and protobuf back"
-        ) from None
-    finally:
-        logging.disable(logging.NOTSET)
     recipe = Recipe(
         CorpusConfig(
             (command.src,),
@@ -142,6 +151,7 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
         command.deduplicate,
         command.validation,
         command.shard_mb,
+        _reinforcing(command),
     )
     source = open_corpus(recipe.corpus, SCENE_SIZE)
     examples = len(source)
@@ -152,7 +162,9 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
         "last": source.name(examples - 1),
         "recipe": json.loads(json.dumps(dataclasses.asdict(recipe))),
     }
-    workers = command.workers or ((os.cpu_count() or 1) if examples > _SMALL else 1)
+    # A teacher uses all cores, or the accelerator, by itself.
+    usual = 1 if command.teacher or examples <= _SMALL else os.cpu_count() or 1
+    workers = command.workers or usual
     folder = PreparationFolder(command.dst, examples)
     runner = beam.Runner(tuple(beam_options), workers)
     dst = epath.Path(command.dst)
@@ -160,14 +172,39 @@ def prepare(command: Command, beam_options: Sequence[str] = ()) -> dict[str, Any
         if finished:
             print(f"{dst}: prepared already, nothing to do")
             return json.loads((dst / DATASHEET).read_text())
-        with _progress("scanning", folder.ranges, lambda: folder.ranges - len(folder.unscanned())):
+        with progress("scanning", folder.ranges, lambda: folder.ranges - len(folder.unscanned())):
             beam.scan(recipe, folder, runner)
         shards = plan_shards(folder.read_sizes(), examples, recipe)
-        with _progress("writing", sum(shards.values()), lambda: len(folder.written())):
+        begin, before = time.monotonic(), folder.encoded()
+
+        def crops_per_second() -> str:
+            crops = folder.encoded() - before
+            return f", {crops / (time.monotonic() - begin):,.0f} crops/s" if crops else ""
+
+        with progress(
+            "writing", sum(shards.values()), lambda: len(folder.written()), crops_per_second
+        ):
             beam.write(recipe, folder, shards, runner)
         sheet = _finish(folder, plan, recipe, shards)
-    _print(sheet, dst)
+    print_datasheet(sheet, dst, dst / PAGE, recipe)
     return sheet
+
+
+def _reinforcing(command: Command) -> Reinforcing | None:
+    """What is stored of teachers, which are opened to see that they are whole.
+
+    Raises:
+        InputError: a teacher cannot be used, or a number is not positive.
+    """
+    if not command.teacher:
+        return None
+    crops = 10 if command.crops is None else command.crops
+    how = Reinforcing(
+        *((), crops, command.most_captions, command.vectors, command.augment),
+        *(command.crop_seed, command.teacher_batch_size),
+    )  # numbers are checked before weights are read
+    encoders = tuple(open_encoder(path) for path in command.teacher)
+    return dataclasses.replace(how, encoders=encoders)
 
 
 def _finish(
@@ -213,51 +250,6 @@ def _finish(
         {PAGE: page.encode("utf-8", "backslashreplace"), DATASHEET: as_json(sheet)},
     )
     return sheet
-
-
-def _print(sheet: dict[str, Any], dst: epath.Path) -> None:
-    table = Table("", "examples", "share", box=SIMPLE_HEAD)
-    examples = sheet["records"]["read"]
-    for split, part in sheet["splits"].items():
-        size = f"{len(part['shards']):,} shards, {part['bytes'] / 1e6:,.1f} MB"
-        table.add_row(f"{split}: {size}", f"{part['pairs']:,}", f"{part['pairs'] / examples:.2%}")
-    for reason, item in sheet["dropped"].items():
-        count = item["records"]
-        table.add_row(f"dropped: {reason}", f"{count:,}", f"{count / examples:.2%}", style="yellow")
-    table.add_section()
-    table.add_row("read", f"{examples:,}", "")
-    Console().print(table)
-    for item in sheet["unreadable"][:_SHOWN]:
-        print(f"unreadable: {item['record']}: {item['found']}")
-    if sheet["dropped"]:
-        print(f"all that was dropped: {dst / DROPPED}")
-    print(f"datasheet: {dst / PAGE}")
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-    """Show a bar on a terminal, a line a minute elsewhere, while workers are busy with `what`."""
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total, completed=done())
-        over = threading.Event()
-
-        def follow() -> None:
-            for second in itertools.count(1):
-                if over.wait(1):
-                    return
-                bar.update(task, completed=done())
-                if bar.disable and second % 60 == 0:
-                    print(f"{what}: {done():,} of {total:,}", file=sys.stderr)
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            bar.update(task, completed=done())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The two passes of `data.prepare` as Apache Beam pipelines; `prepare.passes` implements them.
+"""The two passes of `data.prepare`, `scan.py` and `write_shards.py`, as Apache Beam pipelines.
 
 Workers know the corpus and the output by their paths, and write their results into the folder of
 the preparation. So a pass can be run again at any time, and does only the parts that are missing.
@@ -22,15 +22,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from flaxclip.data.prepare.folder import PreparationFolder
-from flaxclip.data.prepare.passes import (
-    ROW,
-    SCENE_SIZE,
-    SPLITS,
-    Recipe,
-    scan_examples,
-    shard_numbers,
-    write_shard,
-)
+from flaxclip.data.prepare.scan import ROW, SCENE_SIZE, SPLITS, Recipe, scan_examples, shard_numbers
+from flaxclip.data.prepare.write_shards import write_shard
 from flaxclip.data.sources.corpus import open_corpus
 from flaxclip.errors import InputError
 
@@ -82,7 +75,7 @@ class WriteShard(_ReadsCorpus):
         (split, shard), packed = shard_rows
         rows = np.frombuffer(b"".join(packed), ROW)
         with self.folder.new_shard(split, shard) as new:
-            new.report = write_shard(self.source, self.recipe, rows, new.path)
+            new.report = write_shard(self.source, self.recipe, rows, new.path, new.encoded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +129,27 @@ class Runner:
 
 
 @contextlib.contextmanager
-def _errors_of_workers() -> Iterator[None]:
-    """Recover an `InputError` that a worker raised: runners pass errors on as text."""
+def errors_of_workers(program: str) -> Iterator[None]:
+    """Recover an `InputError` that a worker raised: runners pass errors on as text.
+
+    If a worker dies, this process ends: Beam would wait for it forever, and cannot be stopped.
+    """
+
+    def exit_if_worker_died(arguments: threading.ExceptHookArgs) -> None:
+        # Only the thread of Beam that follows the worker notices.
+        if "Worker subprocess exited" in str(arguments.exc_value):
+            print(
+                f"{program}: a worker process has died\n"
+                "  if it was killed for want of memory, take fewer --workers\n"
+                "  the same command goes on from there",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(2)
+
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # has a traceback for each
 
-    hook, threading.excepthook = threading.excepthook, _exit_if_worker_died
+    hook, threading.excepthook = threading.excepthook, exit_if_worker_died
     try:
         yield
     except Exception as error:
@@ -152,22 +161,6 @@ def _errors_of_workers() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def _exit_if_worker_died(arguments: threading.ExceptHookArgs) -> None:
-    """End this process if a worker dies: Beam would wait for it forever, and cannot be stopped.
-
-    Only the thread of Beam that follows the worker notices.
-    """
-    if "Worker subprocess exited" in str(arguments.exc_value):
-        print(
-            "flaxclip.data.prepare: a worker process has died\n"
-            "  if it was killed for want of memory, take fewer --workers\n"
-            "  the same command goes on from there",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)
-
-
 def scan(recipe: Recipe, folder: PreparationFolder, runner: Runner) -> None:
     """The first pass, over the ranges that are not scanned yet.
 
@@ -176,7 +169,7 @@ def scan(recipe: Recipe, folder: PreparationFolder, runner: Runner) -> None:
     """
     ranges = folder.unscanned()
     if ranges:
-        with _errors_of_workers(), runner.pipeline() as pipeline:
+        with errors_of_workers("flaxclip.data.prepare"), runner.pipeline() as pipeline:
             _ = (
                 pipeline
                 | "Ranges" >> beam.Create(ranges)
@@ -193,7 +186,7 @@ def write(
     Raises:
         InputError: see `write_shard`.
     """
-    with _errors_of_workers(), runner.pipeline() as pipeline:
+    with errors_of_workers("flaxclip.data.prepare"), runner.pipeline() as pipeline:
         _ = (
             pipeline
             | "Ranges" >> beam.Create(range(folder.ranges))

@@ -22,7 +22,8 @@ from etils import epath
 from flaxclip.data.images.open_image import decode_image
 from flaxclip.data.inspect.statistics import MEASURES, Distribution, PairStatistics
 from flaxclip.data.prepare.filters import REASONS
-from flaxclip.data.prepare.passes import Dropped, Recipe, ShardReport
+from flaxclip.data.prepare.scan import Dropped, Recipe
+from flaxclip.data.prepare.write_shards import ShardReport
 from flaxclip.data.sources.array_records.array_record import ArrayRecordSource
 
 SAMPLES = 24

@@ -11,23 +11,34 @@ import json
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from etils import epath
 
-from flaxclip.data.prepare.passes import ROW, Dropped, Scan, ShardReport, Size, cannot_write
+from flaxclip.data.prepare.scan import ROW, Dropped, Scan, Size
+from flaxclip.data.prepare.write_shards import ShardReport, cannot_write
 
 DATASHEET, DROPPED = "datasheet.json", "dropped.jsonl"
 _MOST_RANGES, _SHORTEST_RANGE, _LONGEST_RANGE = 1_000, 64, 100_000
+_TOLD_SECONDS = 2.0
 
 
 class NewShard:
     """A shard that is being written to `path`, on this machine."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, progress: epath.Path):
         self.path = path
         self.report: ShardReport | None = None
+        self._progress, self._crops, self._told = progress, 0, 0.0
+
+    def encoded(self, crops: int) -> None:
+        """Tell, every few seconds, that teachers have embedded `crops` more."""
+        self._crops += crops
+        if time.monotonic() - self._told > _TOLD_SECONDS:
+            write_whole(self._progress, str(self._crops).encode())
+            self._told = time.monotonic()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +98,10 @@ class PreparationFolder:
         stems = (path.stem for path in (self.work / "shards").glob("*.json"))
         return {(split, int(number)) for split, number in (stem.split("-") for stem in stems)}
 
+    def encoded(self) -> int:
+        """Crops that teachers have embedded for the shards that are being written, or are done."""
+        return sum(int(path.read_text() or 0) for path in (self.work / "progress").glob("*-*[0-9]"))
+
     @contextlib.contextmanager
     def new_shard(self, split: str, number: int) -> Iterator[NewShard]:
         """A temporary place to write a shard; kept if a report of it is given before the end."""
@@ -94,7 +109,8 @@ class PreparationFolder:
         # To where it is going, if that is on this machine: a move within a file system is atomic.
         remote = "://" in self.dst
         with tempfile.TemporaryDirectory(dir=None if remote else self.work / "shards") as folder:
-            new = NewShard(pathlib.Path(folder, f"{stem.name}.array_record"))
+            name = f"{stem.name}.array_record"
+            new = NewShard(pathlib.Path(folder, name), self.work / "progress" / stem.name)
             yield new
             if new.report is not None:
                 if remote:

@@ -14,7 +14,8 @@ from typing import Any
 from etils import epath
 
 from flaxclip.data.prepare.folder import DATASHEET, PreparationFolder, write_whole
-from flaxclip.data.prepare.passes import SPLITS, ShardReport
+from flaxclip.data.prepare.scan import SPLITS
+from flaxclip.data.prepare.write_shards import ShardReport
 from flaxclip.errors import InputError
 
 _PLAN, _MOVES, _REMOVED = "plan.json", "moves.json", "removed"

@@ -112,12 +112,14 @@ def texts_of(key: str, value: Any, config: CaptionConfig) -> list[str]:
     return [template.replace("{}", value) for template in config.templates] or [value]
 
 
-def draw_caption(pair: Pair, make_rng: Callable[[], np.random.Generator]) -> str:
-    """Draw one of the pair's captions; if there is only one, without a generator, which is slow."""
+def draw_caption(pair: Pair, make_rng: Callable[[], np.random.Generator]) -> int:
+    """Number of one of the pair's captions; if there is only one, without a generator, which is
+    slow.
+    """
     if len(pair.captions) == 1:
-        return pair.captions[0]
+        return 0
     weights = np.ones(len(pair.captions)) if pair.weights is None else np.array(pair.weights)
-    return pair.captions[make_rng().choice(len(pair.captions), p=weights / weights.sum())]
+    return int(make_rng().choice(len(pair.captions), p=weights / weights.sum()))
 
 
 def utf8(text: bytes) -> str:

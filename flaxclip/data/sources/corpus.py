@@ -10,7 +10,7 @@ from flaxclip.data.sources.array_records.array_record import ArrayRecordSource
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.folder import FolderSource
 from flaxclip.data.sources.mixture import MixtureSource
-from flaxclip.data.sources.scenes import ScenesSource
+from flaxclip.data.sources.scenes import PATHS, ScenesSource
 from flaxclip.data.sources.source import Source
 from flaxclip.data.sources.tables.table import TableSource
 from flaxclip.data.sources.tables.table_copy import EXTENSIONS as TABLE_EXTENSIONS
@@ -28,11 +28,12 @@ class CorpusConfig:
     """Images and their captions: location, and fields that are captions."""
 
     path: tuple[str, ...] = ("scenes",)
-    """One of: `scenes`, the built-in data; webdataset tars as img2dataset writes them (.tar);
-    ArrayRecord shards as flaxclip.data.prepare does (.array_record); tables of images' paths and
-    captions (.csv .tsv .parquet); a folder of images with texts beside them or in folders of
-    classes; `tfds:NAME` for a data set of tensorflow-datasets. Files may be patterns, such as
-    'shards/{00000..01242}.tar' or 'gs://bucket/*.tar'."""
+    """One of: `scenes`, the built-in data, or `scenes-wide`, the same on canvases of 1:4 to 4:1;
+    webdataset tars as img2dataset writes them (.tar); ArrayRecord shards as flaxclip.data.prepare
+    does (.array_record); tables of images' paths and captions (.csv .tsv .parquet); a folder of
+    images with texts beside them or in folders of classes; `tfds:NAME` for a data set of
+    tensorflow-datasets. Files may be patterns, such as 'shards/{00000..01242}.tar' or
+    'gs://bucket/*.tar'."""
     image_key: str | None = None
     """Column of a table, or feature of TFDS, that holds the images. If None, the usual one."""
     split: str = "train"
@@ -47,10 +48,25 @@ class CorpusConfig:
     """Folder or URL of an index of tars that flaxclip.data.index has made. If None, the one beside
     them is used; where there is none, they are read through once, and indexed in the user's
     cache."""
+    counts: str | None = None
+    """Stated numbers of pairs of tars in object storage, which fix the order of the examples:
+    training starts once the shards of its first batch are indexed, and indexes the others while it
+    runs. auto: `sizes.json` beside the shards, or else img2dataset's `NNNNN_stats.json` of each. Or
+    a file for all: like `sizes.json`, {"00000.tar": 10000}, or an index of wids. If a shard has
+    another number of pairs, training ends and must start anew: so it is for you to say that they
+    are right. If None, all shards are indexed before training starts. Where there is an index, it
+    is used instead; shards on disk are always indexed."""
+    teacher_widths: tuple[int, ...] = (768, 768)
+    """Of tars in the layout of DataCompDR, for data.teacher_vectors: numbers of each teacher's
+    embedding, in the order in which theirs are joined. The default is DataCompDR's own."""
 
     def __post_init__(self) -> None:
         if not self.path:
             raise InputError("data.path is empty\nname shards, or 'scenes' for the built-in data")
+        if min(self.teacher_widths, default=0) < 1:
+            raise InputError(
+                f"data.teacher_widths is {self.teacher_widths}\nexpected numbers above 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +103,14 @@ def open_corpus(
             "give shards or tables of one kind, or a data.mixture of corpora"
         )
     kind = kinds.pop()
-    if config.index is not None and kind != "tar":
-        raise InputError(f"data.index is of tars, and {first} is none\nleave data.index out")
+    for field in ("index", "counts"):
+        if getattr(config, field) is not None and kind != "tar":
+            raise InputError(
+                f"data.{field} is of tars, and {first} is none\nleave data.{field} out"
+            )
     match kind:
         case "scenes":
-            return ScenesSource("train", image_size)
+            return ScenesSource(PATHS[first], image_size)
         case "tfds":
             name = first.removeprefix(_TFDS)
             return TfdsSource(name, config.split, config.image_key, config.captions)
@@ -105,13 +124,14 @@ def open_corpus(
             return FolderSource(first, config.captions)
         case _:
             return WebDatasetSource(
-                config.path, config.captions, config.allow_empty_shards, config.index, sharing
+                *(config.path, config.captions, config.allow_empty_shards, config.index, sharing),
+                *(config.counts, config.teacher_widths),
             )
 
 
 def _kind(path: str) -> Literal["scenes", "tfds", "array_record", "table", "tar", "folder"]:
     name = path.rstrip("/").rpartition("/")[2]
-    if path == "scenes":
+    if path in PATHS:
         return "scenes"
     if path.startswith(_TFDS):
         return "tfds"

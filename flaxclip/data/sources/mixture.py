@@ -3,11 +3,11 @@
 import bisect
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from flaxclip.data.sources.runs import extents_of, is_at_hand
-from flaxclip.data.sources.source import Pair, Source, reads_remotely
+from flaxclip.data.sources.runs import extents_of, is_at_hand, run_of
+from flaxclip.data.sources.source import Pair, Source, place, reads_remotely
 from flaxclip.data.storage.ranged_reads import Extent
 
 
@@ -30,6 +30,11 @@ class MixtureSource:
         number, index = self._locate(index)
         return self.sources[number][index]
 
+    def reinforced(self, index: int) -> Any:
+        """What is stored of teachers with the example, if its corpus has that."""
+        number, index = self._locate(index)
+        return self.sources[number].reinforced(index)  # type: ignore[attr-defined]
+
     def fields(self, index: int) -> Mapping[str, Any]:
         """The fields of the example in its corpus."""
         number, index = self._locate(index)
@@ -39,6 +44,11 @@ class MixtureSource:
         """With the corpus's number in front: shards of two may have one name."""
         number, index = self._locate(index)
         return f"mixture.{number}/{self.sources[number].name(index)}"
+
+    def place(self, index: int) -> str:
+        """As `name`, without waiting."""
+        number, index = self._locate(index)
+        return f"mixture.{number}/{place(self.sources[number], index)}"
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -54,6 +64,12 @@ class MixtureSource:
     def reads_remotely(self) -> bool:
         """True if one of the corpora does."""
         return any(map(reads_remotely, self.sources))
+
+    def run_of(self, index: int) -> tuple[int, Hashable] | None:
+        """The corpus and its run that the example is fetched with; None if it is read alone."""
+        number, index = self._locate(index)
+        run = run_of(self.sources[number], index)
+        return None if run is None else (number, run)
 
     def extents_of(self, index: int) -> tuple[Extent, ...]:
         """The extents that the example is fetched with; none if it is read alone."""

@@ -4,11 +4,13 @@ A request to object storage takes some 50 ms to begin, in which a connection cou
 megabytes: a pair of 40 kB asked for alone uses a hundredth of it.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from flaxclip.data.sources.source import Source
+from flaxclip.data.storage.file_systems import is_remote
 from flaxclip.data.storage.range_cache import RangeCache
 from flaxclip.data.storage.ranged_reads import Extent, fetch
 
@@ -28,14 +30,29 @@ def count_run_length(corpus_bytes: int, examples: int) -> int:
 class ReadsInRuns:
     """Base of sources whose neighbouring examples lie together in files in object storage."""
 
-    run_length: int | None
-    """Examples of a run; None if the files are on disk."""
+    paths: Sequence[str]
+    """Of the files."""
 
     _cache: RangeCache | None = None
     _together = 1
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files together."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def reads_remotely(self) -> bool:
+        """True if files are at URLs."""
+        return any(map(is_remote, self.paths))
+
+    @functools.cached_property
+    def run_length(self) -> int | None:
+        """Examples of a run; None if the files are on disk."""
+        return count_run_length(self.nbytes, len(self)) if self.reads_remotely else None
 
     def extents(self, first: int, last: int) -> Sequence[Extent]:
         """The byte ranges in object storage that hold examples [first, last)."""
@@ -53,6 +70,10 @@ class ReadsInRuns:
         Unless it has gone since: reading then takes a request.
         """
         return self._cache is not None and index // self._together in self._read_before
+
+    def run_of(self, index: int) -> int | None:
+        """Number of the run that an example is fetched with; None if it is read alone."""
+        return None if self._cache is None else index // self._together
 
     def extents_of(self, index: int) -> tuple[Extent, ...]:
         """The extents that are fetched for an example; none if it is read alone."""
@@ -82,6 +103,12 @@ class ReadsInRuns:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_known": {}, "_read_before": set()}
+
+
+def run_of(source: Source, index: int) -> Hashable | None:
+    """Which run an example is fetched with; None if it is read alone, as from other sources."""
+    find = getattr(source, "run_of", None)
+    return None if find is None else find(index)
 
 
 def extents_of(source: Source, index: int) -> tuple[Extent, ...]:

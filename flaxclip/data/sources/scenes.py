@@ -3,10 +3,14 @@
 Every example is a pure function of its split and index. Training never shows nor names an `UNSEEN`
 combination, but shows each of its colours and each of its shapes in other combinations: to classify
 one, a model must have learned each of the two words by itself.
+
+The wide splits have the same scenes on canvases of 1:4 to 4:1, upright and lying, with a shape that
+is as large as on a square of the shorter side and may be at either end: a square cut out of the
+middle often misses it.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -14,8 +18,12 @@ from PIL import Image, ImageDraw
 
 from flaxclip.data.sources.source import Pair
 
-Split = Literal["train", "seen", "unseen", "shift"]
-"""`train` draws from the seen combinations; the others are balanced evaluation sets."""
+Split = Literal["train", "seen", "unseen", "shift", "train-wide", "wide"]
+"""`train` and `train-wide` draw from the seen combinations; the others are balanced evaluation
+sets: `wide`, like `unseen` and `shift`, of the unseen ones."""
+
+PATHS: dict[str, Split] = {"scenes": "train", "scenes-wide": "train-wide"}
+"""What `data.path` calls the splits for training."""
 
 Shift = Literal["outline", "noise", "palette", "background"]
 SHIFTS: tuple[Shift, ...] = ("outline", "noise", "palette", "background")
@@ -41,7 +49,7 @@ SHAPES = (
 )  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = {"small": 0.32, "medium": 0.39, "large": 0.46}
-"""Name to radius, in units of the image's side."""
+"""Name to radius, in units of the image's shorter side."""
 POSITIONS = {
     (-1, -1): "top left", (0, -1): "top", (1, -1): "top right",
     (-1, 0): "left", (0, 0): "centre", (1, 0): "right",
@@ -73,13 +81,14 @@ CAPTIONS = (
 )
 PROMPT_TEMPLATES = ("a {}", "a picture of a {}", "a drawing of a {}")
 
-_EVALUATION_IMAGES = {"seen": 16, "unseen": 40, "shift": 40}
+_EVALUATION_IMAGES = {"seen": 16, "unseen": 40, "shift": 40, "wide": 40}
 """Images per class."""
+_MOST_ASPECT = 4.0  # of the longer side to the shorter one
 _TRAIN_EXAMPLES = 10_000_000
 
 
 class Scene(NamedTuple):
-    """The parameters of a drawing; colours in 0..255, lengths in units of the image's side."""
+    """The parameters of a drawing; colours in 0..255, lengths in units of the shorter side."""
 
     colour: str
     shape: str
@@ -90,16 +99,16 @@ class Scene(NamedTuple):
 
 
 class ScenesSource:
-    """Scenes of one split, drawn at `image_size` pixels a side."""
+    """Scenes of one split, drawn at `image_size` pixels a side, or in wide splits the shorter."""
 
     def __init__(self, split: Split, image_size: int):
         self.split = split
         self.image_size = image_size
-        self.classes = {"train": SEEN, "seen": SEEN, "unseen": UNSEEN, "shift": UNSEEN}[split]
+        self.classes = SEEN if split in ("train", "seen", "train-wide") else UNSEEN
 
     def __len__(self) -> int:
         """Ten million for training; a fixed number a class for evaluation."""
-        if self.split == "train":
+        if self.split in PATHS.values():
             return _TRAIN_EXAMPLES
         return _EVALUATION_IMAGES[self.split] * len(self.classes)
 
@@ -110,7 +119,8 @@ class ScenesSource:
         caption = CAPTIONS[rng.integers(len(CAPTIONS))].format(
             **scene._asdict() | {"position": POSITIONS[scene.position]}
         )
-        return Pair(_render(rng, scene, self.image_size, self.shift(index)), (caption,))
+        height, width = self._canvas(rng)
+        return Pair(_render(rng, scene, height, width, self.shift(index)), (caption,))
 
     def fields(self, index: int) -> dict[str, str]:
         """The caption, as if it stood in a text file beside the image."""
@@ -130,8 +140,17 @@ class ScenesSource:
         """Split and index."""
         return f"scenes/{self.split}/{index}"
 
+    def _canvas(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Height and width in pixels; of wide splits, the ratio is log-uniform."""
+        short = self.image_size
+        if "wide" not in self.split:
+            return short, short
+        aspect = _MOST_ASPECT ** rng.uniform(-1, 1)
+        long = round(short * max(aspect, 1 / aspect))
+        return (short, long) if aspect > 1 else (long, short)
+
     def _rng(self, index: int) -> np.random.Generator:
-        split = ("train", "seen", "unseen", "shift").index(self.split)
+        split = get_args(Split).index(self.split)
         return np.random.Generator(np.random.Philox(key=[index, split]))
 
 
@@ -149,33 +168,42 @@ def _draw_attributes(rng: np.random.Generator, combination: tuple[str, str]) -> 
 
 
 def _render(
-    rng: np.random.Generator, scene: Scene, side: int, shift: Shift | None = None
+    rng: np.random.Generator, scene: Scene, height: int, width: int, shift: Shift | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A filled shape on a slightly shaded background; or changed as training never shows it."""
-    x, y = _grid(side)
+    x, y = _grid(height, width)
     ground, ink = _tint(rng, scene.background), _tint(rng, scene.colour)
     if shift == "palette":
         wash = rng.uniform(0.25, 0.45)
         ground, ink = (colour * (1 - wash) + 128 * wash for colour in (ground, ink))
 
-    across, down = _float32(rng.uniform(-25, 25, 2))
+    across, down = _float32(rng.uniform(-25, 25, 2) / _extent(height, width))
     canvas = ground + (x * across + y * down)[..., None]
     if shift == "background":
         tiles = (np.floor(x * 5) + np.floor(y * 5)) % 2
         canvas = canvas + tiles[..., None] * _float32(rng.uniform(-70, 70, 3))
 
-    mask = _mask(rng, scene, side, outline=0.28 if shift == "outline" else 0.0)[..., None]
-    paint = ink + _pattern(rng, scene.texture, side)[..., None] * _contrast(ink)
-    noise = rng.standard_normal((side, side, 1), np.float32) * (40 if shift == "noise" else 4)
+    outline = 0.28 if shift == "outline" else 0.0
+    mask = _mask(rng, scene, height, width, outline)[..., None]
+    paint = ink + _pattern(rng, scene.texture, height, width)[..., None] * _contrast(ink)
+    noise = rng.standard_normal((height, width, 1), np.float32) * (40 if shift == "noise" else 4)
     image = canvas + mask * (paint - canvas) + noise
     return image.clip(0, 255).astype(np.uint8)
 
 
 @functools.cache
-def _grid(side: int) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Pixel centres from -0.5 to 0.5, x and y."""
-    axis = _float32((np.arange(side) + 0.5) / side - 0.5)
-    return np.broadcast_to(axis, (side, side)), np.broadcast_to(axis[:, None], (side, side))
+def _grid(height: int, width: int) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    """Pixel centres, x and y, from the middle; along the shorter side from -0.5 to 0.5."""
+    x, y = (
+        _float32((np.arange(pixels) + 0.5) / min(height, width) - extent / 2)
+        for pixels, extent in zip((width, height), _extent(height, width), strict=True)
+    )
+    return np.broadcast_to(x, (height, width)), np.broadcast_to(y[:, None], (height, width))
+
+
+def _extent(height: int, width: int) -> Float[np.ndarray, " 2"]:
+    """Width and height in units of the shorter side."""
+    return np.array([width, height]) / min(height, width)
 
 
 def _tint(rng: np.random.Generator, colour: str) -> Float[np.ndarray, " 3"]:
@@ -192,11 +220,13 @@ def _contrast(ink: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
     return (-ink if ink.mean() > 90 else 255 - ink) * 0.25
 
 
-def _pattern(rng: np.random.Generator, texture: str, side: int) -> Float[np.ndarray, "h w"]:
+def _pattern(
+    rng: np.random.Generator, texture: str, height: int, width: int
+) -> Float[np.ndarray, "h w"]:
     """1 where a texture's second tone lies, else 0."""
     if texture == "plain":
-        return np.zeros((side, side), np.float32)
-    x, y = _grid(side)
+        return np.zeros((height, width), np.float32)
+    x, y = _grid(height, width)
     across, down = _float32(rng.uniform(0, 1, 2))
     if texture == "striped":
         angle = np.float32(rng.uniform(0, np.pi))
@@ -211,17 +241,18 @@ _SUPERSAMPLING = 4
 
 
 def _mask(
-    rng: np.random.Generator, scene: Scene, side: int, outline: float = 0.0
+    rng: np.random.Generator, scene: Scene, height: int, width: int, outline: float = 0.0
 ) -> Float[np.ndarray, "h w"]:
     """Coverage of each pixel, 0..1. `outline`: width of the drawn line over the radius; 0 fills."""
     radius = SIZES[scene.size] * rng.uniform(0.95, 1.05)
     # A shape keeps inside the image, so a large one moves less.
-    room = max(0.5 - radius, 0.0)
-    centre = 0.5 + np.array(scene.position) * room * rng.uniform(0.7, 1.0, 2)
+    middle = _extent(height, width) / 2
+    room = np.maximum(middle - radius, 0.0)
+    centre = middle + np.array(scene.position) * room * rng.uniform(0.7, 1.0, 2)
     angle = rng.uniform(-0.15, 0.15)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    fine = side * _SUPERSAMPLING
-    image = Image.new("L", (fine, fine))
+    fine = min(height, width) * _SUPERSAMPLING
+    image = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     draw = ImageDraw.Draw(image)
     for points, ink in _outlines()[scene.shape]:
         corners = (((points @ turn.T) * radius + centre) * fine).ravel().tolist()

@@ -39,7 +39,8 @@ class Source(Protocol):
     a process then read at once. If neighbours are then better read together, it has `run_length`:
     the number of examples in some 5 MiB, which one request fetches; a multiple of 4, or None if it
     cannot read in runs. Run k is of the examples from k * run_length on. `order.window` "auto"
-    draws the examples of few runs at a time; a change of the number changes that order.
+    draws the examples of few runs at a time; a change of the number changes that order. If a name
+    may have to be waited for, it has `place(index)`, which does as well and is not.
     """
 
     def __len__(self) -> int:
@@ -76,6 +77,12 @@ class Source(Protocol):
 def reads_remotely(source: object) -> bool:
     """True if reading an example may mean waiting for a network."""
     return getattr(source, "reads_remotely", False)
+
+
+def place(source: Source, index: int) -> str:
+    """The name of an example, or what does as well for a person; is not waited for."""
+    told: str = getattr(source, "place", source.name)(index)
+    return told
 
 
 def run_length(source: Source) -> int | None:

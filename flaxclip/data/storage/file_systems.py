@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from flaxclip.data.storage.repeated_requests import STALL_SECONDS, call, request
+from flaxclip.data.storage.repeated_requests import (
+    STALL_SECONDS,
+    TransientError,
+    call,
+    request,
+    status_may_pass,
+)
 from flaxclip.errors import InputError
 
 REQUESTS_AT_ONCE = 64
@@ -33,14 +39,31 @@ def is_remote(path: str) -> bool:
 
 
 @functools.lru_cache(16)
-def file_system(protocol: str) -> fsspec.AbstractFileSystem:
+def file_system(protocol: str, repeats: bool = True) -> fsspec.AbstractFileSystem:
     """The file system of URLs that begin with `protocol`.
+
+    Args:
+        protocol: such as gs or s3.
+        repeats: let clients repeat failed requests by themselves, as some do: for listings of many
+            pages, and for writing. If False, they tell of each failure at once, to be called within
+            `request`, which repeats and counts.
 
     Raises:
         InputError: the package that speaks to it is not installed.
     """
     try:
-        return fsspec.filesystem(protocol, **_options(protocol))
+        options = _options(protocol)
+        if repeats:
+            return fsspec.filesystem(protocol, **options)
+        if protocol in _GOOGLE:
+            session = _failing_at_once() | _set_by_user(_GOOGLE, "session_kwargs")
+            return fsspec.filesystem(protocol, **options, session_kwargs=session)
+        if protocol in _S3:
+            botocore = {"retries": {"total_max_attempts": 1}} | options["config_kwargs"]
+            s3 = fsspec.filesystem(protocol, config_kwargs=botocore, skip_instance_cache=True)
+            s3.retries = 1  # of its own, besides those of botocore
+            return s3
+        return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise InputError(
             f"cannot open {protocol}:// paths: {error}\n"
@@ -69,6 +92,36 @@ def _options(protocol: str) -> dict[str, Any]:
     return {}
 
 
+@functools.cache
+def _failing_at_once() -> dict[str, Any]:
+    """Arguments of `aiohttp.ClientSession` whose failures gcsfs does not repeat.
+
+    It has no option for that, but repeats the errors of aiohttp and its own alone.
+    """
+    import aiohttp
+
+    class Response(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            try:
+                return await super().read()
+            except aiohttp.ClientError as error:
+                raise TransientError(f"{type(error).__name__} {error}".strip()) from error
+
+    async def check(response: aiohttp.ClientResponse) -> None:
+        if status_may_pass(response.status):
+            response.close()
+            raise TransientError(f"HTTP status {response.status} {response.reason}")
+
+    async def fail(session: Any, context: Any, failure: Any) -> None:
+        error = failure.exception
+        if isinstance(error, aiohttp.ClientError):
+            raise TransientError(f"{type(error).__name__} {error}".strip()) from error
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_exception.append(fail)
+    return {"response_class": Response, "raise_for_status": check, "trace_configs": [trace]}
+
+
 def _set_by_user(protocols: tuple[str, ...], option: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in protocols:
@@ -76,9 +129,15 @@ def _set_by_user(protocols: tuple[str, ...], option: str) -> dict[str, Any]:
     return settings
 
 
-def file_system_of(path: str) -> fsspec.AbstractFileSystem:
-    """The file system of a URL; raises `InputError` as `file_system` does."""
-    return file_system(path.partition("://")[0])
+def file_system_of(path: str, repeats: bool = True) -> fsspec.AbstractFileSystem:
+    """The file system of a URL; see `file_system`, also for the `InputError`."""
+    return file_system(path.partition("://")[0], repeats)
+
+
+def unbuffered(path: str) -> dict[str, Any]:
+    """Arguments of `cat_file` by which no more is fetched than is asked for."""
+    # It opens a file to read from, which would fetch the next 5 MB along.
+    return {"cache_type": "none"} if path.startswith("hf://") else {}
 
 
 def version_of(path: str) -> Version:
@@ -104,7 +163,7 @@ def state_of(path: str, *, anew: bool = False) -> tuple[Version, dict[str, Any]]
     if not is_remote(path):
         stat = os.stat(path)
         return Version(stat.st_size, stat.st_mtime_ns), {}
-    fs = file_system_of(path)
+    fs = file_system_of(path, repeats=False)
     if anew:
         fs.invalidate_cache()
     info = request(path, lambda seconds: call(fs, "info", seconds, path))
@@ -130,7 +189,7 @@ def version_in(info: dict[str, Any]) -> Version:
 
 def _change_number(info: dict[str, Any]) -> int:
     for name in (
-        *("generation", "etag", "ETag", "mtime", "LastModified", "last_modified"),
+        *("generation", "etag", "ETag", "blob_id", "mtime", "LastModified", "last_modified"),
         *("Last-Modified", "created"),
     ):
         if info.get(name):

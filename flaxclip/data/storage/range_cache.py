@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -30,6 +31,8 @@ _PAUSE_SECONDS = 60.0  # without storing, after the disk has refused
 _TOTAL = "total"  # file that holds the size of all others, and whose lock guards it
 _PARTIAL = ".partial"
 _ANY = 2**63
+_LARGE = 2**20  # bytes of an extent, of which a process downloads few at once to read of them
+_LARGE_READS = threading.BoundedSemaphore(16)  # some 80 MiB in each of a hundred workers
 
 _logger = logging.getLogger(__name__)
 
@@ -113,7 +116,10 @@ class RangeCache:
         """
         if not extent.start <= start <= end <= extent.end:
             raise ValueError(f"bytes {start} to {end} of {extent}")
-        found = self._find(extent)
+        found: int | bytes | None = self._open(extent)
+        if found is None:
+            with _LARGE_READS if extent.size > _LARGE else contextlib.nullcontext():
+                found = self._find(extent)
         if found is None:
             COUNTER.add(not_stored=1)
             return fetch(extent._replace(start=start, end=end))

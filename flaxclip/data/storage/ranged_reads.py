@@ -19,12 +19,13 @@ from flaxclip.data.storage.file_systems import (
     file_system_of,
     is_remote,
     state_of,
+    unbuffered,
 )
+from flaxclip.data.storage.hedged_requests import read_range
 from flaxclip.data.storage.repeated_requests import (
     COUNTER,
     StorageAwayError,
     TransientError,
-    call,
     described,
     request,
     status_of,
@@ -103,7 +104,7 @@ def _read_local(extent: Extent) -> bytes:
 
 
 def _read_remote(extent: Extent) -> bytes:
-    path, size, fs = extent.path, extent.size, file_system_of(extent.path)
+    path, size, fs = extent.path, extent.size, file_system_of(extent.path, repeats=False)
     version = extent.version
     if version and (_STATES.condition(path, version) is None or extent.end > version.size):
         raise _has_changed(path)
@@ -114,9 +115,9 @@ def _read_remote(extent: Extent) -> bytes:
         condition = _STATES.condition(path, version) if version else {}
         if condition is None:
             raise _has_changed(path)
-        arguments = {"start": extent.start, "end": extent.end} | condition
+        arguments = unbuffered(path) | condition
         try:
-            data = call(fs, "cat_file", seconds, path, **arguments)
+            data = read_range(fs, path, extent.start, extent.end, seconds, **arguments)
         except Exception as error:
             if not version or not condition or not _is_refusal(error, condition):
                 raise

@@ -1,7 +1,7 @@
 """Requests to storage, repeated while what goes wrong may pass, for a bounded time.
 
-gcsfs tries a request 6 times, over some 35 s, and s3fs 5 times, over some 5 s, before either tells
-of a failure; the client for http(s):// does not try again. All of that is within the time here.
+By themselves, gcsfs would try a request 6 times, over some 35 s, and s3fs up to 25 times, without a
+word: those that are called from here do not (`file_systems.file_system`), so that all is counted.
 """
 
 import errno
@@ -36,6 +36,7 @@ _TRANSIENT_ERRNO = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EH
 _TRANSIENT_CLASSES = (
     ("aiohttp", "ClientConnectionError"),
     ("aiohttp", "ClientPayloadError"),
+    ("botocore.exceptions", "ConnectionError"),
     ("botocore.exceptions", "HTTPClientError"),
     ("botocore.exceptions", "IncompleteReadError"),
     ("botocore.parsers", "ResponseParserError"),
@@ -45,6 +46,8 @@ _TRANSIENT_CLASSES = (
     ("requests.exceptions", "Timeout"),
     ("requests.exceptions", "ChunkedEncodingError"),
     ("http.client", "IncompleteRead"),
+    ("httpx", "TransportError"),
+    ("httpx2", "TransportError"),
 )
 
 _logger = logging.getLogger(__name__)
@@ -68,12 +71,13 @@ class Counts(NamedTuple):
     """What a process has asked of remote storage."""
 
     requests: int = 0
-    """Those that a client repeats by itself are not seen here."""
     bytes: int = 0
     retries: int = 0
     """Requests that repeat one that failed."""
     seconds: float = 0.0
     """In which threads waited: for answers, and between two requests. The sum over all threads."""
+    hedged: int = 0
+    """Requests made because another for the same bytes was slow (`hedged_requests.py`)."""
 
     def since(self, before: "Counts") -> "Counts":
         """What has come since `before`."""
@@ -82,6 +86,7 @@ class Counts(NamedTuple):
             self.bytes - before.bytes,
             self.retries - before.retries,
             self.seconds - before.seconds,
+            self.hedged - before.hedged,
         )
 
 
@@ -192,7 +197,7 @@ def _warn(path: str, error: Exception) -> None:
 
 def described(error: BaseException) -> str:
     """What happened, in a line: clients' errors often have no text, or wrap one that has."""
-    texts = (str(one).strip() for one in _chain(error))
+    texts = (str(one).strip() for one in causes(error))
     text = next((text.splitlines()[0] for text in texts if text), "")
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     status = status_of(error)
@@ -201,7 +206,7 @@ def described(error: BaseException) -> str:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the server answered; None if there was no answer, or no end of it."""
-    for one in _chain(error):
+    for one in causes(error):
         if _is_of_network(one):  # may have a cause that calls itself 400
             return None
         if (status := _status(one)) is not None:
@@ -218,8 +223,13 @@ def _may_pass(error: Exception, path: str) -> bool:
         return _bucket(path) in _accepted
     status = status_of(error)
     if status is not None:
-        return status in _TRANSIENT_STATUS or (status >= 500 and status != 501)
-    return any(map(_is_of_network, _chain(error)))
+        return status_may_pass(status)
+    return any(map(_is_of_network, causes(error)))
+
+
+def status_may_pass(status: int) -> bool:
+    """True if a request that is answered so may succeed some time later."""
+    return status in _TRANSIENT_STATUS or (status >= 500 and status != 501)
 
 
 def _is_of_network(error: BaseException) -> bool:
@@ -232,14 +242,14 @@ def _is_of_network(error: BaseException) -> bool:
 
 
 def _unauthorized(error: BaseException) -> bool:
-    for one in _chain(error):
+    for one in causes(error):
         response = getattr(one, "response", None)
         if isinstance(response, dict) and response.get("Error", {}).get("Code") in _EXPIRED:
             return True
     return status_of(error) == _UNAUTHORIZED
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, and what it was raised from."""
     while error is not None:
         yield error
@@ -247,10 +257,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Under the names that aiohttp, gcsfs and botocore give it."""
+    """Under the names that aiohttp, gcsfs, botocore and huggingface_hub give it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if isinstance(status := getattr(response, "status_code", None), int):
+        return status
     status = getattr(error, "status", None)
     if status is None:
         status = getattr(error, "code", None)

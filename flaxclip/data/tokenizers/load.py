@@ -1,14 +1,16 @@
 """The tokenizers by their names, with the ids that published models were trained on."""
 
 from flaxclip.data.tokenizers.base import Tokenizer
-from flaxclip.data.tokenizers.bert import BertTokenizer
+from flaxclip.data.tokenizers.bert import BertTokenizer, UncasedBertTokenizer
 from flaxclip.data.tokenizers.clip import CLIPTokenizer
+from flaxclip.data.tokenizers.multilingual import MultilingualTokenizer
 from flaxclip.data.tokenizers.siglip import SigLIPTokenizer
 from flaxclip.data.tokenizers.text_cleaning import cleaning_of
+from flaxclip.data.tokenizers.tips import TIPSTokenizer
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 
-TOKENIZERS = ("clip", "siglip", "siglip2", "bert")
+TOKENIZERS = ("clip", "siglip", "siglip2", "bert", "bert_uncased", "xlm_v", "mt5", "nllb", "tips")
 
 
 def load_tokenizer(
@@ -36,6 +38,12 @@ def load_tokenizer(
         case "bert":
             cleaning_of(name, cleaning)
             tokenizer = BertTokenizer(context_length, file)
+        case "bert_uncased":
+            tokenizer = UncasedBertTokenizer(context_length, file, cleaning)
+        case "xlm_v" | "mt5" | "nllb":
+            tokenizer = MultilingualTokenizer(name, context_length, file, cleaning)
+        case "tips":
+            tokenizer = TIPSTokenizer(context_length, file, cleaning)
         case _:
             raise InputError(
                 f"unknown tokenizer {name!r}\nexpected one of: {', '.join(TOKENIZERS)}"

@@ -52,7 +52,7 @@ class SigLIPTokenizer(Tokenizer):
                 "tokenizer.json from where the weights are from"
             )
         self.context_length = context_length
-        self._vocabulary = _open_vocabulary(file)
+        self._vocabulary = open_vocabulary(file)
         self.vocab_size = self._vocabulary.size
         own = cleaning_of("siglip" if version == 1 else "siglip2", cleaning)
         assert own is not None, "only BERT's has no name"
@@ -77,6 +77,7 @@ class _SentencePiece:
     def __init__(self, file: str):
         self._processor = sentencepiece.SentencePieceProcessor(model_file=file)
         self.size = self._processor.get_piece_size()
+        self.unknown: int | None = self._processor.unk_id()
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
@@ -94,6 +95,7 @@ class _TokenizerJSON:
         self._engine.no_padding()
         self._engine.no_truncation()
         self.size = self._engine.get_vocab_size()
+        self.unknown: int | None = self._engine.token_to_id("<unk>")
 
     def encode(self, text: str) -> list[int]:
         return self._engine.encode(text, add_special_tokens=False).ids
@@ -102,7 +104,9 @@ class _TokenizerJSON:
         return self._engine.token_to_id(token)
 
 
-def _open_vocabulary(file: str) -> _SentencePiece | _TokenizerJSON:
+def open_vocabulary(file: str) -> _SentencePiece | _TokenizerJSON:
+    """The vocabulary in a file; raises InputError if there is none."""
+    """The vocabulary in a file; raises InputError if there is none."""
     kind = _TokenizerJSON if Path(file).suffix == ".json" else _SentencePiece
     try:
         return kind(file)

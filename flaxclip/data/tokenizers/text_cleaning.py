@@ -42,11 +42,15 @@ _CLEANINGS: dict[str, tuple[TextCleaning, ...]] = {
     "clip": (*_OPEN_CLIP, "transformers_clip"),
     "siglip": ("canonicalize", "lower", "whitespace", *_OTHERS),
     "siglip2": ("unicode_lower", *_OPEN_CLIP, *_OTHERS),
+    "tips": ("transformers_siglip2", *_OPEN_CLIP, "unicode_lower", "big_vision"),
+    **dict.fromkeys(
+        ("xlm_v", "mt5", "nllb", "bert_uncased"), ("whitespace", "lower", "canonicalize", "none")
+    ),
 }
 
 
 def cleaning_of(tokenizer: str, cleaning: str | None) -> TextCleaning | None:
-    """`cleaning`, or if it is None the default of `tokenizer`; BERT's has no name.
+    """`cleaning`, or if it is None the default of `tokenizer`; that of LiT's has no name.
 
     Raises:
         InputError: texts of that tokenizer are not cleaned so.

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 _ENVIRONMENT = {
     # It must not take the accelerator, nor start threads: there is a worker for every core.
@@ -16,6 +18,7 @@ _ENVIRONMENT = {
     # each time.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
+    "MALLOC_ARENA_MAX": "2",
 }
 
 
@@ -26,14 +29,26 @@ class ChildProcess:
     which is its own, is at its end: also if the training process was killed.
     """
 
-    def __init__(self, module: str, number: int, *descriptors: int):
+    def __init__(
+        self,
+        module: str,
+        number: int,
+        *descriptors: int,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ):
+        """Start it, with `environment` in addition to this process's own."""
         self.connection, theirs = multiprocessing.connection.Pipe()
         inherited = theirs.fileno(), *descriptors
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *map(str, (number, *inherited))],
                 pass_fds=inherited,
-                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env={
+                    **os.environ,
+                    **_ENVIRONMENT,
+                    **environment,
+                    "PYTHONPATH": os.pathsep.join(sys.path),
+                },
             )
 
     def close(self) -> None:

@@ -16,17 +16,18 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cloudpickle
 
-from flaxclip.data.prefetch import Prefetch
 from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE
 from flaxclip.data.storage.repeated_requests import Counts
+from flaxclip.data.workers.batch_shapes import StepShapes
 from flaxclip.data.workers.child_process import ChildProcess
 from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load, ReadAhead
-from flaxclip.data.workers.shared_batches import BatchShape, SharedBatches, create_shared_memory
+from flaxclip.data.workers.prefetcher import FetchesAhead
+from flaxclip.data.workers.shared_batches import SharedBatches, create_shared_memory
 from flaxclip.data.workers.worker import Done, Failed, Task
 from flaxclip.exit_codes import PreemptedError
 
@@ -46,7 +47,8 @@ class _Filling:
     """A slot that workers are writing into."""
 
     def __init__(self, slot: int, rows: int):
-        self.slot, self.missing, self.truncated = slot, rows, 0
+        self.slot, self.missing = slot, rows
+        self.truncated = self.truncated_for_teachers = 0
         self.replaced: dict[int, list[str]] = {}  # by the first row of the task
 
 
@@ -72,7 +74,7 @@ class WorkerPool:
         self,
         load: Load,
         name: Callable[[int], str],
-        shape: BatchShape,
+        shapes: StepShapes,
         steps: range,
         positions: Callable[[int], range],
         *,
@@ -80,32 +82,32 @@ class WorkerPool:
         slots: int,
         stall_seconds: float,
         read_ahead: ReadAhead | None = None,
-        prefetch: Prefetch | None = None,
+        ahead: Sequence[FetchesAhead] = (),
     ):
         """Start the processes.
 
         Args:
             load: sent to the workers by cloudpickle.
             name: position in the stream -> name of its example, for messages.
-            shape: of this host's part of a batch.
+            shapes: of this host's part of a batch, at each step.
             steps: whose batches are made.
             positions: step -> the positions of this host's rows.
             workers: number of processes.
             slots: batches in memory at most, the one included that is being used.
             stall_seconds: a worker that takes longer over one example ends the iteration.
             read_ahead: sent to the workers too, which call it with positions that they will load.
-            prefetch: run by a process of its own.
+            ahead: each is run by a process of its own; `AHEAD` at most.
         """
-        self._name, self._rows, self._steps, self._positions = name, shape.rows, steps, positions
+        self._name, self._steps, self._positions = name, steps, positions
         self._stall_seconds = stall_seconds
         self._tasks_a_worker = _TASKS_READING_AHEAD if read_ahead else _TASKS_A_WORKER
         with contextlib.ExitStack() as descriptors, contextlib.ExitStack() as started:
             memory = create_shared_memory()
             descriptors.callback(os.close, memory)  # the workers inherit it
-            self._shared = SharedBatches(memory, shape, slots, workers)
+            self._shared = SharedBatches(memory, shapes, slots, workers)
             self._shared.positions[:] = -1
             self._shared.needed[0] = steps.start
-            layout = shape, slots, workers
+            layout = shapes, slots, workers
 
             def setup(*of_process: Any) -> int:
                 # In memory, not through the connections, which would hold up all by the slowest.
@@ -115,11 +117,16 @@ class WorkerPool:
                     cloudpickle.dump((*of_process, *layout), file)
                 return descriptor
 
-            self._prefetcher: ChildProcess | None = None
-            if prefetch is not None:
-                module = "flaxclip.data.workers.prefetcher"
-                self._prefetcher = ChildProcess(module, workers, setup(prefetch), memory)
-                started.callback(self._prefetcher.close)
+            self._prefetchers: list[ChildProcess] = []
+            for number, job in enumerate(ahead, workers):
+                prefetcher = ChildProcess(
+                    "flaxclip.data.workers.prefetcher",
+                    *(number, setup(job), memory),
+                    # What has been fetched is given back to the kernel at once.
+                    environment={"MALLOC_MMAP_THRESHOLD_": str(2**20)},
+                )
+                self._prefetchers.append(prefetcher)
+                started.callback(prefetcher.close)
             self._workers: list[_Worker] = []
             of_workers = setup(load, read_ahead)
             for number in range(workers):
@@ -140,18 +147,21 @@ class WorkerPool:
             InputError: as `load` has raised it in a worker.
             WorkerError: a worker was killed, crashed, or stalled.
         """
-        for _ in self._steps:
+        for step in self._steps:
             ready = self._ready.get()
             if ready is None:
                 return
             if isinstance(ready, Exception):
                 raise ready
+            batch = self._shared.batch(ready.slot, step)
             yield HostBatch(
-                self._shared.images[ready.slot],
-                self._shared.tokens[ready.slot],
+                batch.images,
+                batch.tokens,
                 ready.truncated,
                 tuple(name for _, names in sorted(ready.replaced.items()) for name in names),
                 Counts(*self._shared.reads.sum(axis=0).tolist()),
+                batch.extra,
+                ready.truncated_for_teachers,
             )
             with self._releasing:
                 if self._release.closed:
@@ -175,7 +185,7 @@ class WorkerPool:
 
     @property
     def _processes(self) -> list[ChildProcess]:
-        return [*self._workers, *([self._prefetcher] if self._prefetcher else [])]
+        return [*self._workers, *self._prefetchers]
 
     def _feed(self) -> None:
         try:
@@ -188,16 +198,17 @@ class WorkerPool:
         tasks: collections.deque[Task] = collections.deque()
         filling: dict[int, _Filling] = {}  # by step, in order
         by_connection = {worker.connection: worker for worker in self._workers}
-        prefetcher = [self._prefetcher.connection] if self._prefetcher else []
+        prefetchers = {process.connection: process for process in self._prefetchers}
         ticked = time.monotonic()
         while True:
             while self._free_slots and (step := next(steps, None)) is not None:
                 slot = self._free_slots.pop()
-                filling[step] = _Filling(slot, self._rows)
-                tasks.extend(self._divide(step, slot))
+                positions = self._positions(step)
+                filling[step] = _Filling(slot, len(positions))
+                tasks.extend(_divide(step, slot, positions))
             while tasks and (worker := self._least_busy()).tasks < self._tasks_a_worker:
                 self._send(worker, tasks.popleft())
-            connections: list[Any] = [self._released, *by_connection, *prefetcher]
+            connections: list[Any] = [self._released, *by_connection, *prefetchers]
             ready: list[Any] = multiprocessing.connection.wait(connections, _TICK_SECONDS)
             for connection in ready:
                 if connection is self._released:
@@ -205,8 +216,8 @@ class WorkerPool:
                     if slot is None:
                         return
                     self._free_slots.append(slot)
-                elif connection in prefetcher:
-                    raise self._lost_prefetcher()
+                elif connection in prefetchers:
+                    _listen(prefetchers[connection])
                 else:
                     self._collect(by_connection[connection], filling)
             while filling and (first := next(iter(filling.values()))).missing == 0:
@@ -222,11 +233,6 @@ class WorkerPool:
 
     def _least_busy(self) -> _Worker:
         return min(self._workers, key=lambda worker: worker.tasks)
-
-    def _divide(self, step: int, slot: int) -> Iterator[Task]:
-        positions = self._positions(step)
-        for row in range(0, self._rows, ROWS_AT_A_TIME):
-            yield Task(step, slot, row, positions[row : row + ROWS_AT_A_TIME])
 
     def _send(self, worker: _Worker, task: Task) -> None:
         try:
@@ -248,6 +254,7 @@ class WorkerPool:
         batch = filling[message.task.step]
         batch.missing -= len(message.task.positions)
         batch.truncated += message.truncated
+        batch.truncated_for_teachers += message.truncated_for_teachers
         batch.replaced[message.task.first_row] = message.replaced
 
     def _look_for_stalls(self, seconds: float) -> None:
@@ -276,15 +283,27 @@ class WorkerPool:
         how, advice = worker.how_it_ended()
         return WorkerError(f"{worker} {how}, {self._doing(worker)}\n{advice}")
 
-    def _lost_prefetcher(self) -> WorkerError:
-        assert self._prefetcher is not None, "its connection has ended"
-        how, advice = self._prefetcher.how_it_ended()
-        name = f"the prefetching process ({self._prefetcher.process.pid})"
-        return WorkerError(f"{name} {how}\n{advice}")
-
     def _doing(self, worker: _Worker) -> str:
         position = int(self._shared.positions[worker.number])
         return "between two examples" if position < 0 else f"at example {self._name(position)}"
+
+
+def _divide(step: int, slot: int, positions: range) -> Iterator[Task]:
+    for row in range(0, len(positions), ROWS_AT_A_TIME):
+        yield Task(step, slot, row, positions[row : row + ROWS_AT_A_TIME])
+
+
+def _listen(prefetcher: ChildProcess) -> None:
+    """Log what it says; or raise the error that it has met, or that is its end."""
+    try:
+        message: Failed | str = prefetcher.connection.recv()
+    except (EOFError, OSError):
+        how, advice = prefetcher.how_it_ended()
+        name = f"the prefetching process ({prefetcher.process.pid})"
+        raise WorkerError(f"{name} {how}\n{advice}") from None
+    if isinstance(message, Failed):
+        raise message.error or WorkerError(message.traceback)
+    _logger.info(message)
 
 
 def available_cores() -> int:

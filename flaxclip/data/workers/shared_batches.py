@@ -1,32 +1,22 @@
 """Memory that worker processes write batches into, and the training process reads them from."""
 
-import dataclasses
 import math
 import mmap
 import os
 import tempfile
+from typing import Any
 
 import numpy as np
 
 from flaxclip.data.storage.repeated_requests import Counts
+from flaxclip.data.workers.batch_shapes import BatchArrays, StepShapes
 from flaxclip.errors import InputError
 
-
-@dataclasses.dataclass(frozen=True)
-class BatchShape:
-    """One host's part of a batch."""
-
-    rows: int
-    image_size: int
-    context_length: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of images and tokens together."""
-        return self.rows * (3 * self.image_size**2 + 4 * self.context_length)
-
+AHEAD = 2
+"""Processes that fetch ahead of the workers, at most."""
 
 _DEFAULT_BYTES = 2**30
+_ALIGNMENT = 64
 _MOST_SLOTS = 16  # more would make the first step late, and no later one early
 
 
@@ -50,36 +40,38 @@ class SharedBatches:
     """Slots, each of which holds a batch; what every process does, and has read.
 
     Attributes:
-        images: [slots rows size size 3] uint8.
-        tokens: [slots rows length] int32.
         positions: [workers] int64, the position in the stream that each is loading, or -1.
         needed: [1] int64, the step whose batch is to be complete next.
-        reads: [workers + 1, counts] float64, each worker's `Counts`, and the prefetcher's.
+        reads: [workers + AHEAD, counts] float64, `Counts` of each process.
     """
 
-    images: np.ndarray
-    tokens: np.ndarray
     positions: np.ndarray
     needed: np.ndarray
     reads: np.ndarray
 
-    def __init__(self, descriptor: int, shape: BatchShape, slots: int, workers: int):
+    def __init__(self, descriptor: int, shapes: StepShapes, slots: int, workers: int):
         """Map the memory behind `descriptor`, which `create_shared_memory` has made."""
-        size, rows = shape.image_size, shape.rows
-        arrays = {
+        arrays: dict[str, tuple[tuple[int, ...], Any]] = {
             "positions": ((workers,), np.int64),
             "needed": ((1,), np.int64),
-            "reads": ((workers + 1, len(Counts._fields)), np.float64),
-            "tokens": ((slots, rows, shape.context_length), np.int32),
-            "images": ((slots, rows, size, size, 3), np.uint8),
+            "reads": ((workers + AHEAD, len(Counts._fields)), np.float64),
         }
+        self._shapes = shapes
+        self._slot_bytes = -(-shapes.nbytes // _ALIGNMENT) * _ALIGNMENT
         sizes = [math.prod(dims) * np.dtype(kind).itemsize for dims, kind in arrays.values()]
-        os.ftruncate(descriptor, sum(sizes))
-        self._memory = mmap.mmap(descriptor, sum(sizes))
+        self._first_slot = -(-sum(sizes) // _ALIGNMENT) * _ALIGNMENT
+        size = self._first_slot + slots * self._slot_bytes
+        os.ftruncate(descriptor, size)
+        self._memory = mmap.mmap(descriptor, size)
         offset = 0
         for (name, (dims, kind)), nbytes in zip(arrays.items(), sizes, strict=True):
             setattr(self, name, np.ndarray(dims, kind, self._memory, offset))
             offset += nbytes
+
+    def batch(self, slot: int, step: int) -> BatchArrays:
+        """The arrays of the batch of `step`, which is in `slot`."""
+        offset = self._first_slot + slot * self._slot_bytes
+        return self._shapes.of_step(step).arrays(self._memory, offset)
 
 
 def create_shared_memory() -> int:

@@ -39,6 +39,7 @@ class Done(NamedTuple):
 
     task: Task
     truncated: int
+    truncated_for_teachers: int
     replaced: list[str]
 
 
@@ -81,15 +82,16 @@ def main() -> None:
             position = int(shared.positions[number])
             _send(connection, Failed(position, expected, traceback.format_exc()))
             return
-        truncated, replaced = 0, []
+        truncated, truncated_for_teachers, replaced = 0, 0, []
+        batch = shared.batch(task.slot, task.step)
         for place, row in enumerate(rows, task.first_row):
-            shared.images[task.slot, place] = row.image
-            shared.tokens[task.slot, place] = row.tokens
+            batch.write(place, row)
             truncated += row.truncated
+            truncated_for_teachers += row.truncated_for_teachers
             replaced.extend(row.replaced)
         shared.positions[number] = -1
         shared.reads[number] = COUNTER.snapshot()
-        _send(connection, Done(task, truncated, replaced))
+        _send(connection, Done(task, truncated, truncated_for_teachers, replaced))
 
 
 def _send(connection: Connection, message: Done | Failed) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives.stored_tensor import DAMAGED, StoredTensor
+from flaxclip.interop.archives.stored_tensor import DAMAGED, StoredTensor, size_of
 
 MAX_EXPANSION = 10
 """Largest ratio of an .npz's contents to its compressed size. Trained weights hardly compress."""
@@ -22,7 +23,7 @@ _NAMELESS = np.dtype("V2")
 
 
 def open_npz(
-    path: Path, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]
+    file: Path | bytes, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]
 ) -> dict[str, StoredTensor]:
     """The arrays of a zip archive with these entries, all of them NAME.npy.
 
@@ -30,24 +31,29 @@ def open_npz(
         InputError: an array is damaged, holds Python objects, or expands to more than can be.
     """
     declared = sum(entry.file_size for entry in entries.values())
-    if declared > MAX_EXPANSION * path.stat().st_size + 2**20:
+    if declared > MAX_EXPANSION * size_of(file) + 2**20:
         raise InputError(
-            f"{path.stat().st_size:,} bytes that expand to {declared:,}\n"
+            f"{size_of(file):,} bytes that expand to {declared:,}\n"
             f"weights compress to no less than a {MAX_EXPANSION}th"
         )
 
+    # `ZipFile.open` of Python 3.13.0 skips an entry's extra field, which those of `np.savez` have,
+    # by a seek from wherever another thread has left the file: "Overlapped entries", or a wrong
+    # checksum.
+    one_at_a_time = threading.Lock()
+
     def read(entry: zipfile.ZipInfo) -> np.ndarray:
-        with archive.open(entry) as file:
-            array = npy.read_array(file, allow_pickle=False)
-            file.read()  # to the end, where the checksum is compared
+        with one_at_a_time, archive.open(entry) as opened:
+            array = npy.read_array(opened, allow_pickle=False)
+            opened.read()  # to the end, where the checksum is compared
             return array.view(ml_dtypes.bfloat16) if array.dtype == _NAMELESS else array
 
     tensors = {}
     for file_name, entry in entries.items():
         name = file_name.removesuffix(".npy")
         try:
-            with archive.open(entry) as file:
-                shape, dtype, start = _npy_header(cast(zipfile.ZipExtFile, file))
+            with archive.open(entry) as opened:
+                shape, dtype, start = _npy_header(cast(zipfile.ZipExtFile, opened))
         except DAMAGED as error:
             raise InputError(f"tensor {name} has no usable header: {error}") from None
         if dtype.hasobject:

@@ -5,6 +5,7 @@ Zip archives carry checksums, so a flipped bit in them is found then; safetensor
 before 1.6 have none, nor has what torch saved with its checksums turned off.
 """
 
+import io
 import json
 import re
 import zipfile
@@ -89,6 +90,19 @@ def open_archive(path: Path, which: WhichWeights | None = None) -> Archive:
         raise InputError(f"{path}: {error}") from None
 
 
+def open_archive_in_memory(data: bytes) -> dict[str, StoredTensor]:
+    """The tensors of an .npz, or of a dict that torch has saved.
+
+    Raises:
+        InputError: neither of these, or damaged, or with more in it than tensors.
+    """
+    if data.startswith(b"\x80"):
+        return _open_torch(*open_torch_legacy(data), None)
+    if not data.startswith(b"PK\3\4"):
+        raise InputError(f"neither an .npz nor a torch file: starts with {data[:16]!r}")
+    return _open_zip(data, None)
+
+
 def _start(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(512)
@@ -139,9 +153,9 @@ def _open_sharded(path: Path) -> Archive:
     return tensors
 
 
-def _open_zip(path: Path, which: WhichWeights | None) -> Archive:
+def _open_zip(file: Path | bytes, which: WhichWeights | None) -> Archive:
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(io.BytesIO(file) if isinstance(file, bytes) else file)
     except DAMAGED as error:
         raise InputError(f"a zip archive that is damaged or cut off: {error}") from None
     entries = {}
@@ -153,9 +167,9 @@ def _open_zip(path: Path, which: WhichWeights | None) -> Archive:
         entries[entry.filename] = entry
     roots = {name.removesuffix("data.pkl") for name in entries if re.match("[^/]+/data.pkl$", name)}
     if len(roots) == 1:
-        return _open_torch(*open_torch_zip(path, archive, entries, roots.pop()), which)
+        return _open_torch(*open_torch_zip(file, archive, entries, roots.pop()), which)
     if entries and all(name.endswith(".npy") for name in entries):
-        return Archive(open_npz(path, archive, entries))
+        return Archive(open_npz(file, archive, entries))
     raise InputError(
         "a zip archive that is neither a torch file nor an .npz\n"
         "expected FOLDER/data.pkl with FOLDER/data/..., or NAME.npy"

@@ -6,7 +6,7 @@ usually measured by. timm loads the average by default, and so does flaxclip.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from flaxclip.errors import InputError
@@ -175,7 +175,7 @@ def without_wrappers(tensors: Mapping[str, T]) -> tuple[dict[str, T], bool]:
     DistributedDataParallel. Only torch's AveragedModel marks an average.
 
     Raises:
-        InputError: two names become one.
+        InputError: two names become one, or a CLIP lies beside other parameters.
     """
     names = {name: _ANYWHERE.sub("", name) for name in tensors}
     is_average = _counts_averages(names.values())
@@ -183,6 +183,7 @@ def without_wrappers(tensors: Mapping[str, T]) -> tuple[dict[str, T], bool]:
         names = {name: short for name, short in names.items() if short != _COUNT}
     while (prefix := _common(names.values())) is not None:
         names = {name: short.removeprefix(prefix) for name, short in names.items()}
+    _check_alone(names.values())
     if len(set(names.values())) < len(names):
         raise InputError(
             "two tensors have the same name without the prefixes of training, such as "
@@ -202,6 +203,21 @@ def _common(names: Iterable[str]) -> str | None:
     names = list(names)
     fitting = (prefix for prefix in _OUTER if all(name.startswith(prefix) for name in names))
     return next(fitting, None) if names else None
+
+
+def _check_alone(names: Collection[str]) -> None:
+    """Raise InputError if a CLIP is under a prefix, and other parameters are not."""
+    for prefix in _OUTER:
+        if f"{prefix}logit_scale" not in names:
+            continue
+        beside = sorted(name for name in names if not name.startswith(prefix))
+        raise InputError(
+            f"a CLIP lies under {prefix!r} in the file, and {len(beside)} other "
+            f"tensor{'s' * (len(beside) > 1)} beside it: "
+            + ", ".join(beside[:5] + ["..."] * (len(beside) > 5))
+            + "\nexpected the CLIP alone: a LightningModule with parameters of its own has more; "
+            f"save its {prefix.removesuffix('.')}.state_dict()"
+        )
 
 
 def _twins(names: Mapping[str, str]) -> list[str]:

@@ -1,9 +1,11 @@
 """A tensor in a file of weights, whose numbers are read when they are asked for."""
 
+import io
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -33,3 +35,13 @@ class StoredTensor:
         except DAMAGED as error:
             raise InputError(f"tensor {self.name} cannot be read: {error}") from None
         return array if dtype is None else array.astype(dtype)
+
+
+def size_of(file: Path | bytes) -> int:
+    """Bytes of a file, on disk or in memory."""
+    return len(file) if isinstance(file, bytes) else file.stat().st_size
+
+
+def open_binary(file: Path | bytes) -> io.BufferedIOBase:
+    """A file, on disk or in memory, to read from its start."""
+    return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")

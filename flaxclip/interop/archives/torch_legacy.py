@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxclip.errors import InputError
+from flaxclip.interop.archives.stored_tensor import open_binary, size_of
 from flaxclip.interop.archives.torch_pickle import MAX_BYTES, read_pickles
 from flaxclip.interop.archives.torch_values import Storage
 
@@ -28,8 +29,8 @@ class _Place(NamedTuple):
 class LegacyStorages:
     """The storages of a file in the format before torch 1.6."""
 
-    def __init__(self, path: Path, places: dict[str, _Place]):
-        self._path = path
+    def __init__(self, file: Path | bytes, places: dict[str, _Place]):
+        self._file = file
         self._places = places
 
     def stored_bytes(self, key: str) -> int:
@@ -42,20 +43,22 @@ class LegacyStorages:
         """All its numbers, flat."""
         place = self._places[storage.key]
         count = place.bytes // storage.dtype.itemsize
-        flat = np.fromfile(self._path, storage.dtype, count, offset=place.start)
+        if isinstance(self._file, bytes):
+            return np.frombuffer(self._file, storage.dtype, count, place.start)
+        flat = np.fromfile(self._file, storage.dtype, count, offset=place.start)
         if len(flat) != count:
             raise ValueError("the file has been cut off")
         return flat
 
 
-def open_torch_legacy(path: Path) -> tuple[Any, LegacyStorages]:
+def open_torch_legacy(file: Path | bytes) -> tuple[Any, LegacyStorages]:
     """The value that was saved, and its storages.
 
     Raises:
         InputError: it is no such file, or damaged or cut off, or from a big-endian machine.
     """
-    with path.open("rb") as file:
-        head = io.BytesIO(file.read(MAX_BYTES))
+    with open_binary(file) as opened:
+        head = io.BytesIO(opened.read(MAX_BYTES))
     pickles = read_pickles(head)
     try:
         magic = next(pickles).value
@@ -76,17 +79,17 @@ def open_torch_legacy(path: Path) -> tuple[Any, LegacyStorages]:
     is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not is_list or sorted(keys) != sorted(described.storages):
         raise InputError("the pickle is damaged: the list of storages is not that of the tensors")
-    places = _places(path, head.tell(), [described.storages[key] for key in keys])
-    return described.value, LegacyStorages(path, places)
+    places = _places(file, head.tell(), [described.storages[key] for key in keys])
+    return described.value, LegacyStorages(file, places)
 
 
-def _places(path: Path, start: int, storages: list[Storage]) -> dict[str, _Place]:
+def _places(file: Path | bytes, start: int, storages: list[Storage]) -> dict[str, _Place]:
     places = {}
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    file_bytes = size_of(file)
+    with open_binary(file) as opened:
         for storage in storages:
-            file.seek(start)
-            prefix = file.read(8)
+            opened.seek(start)
+            prefix = opened.read(8)
             place = _Place(start + 8, storage.size * storage.dtype.itemsize)
             start = place.start + place.bytes
             if start > file_bytes:

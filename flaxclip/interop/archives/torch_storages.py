@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
@@ -36,8 +37,12 @@ def stored_tensors(views: Mapping[str, TensorView], storages: Storages) -> dict[
     def read(storage: Storage) -> np.ndarray:
         return storages.read(storage)
 
+    # Threads that want the same storage would each read it.
+    one_at_a_time = threading.Lock()
+
     def numbers(view: TensorView) -> np.ndarray:
-        flat = read(view.storage)
+        with one_at_a_time:
+            flat = read(view.storage)
         # Not `as_strided`, which knows no type that NumPy itself has not got.
         return np.ndarray(
             view.shape,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives.stored_tensor import DAMAGED
+from flaxclip.interop.archives.stored_tensor import DAMAGED, open_binary, size_of
 from flaxclip.interop.archives.torch_pickle import MAX_BYTES, read_pickle
 from flaxclip.interop.archives.torch_values import Storage
 
@@ -27,14 +27,17 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 def open_torch_zip(
-    path: Path, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], root: str
+    file: Path | bytes,
+    archive: zipfile.ZipFile,
+    entries: Mapping[str, zipfile.ZipInfo],
+    root: str,
 ) -> tuple[Any, "ZipStorages"]:
     """The value that `root`data.pkl describes, and the storages that it refers to.
 
     Raises:
         InputError: the archive is not as torch writes it, or its numbers are big-endian.
     """
-    storages = ZipStorages(path, archive, entries, root)
+    storages = ZipStorages(file, archive, entries, root)
     if root + "byteorder" in entries and (order := storages.read_text("byteorder")) != b"little":
         raise InputError(f"numbers are stored in byte order {order!r}\nexpected b'little'")
     return read_pickle(storages.read_bytes("data.pkl", MAX_BYTES)), storages
@@ -45,16 +48,16 @@ class ZipStorages:
 
     def __init__(
         self,
-        path: Path,
+        file: Path | bytes,
         archive: zipfile.ZipFile,
         entries: Mapping[str, zipfile.ZipInfo],
         root: str,
     ):
-        self._path = path
+        self._file = file
         self._archive = archive
         self._entries = entries
         self._root = root
-        self._file_bytes = path.stat().st_size
+        self._file_bytes = size_of(file)
         # A checksum can be 0 by chance or by damage, all of them cannot.
         self._has_checksums = any(entry.CRC for entry in entries.values())
 
@@ -96,7 +99,7 @@ class ZipStorages:
         if self._has_checksums:
             return self._archive.read(entry)
         # `zipfile` would compare with the zeros, and call the entry damaged.
-        with self._path.open("rb") as file:
+        with open_binary(self._file) as file:
             file.seek(entry.header_offset)
             signature, *lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
             name = file.read(lengths[0])

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from flaxclip.errors import InputError
@@ -18,6 +18,14 @@ _STEMS = (
 # A file, or an index of those that it was too large for.
 WEIGHTS = tuple(name for stem in _STEMS for name in (stem, f"{stem}.index.json"))
 """The names that open_clip and transformers give to weights in a directory."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTERS = (
+    "adapter_model.safetensors",
+    "adapter_model.safetensors.index.json",
+    "adapter_model.bin",
+)
+"""The names that peft gives to an adapter's tensors, which change a model and are none."""
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".index.json")
 
@@ -62,6 +70,7 @@ def is_weights(name: str) -> bool:
 def find_weights_file(listing: Listing) -> str | None:
     """The file with the weights, or the index of several; None if no file is a peer's.
 
+    Of a directory with an adapter, that adapter: its base may lie beside it or elsewhere.
     A directory of sentence-transformers may have them in a folder: `0_CLIPModel/model.safetensors`.
 
     Raises:
@@ -71,21 +80,32 @@ def find_weights_file(listing: Listing) -> str | None:
     if folder is not None and folder in listing.folders:
         return f"{folder}/"
     is_run = _RUN_FOLDER in listing.folders and "config.json" in listing.files
-    if "adapter_config.json" in listing.files and not is_run:
-        raise InputError(
-            f"{listing.where} holds an adapter (LoRA), which changes a model and is none\n"
-            "merge the two with peft, model.merge_and_unload().save_pretrained(folder); or name a "
-            "file of weights, to read that alone"
-        )
-    for name in WEIGHTS:
-        if name in listing.files:
-            return name
+    if ADAPTER_CONFIG in listing.files and not is_run:
+        return _adapter(listing)
+    name = weights_named_as_usual(listing.files)
+    if name is not None:
+        return name
     if is_run:
         return None
     variant = _variant(listing)
     if variant is None:
         _refuse(listing)
     return variant
+
+
+def weights_named_as_usual(files: Collection[str]) -> str | None:
+    """The likeliest of these files, by their names, to hold or list a model's weights."""
+    return next((name for name in WEIGHTS if name in files), None)
+
+
+def _adapter(listing: Listing) -> str:
+    for name in ADAPTERS:
+        if name in listing.files:
+            return name
+    raise InputError(
+        f"{listing.where} has {ADAPTER_CONFIG}, and no adapter of a name that is read\n"
+        f"expected {ADAPTERS[0]} or {ADAPTERS[-1]}; or name a file of weights, to read that alone"
+    )
 
 
 def _variant(listing: Listing) -> str | None:

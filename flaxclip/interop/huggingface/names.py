@@ -1,10 +1,11 @@
 """`CLIPModel`, `SiglipModel` and `Siglip2Model` of transformers: tensors by one table of names.
 
-SigLIP 2 checkpoints of fixed resolution are `SiglipModel`s. A `Siglip2Model` (NaFlex), whose
-patches come flattened, is run on squares of its trained number of patches.
+SigLIP 2 checkpoints of fixed resolution are `SiglipModel`s. To a `Siglip2Model` (NaFlex), patches
+come flattened.
 """
 
 from flaxclip.errors import InputError
+from flaxclip.interop.huggingface.tips import has_tips, tips_table
 from flaxclip.interop.name_table import (
     NameTable,
     Rule,
@@ -96,6 +97,19 @@ _SIGLIP_TEXT = (
 _POSITION_IDS = r"^(vision|text)_model\.embeddings\.position_ids$"
 
 
+_MODELS = {("clip", "clip", False): "a CLIPModel", ("siglip", "siglip", True): "a SiglipModel"}
+"""By the families of both towers, and whether there is a logit bias."""
+
+
+def has_huggingface(config: CLIPConfig) -> bool:
+    """True if transformers' classes can represent models like `config`."""
+    return _traits(config) in _MODELS or has_tips(config)
+
+
+def _traits(config: CLIPConfig) -> tuple[str, str, bool]:
+    return config.vision.family, config.text.family, config.init_logit_bias is not None
+
+
 def huggingface_table(config: CLIPConfig, flat_patches: bool = False) -> NameTable:
     """The tensors of the `CLIPModel` or `SiglipModel` that is this architecture.
 
@@ -105,20 +119,27 @@ def huggingface_table(config: CLIPConfig, flat_patches: bool = False) -> NameTab
         InputError: transformers has no such model.
     """
     vision = config.vision
-    families = (vision.family if isinstance(vision, ViTConfig) else "resnet", config.text.family)
-    if families == ("clip", "clip") and config.init_logit_bias is None:
-        peer, vision_rules, text_rules = "a CLIPModel", _CLIP_VISION, _CLIP_TEXT
-    elif families == ("siglip", "siglip") and config.init_logit_bias is not None:
-        peer, vision_rules, text_rules = "a SiglipModel", _SIGLIP_VISION, _SIGLIP_TEXT
-    else:
-        is_vit = isinstance(vision, ViTConfig)
-        image = f"vision transformer of family {families[0]!r}" if is_vit else "ResNet"
+    if has_tips(config):
+        return tips_table(config)
+    if not has_huggingface(config):
+        of_vit = f"vision transformer of family {vision.family!r}"
+        other = type(vision).__name__.removesuffix("Config")
+        image = of_vit if isinstance(vision, ViTConfig) else other
         raise InputError(
-            f"transformers has no model of a {image}, a text tower of family {families[1]!r} and "
-            f"{'no ' if config.init_logit_bias is None else 'a '}logit bias\n"
-            "it has CLIP's vision transformers (clip, clip, no bias) and SigLIP (siglip, siglip, a "
-            "bias); its BERT's projection, for LiT, has no bias"
+            f"transformers has no model of a {image}, a text tower of family "
+            f"{config.text.family!r} and {'a' if _traits(config)[2] else 'no'} logit bias\n"
+            "it has CLIP's vision transformers (clip, clip, no bias), MetaCLIP 2's among them, and "
+            "SigLIP (siglip, siglip, a bias); its BERT's projection, for LiT, has no bias"
         )
+    if flat_patches and config.vision.family != "siglip":
+        raise InputError(
+            f"transformers has no model of family {config.vision.family!r} that takes images at "
+            "their own aspect ratio\nit has SigLIP 2's"
+        )
+    peer = _MODELS[_traits(config)]
+    vision_rules, text_rules = _SIGLIP_VISION, _SIGLIP_TEXT
+    if config.text.family == "clip":
+        vision_rules, text_rules = _CLIP_VISION, _CLIP_TEXT
     if flat_patches:
         peer = "a Siglip2Model"
         vision_rules = tuple(

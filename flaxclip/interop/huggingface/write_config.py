@@ -2,15 +2,19 @@
 
 from typing import Any
 
-from flaxclip.interop.huggingface.read_config import ACTIVATIONS, PIL_BICUBIC, PIL_BILINEAR
-from flaxclip.models.clip import CLIPConfig
+from flaxclip.interop.huggingface.read_config import ACTIVATIONS
+from flaxclip.interop.huggingface.read_processor import PIL_BICUBIC, PIL_BILINEAR
+from flaxclip.interop.huggingface.tips import has_tips, tips_json
+from flaxclip.models.spec import ModelSpec
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import ModelSpec
 from flaxclip.models.vision_transformer import ViTConfig
 
 
-def huggingface_json(config: CLIPConfig) -> dict[str, Any]:
-    """The contents of `config.json` for a `CLIPModel` or `SiglipModel` like `config`."""
+def huggingface_json(spec: ModelSpec) -> dict[str, Any]:
+    """The contents of `config.json` for a model like `spec`."""
+    config = spec.model
+    if has_tips(config):
+        return tips_json(spec)
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 
     def tower(sizes: ViTConfig | TextConfig) -> dict[str, Any]:
@@ -50,11 +54,24 @@ def huggingface_json(config: CLIPConfig) -> dict[str, Any]:
         text_config["model_type"] = "clip_text_model"
         for part in (vision_config, text_config):
             part["projection_dim"] = config.embed_dim
+        if text.end_id is not None:
+            # mT5's vocabulary has padding first and no start, XLM-V's the start.
+            ids = (None, 0) if text.end_id == 1 else (0, 1)
+            text_config |= {"bos_token_id": ids[0], "pad_token_id": ids[1]}
+            text_config |= {"eos_token_id": text.end_id}
+            kind |= {"architectures": ["MetaClip2Model"], "model_type": "metaclip_2"}
+            vision_config["model_type"] = "metaclip_2_vision_model"
+            text_config["model_type"] = "metaclip_2_text_model"
     else:
         kind = {"architectures": ["SiglipModel"], "model_type": "siglip"}
         vision_config["model_type"] = "siglip_vision_model"
         text_config["model_type"] = "siglip_text_model"
         text_config["projection_size"] = config.embed_dim
+        if spec.preprocess.resize == "native":
+            kind = {"architectures": ["Siglip2Model"], "model_type": "siglip2"}
+            del vision_config["image_size"]
+            vision_config |= {"model_type": "siglip2_vision_model", "num_patches": vision.grid**2}
+            text_config["model_type"] = "siglip2_text_model"
     return {
         **kind,
         "text_config": text_config,
@@ -66,22 +83,39 @@ def huggingface_json(config: CLIPConfig) -> dict[str, Any]:
 def processor_json(spec: ModelSpec) -> dict[str, Any]:
     """The contents of `preprocessor_config.json`: how images are prepared for `spec`."""
     side, preprocess = spec.model.vision.image_size, spec.preprocess
-    crops = preprocess.resize == "shortest"
-    siglip = spec.model.text.family == "siglip"
-    return {
-        "image_processor_type": "SiglipImageProcessor"
-        if siglip and not crops
-        else "CLIPImageProcessor",
-        "processor_class": "SiglipProcessor" if siglip else "CLIPProcessor",
+    values = {
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": side} if crops else {"height": side, "width": side},
         "resample": PIL_BICUBIC if preprocess.interpolation == "bicubic" else PIL_BILINEAR,
-        "do_center_crop": crops,
-        "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
+    }
+    if preprocess.resize == "native":
+        return values | {
+            "image_processor_type": "Siglip2ImageProcessor",
+            "processor_class": "Siglip2Processor",
+            "patch_size": spec.model.vision.patch_size,
+            "max_num_patches": preprocess.max_patches or spec.model.vision.grid**2,
+        }
+    if has_tips(spec.model):
+        normalises = (preprocess.mean, preprocess.std) != ((0.0,) * 3, (1.0,) * 3)
+        return values | {
+            "image_processor_type": "Tipsv2ImageProcessor",
+            "processor_class": "Tipsv2Processor",
+            "do_normalize": normalises,
+            "size": {"height": side, "width": side},
+        }
+    crops = preprocess.resize == "shortest"
+    siglip = spec.model.text.family == "siglip"
+    return values | {
+        "image_processor_type": "SiglipImageProcessor"
+        if siglip and not crops
+        else "CLIPImageProcessor",
+        "processor_class": "SiglipProcessor" if siglip else "CLIPProcessor",
+        "size": {"shortest_edge": side} if crops else {"height": side, "width": side},
+        "do_center_crop": crops,
+        "crop_size": {"height": side, "width": side},
     }

@@ -1,9 +1,10 @@
 """open_clip's and OpenAI's tensors by one table of names, which both share.
 
-Image towers: OpenAI's vision transformers and ResNets, and for SigLIP those of timm.
+Image towers: OpenAI's vision transformers and ResNets; those of timm are in `trunks/`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from flaxclip.errors import InputError
 from flaxclip.interop.name_table import (
@@ -16,6 +17,8 @@ from flaxclip.interop.name_table import (
     text_axes,
     vision_axes,
 )
+from flaxclip.interop.text_trunks.registry import HF_TRUNKS
+from flaxclip.interop.trunks.registry import trunk_of
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.vision_transformer import ViTConfig
@@ -38,18 +41,23 @@ _BLOCK = (
 )
 _BLOCKS = prefixed(_BLOCK, "transformer/blocks/", "transformer.resblocks.{layer}.")
 
-_TEXT = (
+TEXT_TRANSFORMER = (
     Rule("token_embedding", "token_embedding.weight", "vocab w -> vocab w"),
     Rule("position_embedding", "positional_embedding", "position w -> position w"),
     *_BLOCKS,
     Rule("ln_final/scale", "ln_final.weight", "w -> w"),
     Rule("ln_final/bias", "ln_final.bias", "w -> w"),
 )
+"""Without a projection."""
+
 _PROJECTION = (Rule("projection/kernel", "text_projection", "w embed -> w embed"),)
-_PROJECTION_WITH_BIAS = (
-    Rule("projection/kernel", "text_projection.weight", "embed w -> w embed"),
-    Rule("projection/bias", "text_projection.bias", "embed -> embed"),
-)
+_PROJECTIONS: dict[str, tuple[Rule, ...]] = {
+    "siglip": (
+        Rule("projection/kernel", "text_projection.weight", "embed w -> w embed"),
+        Rule("projection/bias", "text_projection.bias", "embed -> embed"),
+    ),
+    "siglip_i18n": (),
+}
 
 _VIT = (
     Rule("class_embedding", "class_embedding", "w -> w"),
@@ -63,41 +71,28 @@ _VIT = (
     Rule("projection/kernel", "proj", "w embed -> w embed"),
 )
 
-_TIMM_BLOCK = (
-    Rule("ln_1/scale", "norm1.weight", "w -> layer w"),
-    Rule("ln_1/bias", "norm1.bias", "w -> layer w"),
-    Rule("attention/qkv/kernel", "attn.qkv.weight", "(qkv head k) w -> layer w head qkv k"),
-    Rule("attention/qkv/bias", "attn.qkv.bias", "(qkv head k) -> layer head qkv k"),
-    Rule("attention/out/kernel", "attn.proj.weight", "w (head k) -> layer head k w"),
-    Rule("attention/out/bias", "attn.proj.bias", "w -> layer w"),
-    Rule("ln_2/scale", "norm2.weight", "w -> layer w"),
-    Rule("ln_2/bias", "norm2.bias", "w -> layer w"),
-    Rule("mlp/fc1/kernel", "mlp.fc1.weight", "mlp w -> layer w mlp"),
-    Rule("mlp/fc1/bias", "mlp.fc1.bias", "mlp -> layer mlp"),
-    Rule("mlp/fc2/kernel", "mlp.fc2.weight", "w mlp -> layer mlp w"),
-    Rule("mlp/fc2/bias", "mlp.fc2.bias", "w -> layer w"),
-)
-_TIMM_VIT = (
-    Rule("patch_embedding/kernel", "patch_embed.proj.weight", "w rgb p q -> (p q rgb) w"),
-    Rule("patch_embedding/bias", "patch_embed.proj.bias", "w -> w"),
-    Rule("position_embedding", "pos_embed", "1 position w -> position w"),
-    *prefixed(_TIMM_BLOCK, "transformer/blocks/", "blocks.{layer}."),
-    Rule("ln_post/scale", "norm.weight", "w -> w"),
-    Rule("ln_post/bias", "norm.bias", "w -> w"),
-    Rule("pool/probe", "attn_pool.latent", "1 1 w -> 1 w"),
-    Rule("pool/attention/query/kernel", "attn_pool.q.weight", "(head k) w -> w head k"),
-    Rule("pool/attention/query/bias", "attn_pool.q.bias", "(head k) -> head k"),
-    Rule("pool/attention/{kv}/kernel", "attn_pool.kv.weight", "(kv head k) w -> w head k"),
-    Rule("pool/attention/{kv}/bias", "attn_pool.kv.bias", "(kv head k) -> head k"),
-    Rule("pool/attention/out/kernel", "attn_pool.proj.weight", "w (head k) -> head k w"),
-    Rule("pool/attention/out/bias", "attn_pool.proj.bias", "w -> w"),
-    Rule("pool/ln/scale", "attn_pool.norm.weight", "w -> w"),
-    Rule("pool/ln/bias", "attn_pool.norm.bias", "w -> w"),
-    Rule("pool/mlp/fc1/kernel", "attn_pool.mlp.fc1.weight", "mlp w -> w mlp"),
-    Rule("pool/mlp/fc1/bias", "attn_pool.mlp.fc1.bias", "mlp -> mlp"),
-    Rule("pool/mlp/fc2/kernel", "attn_pool.mlp.fc2.weight", "w mlp -> mlp w"),
-    Rule("pool/mlp/fc2/bias", "attn_pool.mlp.fc2.bias", "w -> w"),
-)
+OWN_FAMILIES: dict[str, dict[str, Any]] = {
+    "clip": {"no_ln_pre": False, "pool_type": "tok", "final_ln_after_pool": False},
+    "clipa": {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+}
+"""Our families of open_clip's own vision transformers, and their settings in `vision_cfg`."""
+
+TEXT_FAMILIES: dict[str, dict[str, Any]] = {
+    name: {
+        "pool_type": pool,
+        "no_causal_mask": not causal,
+        "proj_bias": bias,
+        "proj_type": projection,
+    }
+    for name, pool, causal, bias, projection in (
+        ("clip", "argmax", True, False, "linear"),
+        ("siglip", "last", False, True, "linear"),
+        ("siglip_i18n", "last", False, False, "none"),
+        ("clipa", "last", False, False, "linear"),
+        ("mobileclip", "argmax", False, False, "linear"),
+    )
+}
+"""Our families of its text towers, and their settings in `text_cfg`."""
 
 _RESNET_POOL = (
     Rule("params/vision/position_embedding", "positional_embedding", "position w -> position w"),
@@ -107,17 +102,29 @@ _RESNET_POOL = (
     Rule("params/vision/pool/out/bias", "c_proj.bias", "embed -> embed"),
 )
 
-_COUNTERS = r"\.num_batches_tracked$"
+_COUNTERS = r"\.num_batches_tracked$|\.embeddings\.position_ids$"
 
 
 def has_open_clip(config: CLIPConfig) -> bool:
     """True if open_clip's classes can represent models like `config`."""
     is_plain_vit = isinstance(config.vision, ViTConfig) and config.vision.family == "vit"
-    return not is_plain_vit and config.text.family != "bert"
+    return not is_plain_vit and config.text.family not in ("bert", "tips")
 
 
-def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTable:
-    """The tensors of the open_clip model that is this architecture.
+def has_custom_text(config: CLIPConfig) -> bool:
+    """True if open_clip's own configurations of such models set `custom_text`."""
+    trunk = trunk_of(config.vision)
+    return (
+        config.text.family in ("siglip", "siglip_i18n")
+        or config.text.family in HF_TRUNKS
+        or (trunk is not None and trunk.custom_text)
+    )
+
+
+def open_clip_table(
+    config: CLIPConfig, shapes: Shapes | None = None, native: bool = False
+) -> NameTable:
+    """The tensors of the open_clip model that is this architecture; if `native`, of NaFlex.
 
     open_clip has two layouts and two shapes of the logit scale. For reading, `shapes` decides
     between them; for writing, open_clip's own choice for the exported configuration.
@@ -125,20 +132,24 @@ def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTab
     Raises:
         InputError: open_clip has no such model.
     """
+    if "tips" in (config.text.family, config.vision.family.removesuffix("_gated")):
+        raise InputError("open_clip 3.3 has no TIPSv2\nexport it to huggingface instead")
     if not has_open_clip(config):
         raise InputError(
             "open_clip has no model with LiT's towers: its BERT has no bias in the projection, and "
             "its vision transformer norms before the blocks\nconvert it to flaxclip instead"
         )
-    custom_text = config.text.family == "siglip"
-    if shapes is not None:
+    custom_text = has_custom_text(config)
+    trunk = HF_TRUNKS.get(config.text.family)
+    if shapes is not None and trunk is None:
         custom_text = "text.token_embedding.weight" in shapes
     prefix = "text." if custom_text else ""
-    projection = _PROJECTION_WITH_BIAS if config.text.family == "siglip" else _PROJECTION
+    projection = _PROJECTIONS.get(config.text.family, _PROJECTION)
+    text = (*TEXT_TRANSFORMER, *projection) if trunk is None else trunk.rules
     scalars = ["logit_scale"] + ["logit_bias"] * (config.init_logit_bias is not None)
     bindings = [
-        *bind(prefixed((*_TEXT, *projection), "params/text/", prefix), text_axes(config)),
-        *_vision_bindings(config),
+        *bind(prefixed(text, "params/text/", prefix), text_axes(config)),
+        *_vision_bindings(config, native),
     ]
     for name in scalars:
         one = shapes is not None and shapes.get(name) == (1,)
@@ -146,12 +157,19 @@ def open_clip_table(config: CLIPConfig, shapes: Shapes | None = None) -> NameTab
     return NameTable("an open_clip model", bindings, _COUNTERS)
 
 
-def _vision_bindings(config: CLIPConfig) -> list[Binding]:
+def _vision_bindings(config: CLIPConfig, native: bool) -> list[Binding]:
+    if (trunk := trunk_of(config.vision, native)) is not None:
+        return trunk.bindings(config)
+    if native:
+        raise InputError(
+            f'an image tower of family "{config.vision.family}" for images at their own aspect '
+            "ratio\nof such towers open_clip has those of SigLIP 2: convert it to flaxclip instead"
+        )
     if isinstance(config.vision, ResNetConfig):
         return _resnet_bindings(config, config.vision)
-    if config.vision.family == "siglip":
-        return bind(prefixed(_TIMM_VIT, "params/vision/", "visual.trunk."), vision_axes(config))
-    return bind(prefixed(_VIT, "params/vision/", "visual."), vision_axes(config))
+    own = OWN_FAMILIES[config.vision.family]
+    rules = [rule for rule in _VIT if not (own["no_ln_pre"] and rule.ours.startswith("ln_pre/"))]
+    return bind(prefixed(rules, "params/vision/", "visual."), vision_axes(config))
 
 
 def _resnet_bindings(config: CLIPConfig, resnet: ResNetConfig) -> list[Binding]:

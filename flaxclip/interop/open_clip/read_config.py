@@ -6,26 +6,28 @@ with the field's name.
 """
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
+from flaxclip.interop.open_clip.hf_text import HFText, named_tower, read_tower
+from flaxclip.interop.open_clip.names import OWN_FAMILIES, TEXT_FAMILIES
+from flaxclip.interop.open_clip.read_tokenizer import TokenizerArguments, read_tokenizer
 from flaxclip.interop.source import Ratio, Side, Size, parse, read_json
-from flaxclip.interop.timm_siglip import TIMM_TOWERS
-from flaxclip.interop.tokenizer_class import read_tokenizer_class
+from flaxclip.interop.trunks.registry import TIMM_TRUNKS
+from flaxclip.interop.trunks.timm_trunk import TimmTrunk
 from flaxclip.models.clip import INITIAL_LOGIT_SCALE, CLIPConfig
 from flaxclip.models.inputs import (
     OPENAI_MEAN,
     OPENAI_STD,
     ImageTransform,
-    TextCleaning,
-    TokenizerConfig,
 )
 from flaxclip.models.layers import Activation
 from flaxclip.models.modified_resnet import ResNetConfig
+from flaxclip.models.spec import ModelSpec
 from flaxclip.models.text_transformer import TextConfig
-from flaxclip.models.variants import ModelSpec
+from flaxclip.models.trunks.trunk import TrunkConfig
 from flaxclip.models.vision_transformer import ViTConfig
 
 CONFIG_FILE = "open_clip_config.json"
@@ -54,7 +56,6 @@ class _Block:
     scale_attn: Literal[False] = False
     scale_fc: Literal[False] = False
     output_tokens: Literal[False] = False
-    final_ln_after_pool: Literal[False] = False
     mlp_ratio: Ratio = 4.0
     act_kwargs: _Act | None = None
     norm_kwargs: _Norm | None = None
@@ -71,9 +72,10 @@ class _Vision(_Block):
     attentional_pool: Literal[False] = False
     attn_pooler_queries: int = 256
     attn_pooler_heads: int = 8
-    no_ln_pre: Literal[False] = False
-    pos_embed_type: Literal["learnable"] = "learnable"
-    pool_type: Literal["tok"] = "tok"
+    no_ln_pre: bool = False
+    pos_embed_type: Literal["learnable", "sin_cos_2d"] = "learnable"
+    pool_type: Literal["tok", "avg"] = "tok"
+    final_ln_after_pool: bool = False
     timm_model_name: None = None
 
 
@@ -81,24 +83,19 @@ class _Vision(_Block):
 class _TimmVision:
     timm_model_name: str
     image_size: Side = 224
-    timm_pool: Literal["map"] = "map"
-    timm_proj: Literal["none", ""] = "none"
+    image_seq_len: Size | None = None
+    timm_pool: str = "avg"
+    timm_model_kwargs: None = None
+    timm_proj: str | None = "linear"
     timm_model_pretrained: bool = False
     timm_proj_bias: bool = False
     timm_drop: float = 0.0
     timm_drop_path: float | None = None
+    patch_dropout: float = 0.0
 
-
-@dataclasses.dataclass(frozen=True)
-class _Tokenizer:
-    """The arguments of open_clip's tokenizers, except for the context length."""
-
-    clean: Literal["lower", "whitespace", "canonicalize"] | None = None
-    context_length: int | None = None
-    reduction_mask: Literal[""] | None = None
-    additional_special_tokens: None = None
-    strip_sep_token: Literal[False] = False
-    language: None = None
+    def max_patches(self, patch_size: int) -> int:
+        """Of an image at its own aspect ratio; if not said, those of the square."""
+        return self.image_seq_len or (self.image_size // patch_size) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +107,16 @@ class _Text(_Block):
     layers: int = 12
     hf_tokenizer_name: str | None = None
     tokenizer_mode: None = None
-    tokenizer_kwargs: _Tokenizer | None = None
+    tokenizer_kwargs: TokenizerArguments | None = None
     hf_model_name: None = None
     embed_cls: Literal[False] = False
     pad_id: int = 0
     eos_id: int = 2
     no_causal_mask: bool = False
-    pool_type: Literal["argmax", "last"] = "argmax"
+    final_ln_after_pool: Literal[False] = False
+    pool_type: Literal["argmax", "last", "eos"] = "argmax"
     proj_bias: bool = False
-    proj_type: Literal["linear"] = "linear"
+    proj_type: Literal["linear", "none"] = "linear"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,51 +153,63 @@ def read_config(path: Path) -> ModelSpec:
     """
     file = read_json(path)
     model = parse(_Model, file.get("model_cfg"), path, "model_cfg", extra="forbid")
-    text = parse(_Text, model.text_cfg, path, "model_cfg.text_cfg", extra="forbid")
     preprocess = parse(
         _Preprocess, file.get("preprocess_cfg", {}), path, "preprocess_cfg", extra="forbid"
     )
-    vision = _read_vision(model, path)
-    if preprocess.size not in (None, vision.image_size, (vision.image_size,) * 2):
+    vision, native = _read_vision(model, path)
+    side = native.image_size if native else vision.image_size
+    if preprocess.size not in (None, side, (side,) * 2):
         raise InputError(
-            f"{path}: preprocess_cfg.size is {preprocess.size}\n"
-            f"expected the image tower's {vision.image_size}"
+            f"{path}: preprocess_cfg.size is {preprocess.size}\nexpected the image tower's {side}"
         )
-    ways = (text.pool_type, text.no_causal_mask, text.proj_bias)
-    families: dict[Any, Literal["clip", "siglip"]] = {
-        ("argmax", False, False): "clip",
-        ("last", True, True): "siglip",
-    }
-    if ways not in families:
-        raise InputError(
-            f"{path}: text_cfg has pool_type {ways[0]!r}, no_causal_mask {ways[1]}, "
-            f"proj_bias {ways[2]}\n"
-            "expected argmax, false, false (CLIP) or last, true, true (SigLIP)"
-        )
+    tower, tokenizer_name, arguments = _read_text(model, path)
     config = CLIPConfig(
         vision=vision,
-        text=TextConfig(
-            context_length=text.context_length,
-            vocab_size=text.vocab_size,
-            width=text.width,
-            layers=text.layers,
-            heads=text.heads,
-            mlp_ratio=int(text.width * text.mlp_ratio) / text.width,
-            activation=_activation(model.quick_gelu, text),
-            norm_eps=(text.norm_kwargs or _Norm()).eps,
-            family=families[ways],
-        ),
+        text=tower,
         embed_dim=model.embed_dim,
         init_logit_scale=model.init_logit_scale,
         init_logit_bias=model.init_logit_bias,
     )
     transform = ImageTransform(
-        resize=preprocess.resize_mode,
+        # The file's is of squares, which open_clip makes where it is not asked for patches.
+        resize="native" if native else preprocess.resize_mode,
         interpolation=preprocess.interpolation,
         mean=preprocess.mean,
         std=preprocess.std,
+        max_patches=native.max_patches(vision.patch_size) if native else None,
     )
-    return ModelSpec(config, transform, _tokenizer(text, families[ways], path))
+    tokenizer = read_tokenizer(tokenizer_name, arguments or TokenizerArguments(), config.text, path)
+    return ModelSpec(config, transform, tokenizer)
+
+
+def _read_text(
+    model: _Model, path: Path
+) -> tuple[TextConfig, str | None, TokenizerArguments | None]:
+    """The tower, its tokenizer's name, and the arguments of that."""
+    field = "model_cfg.text_cfg"
+    if (name := model.text_cfg.get("hf_model_name")) is not None:
+        # Before other fields, which are another tower's.
+        named_tower(name, f"{path}: text_cfg")
+        named = parse(HFText, model.text_cfg, path, field, extra="forbid")
+        return read_tower(named, path), named.hf_tokenizer_name, named.tokenizer_kwargs
+    text = parse(_Text, model.text_cfg, path, field, extra="forbid")
+    end_id = text.eos_id if text.pool_type == "eos" else None
+    if end_id is not None:
+        text = dataclasses.replace(text, pool_type="argmax")
+    family: Any = _family(text, TEXT_FAMILIES, f"{path}: text_cfg")
+    tower = TextConfig(
+        context_length=text.context_length,
+        vocab_size=text.vocab_size,
+        width=text.width,
+        layers=text.layers,
+        heads=text.heads,
+        mlp_ratio=int(text.width * text.mlp_ratio) / text.width,
+        activation=_activation(model.quick_gelu, text),
+        norm_eps=(text.norm_kwargs or _Norm()).eps,
+        family=family,
+        end_id=end_id,
+    )
+    return tower, text.hf_tokenizer_name, text.tokenizer_kwargs
 
 
 def _activation(quick_gelu: bool, block: _Block) -> Activation:
@@ -208,22 +218,20 @@ def _activation(quick_gelu: bool, block: _Block) -> Activation:
     return "gelu_tanh" if (block.act_kwargs or _Act()).approximate == "tanh" else "gelu"
 
 
-def _read_vision(model: _Model, path: Path) -> ViTConfig | ResNetConfig:
+def _read_vision(model: _Model, path: Path) -> tuple[TrunkConfig, _TimmVision | None]:
+    """The tower, and its settings if it takes images at their own aspect ratio."""
     field = "model_cfg.vision_cfg"
     if model.vision_cfg.get("timm_model_name") is not None:
         timm = parse(_TimmVision, model.vision_cfg, path, field, extra="forbid")
-        if timm.timm_model_name not in TIMM_TOWERS:
-            raise InputError(
-                f"{path}: {field}.timm_model_name is {timm.timm_model_name!r}\n"
-                "of timm's models flaxclip has those of SigLIP with attention pooling"
-            )
-        return TIMM_TOWERS[timm.timm_model_name]
+        tower, trunk = _timm_tower(timm, f"{path}: {field}")
+        return tower, timm if trunk.native else None
     vision = parse(_Vision, model.vision_cfg, path, field, extra="forbid")
     if isinstance(vision.layers, tuple):
-        return ResNetConfig(vision.image_size, vision.width, vision.layers)
+        return ResNetConfig(vision.image_size, vision.width, vision.layers), None
+    family = _family(vision, OWN_FAMILIES, f"{path}: {field}")
     if vision.patch_size is None:
         raise InputError(f"{path}: {field}.patch_size is null\nexpected a number of pixels")
-    return ViTConfig(
+    tower = ViTConfig(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         width=vision.width,
@@ -232,47 +240,56 @@ def _read_vision(model: _Model, path: Path) -> ViTConfig | ResNetConfig:
         mlp_ratio=int(vision.width * vision.mlp_ratio) / vision.width,
         activation=_activation(model.quick_gelu, vision),
         norm_eps=(vision.norm_kwargs or _Norm()).eps,
+        family=family,
     )
+    return tower, None
 
 
-def _tokenizer(text: _Text, family: str, path: Path) -> TokenizerConfig:
-    """The tokenizer that open_clip's `get_tokenizer` makes."""
-    name, given = text.hf_tokenizer_name, text.tokenizer_kwargs or _Tokenizer()
-    if given.context_length not in (None, text.context_length):
-        raise InputError(
-            f"{path}: text_cfg.tokenizer_kwargs.context_length is {given.context_length}\n"
-            f"expected that of text_cfg, {text.context_length}"
-        )
-    if family == "clip":
-        if name and not name.startswith("openai/clip-"):
-            raise InputError(
-                f"{path}: text_cfg.hf_tokenizer_name is {name!r}\n"
-                "flaxclip has the tokenizers of CLIP, SigLIP and SigLIP 2"
-            )
-        # With a name it is transformers' CLIPTokenizer, which lower-cases anyway. Of captions that
-        # spell out a marker it makes other ids.
-        lowers = name and given.clean == "whitespace"
-        return TokenizerConfig("clip", cleaning="lower" if lowers else given.clean)
-    # SigLIP 2 has Gemma's vocabulary of 256,000, and its repositories have it in their names.
-    is_2 = text.vocab_size == 256_000 or "siglip2" in (name or "").lower()
-    tokenizer: Literal["siglip", "siglip2"] = "siglip2" if is_2 else "siglip"
-    cleaning: TextCleaning = "canonicalize"
-    if name:
-        cleaning = _cleaning_and_class(given.clean or "whitespace", path)
-    # None, as named architectures have it, which is written as what it means.
-    own = cleaning == cleaning_of(tokenizer, None)
-    return TokenizerConfig(tokenizer, cleaning=None if own else cleaning)
+def _family(found: _Block, families: dict[str, dict[str, Any]], field: str) -> str:
+    """The family whose settings are those of `found`."""
+    names = next(iter(families.values()))
+    settings = {name: getattr(found, name) for name in names}
+    for family, expected in families.items():
+        if settings == expected:
+            return family
 
+    def words(settings: dict[str, Any]) -> str:
+        return ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
 
-def _cleaning_and_class(clean: TextCleaning, path: Path) -> TextCleaning:
-    """open_clip's cleaning, followed by that of transformers' tokenizer in the directory."""
-    then = read_tokenizer_class(path.parent, default="GemmaTokenizer")
-    if then.cleaning == "none" or clean == "canonicalize":
-        return clean
-    if then.cleaning == "transformers_siglip2":
-        return "lower"
     raise InputError(
-        f"{path}: text_cfg.tokenizer_kwargs.clean is {clean!r}, while tokenizer_config.json beside "
-        f"it names {then.name}, which cleans texts again\n"
-        "expected canonicalize, or a tokenizer without a cleaning of its own"
+        f"{field} has {words(settings)}\nexpected "
+        + "; or ".join(f"{words(expected)} ({family})" for family, expected in families.items())
     )
+
+
+def _timm_tower(timm: _TimmVision, field: str) -> tuple[TrunkConfig, TimmTrunk]:
+    name = timm.timm_model_name
+    known = [trunk for trunk in TIMM_TRUNKS if name in trunk.towers]
+    if not known:
+        raise InputError(
+            f"{field}.timm_model_name is {name!r}\nof timm's models flaxclip has "
+            + ", ".join(name for trunk in TIMM_TRUNKS for name in trunk.towers)
+        )
+    fitting = [t for t in known if timm.timm_pool == t.pool and timm.timm_proj in t.proj]
+    if not fitting:
+        expected = " or ".join(f"{t.pool!r} and {t.proj[0]!r}" for t in known)
+        raise InputError(
+            f"{field} has timm_pool {timm.timm_pool!r} and timm_proj {timm.timm_proj!r}\n"
+            f"expected {expected} with {name}"
+        )
+    trunk = fitting[0]
+    tower = trunk.towers[name]
+    if timm.image_seq_len is not None and not trunk.native:
+        raise InputError(
+            f"{field}.image_seq_len is {timm.image_seq_len}\n"
+            f"expected none: timm's {name} sees squares"
+        )
+    if trunk.any_size:
+        sized = dataclasses.replace(tower, image_size=timm.image_size)  # type: ignore[type-var]
+        return sized, trunk
+    if timm.image_size != tower.image_size and not trunk.native:
+        raise InputError(
+            f"{field}.image_size is {timm.image_size}\n"
+            f"expected {tower.image_size}, that of timm's {name}"
+        )
+    return tower, trunk

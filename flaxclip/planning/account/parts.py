@@ -10,12 +10,14 @@ import dataclasses
 import re
 from typing import Literal
 
+from flaxclip.teachers.lesson import SCOPE
+
 Tower = Literal["image", "text"]
 Phase = Literal["forward", "recomputed", "backward", "update"]
 Part = Literal[
     "attention core", "projections", "MLP", "norms", "residual sums", "convolutions",
-    "scan's stacks", "copies", "embeddings", "loss", "accumulation", "optimizer", "collectives",
-    "other",
+    "scan's stacks", "copies", "embeddings", "loss", "teachers", "accumulation", "optimizer",
+    "collectives", "other",
 ]  # fmt: skip
 """Work of one kind.
 
@@ -25,9 +27,9 @@ Part = Literal[
 - copies: copies, changes of layout and conversions by themselves, wherever they are.
 - embeddings: pixels, patches, tokens and positions on their way in; pooling, projection and
   normalisation on their way out.
+- teachers: their forward passes, whatever the kind of work.
 - accumulation: gradients of the parts of a batch, summed.
 """
-
 
 _INPUTS: dict[str, Tower] = {"batch.images": "image", "batch.tokens": "text"}
 
@@ -50,11 +52,15 @@ def find_place(name: str) -> Place | None:
     """
     path = next((path.split("/") for path in name.split(";") if "/" in path), None)
     if path is not None:
+        if SCOPE in path:
+            return Place("teachers", "forward", _tower(path))
         return Place(_part(path), _phase(path), _tower(path))
     if name.startswith("state.params["):
         path = re.findall(r"\['(\w+)'\]", name.replace("\\", ""))
         # Parameters are converted, or moved to where they are multiplied.
         return Place(_part(path), "forward", _tower(path))
+    if name.startswith(("teachers[", "batch.teacher_views[")):
+        return Place("teachers", "forward")
     if name.startswith("state."):
         return Place("optimizer", "update")
     if name in _INPUTS:
@@ -90,19 +96,21 @@ def _part(path: list[str]) -> Part:
         if any("jvp()" in step for step in path):
             return "loss"
         return "accumulation" if "while" in path else "optimizer"
-    # ln_1, ln_pre, bn
-    if any(re.fullmatch(r"ln_\w+|bn", step) for step in path):
-        return "norms"
     if within("pool"):
         return "embeddings"
+    # ln_1, ln_pre, ln within a block's parts, bn
+    if any(re.fullmatch(r"ln(_\w+)?|bn", step) for step in path):
+        return "norms"
     if within("blocks"):
         if within("attention"):
             return "projections" if within("qkv", "out") else "attention core"
         return "MLP" if within("mlp") else "residual sums"
     if within("transformer"):
         return "scan's stacks"
-    if within("conv"):
+    if within("conv", "depthwise"):
         return "convolutions"
     if any(re.fullmatch(r"stage\d+", step) for step in path):
-        return "residual sums" if within("first", "rest") else "scan's stacks"
+        if within("mlp"):
+            return "MLP"
+        return "residual sums" if within("downsample", "first", "rest") else "scan's stacks"
     return "embeddings"

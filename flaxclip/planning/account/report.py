@@ -57,7 +57,7 @@ def account_of(plan: RunPlan, title: str) -> Account:
     assert isinstance(plan.step, CompiledStep), "a step that is refused has no account"
     return Account(
         title,
-        plan.config.batch_size / plan.chips,
+        plan.step_pairs / plan.chips,
         plan.step.account,
         plan.step.peak_bytes,
         plan.roofline.expected if plan.roofline else None,
@@ -74,7 +74,8 @@ def read_account(path: Path) -> Account:
         plan = json.loads(path.read_text())
         return Account(
             str(path),
-            plan["config"]["batch_size"] / plan["chips"],
+            # Files of before lengths of images have a step of the whole batch.
+            plan.get("step_pairs", plan["config"]["batch_size"]) / plan["chips"],
             pydantic.TypeAdapter(tuple[AccountRow, ...]).validate_python(plan["step"]["account"]),
             plan["step"]["peak_bytes"],
             plan["derived"]["expected"]["step_seconds"] if plan["derived"] else None,

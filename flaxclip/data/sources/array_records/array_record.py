@@ -6,6 +6,10 @@ Each record of a shard is a msgpack map, made by `encode_record`:
     image    bytes  the encoded image, as a file would hold it
     fields   str    a JSON object: the texts, labels and metadata beside the image, by name
 
+and, if a teacher's vectors are stored with the examples,
+
+    reinforced  map  crops, captions and their embeddings, see `reinforced.stored_vectors`
+
 Fields have the names that `Source.fields` gives them: the text beside an image is `txt`, the rest
 is as it was in the JSON or the table. JSON rather than msgpack's own types, which cannot hold every
 number and every text that JSON holds.
@@ -14,8 +18,8 @@ Write with `ArrayRecordWriter(path, "group_size:1,uncompressed")`: one record a 
 can be read alone; images are compressed already.
 
 From object storage, records come by ranged requests: two of 16 KiB together for each shard when the
-source is opened, then one for the end of a shard where its first record is read, and one for each
-example, or run of examples.
+source is opened, then one for the end of a shard where its first record is read, by all processes
+that read through one cache, and one for each example, or run of examples.
 """
 
 import bisect
@@ -31,12 +35,13 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader
 
+from flaxclip.data.reinforced.stored_vectors import Reinforced, unpack_reinforced
 from flaxclip.data.sources.array_records.layout import LayoutError
 from flaxclip.data.sources.array_records.parts import (
     TAILS,
     Tail,
     count_remote_records,
-    read_records,
+    read_record,
 )
 from flaxclip.data.sources.captions import (
     DEFAULT_CAPTIONS,
@@ -45,7 +50,7 @@ from flaxclip.data.sources.captions import (
     make_captions,
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
-from flaxclip.data.sources.runs import ReadsInRuns, count_run_length
+from flaxclip.data.sources.runs import ReadsInRuns
 from flaxclip.data.sources.shard_paths import expand_shards, shown
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.storage.file_systems import REQUESTS_AT_ONCE, Version, is_remote, version_of
@@ -57,14 +62,20 @@ _DOUBT = "an ArrayRecord file that was cut off or never closed looks empty too: 
 _OPEN_SHARDS = 128  # kept open in each process; the usual limit is 1,024 files
 
 
-def encode_record(key: str, image: bytes, fields: Mapping[str, Any]) -> bytes:
-    """One record, to be written to a shard.
+def encode_record(
+    key: str,
+    image: bytes,
+    fields: Mapping[str, Any],
+    reinforced: Mapping[str, Any] | None = None,
+) -> bytes:
+    """One record, to be written to a shard; `reinforced` is what `pack_reinforced` makes.
 
     Raises:
         TypeError, ValueError: `fields` are no JSON values.
     """
     # Escaped, since the JSON of a record may name code points that no UTF-8 text holds.
-    return msgpack.packb({"key": key, "image": image, "fields": json.dumps(fields)})
+    record = {"key": key, "image": image, "fields": json.dumps(fields)}
+    return msgpack.packb(record if reinforced is None else {**record, "reinforced": reinforced})
 
 
 def decode_record(data: bytes) -> tuple[str, bytes, dict[str, Any]]:
@@ -73,6 +84,11 @@ def decode_record(data: bytes) -> tuple[str, bytes, dict[str, Any]]:
     Raises:
         UnreadableExampleError: `encode_record` has not made this.
     """
+    key, image, fields, _ = _unpack(data)
+    return key, image, json_fields(fields.encode("utf-8", "surrogatepass"))
+
+
+def _unpack(data: bytes) -> tuple[str, bytes, str, Any]:
     try:
         record = msgpack.unpackb(data)
         key, image, fields = record["key"], record["image"], record["fields"]
@@ -81,7 +97,7 @@ def decode_record(data: bytes) -> tuple[str, bytes, dict[str, Any]]:
         raise UnreadableExampleError(reason) from None
     if not (isinstance(key, str) and isinstance(image, bytes) and isinstance(fields, str)):
         raise UnreadableExampleError("no record of an image with fields: they have other types")
-    return key, image, json_fields(fields.encode("utf-8", "surrogatepass"))
+    return key, image, fields, record.get("reinforced")
 
 
 class ArrayRecordSource(ReadsInRuns):
@@ -114,7 +130,17 @@ class ArrayRecordSource(ReadsInRuns):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Pair:
-        return self._pair(self._read(index))
+        _, image, fields = decode_record(self._read(index))
+        return Pair(image, *make_captions(fields, self._captions, DEFAULT_CAPTION_KEYS))
+
+    def reinforced(self, index: int) -> Reinforced:
+        """The example with what is stored of teachers; captions are those stored with it.
+
+        Raises:
+            UnreadableExampleError: it has none, or it is damaged.
+        """
+        _, image, _, stored = _unpack(self._read(index))
+        return unpack_reinforced(image, stored)
 
     def fields(self, index: int) -> dict[str, Any]:
         """The fields of the record."""
@@ -125,22 +151,16 @@ class ArrayRecordSource(ReadsInRuns):
         shard, position = self._locate(index)
         return f"{os.path.basename(self.paths[shard])}/{position}"
 
-    @functools.cached_property
-    def reads_remotely(self) -> bool:
-        """True if shards are at URLs."""
-        return any(map(is_remote, self.paths))
-
-    @functools.cached_property
-    def run_length(self) -> int | None:  # type: ignore[override]
-        """Examples of a run; None if the shards are on disk."""
-        if not self.reads_remotely:
-            return None
-        return count_run_length(sum(version.size for version in self._versions), len(self))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards together."""
+        return sum(version.size for version in self._versions)
 
     def extents(self, first: int, last: int) -> list[Extent]:
         """The byte ranges that hold examples [first, last): one of each shard that has some.
 
-        Takes a request for each shard that this process has not read of lately.
+        Takes a request for each shard that this process has not read of lately; or that no process
+        has, if they read through a cache.
 
         Raises:
             UnreadableExampleError: the end of a shard, where positions are told, cannot be read.
@@ -152,55 +172,27 @@ class ArrayRecordSource(ReadsInRuns):
             for shard, part in self._parts(first, last)
         ]
 
-    def decode(
-        self, first: int, last: int, data: Sequence[bytes]
-    ) -> list[Pair | UnreadableExampleError]:
-        """Examples [first, last), or what is wrong with them, from the bytes of their extents."""
-        found: list[Pair | UnreadableExampleError] = []
-        for record in self._records(first, last, data):
-            try:
-                found.append(self._pair(record))
-            except UnreadableExampleError as error:
-                found.append(error)
-        return found
-
-    def _pair(self, record: bytes | UnreadableExampleError) -> Pair:
-        if isinstance(record, UnreadableExampleError):
-            raise record
-        _, image, fields = decode_record(record)
-        return Pair(image, *make_captions(fields, self._captions, DEFAULT_CAPTION_KEYS))
-
     def _read(self, index: int) -> bytes:
         shard, position = self._locate(index)
         path = self.paths[shard]
         if is_remote(path):
-            data = [self.fetch(index, extent) for extent in self.extents(index, index + 1)]
-            (record,) = self._records(index, index + 1, data)
-            if isinstance(record, UnreadableExampleError):
-                raise record
-            return record
+            (extent,) = self.extents(index, index + 1)
+            chunk, tail = self.fetch(index, extent), self._tail(shard)
+            try:
+                return read_record(tail, self._versions[shard].size, chunk, position)
+            except UnreadableExampleError as error:
+                raise UnreadableExampleError(f"{path}: {error}") from None
         try:
             # Not a list of one, for which the library looks at every chunk of the shard.
             return _open_shard(path, self._versions[shard]).read(position, position + 1)[0]
         except (OSError, RuntimeError, IndexError, ValueError) as error:
             raise UnreadableExampleError(f"{path}: {error}") from error
 
-    def _records(
-        self, first: int, last: int, data: Sequence[bytes]
-    ) -> Iterator[bytes | UnreadableExampleError]:
-        for (shard, part), chunks in zip(self._parts(first, last), data, strict=True):
-            size = self._versions[shard].size
-            for record in read_records(self._tail(shard), size, chunks, *part):
-                if isinstance(record, bytes):
-                    yield record
-                else:
-                    yield UnreadableExampleError(f"{self.paths[shard]}: {record}")
-
     def _tail(self, shard: int) -> Tail:
         path = self.paths[shard]
         counted = self._ends[shard] - (self._ends[shard - 1] if shard else 0)
         try:
-            tail = TAILS.of(path, self._versions[shard], counted)
+            tail = TAILS.of(path, self._versions[shard], counted, self._cache)
         except LayoutError as error:
             raise UnreadableExampleError(f"{path}: {error}") from error
         if tail.footer.records != counted:

@@ -26,6 +26,7 @@ from flaxclip.data.sources.array_records.layout import (
 )
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.storage.file_systems import Version
+from flaxclip.data.storage.range_cache import RangeCache
 from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.errors import InputError
 
@@ -65,8 +66,10 @@ def count_remote_records(path: str, version: Version) -> int:
     return records
 
 
-def fetch_tail(path: str, version: Version, records: int) -> Tail:
+def fetch_tail(path: str, version: Version, records: int, cache: RangeCache | None = None) -> Tail:
     """The end of a file of so many records, by one request, or two if it is longer than most.
+
+    Through the cache, if there is one: one request for all processes of the host.
 
     Raises:
         LayoutError: it is no whole ArrayRecord file.
@@ -75,14 +78,18 @@ def fetch_tail(path: str, version: Version, records: int) -> Tail:
     end = version.size - BLOCK
     # The footer is padded to the end of its last block.
     guess = max(end - BLOCK - min(_FOOTER_BYTES * records, _MOST_GUESSED), 0)
-    data = fetch(Extent(path, guess, end + POSTSCRIPT_BYTES, version))
+    data = _read(Extent(path, guess, end + POSTSCRIPT_BYTES, version), cache)
     postscript = data[end - guess :]
     start = footer_start(postscript, version.size)
     if start < guess:
-        data = fetch(Extent(path, start, guess, version)) + data
+        data = _read(Extent(path, start, guess, version), cache) + data
     footer_bytes = data[max(start - guess, 0) :][: end - start]
     # The padding is zeros, as holes are.
     return Tail(read_footer(footer_bytes, start), footer_bytes.rstrip(b"\0"), postscript)
+
+
+def _read(extent: Extent, cache: RangeCache | None) -> bytes:
+    return fetch(extent) if cache is None else cache.read(extent, extent.start, extent.end)
 
 
 class Tails:
@@ -92,7 +99,9 @@ class Tails:
         self._known: dict[tuple[str, Version], Future[Tail]] = {}
         self._lock = threading.Lock()
 
-    def of(self, path: str, version: Version, records: int) -> Tail:
+    def of(
+        self, path: str, version: Version, records: int, cache: RangeCache | None = None
+    ) -> Tail:
         """See `fetch_tail`; a failure is one for all who wait, and whoever asks later asks anew."""
         key = path, version
         with self._lock:
@@ -102,7 +111,7 @@ class Tails:
                 del self._known[next(iter(self._known))]
         if found is None:
             try:
-                tail.set_result(fetch_tail(path, version, records))
+                tail.set_result(fetch_tail(path, version, records, cache))
             except BaseException as error:
                 tail.set_exception(error)
                 with self._lock:
@@ -114,39 +123,30 @@ class Tails:
 TAILS = Tails()
 
 
-def read_records(
-    tail: Tail, size: int, chunks: bytes, first: int, last: int
-) -> list[bytes | UnreadableExampleError]:
-    """Records [first, last) of a file of `size` bytes, or for each what is wrong with it.
+def read_record(tail: Tail, size: int, chunk: bytes, number: int) -> bytes:
+    """A record of a file.
 
     Args:
-        tail: its end.
+        tail: the file's end.
         size: its number of bytes.
-        chunks: the bytes that `tail.footer.chunks(first, last)` tells.
-        first: number of the first record.
-        last: one past that of the last.
+        chunk: the bytes that `tail.footer.chunks(number, number + 1)` tells.
+        number: of the record.
 
     Raises:
-        InputError: there is no room for them.
+        UnreadableExampleError: the chunk is damaged.
+        InputError: there is no room for it.
     """
-    start, end = tail.footer.chunks(first, last)
-    if len(chunks) != end - start:
-        raise ValueError(f"{len(chunks)} bytes of the {end - start} that hold these records")
+    start, end = tail.footer.chunks(number, number + 1)
+    if len(chunk) != end - start:
+        raise ValueError(f"{len(chunk)} bytes of the {end - start} that hold this record")
     footer = int(tail.footer.bounds[-1])
-    pieces = [(start, chunks), (footer, tail.footer_bytes), (size - BLOCK, tail.postscript)]
+    pieces = [(start, chunk), (footer, tail.footer_bytes), (size - BLOCK, tail.postscript)]
     with _file_with_holes(size, pieces) as path:
         reader = ArrayRecordReader(path, options=_OPTIONS)
-    records: list[bytes | UnreadableExampleError] = []
-    length = tail.footer.records_per_chunk
-    while first < last:  # chunk by chunk, since each has a hash
-        stop = min((first // length + 1) * length, last)
-        try:
-            records += reader.read(first, stop)
-        except (RuntimeError, IndexError) as error:
-            broken = UnreadableExampleError(str(error).split(";")[0])
-            records += [broken] * (stop - first)
-        first = stop
-    return records
+    try:
+        return reader.read(number, number + 1)[0]
+    except (RuntimeError, IndexError) as error:
+        raise UnreadableExampleError(str(error).split(";")[0]) from None
 
 
 @contextmanager

@@ -12,12 +12,13 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from flaxclip.data.sources.shard_paths import shown
 from flaxclip.data.sources.tars.tar_scan import ShardScan, scan_shard
 from flaxclip.data.storage.file_systems import Version
 from flaxclip.errors import InputError
+from flaxclip.exit_codes import PreemptedError
 
 
 def scan_in_processes(
@@ -29,6 +30,23 @@ def scan_in_processes(
 
     Raises:
         InputError: a process was killed or has crashed.
+    """
+    with scanning(processes) as (pool, scan):
+        yield from pool.map(scan, paths, versions or [None] * len(paths))
+
+
+@contextlib.contextmanager
+def scanning(
+    processes: int,
+) -> Iterator[
+    tuple[
+        concurrent.futures.ThreadPoolExecutor,
+        Callable[[str, Version | None], ShardScan | InputError],
+    ]
+]:
+    """Threads, and a function for them that is `scan_shard` in one of as many processes.
+
+    It raises `InputError` if the process was killed or has crashed.
     """
     idle: queue.SimpleQueue[Scanner] = queue.SimpleQueue()
 
@@ -45,10 +63,10 @@ def scan_in_processes(
             idle.put(scanner)
         with concurrent.futures.ThreadPoolExecutor(processes) as pool:
             try:
-                yield from pool.map(scan, paths, versions or [None] * len(paths))
+                yield pool, scan
             finally:
-                # Before the pool waits for its threads: where the iteration ends early, no shard is
-                # to be scanned to its end. Their pipes are closed after it, when no thread reads.
+                # Before the pool waits for its threads: where the work ends early, no shard is to
+                # be scanned to its end. Their pipes are closed after it, when no thread reads.
                 for scanner in scanners:
                     scanner.process.kill()
 
@@ -69,6 +87,7 @@ class Scanner:
 
         Raises:
             InputError: the process was killed or has crashed.
+            PreemptedError: as `scan_shard` has raised it.
         """
         requests, answers = self.process.stdin, self.process.stdout
         assert requests is not None, "a pipe"
@@ -76,9 +95,13 @@ class Scanner:
         try:
             pickle.dump((path, version), requests)
             requests.flush()
-            return pickle.load(answers)
+            found = pickle.load(answers)
         except (EOFError, OSError, pickle.UnpicklingError):
             code = self.process.wait()
+        else:
+            if isinstance(found, PreemptedError):
+                raise found
+            return found
         how = f"ended with exit code {code}; its own message is above"
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
@@ -106,7 +129,11 @@ def main() -> None:
             path, version = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(scan_shard(path, version), results)
+        try:
+            found: ShardScan | InputError | PreemptedError = scan_shard(path, version)
+        except PreemptedError as error:
+            found = error
+        pickle.dump(found, results)
         results.flush()
 
 

@@ -53,6 +53,8 @@ _READ_WHOLE = (
 _MAX_HEADER_BYTES = 2**20
 _PLAIN_FILE = tarfile.REGTYPE[0]
 _EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "txt", "json"))
+# DataCompDR's, which `reinforced.datacompdr` reads where training asks for them.
+_BESIDE = frozenset(("paug.json", "syn.json", "url.txt"))
 
 
 class ShardScan(NamedTuple):
@@ -126,13 +128,15 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
     file: Any = tar.fileobj
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    members, first, dotted = 0, None, set()
+    members, first, dotted, beside = 0, None, set(), 0
     while (member := _next_member(tar, path, members, size)) is not None:
         members += 1
         first = first or member.name
         key, extension = split_key(member.name)
         reason = member_reason(member.name, member.kind, _EXTENSIONS)
-        if reason == DOTTED:  # an image and its caption are one
+        if reason == DOTTED and extension in _BESIDE:
+            beside += 1
+        elif reason == DOTTED:  # an image and its caption are one
             dotted.add(member.name.rpartition(".")[0])
         elif reason:
             counts[reason] += 1
@@ -165,6 +169,7 @@ def _scan_members(tar: tarfile.TarFile, path: str) -> ShardScan:
         odd = describe_counts({name: counts[name] for name in MEMBER_REASONS if counts[name]})
         odd = f"left out: {odd}\n" if odd else ""
         odd += "names end at their first dot: rename such files\n" if dotted else ""
+        odd += "DataCompDR has no images: join its files with yours by key\n" if beside else ""
         raise InputError(
             f"no image–caption pairs in {shown(path)}\n"
             f"{members} members, none of .jpg .jpeg .png .webp with a .txt or .json of the same "

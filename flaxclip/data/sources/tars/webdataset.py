@@ -10,10 +10,11 @@ webdataset's sample. By default the .txt is the caption, and where there is none
 part, as in webdataset: `photo.v2.jpg` has the extension `v2.jpg`, and is no image. A key that comes
 again in the same shard is another example, as in open_clip. `source.shards` counts these, and what
 is left out. Tars are read by position, without unpacking; in object storage, an example whose
-members are neighbours takes one ranged request.
+members are neighbours takes one ranged request. `source.reinforced(7)` reads what DataCompDR stores
+of teachers beside an image, see `reinforced.datacompdr`.
 """
 
-import functools
+import hashlib
 import logging
 import operator
 import os
@@ -22,6 +23,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from flaxclip.data.reinforced import datacompdr
+from flaxclip.data.reinforced.stored_vectors import Reinforced
 from flaxclip.data.sources.captions import (
     DEFAULT_CAPTIONS,
     CaptionConfig,
@@ -31,11 +34,13 @@ from flaxclip.data.sources.captions import (
 )
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.left_out import MEMBER_REASONS, describe_counts
-from flaxclip.data.sources.runs import ReadsInRuns, count_run_length
+from flaxclip.data.sources.runs import ReadsInRuns
 from flaxclip.data.sources.shard_paths import expand_shards
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.data.sources.tars.index.build_index import build_index
+from flaxclip.data.sources.tars.index.counted_index import CountedIndex
 from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
+from flaxclip.data.sources.tars.neighbours import read_members, spans_of
 from flaxclip.data.sources.tars.tar_extents import MAX_MEMBER_BYTES, find_extents
 from flaxclip.data.sources.tars.tar_scan import COUNTS
 from flaxclip.data.storage.file_systems import Version, is_remote
@@ -63,6 +68,8 @@ class WebDatasetSource(ReadsInRuns):
         allow_empty_shards: bool = False,
         index: str | None = None,
         sharing: IndexSharing | None = None,
+        counts: str | None = None,
+        teacher_widths: tuple[int, ...] = (),
     ) -> None:
         """Index the shards, or open the index that an earlier call has built.
 
@@ -73,14 +80,18 @@ class WebDatasetSource(ReadsInRuns):
             index: folder of an index that `flaxclip.data.index` has made. If None, the one beside
                 the shards is used, if there is one.
             sharing: hosts that index the shards together. If None, this one does.
+            counts: `CorpusConfig.counts`. If given, shards at URLs which no index has are not
+                indexed now, but when they are needed: all that reads examples can then raise
+                `InputError`, of a shard that cannot be used or has another number of pairs.
+            teacher_widths: `CorpusConfig.teacher_widths`, for `reinforced`.
 
         Raises:
             InputError: a pattern matches nothing or a shard is named twice, is missing, cannot be
                 read, is not a tar, is truncated or has no pairs; or all are empty.
         """
         self.paths = expand_shards([shards] if isinstance(shards, str) else shards)
-        self._captions = captions
-        self._index = build_index(self.paths, index, sharing)
+        self._captions, self._teacher_widths = captions, teacher_widths
+        self._index = build_index(self.paths, index, sharing, counts)
         # By characters, up to a slash: commonpath would spoil URLs.
         folders = [f"{os.path.dirname(path)}/" for path in self.paths]
         self._common_folder = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
@@ -116,27 +127,66 @@ class WebDatasetSource(ReadsInRuns):
         found = self._read(index, self._index.entry(index), ("txt", "json"))
         return _fields(("txt", "json"), found)
 
+    def reinforced(self, index: SupportsIndex) -> Reinforced:
+        """An example of DataCompDR, with what lies beside it of teachers.
+
+        All its files follow one another in the tar, as webdataset reads them.
+
+        Raises:
+            UnreadableExampleError: as `datacompdr.read_example`.
+        """
+        index = _checked(index, len(self))
+        entry = self._index.entry(index)
+        image, *texts = self._read(index, entry, ("image", "txt", "json"))
+        assert image is not None, "no example is without one"
+        fields = _fields(("txt", "json"), texts)
+        caption = next((fields[key] for key in DEFAULT_CAPTION_KEYS if key in fields), None)
+        return datacompdr.read_example(
+            image,
+            caption if isinstance(caption, str) else None,
+            self._beside(index, entry),
+            self._teacher_widths,
+        )
+
     def name(self, index: SupportsIndex) -> str:
         """Shard and key, e.g. `00003.tar/000030017`; with folders where shards are in several."""
         index = _checked(index, len(self))
-        path = self.paths[self._index.entry(index)["shard"]]
-        return f"{path[len(self._common_folder) :].lstrip('/')}/{self._index.key(index)}"
+        return f"{self._short_path(self._index.shard_of(index))}/{self._index.key(index)}"
 
-    @functools.cached_property
-    def reads_remotely(self) -> bool:
-        """True if shards are at URLs."""
-        return any(map(is_remote, self.paths))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards together."""
+        return int(self.shards["size"].sum())
 
-    @functools.cached_property
-    def run_length(self) -> int | None:  # type: ignore[override]
-        """Examples of a run; None if the shards are on disk."""
-        if not self.reads_remotely:
-            return None
-        return count_run_length(int(self.shards["size"].sum()), len(self))
+    @property
+    def counted(self) -> CountedIndex | None:
+        """The index, if it is of shards that are counted and need not have been scanned."""
+        return self._index if isinstance(self._index, CountedIndex) else None
+
+    @property
+    def shards_sha256(self) -> str:
+        """A hash of the names, sizes and numbers of pairs of the shards."""
+        names = (path[len(self._common_folder) :] for path in self.paths)
+        counts = self.shards[["size", "pairs"]].tolist()
+        return hashlib.sha256(repr([*zip(names, counts, strict=True)]).encode()).hexdigest()
 
     def extents(self, first: int, last: int) -> tuple[Extent, ...]:
         """The byte ranges in object storage that hold examples [first, last)."""
         return find_extents(self._index.entries(first, last), self.shards, self.paths)
+
+    def place(self, index: SupportsIndex) -> str:
+        """As `name`, but with the example's number in place of the key if that must be waited for.
+
+        It must if the shard is only counted, and not indexed yet.
+        """
+        index = _checked(index, len(self))
+        shard = self._index.shard_of(index)
+        if self.counted is None or self.counted.is_at_hand(shard):
+            return self.name(index)
+        return f"{self._short_path(shard)}/example {self._index.number_in_shard(index)} of it"
+
+    def _short_path(self, shard: int) -> str:
+        return self.paths[shard][len(self._common_folder) :].lstrip("/")
 
     @property
     def shards(self) -> np.ndarray:
@@ -173,8 +223,28 @@ class WebDatasetSource(ReadsInRuns):
             }
         return [found.get(member) for member in members]
 
+    def _beside(self, index: int, entry: np.void) -> dict[str, bytes]:
+        """Members of the example, by extension, that the index does not know."""
+        shard = self._index.shards[entry["shard"]]
+        place, last = self._index.number_in_shard(index), int(shard["pairs"]) - 1
+        around = self._index.entries(index - (place > 0), index + 1 + (place < last))
+        before, after = (around[0] if place else None), (around[-1] if place < last else None)
+        path, indexed = self.paths[entry["shard"]], Version(*shard[["size", "mtime_ns"]].tolist())
+        found: dict[str, bytes] = {}
+        for start, end in spans_of(entry, before, after, indexed.size):
+            if start < end and datacompdr.missing(found):
+                data = self.fetch(index, Extent(path, start, end, indexed))
+                found |= read_members(data, self._index.key(index), datacompdr.EXTENSIONS)
+        return found
+
     def _report(self) -> None:
         shards = self._index.shards
+        if self.counted is not None:
+            _logger.info(
+                "%s pairs are stated for %s shards; %s of these are still to be indexed",
+                *(f"{n:,}" for n in (len(self), len(shards), len(self.counted.unknown))),
+            )
+            return
         found = describe_counts(self.left_out)
         worst = int(np.argmax(sum(shards[name].astype(np.int64) for name in _LEFT_OUT)))
         _logger.log(

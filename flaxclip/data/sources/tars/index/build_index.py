@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from flaxclip.data.sources.empty_shards import check_empty_shards
 from flaxclip.data.sources.shard_paths import shown
 from flaxclip.data.sources.tars.index.copied_shards import add_copies
+from flaxclip.data.sources.tars.index.counted_index import CountedIndex, count_shards
 from flaxclip.data.sources.tars.index.index_folder import IndexFolder
 from flaxclip.data.sources.tars.index.index_lookup import KnownShards
 from flaxclip.data.sources.tars.index.index_sharing import IndexSharing, share_table
@@ -25,9 +26,11 @@ from flaxclip.data.sources.tars.index.index_storage import (
     join_path,
 )
 from flaxclip.data.sources.tars.index.index_table import FORMAT, Table
+from flaxclip.data.sources.tars.index.kept_scans import KeptScans
 from flaxclip.data.sources.tars.index.shard_scans import scan_each, write_pieces
 from flaxclip.data.sources.tars.index.shard_versions import versions_of_all
-from flaxclip.data.sources.tars.index.tar_index import PIECES, TarIndex
+from flaxclip.data.sources.tars.index.stated_counts import advise_counts, read_counts
+from flaxclip.data.sources.tars.index.tar_index import PIECES, PairIndex, TarIndex
 from flaxclip.data.storage.file_systems import Version, is_remote
 from flaxclip.data.storage.files import cache_folder
 from flaxclip.errors import InputError
@@ -40,8 +43,11 @@ _logger = logging.getLogger(__name__)
 
 
 def build_index(
-    paths: Sequence[str], stored: str | None = None, sharing: IndexSharing | None = None
-) -> TarIndex:
+    paths: Sequence[str],
+    stored: str | None = None,
+    sharing: IndexSharing | None = None,
+    counts: str | None = None,
+) -> PairIndex:
     """The index of these shards; those that no index has in their present state are scanned.
 
     Args:
@@ -51,17 +57,27 @@ def build_index(
         sharing: hosts that all call this, and scan a part of the shards each if these are at URLs.
             If None, or if shards are on disk, where each host may have copies of its own, this one
             scans all.
+        counts: as for `read_counts`. Shards at URLs that no index has are then not scanned: the
+            index is a `CountedIndex`.
 
     Raises:
         InputError: a shard is missing, cannot be read, is no tar, is truncated or holds no pairs,
-            although it has members; all are empty; or the index cannot be written.
+            although it has members; all are empty; the index cannot be written; or `counts` cannot
+            be used.
     """
     if not all(map(is_remote, paths)):
-        sharing = None
+        sharing = counts = None
     versions = versions_of_all(paths)
     home = IndexFolder(str(cache_folder("tar_index") / _hash(common_folder(paths))))
     name = f"{_hash(FORMAT, *zip(paths, versions, strict=True))}.table"
     elsewhere = _stored_indexes(paths, stored)
+    if counts is not None:
+        known = KnownShards([*elsewhere, home], paths, versions)
+        # What is in this host's cache, other hosts may not have: its numbers must be those stated.
+        if known.unknown or (
+            sharing is not None and KnownShards(elsewhere, paths, versions).unknown
+        ):
+            return _count(paths, versions, known, home, counts, sharing)
     if sharing is not None:
         # Whether or not this host has an index, the others may wait for its part.
         table = share_table(elsewhere, paths, versions, home, sharing)
@@ -69,6 +85,8 @@ def build_index(
         if (index := _open_table(home.place(name))) is not None:
             return index
         if sharing is None:
+            if counts is None and is_remote(paths[0]):
+                advise_counts(paths[0])
             table = complete_table([home, *elsewhere], paths, versions, home)
         if not table.shards["pairs"].any():
             empty = [(path, version.size) for path, version in zip(paths, versions, strict=True)]
@@ -79,6 +97,23 @@ def build_index(
             f"cannot write the index of the shards to {home.path}: {error.strerror or error}\n"
             "make room there, or set XDG_CACHE_HOME to a folder that can be written"
         ) from None
+
+
+def _count(
+    paths: Sequence[str],
+    versions: Sequence[Version],
+    known: KnownShards,
+    home: IndexFolder,
+    counts: str,
+    sharing: IndexSharing | None,
+) -> CountedIndex:
+    """The index of shards of which some are only counted."""
+    unknown = set(known.unknown)
+    places = [place for place in range(len(paths)) if place not in unknown]
+    shared = None if sharing is None else join_path(sharing.folder, "shards")
+    scans = KeptScans(home.place("shards"), shared)
+    indexed = places, known.table(places)
+    return count_shards(paths, versions, read_counts(paths, counts), indexed, scans)
 
 
 def _open_table(path: str) -> TarIndex | None:

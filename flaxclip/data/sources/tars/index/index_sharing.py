@@ -27,6 +27,7 @@ from flaxclip.data.sources.tars.index.index_storage import (
 )
 from flaxclip.data.sources.tars.index.index_table import FORMAT, Table
 from flaxclip.data.sources.tars.index.shard_scans import scan_each, write_pieces
+from flaxclip.data.sources.tars.index.stated_counts import advise_counts
 from flaxclip.data.sources.tars.index.tar_index import TarIndex
 from flaxclip.data.sources.tars.tar_scan import ShardScan
 from flaxclip.data.storage.file_systems import Version
@@ -105,6 +106,7 @@ def _scan_part(
         "indexing %s of %s shards, as host %s of %s",
         *(f"{len(part):,}", f"{len(known.paths):,}", sharing.host, sharing.hosts),
     )
+    advise_counts(known.paths[0])
     notes.write(0, len(part))
     for table in write_pieces(
         shared,

@@ -6,6 +6,7 @@ keys of all pairs, thousands of times as large, lie in pieces, which are read by
 a file with the entries of some shards, shard after shard, followed by their keys.
 """
 
+import functools
 import json
 import struct
 import zlib
@@ -54,11 +55,12 @@ class Table(NamedTuple):
 
     def to_bytes(self) -> bytes:
         """The contents of a table's file."""
+        shards = self.shards.tobytes()
         pieces = json.dumps(self.pieces).encode()
         names = json.dumps({"root": self.root, "names": self.names}).encode()
-        rest = self.shards.tobytes() + pieces + names
-        crc = zlib.crc32(rest)
-        return _HEADER.pack(_MAGIC, crc, len(self.shards), len(pieces), len(names)) + rest
+        crc = functools.reduce(lambda crc, part: zlib.crc32(part, crc), (shards, pieces, names), 0)
+        header = _HEADER.pack(_MAGIC, crc, len(self.shards), len(pieces), len(names))
+        return b"".join((header, shards, pieces, names))
 
     @classmethod
     def from_bytes(cls, data: bytes | np.ndarray) -> "Table":

@@ -12,7 +12,9 @@ from flaxclip.data.sources.tars.tar_scan import ShardScan, scan_shard
 from flaxclip.data.storage.file_systems import Version, is_remote
 from flaxclip.errors import InputError
 
-_PARALLEL_FROM = 8  # shards; starting processes takes as long as scanning a few shards
+PARALLEL_FROM = 8
+"""Shards: starting processes takes as long as scanning a few."""
+
 _PIECE_BYTES = 2**26  # kept in memory until they are written
 _PIECE_SECONDS = 60.0  # of work that is lost at most, if the process is killed
 _SECONDS_BETWEEN_LINES = 30.0
@@ -94,7 +96,7 @@ def scan_each(
     if processes is None:
         processes = max(cores, min(4 * cores, 64)) if any(map(is_remote, paths)) else cores
     processes = min(processes, len(paths))
-    if len(paths) < _PARALLEL_FROM or processes == 1:
+    if len(paths) < PARALLEL_FROM or processes == 1:
         yield from map(scan_shard, paths, versions)
     else:
         yield from scan_in_processes(paths, processes, versions)

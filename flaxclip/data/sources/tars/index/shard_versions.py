@@ -2,16 +2,26 @@
 
 import collections
 import contextlib
+import inspect
+import itertools
 import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flaxclip.data.sources.shard_paths import shown
 from flaxclip.data.sources.tars.index.index_storage import can_list, list_files
-from flaxclip.data.storage.file_systems import Version, is_remote, version_in, version_of
+from flaxclip.data.storage.file_systems import (
+    Version,
+    file_system_of,
+    is_remote,
+    version_in,
+    version_of,
+)
 from flaxclip.errors import InputError
 
 _LISTED_FROM = 64  # shards in a folder; a page of a listing describes a thousand
+_IN_LISTING = 1000
+_LISTINGS_AT_ONCE = 8
 
 
 def versions_of_all(paths: Sequence[str]) -> list[Version]:
@@ -21,11 +31,10 @@ def versions_of_all(paths: Sequence[str]) -> list[Version]:
         InputError: some do not exist, or cannot be opened.
     """
     missing = []
-    listed = _listed_versions(paths)
+    known = _listed_versions(paths)
+    others = [path for path in paths if path not in known]
 
     def look(path: str) -> Version:
-        if path in listed:
-            return listed[path]
         try:
             return version_of(path)
         except FileNotFoundError:
@@ -37,14 +46,14 @@ def versions_of_all(paths: Sequence[str]) -> list[Version]:
 
     # In object storage each is a request.
     with ThreadPoolExecutor(32) as pool:
-        versions = list(pool.map(look, paths))
+        known.update(zip(others, pool.map(look, others), strict=True))
     if missing:
         raise InputError(
             f"{len(missing):,} of {len(paths):,} shards do not exist\n"
             f"first: {shown(min(missing))}\n"
             "check the pattern, or finish the download"
         )
-    return versions
+    return [known[path] for path in paths]
 
 
 def _listed_versions(paths: Sequence[str]) -> dict[str, Version]:
@@ -58,13 +67,56 @@ def _listed_versions(paths: Sequence[str]) -> dict[str, Version]:
         if len(inside) < _LISTED_FROM:
             continue
         with contextlib.suppress(Exception):  # may be forbidden, though the files may be read
-            found = list_files(folder)
-            here = {}
-            for path in inside:
-                info = found.get(posixpath.basename(path))
-                if info is not None and info.get("size") is not None:
-                    here[path] = version_in(info)
+            here = _versions_in(folder, inside)
             # Not every client describes a file in both cases alike.
-            if here and version_of(first := next(iter(here))) == here[first]:
+            if here and version_of(first := min(here)) == here[first]:
                 versions |= here
     return versions
+
+
+def _versions_in(folder: str, paths: Sequence[str]) -> dict[str, Version]:
+    """The versions of those of `paths` that a listing of their folder describes.
+
+    Clients make some 5 kB of each file, and keep them: of a hundred thousand, half a GB. So files
+    are listed a thousand at a time, in parts whose names begin alike, where the client can do that;
+    several parts at once, where pages of one listing come one after the other.
+    """
+    fs = file_system_of(folder)
+    can_divide = "prefix" in inspect.signature(getattr(fs, "_find", fs.find)).parameters
+    names = {posixpath.basename(path): path for path in paths}
+
+    def look(prefix: str) -> dict[str, Version]:
+        if prefix:
+            root = f"{fs._strip_protocol(folder)}/"
+            listed = fs.find(folder, prefix=prefix, detail=True)  # also below folders
+            found = {name.removeprefix(root): info for name, info in listed.items()}
+        else:
+            found = list_files(folder)
+        return {
+            names[name]: version_in(info)
+            for name, info in found.items()
+            if name in names and info.get("size") is not None
+        }
+
+    prefixes = _prefixes(sorted(names)) if can_divide else [""]
+    versions: dict[str, Version] = {}
+    with ThreadPoolExecutor(_LISTINGS_AT_ONCE) as pool:
+        for part in pool.map(look, prefixes):
+            versions |= part
+    fs.invalidate_cache(folder)
+    return versions
+
+
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """Beginnings of these sorted names, so that each name has one of them; few names share one.
+
+    If there are not many names, an empty one.
+    """
+
+    def longer(prefix: str, names: Sequence[str]) -> list[str]:
+        if len(names) <= _IN_LISTING:
+            return [prefix]
+        groups = itertools.groupby(names, lambda name: name[: len(prefix) + 1])
+        return [one for begin, group in groups for one in longer(begin, list(group))]
+
+    return longer("", names)

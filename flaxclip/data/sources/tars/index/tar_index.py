@@ -8,6 +8,7 @@ takes as long, and as much memory, whether there are a thousand pairs in a shard
 import functools
 import os
 import posixpath
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,30 +31,28 @@ _BLOCKS = 16  # kept in each process
 _OPEN_PIECES = 64  # kept open in each process
 
 
-class TarIndex:
+class PairIndex:
     """Where the members of each pair are.
 
-    Pairs are numbered shard by shard, in the order of their first members. A copy sent to another
-    process carries the index's place, not its contents.
+    Pairs are numbered shard by shard, in the order of their first members.
     """
 
-    def __init__(self, path: str) -> None:
-        """Open a table on this machine's disk.
+    def __init__(self, shards: np.ndarray, pieces: Sequence[Piece]) -> None:
+        """Open the pieces of a table.
+
+        Args:
+            shards: [shards] of `index_table.SHARD`.
+            pieces: by their number, with whole paths; without a path, if it is not known yet.
 
         Raises:
-            ValueError: it is damaged, or one of its pieces on this disk is not as long as it was.
-            OSError: it, or a piece, cannot be read.
+            ValueError: a piece on this disk is not as long as it was.
+            OSError: a piece cannot be read.
         """
-        self.path = path
-        if not os.path.getsize(path):
-            raise ValueError(f"{path} is empty")
-        self.shards, pieces = shards_and_pieces(np.memmap(path, np.uint8, mode="r"))
-        """[shards] of `index_table.SHARD`."""
-        folder = join_path(os.path.dirname(path), PIECES)
-        self._pieces = [Piece(resolve(folder, name), size) for name, size in pieces]
+        self.shards = shards
+        self._pieces = list(pieces)
         remote = sum(piece.size for piece in self._pieces if is_remote(piece.path))
         self._block = _KEPT_BLOCK if remote <= _CACHE_BYTES else _BLOCK
-        self._states = [_state(piece) for piece in self._pieces]
+        self._states = [piece_state(piece) for piece in self._pieces]
         here = [number for number, state in enumerate(self._states) if state]
         # An open file stays, whatever becomes of the folder.
         self._opened = {number: self._open(number) for number in here[:_OPEN_PIECES]}
@@ -61,31 +60,16 @@ class TarIndex:
         self._ends = np.cumsum(self.shards["pairs"], dtype=np.int64)
         self._starts = self._ends - self.shards["pairs"]
 
-    def check_remote_pieces(self) -> None:
-        """Look whether the pieces in object storage are there.
-
-        Raises:
-            ValueError: one is not, or is not as long as it was.
-            OSError: they cannot be listed.
-        """
-        remote = [piece for piece in self._pieces if is_remote(piece.path)]
-        remote = [piece for piece in remote if can_list(piece.path)]
-        folders = {posixpath.dirname(piece.path) for piece in remote}
-        found = {folder: list_files(folder) for folder in folders}
-        for path, size in remote:
-            folder, name = posixpath.split(path)
-            if found[folder].get(name, {}).get("size") != size:
-                raise ValueError(f"{path} is not there any more, or not whole")
-
-    def __reduce__(self) -> tuple[type["TarIndex"], tuple[str]]:
-        return TarIndex, (self.path,)
-
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def shard_of(self, number: int) -> int:
         """The number of the shard that holds a pair."""
         return int(self._ends.searchsorted(number, "right"))
+
+    def number_in_shard(self, number: int) -> int:
+        """A pair's number within its shard."""
+        return number - int(self._starts[self.shard_of(number)])
 
     def entries(self, first: int, last: int) -> np.ndarray:
         """[last - first] of `ENTRY`, of pairs `first` up to `last`; they may lie in several shards.
@@ -130,8 +114,12 @@ class TarIndex:
             entries, keys, {name: int(row[name]) for name in (*COUNTS, *MEMBER_REASONS)}
         )
 
+    def _row(self, shard: int) -> np.void:
+        """The row of a shard whose piece is known."""
+        return self.shards[shard]
+
     def _entries_of(self, shard: int, first: int, last: int) -> np.ndarray:
-        row = self.shards[shard]
+        row = self._row(shard)
         start = int(row["entries_at"]) + (first - int(self._starts[shard])) * ENTRY.itemsize
         data = self._read(int(row["piece"]), start, (last - first) * ENTRY.itemsize)
         entries = np.frombuffer(bytearray(data), ENTRY)
@@ -168,8 +156,54 @@ class TarIndex:
         return data
 
 
-def _state(piece: Piece) -> tuple[int, ...]:
-    if is_remote(piece.path):
+class TarIndex(PairIndex):
+    """The index of shards that have all been scanned.
+
+    A copy sent to another process carries the index's place, not its contents.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open a table on this machine's disk.
+
+        Raises:
+            ValueError: it is damaged, or one of its pieces on this disk is not as long as it was.
+            OSError: it, or a piece, cannot be read.
+        """
+        self.path = path
+        if not os.path.getsize(path):
+            raise ValueError(f"{path} is empty")
+        shards, pieces = shards_and_pieces(np.memmap(path, np.uint8, mode="r"))
+        folder = join_path(os.path.dirname(path), PIECES)
+        super().__init__(shards, [Piece(resolve(folder, name), size) for name, size in pieces])
+
+    def check_remote_pieces(self) -> None:
+        """Look whether the pieces in object storage are there.
+
+        Raises:
+            ValueError: one is not, or is not as long as it was.
+            OSError: they cannot be listed.
+        """
+        remote = [piece for piece in self._pieces if is_remote(piece.path)]
+        remote = [piece for piece in remote if can_list(piece.path)]
+        folders = {posixpath.dirname(piece.path) for piece in remote}
+        found = {folder: list_files(folder) for folder in folders}
+        for path, size in remote:
+            folder, name = posixpath.split(path)
+            if found[folder].get(name, {}).get("size") != size:
+                raise ValueError(f"{path} is not there any more, or not whole")
+
+    def __reduce__(self) -> tuple[type["TarIndex"], tuple[str]]:
+        return TarIndex, (self.path,)
+
+
+def piece_state(piece: Piece) -> tuple[int, ...]:
+    """What tells that a piece on this disk is the same; empty for others.
+
+    Raises:
+        ValueError: it is not as long as it was.
+        OSError: it cannot be read.
+    """
+    if is_remote(piece.path) or not piece.path:
         return ()
     stat = os.stat(piece.path)
     if stat.st_size != piece.size:

@@ -18,11 +18,13 @@ Rate = float | np.ndarray
 """Factor on the learning rate: one for the parameter, or one for each of its stacked layers."""
 
 # Below all layers. A ResNet's position embedding is none of them: it belongs to its pooling.
-_INPUTS = re.compile(
-    r"(patch_embedding|class_embedding|token_embedding|position_embedding|segment_embedding"
-    r"|ln_embedding|ln_pre|stem)(/|$)"
+INPUTS = re.compile(
+    r"(patch_embedding|class_embedding|register_embedding|token_embedding|position_embedding"
+    r"|segment_embedding|ln_embedding|ln_pre|stem)(/|$)"
 )
 
+# Of a stage, in the order of its layers; True for a stack.
+_STAGE_PARTS = {"downsample": False, "first": False, "rest": True}
 _STACKS = re.compile(r"(^|/)(transformer/blocks|stage\d+/rest)/")
 
 
@@ -95,7 +97,7 @@ def _layers_above(name: str, leaf: Any, tower: Mapping[str, Any]) -> Rate:
                 return count + 1 - first
             above = np.float32(count + 1 - first) - np.arange(leaf.shape[0], dtype=np.float32)
             return above.reshape(-1, *[1] * (leaf.ndim - 1))
-    is_input = _INPUTS.match(name) and not (name == "position_embedding" and "stem" in tower)
+    is_input = INPUTS.match(name) and not (name == "position_embedding" and "stage1" in tower)
     return count + 1 if is_input else 0
 
 
@@ -109,11 +111,10 @@ def _numbered_layers(tower: Mapping[str, Any]) -> tuple[dict[str, tuple[int, boo
         return {"transformer/blocks/": (1, True)}, length(tower["transformer"]["blocks"])
     layers, count = {}, 0
     for stage in sorted(name for name in tower if name.startswith("stage")):
-        layers[f"{stage}/first/"] = (count + 1, False)
-        count += 1
-        if "rest" in tower[stage]:
-            layers[f"{stage}/rest/"] = (count + 1, True)
-            count += length(tower[stage]["rest"])
+        for part, stacked in _STAGE_PARTS.items():
+            if part in tower[stage]:
+                layers[f"{stage}/{part}/"] = (count + 1, stacked)
+                count += length(tower[stage][part]) if stacked else 1
     return layers, count
 
 

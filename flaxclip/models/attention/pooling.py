@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from flaxclip.models.attention.dot_product import dot_product_attention
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import Initializer, logical
 from flaxclip.models.layers import (
     MLP,
     BlockConfig,
     Projection,
-    dot_product_attention,
     layer_norm,
 )
 
@@ -27,8 +27,12 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: Float[Array, "#b q w"], x: Float[Array, "b l w"]
+        self,
+        queries: Float[Array, "#b q w"],
+        x: Float[Array, "b l w"],
+        padding_mask: Bool[Array, "b l"] | None = None,
     ) -> Float[Array, "b q out"]:
+        """`padding_mask`: True for vectors that are attended to. If None, all."""
         width = x.shape[-1]
         heads = (self.heads, width // self.heads)
 
@@ -45,7 +49,8 @@ class AttentionPool(nn.Module):
 
         q, k, v = project("query", queries), project("key", x), project("value", x)
         q = jnp.broadcast_to(q, (x.shape[0], *q.shape[1:]))
-        z = rearrange(dot_product_attention(q, k, v, causal=False), "b h l k -> b l (h k)")
+        z = dot_product_attention(q, k, v, causal=False, padding_mask=padding_mask)
+        z = rearrange(z, "b h l k -> b l (h k)")
         return Projection(
             heads,
             (self.out_width,),
@@ -66,7 +71,10 @@ class MAPHead(nn.Module):
     compute: ComputeConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b w"]:
+    def __call__(
+        self, x: Float[Array, "b l w"], padding_mask: Bool[Array, "b l"] | None = None
+    ) -> Float[Array, "b w"]:
+        """`padding_mask`: True for positions that are pooled. If None, all."""
         c, dtype = self.config, self.compute.activation_dtype
         width = x.shape[-1]
         probe = self.param(
@@ -74,7 +82,7 @@ class MAPHead(nn.Module):
         )
         x = AttentionPool(
             c.heads, width, c.init.out_kernel, nn.initializers.zeros, dtype, name="attention"
-        )(probe[None].astype(dtype), x)
+        )(probe[None].astype(dtype), x, padding_mask)
         mlp = MLP(c, self.compute, name="mlp")
         x = x + mlp(layer_norm("ln", c.norm_eps)(x).astype(dtype))
         return x[:, 0].astype(jnp.float32)

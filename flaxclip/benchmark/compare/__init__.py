@@ -1,0 +1,1 @@
+"""Whether the difference between two checkpoints is real: paired tests, task by task."""

@@ -1,0 +1,74 @@
+"""Embeddings on disk, and the name of the model that made them."""
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from flaxclip.api import CLIPModel
+from flaxclip.errors import InputError
+
+
+class Embedded(NamedTuple):
+    """Unit embeddings in order, and what is to be said about some of them."""
+
+    z: Float[np.ndarray, "n d"]
+    remarks: tuple[str, ...]
+    """Of images: those that could not be decoded, and why. Of texts: those that were too long for
+    the model and lost their end."""
+
+
+def model_digest(model: CLIPModel) -> str:
+    """A hash of the parameters, the architecture and the type of activations."""
+    spec = repr((model.spec, model.compute.dtype))
+    if model.spec.preprocess.max_patches is not None:
+        spec += f" {model.spec.preprocess.max_patches} patches"
+    digest = hashlib.sha256(spec.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        # As bytes without a copy of them, which would take longer than the hash.
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def load_embedded(path: Path) -> Embedded | None:
+    """What `save_embedded` has written; None if it has not.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return Embedded(arrays["z"], tuple(json.loads(str(arrays["remarks"]))))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"embeddings in {path} are damaged: {error}\ndelete the file; they are made again"
+        ) from None
+
+
+def save_embedded(path: Path, part: Embedded) -> None:
+    """Write a part, whole or not at all.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A run may be killed while it writes.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            np.savez(file, z=part.z, remarks=json.dumps(part.remarks))
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep embeddings in {path.parent}: {error.strerror}\n"
+            "name another folder with --cache"
+        ) from None

@@ -1,0 +1,1 @@
+"""Towers as programs without Python: StableHLO, and ONNX."""

@@ -1,0 +1,1 @@
+"""LoRA adapters as peft saves them: merged into their base, and written from runs of ours."""

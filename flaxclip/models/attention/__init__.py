@@ -1,0 +1,1 @@
+"""Attention: dot products, rotations of positions, pooling, and the kernel for TPUs."""

@@ -1,0 +1,1 @@
+"""Named architectures, by family; `models/variants.py` has them all."""

@@ -1,0 +1,1 @@
+"""Teachers: better models, whose judgement of a batch a student learns."""
