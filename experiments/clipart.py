@@ -10,8 +10,8 @@ ten of 374 for 22.5% of them; chance is 2.7%.
 
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
-from flaxclip.data.loader import DataConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.text_transformer import TextConfig

@@ -16,7 +16,7 @@ chip-hours at the 16% MFU that the compiler expects, some $59 at $1.20 a chip-ho
 
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import DataConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig

@@ -22,8 +22,8 @@ chip-hours at the 47% MFU that the compiler expects, some $350 at $1.20 a chip-h
 
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
-from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig

@@ -16,7 +16,7 @@ the bandwidth of its memory all there is.
 
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import DataConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig

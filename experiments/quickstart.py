@@ -9,8 +9,8 @@ there in a third of the steps that AdamW takes. Expect more than 95% on `scenes-
 
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
-from flaxclip.data.loader import DataConfig
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.optim import OptimConfig

@@ -33,10 +33,11 @@ from flaxclip.planning.account.report import (
 )
 from flaxclip.planning.advice import refusal_message
 from flaxclip.planning.compiled_step import Refusal
-from flaxclip.planning.report import plan_json, print_plan, trials_table, variants_table
+from flaxclip.planning.report import plan_json, print_plan, trials_table
 from flaxclip.planning.run_plan import RunPlan, make_plan
 from flaxclip.planning.search import Dimension, search
 from flaxclip.planning.topology import Topology, open_topology
+from flaxclip.planning.variants_table import variants_table
 from flaxclip.run.command_line import RunCommand, parse
 from flaxclip.train_step import settle_compute
 

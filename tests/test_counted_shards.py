@@ -13,12 +13,12 @@ import time
 import numpy as np
 import pytest
 
+from flaxclip.data.config import DataConfig
 from flaxclip.data.counted_shards import IndexingAhead, counted_corpora, index_before_start
 from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.index.make_index import make_index
-from flaxclip.data.loader import DataConfig
 from flaxclip.data.order import Draw, HostRows, OrderConfig, draw_order
 from flaxclip.data.prefetch import Prefetch
 from flaxclip.data.remote_reading import read_through_cache

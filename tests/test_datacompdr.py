@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from experiments.corpora.make_datacompdr_shards import Command, main
+from flaxclip.data.config import DataConfig
 from flaxclip.data.inspect.__main__ import Command as InspectCommand
 from flaxclip.data.inspect.__main__ import inspect
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.loader import load_batches
 from flaxclip.data.reinforced.visits import stored_teachers
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import UnreadableExampleError

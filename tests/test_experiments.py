@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flaxclip.config import load_experiment
 from flaxclip.config_json import to_json
 from flaxclip.run.command_line import TrainCommand, parse
+from flaxclip.run.experiment import load_experiment
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "experiments"

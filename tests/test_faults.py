@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 from flaxclip.checkpoint.manager import CheckpointConfig
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.config import DataConfig
+from flaxclip.data.loader import load_batches
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flaxclip.data.config import DataConfig
 from flaxclip.data.examples import ExampleLoader
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import AugmentConfig
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.loader import load_batches
 from flaxclip.data.order import OrderConfig, batch_names, draw_order
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
@@ -28,7 +29,8 @@ WHOLE = AugmentConfig(crop_scale=None)
 LEAVES_OPEN = """
 import faulthandler
 
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.config import DataConfig
+from flaxclip.data.loader import load_batches
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.models.variants import VARIANTS
 from flaxclip.sharding import MeshConfig, make_mesh

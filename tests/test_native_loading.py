@@ -8,10 +8,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.eval_transform import NativeTransform
 from flaxclip.data.images.native_size import PatchArrays, cut_into_patches
 from flaxclip.data.images.train_transform import AugmentConfig, transform_for_training
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.loader import load_batches
 from flaxclip.data.order import HostRows, OrderConfig, batch_names, draw_order, example_rng
 from flaxclip.data.sequence_lengths import schedule_lengths
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource

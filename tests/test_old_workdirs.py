@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import flaxclip
-from flaxclip.config import TrainConfig, differing_fields, load_experiment
+from flaxclip.config import TrainConfig, differing_fields
 from flaxclip.config_json import run_from_json, to_json
 from flaxclip.data.order import OrderConfig
 from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.variants import VARIANTS
+from flaxclip.run.experiment import load_experiment
 from flaxclip.run.workdir import claim_workdir
 from tests.helpers.command_lines import run_cli
 
@@ -29,7 +30,7 @@ CONFIGS = json.loads((GOLDEN / "configs_format_0.json").read_text())
 EXPERIMENT = """
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import DataConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.text_transformer import TextConfig

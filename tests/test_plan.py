@@ -10,9 +10,9 @@ import pytest
 from flaxclip.models.cost import model_cost
 from flaxclip.plan import Command, run
 from flaxclip.planning.compiled_step import CompiledStep
-from flaxclip.planning.report import variants_table
 from flaxclip.planning.run_plan import make_plan
 from flaxclip.planning.topology import open_topology
+from flaxclip.planning.variants_table import variants_table
 from flaxclip.run.command_line import parse
 from flaxclip.sharding import MeshConfig
 from tests.helpers.command_lines import refused, run_cli

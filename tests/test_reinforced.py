@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.inspect.__main__ import Command, inspect
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.loader import load_batches
 from flaxclip.data.reinforced.stored_vectors import (
     PackedVectors,
     bytes_per_vector,

@@ -18,7 +18,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from flaxclip.config_json import from_json, to_json
-from flaxclip.data.loader import DataConfig, open_source
+from flaxclip.data.config import DataConfig
+from flaxclip.data.loader import open_source
 from flaxclip.data.sources.array_records import array_record
 from flaxclip.data.sources.array_records.array_record import encode_record
 from flaxclip.data.sources.captions import CaptionConfig, draw_caption

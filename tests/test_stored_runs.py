@@ -11,7 +11,7 @@ import pytest
 
 import flaxclip
 from flaxclip.checkpoint.layout import run_record_of, saved_steps
-from flaxclip.data.loader import DataConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.errors import InputError
 from flaxclip.run.parts import open_parts
 from flaxclip.sharding import MeshConfig, make_mesh

@@ -15,6 +15,7 @@ from flaxclip.api import encode_image, encode_text
 from flaxclip.checkpoint.layout import run_record_of, saved_steps
 from flaxclip.chips import find_chip
 from flaxclip.data.batch import Batch, TeacherView
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.images.train_transform import (
     AugmentConfig,
@@ -22,7 +23,7 @@ from flaxclip.data.images.train_transform import (
     render_crop,
     render_views,
 )
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.loader import load_batches
 from flaxclip.data.reinforced.stored_vectors import StoredTeacher
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.errors import InputError

@@ -13,7 +13,6 @@ import pytest
 
 from flaxclip.checkpoint.layout import load_variables, saved_steps
 from flaxclip.checkpoint.manager import CheckpointConfig
-from flaxclip.config import load_experiment
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.errors import InputError
@@ -21,6 +20,7 @@ from flaxclip.models.clip import abstract_variables
 from flaxclip.optim import OptimConfig, make_optimizer
 from flaxclip.run.announcement import announce, explain_out_of_memory, peak_memory
 from flaxclip.run.command_line import TrainCommand, parse
+from flaxclip.run.experiment import load_experiment
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
 from flaxclip.train_state import abstract_train_state

@@ -10,7 +10,7 @@ import pytest
 
 from flaxclip.config import TrainConfig, differing_fields
 from flaxclip.config_json import run_from_json
-from flaxclip.data.loader import DataConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.data.order import OrderConfig
 from flaxclip.data.sources.corpus import MixtureCorpus
 from flaxclip.data.sources.source import Pair, UnreadableExampleError

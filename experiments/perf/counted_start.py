@@ -27,8 +27,9 @@ import numpy as np
 import PIL.Image
 import tyro
 
+from flaxclip.data.config import DataConfig
 from flaxclip.data.index.make_index import make_index
-from flaxclip.data.loader import DataConfig, load_batches, open_source
+from flaxclip.data.loader import load_batches, open_source
 from flaxclip.models.variants import VARIANTS
 from flaxclip.sharding import MeshConfig, make_mesh
 

@@ -115,7 +115,8 @@ def cpu_seconds() -> float:
 def flaxclip_side(folder: Path, workers: int):
     """Everything that the training loop does to get a batch onto the device."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from flaxclip.data.loader import DataConfig, load_batches, open_source
+    from flaxclip.data.config import DataConfig
+    from flaxclip.data.loader import load_batches, open_source
     from flaxclip.models.variants import VARIANTS
     from flaxclip.run.process import keep_freed_memory
     from flaxclip.sharding import MeshConfig, make_mesh
@@ -302,12 +303,13 @@ def print_profile(folder: Path) -> None:
     """Print the time of each part of loading an example, each timed alone in this process."""
     import numpy as np
 
+    from flaxclip.data.config import DataConfig
     from flaxclip.data.examples import ExampleLoader
     from flaxclip.data.images.decode import UprightImage
     from flaxclip.data.images.eval_transform import SizedTransform
     from flaxclip.data.images.resize import resize_part
     from flaxclip.data.images.train_transform import AugmentConfig, sample_crop
-    from flaxclip.data.loader import DataConfig, open_source
+    from flaxclip.data.loader import open_source
     from flaxclip.data.order import draw_order, example_rng
     from flaxclip.data.tokenizers.load import load_tokenizer
     from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME

@@ -29,7 +29,8 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     from data_loading import SIZES, write_shards
 
-    from flaxclip.data.loader import DataConfig, load_batches, open_source
+    from flaxclip.data.config import DataConfig
+    from flaxclip.data.loader import load_batches, open_source
     from flaxclip.models.variants import VARIANTS
     from flaxclip.sharding import MeshConfig, make_mesh
 

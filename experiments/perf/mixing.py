@@ -146,7 +146,7 @@ def train_once(folder: Path, order_name: str, seed: int, steps: int) -> float:
     """Accuracy on `scenes-unseen` of the quickstart's model after `steps` in this order."""
     import flaxclip.run.parts
     from flaxclip.checkpoint.manager import CheckpointConfig
-    from flaxclip.config import load_experiment
+    from flaxclip.run.experiment import load_experiment
     from flaxclip.train import train
 
     config = load_experiment("quickstart")

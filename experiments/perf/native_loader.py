@@ -119,8 +119,9 @@ def real_patches(folder: Path, arguments: argparse.Namespace) -> Iterator[int]:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import dataclasses
 
+    from flaxclip.data.config import DataConfig
     from flaxclip.data.images.train_transform import AugmentConfig
-    from flaxclip.data.loader import DataConfig, load_batches, open_source
+    from flaxclip.data.loader import load_batches, open_source
     from flaxclip.data.sequence_lengths import schedule_lengths
     from flaxclip.models.inputs import ImageTransform
     from flaxclip.models.variants import VARIANTS

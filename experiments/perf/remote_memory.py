@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1 / 30, help="of a step, at least")
     arguments = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from flaxclip.data.loader import DataConfig, load_batches
+    from flaxclip.data.config import DataConfig
+    from flaxclip.data.loader import load_batches
     from flaxclip.models.variants import VARIANTS
     from flaxclip.sharding import MeshConfig, make_mesh
 

@@ -47,7 +47,7 @@ source_runs.RUN_BYTES = 2 * REMOTE_BYTES  # here and in the hosts' processes
 EXPERIMENT = """
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
-from flaxclip.data.loader import DataConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig

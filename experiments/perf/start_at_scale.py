@@ -51,7 +51,8 @@ def main(trial: Trial) -> None:
 
 def run(simulation: Simulation, began: float) -> None:
     """Start as a run does, up to the first batch."""
-    from flaxclip.data.loader import DataConfig, load_batches
+    from flaxclip.data.config import DataConfig
+    from flaxclip.data.loader import load_batches
     from flaxclip.models.variants import VARIANTS
     from flaxclip.sharding import MeshConfig, make_mesh
 

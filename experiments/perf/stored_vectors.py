@@ -22,9 +22,10 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import tyro
 
-from flaxclip.config import TrainConfig, load_experiment
+from flaxclip.config import TrainConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
-from flaxclip.data.loader import DataConfig, load_batches
+from flaxclip.data.loader import load_batches
 from flaxclip.data.prepare.scan import Recipe, scan_examples
 from flaxclip.data.prepare.write_shards import write_shard
 from flaxclip.data.reinforced.reinforce import Reinforcing
@@ -33,6 +34,7 @@ from flaxclip.interop.export import export
 from flaxclip.models.clip import init_variables
 from flaxclip.models.spec import ModelSpec
 from flaxclip.planning.compute_choice import choose_compute
+from flaxclip.run.experiment import load_experiment
 from flaxclip.run.parts import RunParts, open_parts
 from flaxclip.teachers.encoder import open_encoder
 from flaxclip.train_state import TrainState, init_train_state

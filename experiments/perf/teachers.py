@@ -29,13 +29,14 @@ from typing import Annotated
 
 import tyro
 
-from flaxclip.config import TrainConfig, load_experiment
+from flaxclip.config import TrainConfig
 from flaxclip.data.prepare.scan import Recipe, scan_examples
 from flaxclip.data.prepare.write_shards import write_shard
 from flaxclip.data.reinforced.reinforce import Reinforcing
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.models.cost import model_cost
 from flaxclip.run.command_line import TrainCommand, parse
+from flaxclip.run.experiment import load_experiment
 from flaxclip.teachers.encoder import open_encoder
 
 SMALL = {

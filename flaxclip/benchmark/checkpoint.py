@@ -56,7 +56,7 @@ class Checkpoint:
         Raises:
             InputError: there are none.
         """
-        from flaxclip.data.loader import DataConfig  # slow to import, and needed for runs alone
+        from flaxclip.data.config import DataConfig  # slow to import, and needed for runs alone
 
         if self.weights.workdir is not None:
             data = load_config(self.weights.workdir).get("data", DataConfig)

@@ -10,9 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from flaxclip.data.sources import scenes
-from flaxclip.models.cost import model_cost, published_flops
-from flaxclip.models.inputs import CENTRED_MEAN, IMAGENET_MEAN, OPENAI_MEAN
-from flaxclip.models.variants import VARIANTS
 from flaxclip.planning.compiled_step import CompiledStep, Refusal
 from flaxclip.planning.roofline import network_seconds
 from flaxclip.planning.run_plan import RunPlan
@@ -23,11 +20,6 @@ from flaxclip.sharding import make_mesh
 from flaxclip.step_shapes import mean_pairs, pairs_until, token_budget
 from flaxclip.teachers.weights import describe_teachers
 
-_STATISTICS = {
-    OPENAI_MEAN: "OpenAI's mean",
-    IMAGENET_MEAN: "ImageNet's mean",
-    CENTRED_MEAN: "mean 0.5",
-}
 _UNITS = (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10))
 
 
@@ -280,37 +272,6 @@ def trials_table(trials: Sequence[Trial], topology: Topology) -> Table:
             f"{trial.used_bytes / 2**30:.2f}",
             seconds,
             rate,
-        )
-    return table
-
-
-def variants_table() -> Table:
-    """Every named architecture, with its cost and its demand for data."""
-    table = Table(
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption="GFLOPs: forward, of a pair, as open_clip counts them. Its ResNets pool from every "
-        "position and drop all but one; ours pool from that one, in 1.6 to 3.5% fewer.",
-        caption_justify="left",
-    )
-    table.add_column("name", no_wrap=True)
-    for column in ("M params", "GFLOPs/pair", "px/patch", "context"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("activation", "preprocessing", "tokenizer"):
-        table.add_column(column, no_wrap=True)
-    for name, (config, preprocess, tokenizer) in VARIANTS.items():
-        cost, vision = model_cost(config), config.vision
-        patch = f"/{vision.patch_size}" if vision.is_transformer else ""
-        statistics = _STATISTICS.get(preprocess.mean, f"mean {preprocess.mean[0]:g}")
-        table.add_row(
-            name,
-            f"{cost.parameters / 1e6:,.2f}",
-            f"{published_flops(config) / 1e9:,.2f}",
-            f"{vision.image_size}{patch}",
-            str(config.text.context_length),
-            config.text.activation,
-            f"{preprocess.resize}, {statistics}",
-            tokenizer.name,
         )
     return table
 

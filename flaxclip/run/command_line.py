@@ -10,12 +10,13 @@ import tyro
 from etils import epath
 
 from flaxclip.checkpoint.layout import CONFIG_FILE
-from flaxclip.config import TrainConfig, load_experiment
+from flaxclip.config import TrainConfig
 from flaxclip.config_json import run_from_json
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.state_dicts import WhichWeights
 from flaxclip.models.spec import ModelSpec
 from flaxclip.models.variants import VARIANTS
+from flaxclip.run.experiment import load_experiment
 from flaxclip.weights import open_weights
 
 

@@ -12,8 +12,8 @@ from flaxclip.api import CLIPModel
 from flaxclip.checkpoint.layout import save_variables
 from flaxclip.checkpoint.manager import CheckpointConfig
 from flaxclip.config import TrainConfig
+from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
-from flaxclip.data.loader import DataConfig
 from flaxclip.models.clip import CLIPConfig, init_variables
 from flaxclip.models.spec import ModelSpec
 from flaxclip.models.text_transformer import TextConfig
