@@ -75,8 +75,8 @@ class RemoteHeaders(io.RawIOBase):
     `read` raises `OSError`, and what `fetch` raises of the whole of a server.
     """
 
-    def __init__(self, path: str, version: Version, link: Link = LINK) -> None:
-        self._path, self._version, self._link = path, version, link
+    def __init__(self, path: str, version: Version) -> None:
+        self._path, self._version, self._link = path, version, LINK
         self._position = 0
         self._buffer, self._start = b"", 0
         # As if all was read by requests for a window: how far each would have led.
