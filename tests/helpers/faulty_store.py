@@ -56,6 +56,8 @@ class FaultyStore:
     seed: int = 0
     next_faults: collections.deque = dataclasses.field(default_factory=collections.deque)
     """Of the next requests for data, one each."""
+    held: collections.deque = dataclasses.field(default_factory=collections.deque)
+    """Events that the answers to the next requests for data wait for, one each; None is no wait."""
     hanging: set = dataclasses.field(default_factory=set)
     """Names of files that are never sent."""
     answers: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -100,6 +102,13 @@ class FaultyStore:
         yield
         with self._lock:
             self._at_once -= 1
+
+    def wait_before_answer(self, asks_for_data):
+        self.closing.wait(self.latency)
+        with self._lock:
+            released = self.held.popleft() if asks_for_data and self.held else None
+        while released is not None and not released.wait(0.02) and not self.closing.is_set():
+            pass
 
     def fault(self, asks_for_data):
         """What goes wrong with a request; None if nothing does."""
@@ -148,8 +157,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         store, method, name = self.server.store, self.command, self.path.lstrip("/")
         length = int(self.headers.get("Content-Length", 0))
         sent = self._chunks() if "Transfer-Encoding" in self.headers else self.rfile.read(length)
-        fault = store.fault(method == "GET" and (not store.behind or "Range" in self.headers))
-        store.closing.wait(store.latency)
+        asks_for_data = method == "GET" and (not store.behind or "Range" in self.headers)
+        fault = store.fault(asks_for_data)
+        store.wait_before_answer(asks_for_data)
         if fault == "drop":
             store.count(method, fault)
             return self._reset()
