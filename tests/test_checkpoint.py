@@ -82,7 +82,6 @@ def test_the_first_save_compiles_no_program_for_each_array(mesh, tmp_path):
     assert len(compiled) == 1, "the one of the checksums"
 
 
-@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")  # a full disk
 def test_a_failed_save_is_no_success_and_does_not_cost_the_next(mesh, tmp_path):
     state, said = state_on(mesh, jax.P("fsdp")), []
     manager = CheckpointManager(tmp_path, CheckpointConfig(), RECORD, said.append)
