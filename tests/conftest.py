@@ -36,8 +36,15 @@ import tests.helpers.typecheck  # noqa: F401  (the hook finds it by name)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("flaxclip", "tests.helpers.typecheck.check")
+# How long an example takes, and making it, is the machine's affair.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 # python -m pytest tests/test_corpus_fuzz.py --hypothesis-profile=long
-hypothesis.settings.register_profile("long", max_examples=20_000)
+hypothesis.settings.register_profile(
+    "long", hypothesis.settings.get_profile("untimed"), max_examples=20_000
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flaxclip.data.sources.array_records.array_record import decode_record, encode_record
@@ -113,10 +113,6 @@ def read_all(source) -> None:
                 TOKENIZER.encode(list(result.captions))
 
 
-slowly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@slowly
 @given(damaged(tars()), CAPTIONS)
 def test_any_tar_is_read_or_refused(data, captions):
     path = FOLDER / "fuzz.tar"
@@ -128,7 +124,6 @@ def test_any_tar_is_read_or_refused(data, captions):
     read_all(source)
 
 
-@slowly
 @given(FIELDS, CAPTIONS)
 def test_any_fields_give_captions_or_an_unreadable_example(fields, config):
     try:
@@ -141,14 +136,12 @@ def test_any_fields_give_captions_or_an_unreadable_example(fields, config):
     TOKENIZER.encode(list(captions))
 
 
-@slowly
 @given(damaged(JSON.map(json.dumps).map(str.encode)) | st.binary())
 def test_any_bytes_are_a_json_object_or_an_unreadable_example(data):
     with contextlib.suppress(UnreadableExampleError):
         assert isinstance(json_fields(data), dict)
 
 
-@slowly
 @given(FIELDS, st.text(), st.binary())
 def test_array_records_keep_what_they_are_given(fields, key, image):
     try:
@@ -160,7 +153,6 @@ def test_array_records_keep_what_they_are_given(fields, key, image):
     assert json.dumps(found[2]) == json.dumps(fields)  # not ==, which NaN is not to itself
 
 
-@slowly
 @given(damaged(FIELDS.map(lambda fields: encode_record("k", b"i", fields))) | st.binary())
 def test_any_bytes_are_an_array_record_or_an_unreadable_one(data):
     try:
@@ -173,7 +165,6 @@ def test_any_bytes_are_an_array_record_or_an_unreadable_one(data):
 ROWS = st.lists(st.lists(st.text(max_size=12), min_size=1, max_size=4), max_size=5)
 
 
-@slowly
 @given(
     damaged(ROWS.map(lambda rows: "\n".join(map(",".join, rows)).encode("utf-8", "replace"))),
     CAPTIONS,

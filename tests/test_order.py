@@ -249,7 +249,7 @@ def test_orders_that_cannot_be_meant_are_refused():
     assert OrderConfig("with_replacement").window == "auto"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     length=st.integers(1, 400), run_length=st.integers(1, 40), seed=st.integers(0, 3),
     batch_size=st.one_of(st.integers(1, 20), st.sampled_from([63, 64, 128, 130])),
