@@ -34,7 +34,7 @@ def corpus(tmp_path):
     pair_shards.write_shards(folder)
     on_disk = WebDatasetSource(f"{folder}/*.tar")
     in_bucket = BucketTars(f"slow://{folder}/*.tar")
-    SlowBucket.forget()
+    SlowBucket.forget(tmp_path)
     call_in_thread(in_bucket.__getitem__, 0).result()  # the first read of a process is made alone
     SlowBucket.together = AT_ONCE
     yield on_disk, in_bucket
@@ -60,7 +60,7 @@ def test_results_and_errors_come_in_order(remotely):
 def test_no_more_is_read_ahead_than_pays():
     begun, answer = [], threading.Event()
     call_in_thread(int).result()
-    takes = read_ahead(lambda number: (begun.append(number), answer.wait(10)), range(500), True)
+    takes = read_ahead(lambda number: (begun.append(number), answer.wait(60)), range(500), True)
     take = next(takes)
     answer.set()
     take()

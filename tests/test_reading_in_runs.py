@@ -42,6 +42,7 @@ def shards(tmp_path):
         names = range(50 * shard, 50 * shard + 50)
         pairs = {f"{name:03}": (jpeg(name), f"shade {name}") for name in names}
         write_shard(tmp_path / f"{shard}.tar", pairs)
+    SlowBucket.forget(tmp_path)
     return tmp_path
 
 
@@ -215,7 +216,7 @@ def test_the_prefetching_process_looks_for_many_runs_at_once(shards, tmp_path):
 
     class Waiting(ShortRuns):
         def extents(self, first, last):
-            met.wait(timeout=10)
+            met.wait(timeout=60)
             return super().extents(first, last)
 
     source = Waiting(f"slow://{shards}/*.tar")
