@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -217,7 +218,8 @@ print(open_test(find_tasks(sys.argv[2:])[0], place, 16)[1].labels.tolist())
 def start_reading(hub, tmp_path, task, **streams):
     return subprocess.Popen(
         [sys.executable, "-c", READING, tmp_path / "copies", task],
-        env=os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")},
+        env=os.environ
+        | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
         **streams,
@@ -252,9 +254,21 @@ def test_a_copy_that_was_killed_goes_on_where_it_was(published, tmp_path):
 
 
 def test_two_processes_at_once_make_one_copy(published, tmp_path):
-    published.seconds_per_read = 0.1
+    published.released.clear()
     processes = [start_reading(published, tmp_path, "pets") for _ in range(2)]
-    outputs = [process.communicate()[0] for process in processes]
+
+    def output(process):
+        lines = []
+        with process:
+            for line in process.stdout:
+                lines.append(line)
+                if "another process copies into it" in line:
+                    published.released.set()
+        return "".join(lines)
+
+    with ThreadPoolExecutor(2) as threads:
+        outputs = list(threads.map(output, processes))
+    assert [process.returncode for process in processes] == [0, 0]
     assert all(output.endswith("[0, 0, 0, 1, 1, 2, 2]\n") for output in outputs)
     assert any("another process copies into it" in output for output in outputs)
     assert len(published.reads()) == len(set(published.reads()))

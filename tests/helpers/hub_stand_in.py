@@ -59,8 +59,13 @@ class Hub:
     """Statuses that the next requests for files are answered with."""
     seconds_per_read: float = 0.0
     """That a request for a file takes."""
+    released: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Requests for files wait until it is set, as it is at first."""
     flipped: set[str] = dataclasses.field(default_factory=set)
     """Names of files of which a byte is changed on the way."""
+
+    def __post_init__(self) -> None:
+        self.released.set()
 
     def reads(self, of: str = "") -> list[str]:
         """The requests for content."""
@@ -78,8 +83,11 @@ def serve_hub(repositories: Mapping[str, Hosted]) -> Iterator[Hub]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         running.address = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield running
-        server.shutdown()
+        try:
+            yield running
+        finally:
+            running.released.set()
+            server.shutdown()
 
 
 @contextlib.contextmanager
@@ -215,6 +223,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return False
 
     def _content(self, file: Path) -> None:
+        self.hub.released.wait()
         time.sleep(self.hub.seconds_per_read)
         data = file.read_bytes()
         tag = _large_oid(data) if file.suffix in _LARGE else _git_oid(data)
