@@ -253,7 +253,7 @@ def test_batches_are_those_of_an_index_and_the_rest_is_indexed_meanwhile(store, 
         rows = expected(positions, lambda position: None)
         np.testing.assert_array_equal(batch.images, [row.image for row in rows])
         np.testing.assert_array_equal(batch.tokens, [row.tokens for row in rows])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while scanned(cache) < SHARDS:
         assert time.monotonic() < deadline
         time.sleep(0.05)

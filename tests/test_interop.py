@@ -571,7 +571,7 @@ def test_a_model_that_the_other_library_lacks_is_not_written(tmp_path):
 
 def test_the_command_line_says_what_is_wrong_in_two_lines(bare):
     command = [sys.executable, "-m", "flaxclip.interop", "info", str(bare)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"flaxclip.interop: {bare} is a bare state dict")
     assert "Traceback" not in done.stderr

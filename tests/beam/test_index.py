@@ -68,7 +68,7 @@ def test_a_worker_that_dies_ends_it_with_a_message(corpus):
         workers = workers_of(process.pid)
         time.sleep(0.05)
     os.kill(workers[0], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=600)
     assert process.returncode == 2
     assert "flaxclip.data.index: a worker process has died" in stderr
     assert "Traceback" not in stderr
