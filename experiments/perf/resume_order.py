@@ -42,6 +42,7 @@ from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 
 ROOT = Path(__file__).parents[2]
 REMOTE_BYTES = 4_000  # of a record
+MARGIN = 4  # steps that a run which is to be killed may take more: none is over before it is killed
 source_runs.RUN_BYTES = 2 * REMOTE_BYTES  # here and in the hosts' processes
 
 EXPERIMENT = """
@@ -131,7 +132,7 @@ def record_and_train() -> None:
     os.environ["XDG_CACHE_HOME"] = str(Path(f"cache.{host}").absolute())
     import flaxclip.train
 
-    load_batches = flaxclip.train.load_batches
+    load_batches, end = flaxclip.train.load_batches, int(os.environ["LAST_STEP"])
 
     def recording(*args, start_step, **options):
         with Path(f"records.{jax.process_index()}.jsonl").open("a") as file:
@@ -142,6 +143,8 @@ def record_and_train() -> None:
                     row = {"step": step, "row": shard.index[0].start or 0, "ids": pixel.tolist()}
                     print(json.dumps(row), file=file, flush=True)
                 yield loaded
+                if step == end:
+                    time.sleep(3600)
 
     flaxclip.train.load_batches = recording
     flaxclip.train.main()
@@ -150,8 +153,10 @@ def record_and_train() -> None:
 class Job:
     """One start of a run on some hosts."""
 
-    def __init__(self, folder: Path, hosts: int, trial: Trial):
-        self.folder, self.log = folder, folder / "log"
+    def __init__(self, folder: Path, hosts: int, trial: Trial, target: int | None = None):
+        """`target`: a step after which it is to be killed."""
+        last = trial.steps if target is None else target + MARGIN
+        self.folder, self.target, self.log = folder, target, folder / "log"
         self.already = len(self.log.read_text()) if self.log.exists() else 0
         command = [sys.executable, ROOT / "launch/local_cluster.py", "--processes", str(hosts)]
         child = [sys.executable, __file__, "train", "experiment.py", "--workdir", "run"]
@@ -159,12 +164,16 @@ class Job:
         child += ["--data.counts", "auto"] if trial.counts else []
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*command, "--", *child], cwd=folder, stdout=log, stderr=subprocess.STDOUT
+                [*command, "--", *child],
+                cwd=folder,
+                env=os.environ | {"LAST_STEP": str(last)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
-    def kill_at(self, step: int) -> int:
-        """Kill all hosts once they have taken the batch of `step`; the step that they were at."""
-        while (reached := last_step(self.folder)) < step:
+    def kill_at_target(self) -> int:
+        """Kill all hosts once they have taken the target's batch; the step that they were at."""
+        while (reached := last_step(self.folder)) < self.target:
             if self.process.poll() is not None:
                 raise RuntimeError(self.log.read_text())
             time.sleep(0.02)
@@ -245,7 +254,7 @@ def main(trial: Trial) -> None:
         targets = sorted(rng.choice(trial.steps - 5, trial.kills, replace=False).tolist())
         for number, target in enumerate(targets):
             hosts = trial.hosts[number % len(trial.hosts)]
-            reached = Job(runs["killed"], hosts, trial).kill_at(target)
+            reached = Job(runs["killed"], hosts, trial, target).kill_at_target()
             print(f"{hosts} host(s) killed at step {reached + 1} of {trial.steps}", flush=True)
         hosts = trial.hosts[trial.kills % len(trial.hosts)]
         if Job(runs["killed"], hosts, trial).process.wait() != 0:

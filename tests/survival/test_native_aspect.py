@@ -14,7 +14,7 @@ import flaxclip
 from tests.helpers.odd_shapes import EXPERIMENT, LENGTHS, native_config, write_odd_shapes
 from tests.survival.jobs import Job, cluster_command
 
-STEPS = 24
+STEPS = 40  # many after the last kill, or it comes too late where this process waits its turn
 FLAGS = (
     *("--steps", str(STEPS), "--mesh.fsdp", "2", "--checkpoint.every-steps", "4"),
     *("--health.host-timeout-seconds", "120"),

@@ -12,7 +12,7 @@ from tests.helpers.reinforced import (
 from tests.survival.jobs import Job, train_command
 from tests.survival.outcome import assert_same_run
 
-STEPS = 60
+STEPS = 100
 FLAGS = ("--steps", str(STEPS), "--log-every", "1", "--checkpoint.every-steps", "5")
 
 
