@@ -20,8 +20,8 @@ from jax.experimental.multihost_utils import process_allgather
 from flaxclip.hosts.connections import join_hosts
 from flaxclip.hosts.coordination import Requests
 
-join_hosts(60)
-with Requests(20) as requests:
+join_hosts(120)
+with Requests(120) as requests:
     for step in range(1, int(sys.argv[1]) + 1):
         process_allgather(np.array([step]))
         if step == 7 and jax.process_index() == 1:
@@ -64,7 +64,7 @@ from flaxclip.models.compute import ComputeConfig
 from flaxclip.train_step import choose_remat
 from tests.helpers.tiny_run import tiny_config
 
-join_hosts(60)
+join_hosts(120)
 host = jax.process_index()
 time.sleep(host)
 config = tiny_config("unused", compute=ComputeConfig(remat="auto"))
