@@ -10,21 +10,24 @@ import fsspec
 import jax
 import ml_dtypes
 import numpy as np
+import PIL.Image
 import pytest
 
 from experiments.corpora.make_datacompdr_shards import Command, main
 from flaxclip.data.config import DataConfig
+from flaxclip.data.images.eval_transform import SizedTransform
+from flaxclip.data.images.train_transform import render_changed
 from flaxclip.data.inspect.__main__ import Command as InspectCommand
 from flaxclip.data.inspect.__main__ import inspect
 from flaxclip.data.loader import load_batches
-from flaxclip.data.reinforced.visits import stored_teachers
+from flaxclip.data.reinforced.visits import stored_crop, stored_teachers
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
 from flaxclip.models.spec import ModelSpec
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.teachers.encoder import open_encoder
-from tests.helpers.image_tars import jpeg
+from tests.helpers.image_tars import add_members, jpeg
 from tests.helpers.reinforced import EXAMPLES, write_captioned_tars, write_teacher
 from tests.helpers.tiny_run import TINY_MODEL
 from tests.helpers.torch_files import Call, pickled, saved
@@ -246,6 +249,167 @@ def test_files_that_lie_elsewhere_in_the_tar_are_not_found(tmp_path):
     with pytest.raises(UnreadableExampleError, match=r"no \.paug\.json"):
         source.reinforced(0)
     source.reinforced(1)
+
+
+def _damaged(path, change):
+    """A source whose tar is damaged by `change` of its bytes after it was indexed."""
+    source, before = _open(path), path.stat()
+    damaged = bytearray(path.read_bytes())
+    change(damaged)
+    path.write_bytes(damaged)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return source
+
+
+def _header(path, name):
+    with tarfile.open(path) as tar:
+        return tar.getmember(name).offset
+
+
+def _overwrite(start, data):
+    def change(damaged):
+        damaged[start : start + len(data)] = data
+
+    return change
+
+
+@pytest.mark.parametrize("key", ["a", "b"])
+@pytest.mark.parametrize(
+    ("place", "data", "what"),
+    [
+        (100, b"?", r"a bad header, which begins with b'{key}\.npz"),
+        (0, bytes(512), "zeros in place of a header"),
+        (0, b"\xff" * 512, r"a bad header, which begins with b'\\xff\\xff"),
+    ],
+)
+def test_a_damaged_header_beside_an_example_is_named(tmp_path, key, place, data, what):
+    path = _write(tmp_path / "0.tar", ("a", _files()), ("b", _files()), ("c", _files()))
+    start = _header(path, f"{key}.npz")
+    source = _damaged(path, _overwrite(start + place, data))
+    with pytest.raises(
+        UnreadableExampleError,
+        match=r"no \.npz or \.pth\.gz beside it: the tar is damaged at byte "
+        rf"{start:,}, behind {key}\.paug\.json: " + what.format(key=key),
+    ):
+        source.reinforced("abc".index(key))
+    assert source.reinforced("bca".index(key)).crops == source.reinforced(2).crops
+
+
+def test_damage_behind_all_that_an_example_needs_does_no_harm(tmp_path):
+    path = _write(tmp_path / "0.tar", ("a", _files() | {"cls": b"7"}), ("b", _files()))
+    source = _damaged(path, _overwrite(_header(path, "a.cls"), b"\xff" * 512))
+    assert len(source.reinforced(0).crops) == K
+
+
+def test_a_size_in_a_header_that_goes_beyond_what_there_is_is_named(tmp_path):
+    path = _write(tmp_path / "0.tar", ("a", _files()), ("b", _files()))
+    start, header = _header(path, "a.npz"), tarfile.TarInfo("a.npz")
+    header.size = 10**9
+    source = _damaged(path, _overwrite(start, header.tobuf()))
+    with pytest.raises(
+        UnreadableExampleError,
+        match=rf"damaged at byte {start:,}, behind a\.paug\.json: a\.npz of 1,000,000,000 bytes, "
+        r"with room for [\d,]+\n",
+    ):
+        source.reinforced(0)
+
+
+def test_a_tar_that_is_cut_off_is_refused_or_named(tmp_path):
+    path = _write(tmp_path / "0.tar", ("a", _files()), ("b", _files()))
+    start, source = _header(path, "b.npz"), _open(path)
+    os.truncate(path, start + 700)
+    with pytest.raises(UnreadableExampleError, match=r"0\.tar"):
+        source.reinforced(1)
+    with pytest.raises(InputError, match=r"(?s)truncated or damaged tar: .*0\.tar.*in b\.npz"):
+        _open(path)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_that_take_headers_of_their_own_are_no_damage(tmp_path, form):
+    path, keys = tmp_path / "0.tar", [f"{'folder/' * 20}{key}" for key in "ab"]
+    with tarfile.open(path, "w", format=form) as tar:
+        for key in keys:
+            add_members(tar, key, **{name.replace(".", "_"): d for name, d in _files().items()})
+        # All that is missed would be named together with damage.
+        add_members(tar, f"{keys[0]}c", jpg=jpeg(1), txt=b"c")
+        add_members(tar, f"{keys[0]}d", jpg=jpeg(1), txt=b"d")
+    source = _open(path)
+    for number in range(2):
+        assert len(source.reinforced(number).crops) == K
+    for number in (2, 3):
+        with pytest.raises(UnreadableExampleError, match="no vectors of a teacher are stored"):
+            source.reinforced(number)
+
+
+def _photo(width, height, exif=None):
+    """Each pixel tells its place, up to what JPEG loses."""
+    x, y = np.arange(width) * 255 // width, np.arange(height) * 255 // height
+    pixels = np.stack([*np.meshgrid(x, y), np.full((height, width), 128)], -1).astype(np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=exif or PIL.Image.Exif())
+    return file.getvalue()
+
+
+def _crops(*boxes):
+    """Of (top, left, height, width), as `.paug.json` has them."""
+    return json.dumps({"param_aug": [[box, None] for box in boxes]}).encode()
+
+
+def _seen(example, number):
+    crop = stored_crop(example, number)
+    return crop.box, render_changed(
+        crop, (SizedTransform(16, ModelSpec(TINY_MODEL).preprocess),), ()
+    )[0]
+
+
+CROPS = (20, 100, 80, 300), (0, 0, 150, 200), (60, 200, 140, 200)
+
+
+def test_crops_of_a_smaller_copy_are_scaled_by_what_img2dataset_says(tmp_path):
+    sizes = json.dumps({"original_width": 400, "original_height": 201, "width": 100}).encode()
+    example = _one(tmp_path, jpg=_photo(100, 50), json=sizes, paug_json=_crops(*CROPS))
+    whole = _one(tmp_path, jpg=_photo(400, 201), json=sizes, paug_json=_crops(*CROPS))
+    for number in range(K):
+        (box, copy), (of_whole, original) = _seen(example, number), _seen(whole, number)
+        # An image of that size needs no scale, though the JSON has one.
+        top, left, height, width = CROPS[number]
+        assert of_whole == (left, top, left + width, top + height)
+        np.testing.assert_allclose(box, np.array(of_whole) * np.array([100 / 400, 50 / 201] * 2))
+        np.testing.assert_allclose(copy, original, atol=6)  # of 255: JPEG, and pixels of the copy
+
+
+@pytest.mark.parametrize(
+    ("fields", "copy"),
+    [
+        ({}, ""),
+        ({"original_width": 400, "original_height": "201"}, ""),
+        # As of a centre crop, which is no copy of the whole.
+        ({"original_width": 400, "original_height": 400}, ", a copy of one of 400 × 400 px, cut"),
+        ({"original_width": 300, "original_height": 150}, ", a copy of one of 300 × 150 px, cut"),
+    ],
+)
+def test_an_image_that_is_too_small_for_any_of_its_crops_is_unreadable(tmp_path, fields, copy):
+    # The first one alone would fit, and show another part.
+    crops = _crops((10, 10, 30, 40), *CROPS[1:])
+    data = json.dumps(fields).encode()
+    example = _one(tmp_path, jpg=_photo(100, 50), json=data, paug_json=crops)
+    for number in range(K):
+        with pytest.raises(
+            UnreadableExampleError,
+            match=f"reach to 400 × 200 px, are no parts of an image of 100 × 50 px{copy}",
+        ):
+            stored_crop(example, number)
+
+
+def test_crops_are_of_pixels_as_they_are_stored_whatever_exif_says(tmp_path):
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    example = _one(tmp_path, jpg=_photo(400, 201, turned), paug_json=_crops(*CROPS))
+    plain = _one(tmp_path, jpg=_photo(400, 201), paug_json=_crops(*CROPS))
+    for number in range(K):
+        (box, turned), (expected, upright) = _seen(example, number), _seen(plain, number)
+        assert box == expected
+        np.testing.assert_array_equal(turned, upright)
 
 
 def test_the_published_files_alone_are_refused_with_the_reason(tmp_path):

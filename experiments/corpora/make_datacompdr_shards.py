@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.train_transform import AugmentConfig, Crop, choose_crop, render_changed
 from flaxclip.data.reinforced.datacompdr import read_crop
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
@@ -53,10 +54,15 @@ class Command:
     per_shard: int = 10_000
 
 
+def as_stored(image: bytes) -> UprightImage:
+    """Crops of DataCompDR are of pixels as they are stored."""
+    return UprightImage(image, obeys_exif=False)
+
+
 def draw_crop(image: bytes, encoder: TeacherEncoder, rng: np.random.Generator) -> list[Any]:
     """Parameters of a crop as `.paug.json` has them."""
     augment = AugmentConfig(crop_scale=(0.08, 1.0))
-    box = choose_crop(image, encoder.transform, augment, rng).box
+    box = choose_crop(as_stored(image), encoder.transform, augment, rng).box
     left, top, right, bottom = map(int, box)
     operations = []
     for number in rng.integers(len(_MAGNITUDES), size=2).tolist():
@@ -74,13 +80,13 @@ def files_of(
     rng = np.random.default_rng((command.seed, number))
     crops = [draw_crop(pair.image, encoders[0], rng) for _ in range(command.crops)]
     read = [read_crop(crop) for crop in crops]
-    upright = choose_crop(pair.image, encoders[0].transform, AugmentConfig(None), rng).image
+    stored = as_stored(pair.image)
     synthetic = list(fields.get("syn_text", ()))
     texts = [str(fields["txt"]), *synthetic]
     of_crops, of_captions = [], []
     for encoder in encoders:
         views = [
-            render_changed(Crop(upright, crop.box), (encoder.transform,), crop.changes)[0]
+            render_changed(Crop(stored, crop.box), (encoder.transform,), crop.changes)[0]
             for crop in read
         ]
         of_crops.append(encoder.encode_images(np.stack(views)))

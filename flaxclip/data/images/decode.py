@@ -46,8 +46,16 @@ class UprightImage:
         width: in pixels, upright.
     """
 
-    def __init__(self, image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image):
+    def __init__(
+        self,
+        image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
+        obeys_exif: bool = True,
+    ):
         """Read the header of a JPEG, all of anything else.
+
+        Args:
+            image: as stored.
+            obeys_exif: if False, "upright" is as the pixels are stored.
 
         Raises:
             UnreadableExampleError: see `decode_image`.
@@ -59,11 +67,11 @@ class UprightImage:
         elif isinstance(image, bytes) and (frame := _fast_frame(image)):
             self._jpeg = image
             size = frame.height, frame.width
-            if frame.has_exif:
+            if frame.has_exif and obeys_exif:
                 orientation = _orientation(open_image(image))
         else:
             image = load_image(image) if isinstance(image, bytes) else image
-            orientation = _orientation(image)
+            orientation = _orientation(image) if obeys_exif else 1
             self._rgb = np.asarray(over_white(image))
         self._to_upright = _TO_UPRIGHT.get(orientation, _TO_UPRIGHT[1])
         self._stored = size if self._rgb is None else self._rgb.shape[:2]

@@ -48,7 +48,7 @@ class StoredCrop(NamedTuple):
     """Parameters of a crop."""
 
     box: tuple[float, float, float, float]
-    """Left, top, right and bottom, in pixels of the upright image."""
+    """Left, top, right and bottom, in pixels of the image: upright, if `Reinforced.is_upright`."""
     changes: tuple[Change, ...]
 
 
@@ -61,6 +61,12 @@ class Reinforced(NamedTuple):
     teachers: tuple[StoredTeacher, ...]
     vectors: "tuple[tuple[PackedVectors, PackedVectors], ...]"
     """For each teacher, embeddings of the crops and of the captions."""
+    is_upright: bool = True
+    """Whether crops are parts of the upright image. If False, of its pixels as they are stored,
+    whatever EXIF says."""
+    reduced_from: tuple[int, int] | None = None
+    """Width and height of an image that it is a smaller copy of, if that is known. Crops that go
+    beyond the copy are parts of that one."""
 
     def vector(
         self, teacher: int, crop: int, caption: int

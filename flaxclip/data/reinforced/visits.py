@@ -1,5 +1,7 @@
 """Reading reinforced examples in training: who the teachers are, and what a visit draws."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from flaxclip.data.images.decode import UprightImage
@@ -72,18 +74,39 @@ def read_reinforced(source: Source, number: int, expected: tuple[StoredTeacher, 
 def stored_crop(example: Reinforced, number: int) -> Crop:
     """A crop of an example's image.
 
+    All crops that are stored tell whether the image is that which they were drawn from: one of
+    them alone may fit into a smaller copy.
+
     Raises:
         UnreadableExampleError: see `decode_image`; or the image is another one than that of which
-            vectors are stored: the crop goes beyond it.
+            vectors are stored, or another size of it: crops go beyond it.
     """
-    image, box = UprightImage(example.pair.image), example.crops[number].box
-    left, top, right, bottom = box
-    if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
-        raise UnreadableExampleError(
-            f"the stored crop {left:g} {top:g} {right:g} {bottom:g} is no part of an image of "
-            f"{image.width} × {image.height} px: it was made from another one"
-        )
-    return Crop(image, box)
+    image = UprightImage(example.pair.image, example.is_upright)
+    boxes = [crop.box for crop in example.crops]
+    left, top, right, bottom = boxes[number]
+    if _hold(boxes, image.width, image.height):
+        return Crop(image, boxes[number])
+    if example.reduced_from and _hold(boxes, *example.reduced_from):
+        width, height = example.reduced_from
+        # Of the same shape, up to rounding of both sides: a copy that was not cut.
+        if abs(image.width * height - image.height * width) <= width + height:
+            across, down = image.width / width, image.height / height
+            return Crop(image, (left * across, top * down, right * across, bottom * down))
+    reach = f"{max(box[2] for box in boxes):g} × {max(box[3] for box in boxes):g} px"
+    copy = "" if not example.reduced_from else ", a copy of one of {} × {} px, cut or enlarged"
+    raise UnreadableExampleError(
+        f"stored crops, which reach to {reach}, are no parts of an image of {image.width} × "
+        f"{image.height} px{copy.format(*example.reduced_from or ())}: they were made from another "
+        "image, or from another size of it"
+    )
+
+
+def _hold(boxes: Sequence[tuple[float, float, float, float]], width: int, height: int) -> bool:
+    """Whether an image of `width` and `height` has all `boxes` as parts."""
+    return all(
+        0 <= left < right <= width and 0 <= top < bottom <= height
+        for left, top, right, bottom in boxes
+    )
 
 
 def stored_arrays(example: Reinforced | None, crop: int, caption: int) -> dict[str, np.ndarray]:

@@ -14,8 +14,11 @@ import numpy as np
 
 from flaxclip.data.sources.left_out import split_key
 from flaxclip.data.sources.tars.tar_extents import MAX_MEMBER_BYTES, MEMBERS
+from flaxclip.data.sources.tars.tar_scan import READ_WHOLE, Header
 
 _BLOCK = tarfile.BLOCKSIZE
+_TYPE = 156  # offset of it in a header
+_ZERO = b"\0"
 
 
 class Span(NamedTuple):
@@ -23,6 +26,10 @@ class Span(NamedTuple):
 
     start: int
     end: int
+    is_cut: bool = False
+    """Whether it ends somewhere in a member, as what lies there is too large to be read."""
+    ends_archive: bool = False
+    """Whether it goes to the end of the tar."""
 
 
 def spans_of(
@@ -38,30 +45,69 @@ def spans_of(
     """
     first = _first(entry) - _BLOCK
     end = shard_bytes if after is None else _first(after) - _BLOCK
+    most = first + MAX_MEMBER_BYTES
     start = 0 if before is None else min(_end(before), first)
     return (
-        Span(first, min(end, first + MAX_MEMBER_BYTES)),
+        Span(first, min(end, most), end > most, after is None),
         Span(start if first - start <= MAX_MEMBER_BYTES else first, first),
     )
 
 
-def read_members(data: bytes, key: str, extensions: Collection[str]) -> dict[str, bytes]:
-    """The members of a sample by extension, of a tar that starts with the header of one.
+class Members(NamedTuple):
+    """The members of a sample."""
 
-    What is cut off at the end of `data` is not there.
-    """
+    contents: dict[str, bytes]
+    """By extension."""
+    damage: str | None
+    """Where the tar breaks off before the end of what was to be read, and what is there."""
+
+
+def read_members(data: bytes, span: Span, key: str, extensions: Collection[str]) -> Members:
+    """The members of a sample that are whole, of the `data` of a tar in `span`."""
     found: dict[str, bytes] = {}
+    file, last, start, error = io.BytesIO(data), "", 0, None
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
+            while member := tar.next():
+                room = len(data) - member.offset_data
+                if not 0 <= member.size <= room:
+                    what = f"{member.name} of {member.size:,} bytes, with room for {room:,}"
+                    return Members(found, None if span.is_cut else _at(span, start, last, what))
                 its_key, extension = split_key(member.name)
                 if its_key == key and extension in extensions and member.isreg():
-                    file = tar.extractfile(member)
-                    assert file is not None, "it is a file"
-                    found.setdefault(extension, file.read())
-    except tarfile.TarError:
-        pass  # the end of `data` is no end of an archive
-    return found
+                    contents = tar.extractfile(member)
+                    assert contents is not None, "it is a file"
+                    found.setdefault(extension, contents.read())
+                start, last = tar.offset, member.name
+    except (tarfile.TarError, ValueError, OverflowError) as found_error:
+        error = found_error
+    what = _fault(data[start:], span, error, file.tell() >= len(data))
+    return Members(found, what and _at(span, start, last, what))
+
+
+def _fault(rest: bytes, span: Span, error: Exception | None, is_read: bool) -> str | None:
+    """What is wrong with the `rest` of a span, in which there is no further member.
+
+    tarfile takes a bad header, and the end of its file, for the end of an archive; of some headers
+    it raises an `error`. `is_read` if it has read all of `rest`.
+    """
+    if not rest:
+        return "no end-of-archive mark" if span.ends_archive and not span.is_cut else None
+    if not any(rest) and span.ends_archive:
+        return None
+    if not any(rest[:_BLOCK]):
+        return "zeros in place of a header"
+    if len(rest) < _BLOCK:
+        return None if span.is_cut else f"{len(rest)} bytes of a header"
+    if error is not None and is_read and rest[_TYPE : _TYPE + 1] in READ_WHOLE:
+        # It counts for the next header, which is that with which a known member begins.
+        return str(error) if span.ends_archive and not span.is_cut else None
+    return f"a bad header, which begins with {rest[:32].rstrip(_ZERO)!r}"
+
+
+def _at(span: Span, start: int, last: str, what: str) -> str:
+    behind = f", behind {last}" if last else ""
+    return f"at byte {span.start + start:,}{behind}: {what}"
 
 
 def _places(entry: np.void) -> list[tuple[int, int]]:

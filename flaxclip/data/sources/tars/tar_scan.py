@@ -45,11 +45,12 @@ COUNTS = (
 )
 
 
-# tarfile reads these headers at once, however long they say that they are.
-_READ_WHOLE = (
+READ_WHOLE = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
+"""Types of headers that count for the next one. tarfile reads them at once, however long they say
+that they are."""
 _MAX_HEADER_BYTES = 2**20
 _PLAIN_FILE = tarfile.REGTYPE[0]
 _EXTENSIONS = frozenset((*IMAGE_EXTENSIONS, "txt", "json"))
@@ -85,7 +86,7 @@ def scan_shard(path: str, version: Version | None = None) -> ShardScan | InputEr
             if not file.seek(0, os.SEEK_END):
                 return _EMPTY
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
                 return _scan_members(tar, path)
     except InputError as error:
         return error
@@ -101,13 +102,13 @@ def _open(path: str, version: Version | None = None) -> Any:
     return open_to_read(path)
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """tarfile's header, with a bound on its length: a damaged header can claim any."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
         header = super().frombuf(buf, encoding, errors)
-        if header.type in _READ_WHOLE and not 0 <= header.size <= _MAX_HEADER_BYTES:
+        if header.type in READ_WHOLE and not 0 <= header.size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"header of {header.size:,} bytes")
         return header
 

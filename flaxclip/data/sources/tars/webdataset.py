@@ -146,6 +146,7 @@ class WebDatasetSource(ReadsInRuns):
             caption if isinstance(caption, str) else None,
             self._beside(index, entry),
             self._teacher_widths,
+            fields,
         )
 
     def name(self, index: SupportsIndex) -> str:
@@ -231,10 +232,18 @@ class WebDatasetSource(ReadsInRuns):
         before, after = (around[0] if place else None), (around[-1] if place < last else None)
         path, indexed = self.paths[entry["shard"]], Version(*shard[["size", "mtime_ns"]].tolist())
         found: dict[str, bytes] = {}
-        for start, end in spans_of(entry, before, after, indexed.size):
-            if start < end and datacompdr.missing(found):
-                data = self.fetch(index, Extent(path, start, end, indexed))
-                found |= read_members(data, self._index.key(index), datacompdr.EXTENSIONS)
+        damage = []
+        for span in spans_of(entry, before, after, indexed.size):
+            if span.start < span.end and datacompdr.missing(found):
+                data = self.fetch(index, Extent(path, span.start, span.end, indexed))
+                members = read_members(data, span, self._index.key(index), datacompdr.EXTENSIONS)
+                found |= members.contents
+                damage += [members.damage] if members.damage else []
+        if damage and (absent := datacompdr.missing(found)):
+            raise UnreadableExampleError(
+                f"no {', no '.join(absent)} beside it: the tar is damaged {damage[0]}\n"
+                "fetch the shard again, or leave it out"
+            )
         return found
 
     def _report(self) -> None:
