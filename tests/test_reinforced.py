@@ -1,5 +1,6 @@
 """Teachers' vectors stored with a corpus: what is stored, and what training draws of it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,6 +15,8 @@ from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.inspect.__main__ import Command, inspect
 from flaxclip.data.loader import load_batches
+from flaxclip.data.prepare.scan import scan_examples
+from flaxclip.data.prepare.write_shards import write_shard
 from flaxclip.data.reinforced.stored_vectors import (
     PackedVectors,
     bytes_per_vector,
@@ -153,6 +156,24 @@ def test_an_inspection_counts_teachers_crops_captions_and_bytes(
     assert "captions an example 1 to 2, mean" in said
     assert "bytes an example 128 to 160, mean" in said
     assert "vectors: without any 1 exact" in said
+
+
+def test_captions_that_a_teacher_cuts_off_are_counted(tars, checkpoint, tmp_path):
+    text = dataclasses.replace(TINY_MODEL.text, context_length=4)
+    short = write_teacher(tmp_path / "short", 1, text=text)
+    source = open_corpus(teachers_recipe(tars, checkpoint).corpus, 32)
+
+    def count(*checkpoints):
+        recipe = teachers_recipe(tars, *checkpoints)
+        rows = scan_examples(source, recipe, range(len(source))).rows
+        report = write_shard(source, recipe, rows, tmp_path / "shard.array_record")
+        return report.teacher_truncated_captions
+
+    # Two markers and a word leave room for one digit of "true 10" to "true 19", and none of the 15
+    # captions "made up ...".
+    assert count(short) == 10 + 15
+    assert count(checkpoint) == 0
+    assert count(short, checkpoint, short) == 2 * (10 + 15)
 
 
 def test_int8_is_near_and_half_as_large():

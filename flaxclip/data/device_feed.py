@@ -26,7 +26,8 @@ class LoadedBatch(NamedTuple):
     truncated: int
     """Captions that lost their end to the context length."""
     truncated_for_teachers: int
-    """Captions that lost it for a teacher that runs beside the student, summed over teachers."""
+    """Captions that lost it for a teacher that runs beside the student, summed over teachers. Of
+    teachers whose vectors are stored, the datasheet of the corpus says it."""
     replaced: tuple[str, ...]
     """Names of unreadable examples that were replaced in the batch, and the reasons."""
     reads: Counts

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 
 from flaxclip.checkpoint.checksum import sha256_of_checksums, tree_checksums
 from flaxclip.data.images.eval_transform import SizedTransform
@@ -47,10 +47,20 @@ class TeacherEncoder:
         spec, variables, _ = _open(self.checkpoint, self.identity)
         return np.asarray(_embed_images(spec, variables, images))
 
+    def tokenize(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
+        """Ids by its tokenizer, and for each text True if it lost its end to the context length."""
+        return _open(self.checkpoint, self.identity).tokenizer.encode(texts)
+
+    def encode_tokens(self, tokens: Int32[np.ndarray, "n length"]) -> Float[np.ndarray, "n dt"]:
+        """Unit embeddings, likewise."""
+        spec, variables, _ = _open(self.checkpoint, self.identity)
+        return np.asarray(_embed_texts(spec, variables, tokens))
+
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n dt"]:
         """Unit embeddings, likewise."""
-        spec, variables, tokenizer = _open(self.checkpoint, self.identity)
-        return np.asarray(_embed_texts(spec, variables, tokenizer.encode(texts)[0]))
+        return self.encode_tokens(self.tokenize(texts)[0])
 
 
 def open_encoder(checkpoint: str) -> TeacherEncoder:

@@ -79,6 +79,8 @@ def test_shards_are_those_that_are_made_without_beam(tars, teacher, prepared, tm
     size = 2 * 16 * (3 * 20 + captions)
     assert f"vectors: 0.0 MB, {size / 20:,.0f} bytes an example: 3 crops" in stdout
     assert f"and {captions / 20:.3g} captions, each 16 numbers in bfloat16\n" in stdout
+    assert sheet["splits"]["train"]["teacher_truncated_captions"] == 0
+    assert "teacher_truncated_captions: 0 lost their end to a teacher's context\n" in stdout
 
 
 def test_two_workers_make_the_same_files(tars, teacher, prepared, tmp_path):

@@ -81,6 +81,9 @@ def make_datasheet(
                 for name, report in shards
             ],
         }
+        if plan["recipe"]["reinforcing"] is not None:
+            truncated = [report.teacher_truncated_captions for _, report in shards]
+            sheets[split]["teacher_truncated_captions"] = _sum_if_known(truncated)
     kept = sum(sheet["pairs"] for sheet in sheets.values())
     return {
         "plan": plan,
@@ -98,6 +101,20 @@ def make_datasheet(
             for name in ("flaxclip", "pillow", "array_record")
         },
     }
+
+
+def truncated_captions(sheet: Mapping[str, Any]) -> int | None:
+    """Captions that lost their end to a teacher's context length, summed over teachers. None
+    without teachers, or if a version that did not count them has written a part of the shards.
+    """
+    return _sum_if_known(
+        [split.get("teacher_truncated_captions") for split in sheet["splits"].values()]
+    )
+
+
+def _sum_if_known(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def as_json(sheet: Mapping[str, Any]) -> bytes:
@@ -131,6 +148,7 @@ def render_page(sheet: Mapping[str, Any], samples: Iterable[Mapping[str, Any]]) 
         sheet=sheet,
         formats=statistics.formats.most_common(),
         pairs=statistics.pairs,
+        truncated=truncated_captions(sheet),
         charts=[
             {"title": MEASURES[measure], "bars": _bars(statistics.distributions[measure])}
             for measure in _CHARTS

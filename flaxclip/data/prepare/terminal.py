@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from flaxclip.data.prepare.datasheet import truncated_captions
 from flaxclip.data.prepare.folder import DROPPED
 from flaxclip.data.prepare.scan import Recipe
 from flaxclip.data.reinforced.reinforce import Reinforcing
@@ -41,6 +42,9 @@ def print_datasheet(
         print(f"all that was dropped: {dst / DROPPED}")
     if recipe.reinforcing is not None:
         print(_size_of_vectors(sheet, recipe.reinforcing))
+        count = truncated_captions(sheet)
+        cut = "not counted" if count is None else f"{count:,} lost their end to a teacher's context"
+        print(f"teacher_truncated_captions: {cut}")
     print(f"datasheet: {page}")
 
 

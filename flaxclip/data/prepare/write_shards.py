@@ -36,6 +36,9 @@ class ShardReport(NamedTuple):
     sha256: str
     statistics: dict[str, Any]
     dropped: list[Dropped]
+    teacher_truncated_captions: int | None = None
+    """Captions that lost their end to a teacher's context length, summed over teachers. If None,
+    nothing is stored of teachers."""
 
 
 class _Loaded(NamedTuple):
@@ -62,21 +65,23 @@ def write_shard(
     Raises:
         InputError: it cannot be written, or the corpus is another one than was scanned.
     """
-    statistics = PairStatistics()
+    statistics, truncated = PairStatistics(), 0
     dropped: list[Dropped] = []
     try:
         writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         ordered = np.sort(rows, order=("high", "low", "example")).tolist()
         with contextlib.closing(writer):
-            for one, stored in _to_store(source, recipe, ordered, dropped, encoded):
+            for one, stored, cut in _to_store(source, recipe, ordered, dropped, encoded):
                 writer.write(stored)
                 statistics.add(measure(one.pair))
+                truncated += cut
         digest = _check_written(path, statistics.pairs)
     except (OSError, RuntimeError) as error:
         # RuntimeError is how the writer passes on what the operating system said.
         raise cannot_write(path, error) from None
     size = path.stat().st_size
-    return ShardReport(statistics.pairs, size, digest, statistics.to_json(), dropped)
+    of_teachers = None if recipe.reinforcing is None else truncated
+    return ShardReport(statistics.pairs, size, digest, statistics.to_json(), dropped, of_teachers)
 
 
 def _to_store(
@@ -85,21 +90,24 @@ def _to_store(
     ordered: Sequence[Row],
     dropped: list[Dropped],
     encoded: Callable[[int], None],
-) -> Iterator[tuple[_Loaded, bytes]]:
-    """The examples of a shard with their records; `dropped` gets those that are left out."""
+) -> Iterator[tuple[_Loaded, bytes, int]]:
+    """The examples of a shard with their records, and how many of their captions teachers cut off;
+    `dropped` gets those that are left out.
+    """
     kept = _kept(source, recipe, ordered, dropped)
     if recipe.reinforcing is None:
         for one in kept:
-            yield one, encode_record(one.name, _image(one), one.fields)
+            yield one, encode_record(one.name, _image(one), one.fields), 0
         return
     examples = (Example(one.pair, one.key, one) for one in kept)
-    for one, reinforced in reinforce(examples, recipe.reinforcing, encoded):
-        if isinstance(reinforced, UnreadableExampleError):
-            dropped.append(Dropped(one.name, "unreadable", str(reinforced)))
+    for one, made in reinforce(examples, recipe.reinforcing, encoded):
+        if isinstance(made, UnreadableExampleError):
+            dropped.append(Dropped(one.name, "unreadable", str(made)))
             continue
-        captions = tuple(reinforced["captions"])
+        captions = tuple(made.reinforced["captions"])
         one = one._replace(pair=Pair(one.pair.image, captions))
-        yield one, encode_record(one.name, _image(one), one.fields, reinforced)
+        record = encode_record(one.name, _image(one), one.fields, made.reinforced)
+        yield one, record, made.truncated_captions
 
 
 def _image(one: _Loaded) -> bytes:

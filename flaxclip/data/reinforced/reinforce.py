@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 
 from flaxclip.data.images.decode import UprightImage
 from flaxclip.data.images.eval_transform import SizedTransform
@@ -51,7 +51,13 @@ class Encoder(Protocol):
         """Unit embeddings of a batch."""
         ...
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n dt"]:
+    def tokenize(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
+        """Ids by its tokenizer, and for each text True if it lost its end to the context length."""
+        ...
+
+    def encode_tokens(self, tokens: Int32[np.ndarray, "n length"]) -> Float[np.ndarray, "n dt"]:
         """Unit embeddings of a batch."""
         ...
 
@@ -119,6 +125,15 @@ class Example(NamedTuple):
     """Whatever goes with it."""
 
 
+class Lessons(NamedTuple):
+    """What teachers make of an example."""
+
+    reinforced: dict[str, Any]
+    """Of its record."""
+    truncated_captions: int
+    """Its captions that lost their end to a teacher's context length, summed over teachers."""
+
+
 class _Drawn(NamedTuple):
     example: Example
     crops: tuple[StoredCrop, ...]
@@ -129,8 +144,8 @@ class _Drawn(NamedTuple):
 
 def reinforce(
     examples: Iterable[Example], how: Reinforcing, encoded: Callable[[int], None]
-) -> Iterator[tuple[Any, dict[str, Any] | UnreadableExampleError]]:
-    """What each example carries, with `reinforced` of its record, or the fault of its image.
+) -> Iterator[tuple[Any, Lessons | UnreadableExampleError]]:
+    """What each example carries, with what teachers make of it, or the fault of its image.
 
     Threads render the crops of the next examples while the teachers compute.
 
@@ -181,17 +196,19 @@ def _draw(example: Example, how: Reinforcing) -> _Drawn | tuple[Example, Unreada
 
 def _encode(
     group: Sequence[_Drawn | tuple[Example, UnreadableExampleError]], how: Reinforcing
-) -> Iterator[tuple[Any, dict[str, Any] | UnreadableExampleError]]:
+) -> Iterator[tuple[Any, Lessons | UnreadableExampleError]]:
     whole = [one for one in group if isinstance(one, _Drawn)]
     texts = [caption for one in whole for caption in one.captions]
     ends = list(itertools.accumulate(len(one.captions) for one in whole))
-    vectors = []
+    vectors, truncated = [], np.zeros(len(texts), int)
     for number, encoder in enumerate(how.encoders):
         if not whole:
             break
         pixels = np.concatenate([one.pixels[number] for one in whole])
         of_crops = _in_batches(encoder.encode_images, pixels, how.batch_size)
-        of_captions = _in_batches(encoder.encode_texts, texts, how.batch_size)
+        tokens, cut = encoder.tokenize(texts)
+        truncated += cut
+        of_captions = _in_batches(encoder.encode_tokens, tokens, how.batch_size)
         vectors.append((np.split(of_crops, len(whole)), np.split(of_captions, ends[:-1])))
     place = 0
     for one in group:
@@ -201,27 +218,29 @@ def _encode(
         weights = one.example.pair.weights
         yield (
             one.example.carried,
-            pack_reinforced(
-                one.crops,
-                one.captions,
-                None if weights is None else weights[: how.captions],
-                [encoder.teacher for encoder in how.encoders],
-                [(of_crops[place], of_captions[place]) for of_crops, of_captions in vectors],
-                how.vectors,
+            Lessons(
+                pack_reinforced(
+                    one.crops,
+                    one.captions,
+                    None if weights is None else weights[: how.captions],
+                    [encoder.teacher for encoder in how.encoders],
+                    [(of_crops[place], of_captions[place]) for of_crops, of_captions in vectors],
+                    how.vectors,
+                ),
+                int(truncated[ends[place] - len(one.captions) : ends[place]].sum()),
             ),
         )
         place += 1
 
 
-def _in_batches(encode: Callable[[Any], np.ndarray], rows: Any, size: int) -> np.ndarray:
+def _in_batches(
+    encode: Callable[[Any], np.ndarray], rows: np.ndarray, size: int
+) -> Float[np.ndarray, "n dt"]:
     """The last batch is filled up with copies of its last row."""
     parts = []
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
         count = len(part)
-        if isinstance(part, np.ndarray):
-            part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
-        else:
-            part = [*part, *part[-1:] * (size - count)]
+        part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
         parts.append(np.asarray(encode(part), np.float32)[:count])
     return np.concatenate(parts)
