@@ -24,7 +24,13 @@ import numpy as np
 import tyro
 
 from flaxclip.data.images.decode import UprightImage
-from flaxclip.data.images.train_transform import AugmentConfig, Crop, choose_crop, render_changed
+from flaxclip.data.images.train_transform import (
+    AugmentConfig,
+    Crop,
+    choose_crop,
+    render_changed,
+    view_of,
+)
 from flaxclip.data.reinforced.datacompdr import read_crop
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.source import Source
@@ -86,7 +92,9 @@ def files_of(
     of_crops, of_captions = [], []
     for encoder in encoders:
         views = [
-            render_changed(Crop(stored, crop.box), (encoder.transform,), crop.changes)[0]
+            render_changed(
+                Crop(stored, crop.box), [view_of(crop.box, encoder.transform)], crop.changes
+            )[0]
             for crop in read
         ]
         of_crops.append(encoder.encode_images(np.stack(views)))

@@ -12,9 +12,11 @@ from flaxclip.data.images.eval_transform import NativeTransform, SizedTransform,
 from flaxclip.data.images.train_transform import (
     AugmentConfig,
     Crop,
+    View,
     choose_crop,
+    draw_changes,
     render_changed,
-    render_views,
+    view_of,
 )
 from flaxclip.data.order import Draw, Order, example_rng, replacement
 from flaxclip.data.reinforced.stored_vectors import Reinforced, StoredTeacher
@@ -52,8 +54,10 @@ class _Loading:
     """Number of the crop, of those that are stored."""
     rng: np.random.Generator = dataclasses.field(init=False)
     crop: Crop = dataclasses.field(init=False)
-    views: list[UInt8[np.ndarray, "h w 3"]] = dataclasses.field(init=False)
+    views: list[View] = dataclasses.field(init=False)
     """Of the student, and of those in `ExampleLoader.transforms`."""
+    images: list[UInt8[np.ndarray, "h w 3"]] = dataclasses.field(init=False)
+    """One for each of the views."""
     error: UnreadableExampleError | None = None
     replaced: list[str] = dataclasses.field(default_factory=list)
 
@@ -99,7 +103,7 @@ class ExampleLoader:
         while pending:
             # All of one kind of work, then of the next: decoding an image leaves nothing of the
             # others' code and data in the core's cache.
-            for work in (self._read, self._choose_crop, self._render):
+            for work in (self._read, self._choose_views, self._render):
                 for row in pending:
                     if row.error is None:
                         begin(row.position)
@@ -120,11 +124,11 @@ class ExampleLoader:
         others = {name: other.encode(captions) for name, other in self.tokenizers.items()}
         return [
             Row(
-                row.views[0],
+                row.images[0],
                 tokens[place],
                 bool(truncated[place]),
                 tuple(row.replaced),
-                dict(zip(self.transforms, row.views[1:], strict=True))
+                dict(zip(self.transforms, row.images[1:], strict=True))
                 | {name: ids[place] for name, (ids, _) in others.items()}
                 | stored_arrays(row.reinforced, row.drawn, number),
                 sum(int(cut[place]) for _, cut in others.values()),
@@ -164,21 +168,22 @@ class ExampleLoader:
             return self.source[number]
         return read_reinforced(self.source, number, self.stored)
 
-    def _choose_crop(self, row: _Loading) -> None:
+    def _choose_views(self, row: _Loading) -> None:
         row.rng = example_rng(self.seed, row.draw, "image")
         if row.reinforced is None:
             row.crop = choose_crop(row.pair.image, self.transform, self.augment, row.rng)
         else:
             row.drawn = int(row.rng.integers(len(row.reinforced.crops)))
             row.crop = stored_crop(row.reinforced, row.drawn)
+        transforms = self._student_transform(row.position), *self.transforms.values()
+        row.views = [view_of(row.crop.box, transform) for transform in transforms]
 
     def _render(self, row: _Loading) -> None:
-        transforms = self._student_transform(row.position), *self.transforms.values()
         if row.reinforced is None:
-            row.views = render_views(row.crop, transforms, self.augment, row.rng)
+            changes = draw_changes(self.augment, row.rng)
         else:
             changes = row.reinforced.crops[row.drawn].changes
-            row.views = render_changed(row.crop, transforms, changes)
+        row.images = render_changed(row.crop, row.views, changes)
 
     def _student_transform(self, position: int) -> Transform:
         if self.lengths is None:

@@ -7,7 +7,7 @@ antialiased bicubic interpolation. All randomness comes from the generator that 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -71,6 +71,14 @@ class Crop(NamedTuple):
     """Left, top, right and bottom, in pixels."""
 
 
+class View(NamedTuple):
+    """What one model sees of a crop."""
+
+    size: tuple[int, int]
+    """Height and width, in pixels."""
+    interpolation: Literal["bicubic", "bilinear"]
+
+
 def transform_for_training(
     image: bytes | UInt8[np.ndarray, "height width 3"] | PIL.Image.Image,
     transform: Transform,
@@ -114,31 +122,40 @@ def render_views(
     The view of each is what it would be by itself. The image is decoded once for all that need it
     at the same scale.
     """
-    return render_changed(crop, transforms, draw_changes(augment, rng))
+    views = [view_of(crop.box, transform) for transform in transforms]
+    return render_changed(crop, views, draw_changes(augment, rng))
+
+
+def view_of(box: tuple[float, float, float, float], transform: Transform) -> View:
+    """How a model with this transform sees the crop with this box.
+
+    Raises:
+        UnreadableExampleError: see `native_grid`.
+    """
+    size = transform.size, transform.size
+    if isinstance(transform, NativeTransform):
+        left, top, right, bottom = box
+        size = transform.resized(math.ceil(bottom - top), math.ceil(right - left))
+    return View(size, transform.how.interpolation)
 
 
 def render_changed(
-    crop: Crop, transforms: Sequence[Transform], changes: tuple[Change, ...]
+    crop: Crop, views: Sequence[View], changes: tuple[Change, ...]
 ) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """`render_views`, with changes that are drawn already."""
+    """`render_views`, with sizes and changes that are chosen already."""
     left, top, right, bottom = crop.box
     decoded: dict[float, tuple[np.ndarray, float]] = {}
-    views = []
-    for transform in transforms:
-        needed = transform.size / min(right - left, bottom - top)
-        size: int | tuple[int, int] = transform.size
-        if isinstance(transform, NativeTransform):
-            size = transform.resized(math.ceil(bottom - top), math.ceil(right - left))
-            needed = max(size[0] / (bottom - top), size[1] / (right - left))
-        wanted = MARGIN * needed
+    rendered = []
+    for (height, width), interpolation in views:
+        wanted = MARGIN * max(height / (bottom - top), width / (right - left))
         key = crop.image.decoding_scale(wanted)
         if key not in decoded:
             decoded[key] = crop.image.decode(wanted)
         pixels, scale = decoded[key]
         box = (scale * left, scale * top, scale * right, scale * bottom)
-        pixels = resize_part(pixels, box, size, transform.how.interpolation)
-        views.append(apply_changes(pixels, changes))
-    return views
+        pixels = resize_part(pixels, box, (height, width), interpolation)
+        rendered.append(apply_changes(pixels, changes))
+    return rendered
 
 
 def sample_crop(

@@ -22,6 +22,7 @@ from flaxclip.data.images.train_transform import (
     choose_crop,
     draw_changes,
     render_changed,
+    view_of,
 )
 from flaxclip.data.reinforced.stored_vectors import (
     StoredCrop,
@@ -183,7 +184,9 @@ def _draw(example: Example, how: Reinforcing) -> _Drawn | tuple[Example, Unreada
         pixels = [
             np.stack(
                 [
-                    render_changed(Crop(image, crop.box), (encoder.transform,), crop.changes)[0]
+                    render_changed(
+                        Crop(image, crop.box), [view_of(crop.box, encoder.transform)], crop.changes
+                    )[0]
                     for crop in crops
                 ]
             )
