@@ -81,8 +81,8 @@ def read_members(data: bytes, span: Span, key: str, extensions: Collection[str])
                 start, last = tar.offset, member.name
     except (tarfile.TarError, ValueError, OverflowError) as found_error:
         error = found_error
-    what = _fault(data[start:], span, error, file.tell() >= len(data))
-    return Members(found, what and _at(span, start, last, what))
+    fault = _fault(data[start:], span, error, file.tell() >= len(data))
+    return Members(found, fault and _at(span, start, last, fault))
 
 
 def _fault(rest: bytes, span: Span, error: Exception | None, is_read: bool) -> str | None:
