@@ -20,7 +20,7 @@ from flaxclip.models.initializers import BlockInit
 from flaxclip.models.layers import BlockConfig
 from flaxclip.models.transformer import Transformer
 from flaxclip.planning.account.account import make_account
-from flaxclip.planning.hlo import parse_program
+from flaxclip.planning.hlo import Program, parse_program
 from flaxclip.planning.topology import Topology, open_topology
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -54,9 +54,10 @@ TOWERS = (
 )
 
 
-def block_cycles(tower: Tower, kernel: AttentionKernel, topology: Topology, examples: int) -> float:
-    """Cycles an example of a block with its gradients, attention by `kernel`."""
-    assert topology.chip is not None, "a TPU has figures"
+def compiled_block(
+    tower: Tower, kernel: AttentionKernel, topology: Topology, examples: int
+) -> Program:
+    """A block with its gradients for so many examples a chip, attention by `kernel`."""
     mesh = make_mesh(MeshConfig(), list(topology.devices))
     width = tower.heads * tower.head_dim
     config = BlockConfig(
@@ -79,7 +80,13 @@ def block_cycles(tower: Tower, kernel: AttentionKernel, topology: Topology, exam
         traced = jax.jit(jax.grad(total, (0, 1))).trace(params, x)
         text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     assert text is not None, "the TPU compiler tells"
-    return sum(row.cycles for row in make_account(parse_program(text), topology.chip)) / examples
+    return parse_program(text)
+
+
+def block_cycles(tower: Tower, kernel: AttentionKernel, topology: Topology, examples: int) -> float:
+    """Cycles an example of a block with its gradients, attention by `kernel`."""
+    program = compiled_block(tower, kernel, topology, examples)
+    return sum(row.cycles for row in make_account(program, topology.chip)) / examples
 
 
 def main() -> None:

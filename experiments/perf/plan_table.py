@@ -25,6 +25,7 @@ from flaxclip.planning.run_plan import make_plan
 from flaxclip.planning.search import largest_batch
 from flaxclip.planning.topology import Topology, open_topology
 from flaxclip.sharding import MeshConfig
+from flaxclip.train_step import settle_compute
 
 PAIRS = 12_800_000_000
 
@@ -51,7 +52,7 @@ def starting_point(model: str, topology: Topology) -> TrainConfig:
             mesh=MeshConfig(fsdp=fsdp),
         )
         if fsdp == chips or state_bytes(config, topology) <= topology.chip.hbm_bytes / 8:
-            return config
+            return settle_compute(config, topology.devices[0], chips)
         fsdp *= 2
 
 
