@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.stored_tensor import StoredTensor
-from flaxclip.interop.relayout import copy_transposed, empty_aligned
+from flaxclip.interop.relayout import empty_aligned, fill
 from flaxclip.models.clip import CLIPConfig
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.vision_transformer import ViTConfig
@@ -169,8 +169,7 @@ class NameTable:
 
     def _read(self, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
         def put(name: str, place: np.ndarray) -> None:
-            tensor = np.asarray(tensors[name]).astype(np.float32, copy=False)
-            copy_transposed(place, tensor.reshape(place.shape))
+            fill(place, tensors[name])
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             for binding in self.bindings:

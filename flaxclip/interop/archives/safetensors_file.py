@@ -1,17 +1,15 @@
 """A safetensors file -> tensors by name. The format has no checksums."""
 
-import functools
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from flaxclip.errors import InputError
-from flaxclip.interop.archives.stored_tensor import StoredTensor
+from flaxclip.interop.archives.stored_tensor import Extent, StoredTensor
 
 MAX_HEADER = 100_000_000
 """Bytes, of the library that defines the format."""
@@ -56,11 +54,6 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(header_bytes))
 
-    def read(entry: dict[str, Any], dtype: np.dtype) -> np.ndarray:
-        start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
-        flat = np.fromfile(path, dtype, (end - start) // dtype.itemsize, offset=start)
-        return flat.reshape(entry["shape"])
-
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -70,7 +63,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
                 f"tensor {name} is of type {entry['dtype']}\n"
                 "expected floating-point weights; quantised files cannot be read"
             )
+        extent = Extent(path, 8 + header_bytes + entry["data_offsets"][0])
         dtype = np.dtype(_TYPES[entry["dtype"]])
-        shape = tuple(entry["shape"])
-        tensors[name] = StoredTensor(name, shape, dtype, functools.partial(read, entry, dtype))
+        tensors[name] = StoredTensor(name, tuple(entry["shape"]), dtype, extent)
     return tensors
