@@ -440,6 +440,17 @@ def test_an_inspection_counts_them(shards, capsys):
     assert (found["crops"]["smallest"], found["crops"]["largest"]) == (K, K)
 
 
+def test_an_inspection_counts_images_that_crops_go_beyond(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    small = _files(paug_json=_crops(*CROPS))  # of 48 × 48 px
+    path = _write(tmp_path / "0.tar", ("a", _files()), ("b", small), ("c", small))
+    inspect(InspectCommand(str(path), json=True, teacher_widths=WIDTHS))
+    found = json.loads(capsys.readouterr().out)["teacher_vectors"]
+    assert (found["without"], found["beyond_image"]) == (0, 2)
+    inspect(InspectCommand(str(path), teacher_widths=WIDTHS))
+    assert "vectors: of crops beyond the image 2 exact" in " ".join(capsys.readouterr().out.split())
+
+
 def test_widths_must_be_positive():
     with pytest.raises(InputError, match=r"data\.teacher_widths is "):
         CorpusConfig(teacher_widths=(768, 0))

@@ -200,6 +200,9 @@ def _add_vectors(table: Table, vectors: StoredVectors, certainty: str) -> None:
         table.add_row(f"vectors: {name} an example", ends, certainty)
     if vectors.without:
         table.add_row("vectors: without any", f"{vectors.without:,}", certainty)
+    if vectors.beyond_image:
+        found = f"{vectors.beyond_image:,}"
+        table.add_row("vectors: of crops beyond the image", found, certainty)
 
 
 def _certainty(inspection: Inspection) -> str:

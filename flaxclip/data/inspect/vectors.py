@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from flaxclip.data.inspect.statistics import Distribution
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.reinforced.stored_vectors import NumberType, Reinforced, StoredTeacher
+from flaxclip.data.reinforced.visits import stored_crop
 from flaxclip.data.sources.source import Source, UnreadableExampleError, reads_remotely
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 
@@ -41,6 +42,8 @@ class StoredVectors:
     """Of all vectors of an example."""
     without: int = 0
     """Examples whose image can be read, and that have no vectors, or damaged ones."""
+    beyond_image: int = 0
+    """Examples with vectors of crops that are no parts of the image: training leaves them out."""
 
     def add(self, example: Reinforced) -> None:
         for teacher, (of_crops, _) in zip(example.teachers, example.vectors, strict=True):
@@ -48,6 +51,10 @@ class StoredVectors:
         self.crops.add(len(example.crops))
         self.captions.add(len(example.pair.captions))
         self.bytes.add(sum(packed.nbytes for pair in example.vectors for packed in pair))
+        try:
+            stored_crop(example, 0)
+        except UnreadableExampleError:
+            self.beyond_image += 1
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -59,6 +66,7 @@ class StoredVectors:
             "captions": self.captions.to_json(),
             "bytes": self.bytes.to_json(),
             "without": self.without,
+            "beyond_image": self.beyond_image,
         }
 
 
