@@ -125,7 +125,7 @@ class CLIPModel:
 
     def encode_image(
         self,
-        images: UInt8[np.ndarray, "n h w 3"] | Images,
+        images: UInt8[np.ndarray, "n h w 3"] | PatchArrays | Images,
         batch_size: int = BATCH_SIZE,
         max_patches: int | None = None,
     ) -> Float[Array, "n d"]:
@@ -142,17 +142,35 @@ class CLIPModel:
 
         Raises:
             InputError: `batch_size` is not positive; or `max_patches` is not, or the model takes
-                squares.
+                squares and is given patches or `max_patches`, or these are both given.
             UnreadableExampleError: an image is broken.
         """
-        if max_patches is not None:
+        patches = isinstance(images, PatchArrays)
+        if patches:
+            self._check_patches(max_patches)
+        elif max_patches is not None:
             return self.with_max_patches(max_patches).encode_image(images, batch_size)
 
         def encode(batch: Sequence[Any]) -> Array:
-            pixels = as_input(_fill_up(self.preprocess(batch), batch_size))
+            rows: Any = PatchArrays(*map(np.stack, zip(*batch, strict=True))) if patches else None
+            pixels = as_input(_fill_up(rows or self.preprocess(batch), batch_size))
             return encode_image(self.variables, pixels, self.spec, self.compute)
 
-        return self._encode_all(images, batch_size, encode)
+        items: Any = zip(*images, strict=True) if patches else images
+        return self._encode_all(items, batch_size, encode)
+
+    def _check_patches(self, max_patches: int | None) -> None:
+        if self.spec.preprocess.resize != "native":
+            raise InputError(
+                f"images are patches, and the model takes squares of "
+                f"{self.config.vision.image_size} pixels\ngive it images, or what its own "
+                "`preprocess` returns"
+            )
+        if max_patches is not None:
+            raise InputError(
+                f"max_patches is {max_patches}, and the images are patches already\n"
+                "give images, or preprocess them by `with_max_patches`"
+            )
 
     def encode_text(
         self, texts: Iterable[str], batch_size: int = BATCH_SIZE

@@ -11,15 +11,12 @@ from jax.sharding import Mesh
 
 from flaxclip.data.sequence_lengths import LengthSchedule, schedule_lengths
 from flaxclip.errors import InputError
+from flaxclip.models.patches import beyond_learned
 from flaxclip.models.vision_transformer import ViTConfig
 from flaxclip.sharding import check_batch_divides, count_shards
 
 if TYPE_CHECKING:
     from flaxclip.config import TrainConfig
-
-LEARNED_DENSITY = 4
-"""Patches for each learned position up to which published models have been trained: 1,024 on the
-16 x 16 grid of SigLIP 2's NaFlex (Tschannen et al. 2025)."""
 
 _OF_LENGTHS = ("batch_divisor", "scale_loss_by_pairs")  # have no effect on squares
 
@@ -46,11 +43,13 @@ def length_schedule(config: "TrainConfig") -> LengthSchedule | None:
     if config.preprocess.resize != "native":
         return None
     square = config.model.vision.grid**2
+    by_batch = f"batch_size {config.batch_size:,}, with the {square:,} patches of a square each,"
     return schedule_lengths(
         config.data.sequence_lengths or (config.preprocess.max_patches or square,),
         token_budget(config),
         config.batch_divisor,
         config.seed,
+        "data.token_budget" if config.data.token_budget else by_batch,
     )
 
 
@@ -162,11 +161,6 @@ def check_steps_divide(config: "TrainConfig", mesh: Mesh) -> None:
 def longer_than_learned(config: "TrainConfig") -> str | None:
     """What to warn of, if images have more patches than published models have been trained on."""
     schedule = length_schedule(config)
-    side = config.model.vision.grid
-    if schedule is None or schedule.lengths[-1] <= LEARNED_DENSITY * side**2:
+    if schedule is None:
         return None
-    return (
-        f"images of up to {schedule.lengths[-1]:,} patches have positions resampled from {side} x "
-        f"{side} learned ones; published models have been trained on up to {LEARNED_DENSITY} "
-        f"patches for each, here {LEARNED_DENSITY * side**2:,}"
-    )
+    return beyond_learned(schedule.lengths[-1], config.model.vision.grid)

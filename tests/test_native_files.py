@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import flaxclip
 from flaxclip.api import CLIPModel
+from flaxclip.benchmark.checkpoint import find_checkpoint
 from flaxclip.benchmark.command import Command, run_each
 from flaxclip.benchmark.embed.command import Command as EmbedCommand
 from flaxclip.benchmark.embed.command import run as embed_corpus
@@ -98,6 +99,20 @@ def test_more_patches_show_more_of_a_wide_image(folder):
     np.testing.assert_allclose(np.linalg.norm(zimg, axis=1), 1, rtol=1e-5)
     assert np.abs(zimg - np.asarray(model.encode_image([WIDE], 1))).max() > 1e-5
     assert model.transform.max_patches == 4
+
+
+def test_what_is_preprocessed_already_is_encoded_as_images_are():
+    model = CLIPModel(NAFLEX, variables_of(NAFLEX)).with_max_patches(9)
+    images = [WIDE, WIDE.rotate(90, expand=True), WIDE.resize((30, 30))]
+    for batch_size in (2, 4):
+        np.testing.assert_array_equal(
+            model.encode_image(model.preprocess(images), batch_size),
+            model.encode_image(images, batch_size),
+        )
+    with pytest.raises(InputError, match="max_patches is 4, and the images are patches already"):
+        model.encode_image(model.preprocess(images), max_patches=4)
+    with pytest.raises(InputError, match="images are patches, and the model takes squares of 16"):
+        CLIPModel(SIGLIP, variables_of(SIGLIP)).encode_image(model.preprocess(images))
 
 
 def test_patches_are_refused_where_the_model_takes_squares():
@@ -279,6 +294,26 @@ def test_embeddings_have_the_number_of_patches_that_is_asked_for(tmp_path, capsy
     for more in ((), ("--max-patches", "4")):
         said = refused(lambda more=more: embed("--precision", "float32", *more), capsys)
         assert "holds other embeddings" in said
+
+
+def test_the_checkpoint_of_squares_among_several_is_named(folder, tmp_path):
+    save_variables(tmp_path / "squares", SIGLIP._asdict(), variables_of(SIGLIP))
+    words = [str(folder), str(tmp_path / "squares"), "--max-patches", "4", "--tasks", "cifar10"]
+    with pytest.raises(InputError, match="squares: max_patches is 4, and the model takes squares"):
+        run_each(tyro.cli(Command, args=words))
+
+
+def test_more_patches_than_published_models_have_learned_are_warned_of(tmp_path, capsys):
+    save_variables(tmp_path, NAFLEX._asdict(), variables_of(NAFLEX))
+    assert find_checkpoint(str(tmp_path), None, None, 16).weights.notice == ""
+    warning = "images of up to 17 patches have positions resampled from 2 x 2 learned ones"
+    assert warning in find_checkpoint(str(tmp_path), None, None, 17).weights.notice
+    (tmp_path / "photos").mkdir()
+    WIDE.save(tmp_path / "photos/a.png")
+    words = (tmp_path, tmp_path / "photos", tmp_path / "out", "--batch-size", "8")
+    more = ("--precision", "float32", "--max-patches", "17")
+    embed_corpus(tyro.cli(EmbedCommand, args=list(map(str, (*words, *more)))))
+    assert warning in capsys.readouterr().out
 
 
 def test_squares_are_not_embedded_in_patches(tmp_path, capsys):

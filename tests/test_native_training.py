@@ -218,6 +218,10 @@ SQUARES = ImageTransform()
         ),
         (lambda: with_data(make_config(), token_budget=15), "token_budget is 15 patches a step"),
         (lambda: with_data(make_config(), token_budget=127), "8 images of 16 patches"),
+        (
+            lambda: make_config(batch_size=6),
+            "batch_size 6, with the 16 patches of a square each, is 96 patches a step",
+        ),
         (lambda: make_config(batch_divisor=0), "batch_divisor is 0"),
         (lambda: make_config(patch_dropout=0.5), "patch_dropout is 0.5, and preprocess.resize"),
         (lambda: make_config(teacher=("better",)), "teacher is set, and preprocess.resize native"),

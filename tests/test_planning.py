@@ -31,6 +31,7 @@ from flaxclip.planning.compiled_step import (
     Traffic,
     parse_refusal,
 )
+from flaxclip.planning.estimate import EstimatedMemory
 from flaxclip.planning.hlo import parse_program
 from flaxclip.planning.roofline import roofline
 from flaxclip.planning.storage_traffic import describe, storage_traffic
@@ -353,6 +354,28 @@ def test_a_search_at_native_aspect_ratio_varies_the_budget(monkeypatch):
         assert f"--data.token-budget {trial.config.data.token_budget}" in search.describe(
             trial.config, topology
         )
+
+
+def test_the_smallest_budget_tried_has_room_for_the_longest_images(monkeypatch):
+    config = tiny_config("unused", preprocess=ImageTransform("native"))
+    data = dataclasses.replace(config.data, sequence_lengths=(2, 16))
+    config = dataclasses.replace(config, batch_size=32, data=data)
+    topology, tried = Topology("v5e:2x4", jax.devices(), V5E), []
+
+    def refuse(config, _):
+        tried.append(config.data.token_budget)
+        return tuple(ShapedStep(x, Refusal(2**60, V5E.hbm_bytes)) for x in step_shapes(config))
+
+    monkeypatch.setattr(search, "steps_of_all_shapes", refuse)
+    monkeypatch.setattr(search, "estimated_memory", lambda *_: EstimatedMemory(2.0**60, 1.0))
+    assert search.largest_batch(config, topology, lambda line: None) is None
+    assert min(tried) == 16 * 8
+    divisor = dataclasses.replace(
+        config, batch_divisor=2**17, data=dataclasses.replace(data, token_budget=2**30)
+    )
+    tried.clear()
+    assert search.largest_batch(divisor, topology, lambda line: None) is None
+    assert not tried  # even 8,192 pairs a chip are too few
 
 
 def test_advice_for_a_step_at_native_aspect_ratio_is_a_smaller_budget():

@@ -43,6 +43,14 @@ def test_lengths_that_are_none_or_twice_are_refused(lengths):
 
 
 def test_a_budget_below_one_image_a_part_is_refused():
-    with pytest.raises(InputError, match="have 8,192: raise the budget to at least that"):
+    with pytest.raises(InputError) as refusal:
         schedule_lengths([128, 1024], 8191, 8, 0)
+    assert str(refusal.value) == (
+        "data.token_budget is 8,191 patches a step\n"
+        "a batch is cut into 8 parts, and 8 images of 1,024 patches, the longest of "
+        "data.sequence_lengths, have 8,192: give a step at least as many, lower --batch-divisor, "
+        "or leave out the longest"
+    )
+    with pytest.raises(InputError, match=r"of 16 patches have 128: .*, lower --batch-divisor$"):
+        schedule_lengths([16], 127, 8, 0)
     assert schedule_lengths([128, 1024], 8192, 8, 0).pairs == (64, 8)

@@ -16,6 +16,7 @@ from flaxclip.checkpoint.layout import load_config
 from flaxclip.data.sources import scenes
 from flaxclip.errors import InputError
 from flaxclip.interop.archives.state_dicts import WhichWeights
+from flaxclip.models.patches import beyond_learned
 from flaxclip.weights import Weights, open_weights
 
 
@@ -83,8 +84,13 @@ def find_checkpoint(
     """
     weights = open_weights(path, model, which)
     if max_patches is not None:
-        spec = with_max_patches(weights.spec, max_patches)
-        weights = dataclasses.replace(weights, spec=spec)
+        try:
+            spec = with_max_patches(weights.spec, max_patches)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        notices = weights.notice, beyond_learned(max_patches, spec.model.vision.grid)
+        notice = "\n".join(filter(None, notices))
+        weights = dataclasses.replace(weights, spec=spec, notice=notice)
     return Checkpoint(path, which, weights, max_patches)
 
 

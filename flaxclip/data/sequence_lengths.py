@@ -96,7 +96,11 @@ def _draw_block(
 
 
 def schedule_lengths(
-    lengths: Sequence[int], token_budget: int, divisor: int, seed: int
+    lengths: Sequence[int],
+    token_budget: int,
+    divisor: int,
+    seed: int,
+    budget_field: str = "data.token_budget",
 ) -> LengthSchedule:
     """The schedule in which a step has as many pairs as `token_budget` patches allow.
 
@@ -105,6 +109,7 @@ def schedule_lengths(
         token_budget: patches of a step, over all devices.
         divisor: what the pairs of every step are a multiple of: the parts that a batch is cut into.
         seed: of the run.
+        budget_field: for messages, what the budget follows from.
 
     Raises:
         InputError: a length twice or below 1, or a budget that has no room for `divisor` images of
@@ -117,12 +122,14 @@ def schedule_lengths(
             "expected one or more different numbers of patches, each at least 1"
         )
     if token_budget < ordered[-1] * divisor:
+        several = len(ordered) > 1
+        longest = ", the longest of data.sequence_lengths," if several else ""
+        shorter = ", or leave out the longest" if several else ""
         raise InputError(
-            f"data.token_budget is {token_budget:,} patches a step\n"
+            f"{budget_field} is {token_budget:,} patches a step\n"
             f"a batch is cut into {divisor:,} parts, and {divisor:,} images of "
-            f"{ordered[-1]:,} patches, the longest of data.sequence_lengths, have "
-            f"{ordered[-1] * divisor:,}: raise the budget to at least that, lower --batch-divisor, "
-            "or leave out the longest"
+            f"{ordered[-1]:,} patches{longest} have {ordered[-1] * divisor:,}: give a step at "
+            f"least as many, lower --batch-divisor{shorter}"
         )
     pairs = tuple(token_budget // length // divisor * divisor for length in ordered)
     return LengthSchedule(ordered, pairs, seed)

@@ -13,6 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from flaxclip.sharding import constrain
 
+LEARNED_DENSITY = 4
+"""Patches for each learned position up to which published models have been trained: 1,024 on the
+16 x 16 grid of SigLIP 2's NaFlex (Tschannen et al. 2025, section 2.4.2), which extrapolates badly
+(figure 3)."""
+
 
 class ImagePatches(NamedTuple):
     """Images cut into patches. NumPy arrays on the host, `jax.Array`s on the mesh."""
@@ -27,6 +32,20 @@ class ImagePatches(NamedTuple):
 def is_patch(grid: Int32[Array, "b 2"], length: int) -> Bool[Array, "b n"]:
     """True for patches among `length` places, False for padding."""
     return jnp.arange(length)[None] < jnp.prod(grid, axis=1)[:, None]
+
+
+def beyond_learned(patches: int, side: int) -> str | None:
+    """What to warn of, if images of so many patches have more than published models have been
+    trained on, with as many learned positions: `side` x `side`.
+    """
+    learned = LEARNED_DENSITY * side**2
+    if patches <= learned:
+        return None
+    return (
+        f"images of up to {patches:,} patches have positions resampled from {side} x {side} "
+        f"learned ones; published models have been trained on up to {LEARNED_DENSITY} patches for "
+        f"each, here {learned:,}"
+    )
 
 
 def resample_positions(

@@ -120,13 +120,16 @@ def largest_batch(
 ) -> Trial | None:
     """The largest power of two of pairs a chip that compiles, all else as in `config`.
 
-    None if not even one pair fits. An estimate suggests the first candidate, and the compiler's
+    None if not even the smallest fits: one pair a chip, or what has room for the longest images. An
+    estimate suggests the first candidate, and the compiler's
     figures correct it. The next power is tried too, unless it would need `HOPELESS` times the
     available memory: a compiler that is short of memory finds some by recomputing.
     """
     chips, available = len(topology.devices), _chip_memory(topology)
     every = _powers_of_two(MAX_PAIRS_PER_CHIP)
     powers = [power for power in every if has_room(config, power * chips)]
+    if not powers:
+        return None
     correction = 1.0
 
     def needed(per_chip: int) -> float:
@@ -135,7 +138,7 @@ def largest_batch(
 
     largest: Trial | None = None
     refused = 2 * powers[-1]
-    per_chip = max((power for power in powers if needed(power) <= available), default=1)
+    per_chip = max((p for p in powers if needed(p) <= available), default=powers[0])
     while True:
         trial_config = with_batch(config, per_chip * chips)
         say(f"compiling {describe(trial_config, topology)}")

@@ -169,6 +169,8 @@ def run(command: Command) -> EmbeddingFolder:
             )
 
     kept = f", of which {len(there):,} are there already" if there else ""
+    if checkpoint.weights.notice:
+        say(checkpoint.weights.notice)
     say(f"{count_of(manifest.examples, 'example')} in {count_of(manifest.shards, 'shard')}{kept}")
     cut = embed_corpus(embedder, source, folder, pending, say, check)
     if cut:
