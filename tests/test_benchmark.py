@@ -431,7 +431,7 @@ def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path, monkeypatc
     )  # fmt: skip
     said = refused(lambda: measure(finished_run, *arguments), capsys)
     assert "mnist: label 2 of image 1 is out of range" in said
-    assert "imagenet: not on this machine, left out" in said
+    assert "imagenet: left out: no folder data/wds_imagenet1k: " in said
     assert "hf download" in (tmp_path / "results/missing.txt").read_text()
     result = json.loads((tmp_path / "results/stl10.json").read_text())
     assert "8 images here, 8,000 where published" in result["notes"][0]

@@ -16,8 +16,10 @@ import pytest
 from flaxclip.benchmark.datasets import MissingDataError, image_batches
 from flaxclip.benchmark.prompts import choose_wording
 from flaxclip.benchmark.readers import open_split, open_test
+from flaxclip.benchmark.sets import copies
 from flaxclip.benchmark.sets.parts import check_parts, parquet_parts
 from flaxclip.benchmark.sets.place import DataPlace, tasks_of_repository
+from flaxclip.benchmark.sets.progress import Progress
 from flaxclip.benchmark.tasks import all_tasks, find_tasks
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.storage.ranged_reads import Extent, fetch
@@ -58,7 +60,7 @@ def test_a_task_is_read_from_the_hub_once_and_then_from_its_copy(published, tmp_
     assert data.class_names == ("cat", "dog", "owl")
     assert source.url == f"hf://datasets/{PETS}@{COMMIT}"
     size = sum(p.stat().st_size for p in (tmp_path / "hub").rglob("*.t*"))
-    assert said[0].startswith(f"{PETS}: copying 5 files, {(size - 2) / 1000:.1f} kB: ")
+    assert said[0].startswith(f"{PETS}: copying 5 files, {(size - 2) / 1000:.1f} kB, to ")
     assert "checksums as there" in said[1]
 
     published.requests.clear()
@@ -129,7 +131,7 @@ def test_what_is_not_what_the_hub_says_is_refused(published, tmp_path):
         open_test(all_tasks()["pets"], DataPlace(where.data, tmp_path / "others", print), 16)
 
 
-def test_a_damaged_part_is_read_again_from_its_beginning(published, tmp_path):
+def test_a_damaged_part_is_read_again_from_its_beginning(published, tmp_path, monkeypatch):
     where, _ = place(tmp_path)
     open_test(all_tasks()["pets"], where, 16)
     shard = tmp_path / "copies" / PETS / "test" / "0.tar"
@@ -139,7 +141,13 @@ def test_a_damaged_part_is_read_again_from_its_beginning(published, tmp_path):
     shard.unlink()
     partial = shard.with_name(f"0.tar.{checksum.removeprefix('sha256:')[:12]}.partial")
     partial.write_bytes(bytes(5000))
+    begun, added = [], []
+    monkeypatch.setattr(Progress, "add", lambda self, size: added.append(size))
+    monkeypatch.setattr(copies, "Progress", lambda *of: begun.append(of) or Progress(*of))
     open_test(all_tasks()["pets"], where, 16)
+    # What was there is counted as done, and not as copied at once.
+    assert begun == [(len(content), PETS, 5000)]
+    assert added == [len(content) - 5000, -len(content), len(content)]
     assert shard.read_bytes() == content
     assert not partial.exists()
 
@@ -305,7 +313,8 @@ def test_what_may_not_be_read_says_how_to_log_in(published, tmp_path, monkeypatc
 
 def test_what_is_not_on_the_hub_is_told(published, tmp_path, monkeypatch):
     where, _ = place(tmp_path)
-    with pytest.raises(MissingDataError, match="no data set clip-benchmark/wds_vtab-dtd"):
+    missing = r"not on this machine, and cannot be copied to it\n.*no data set clip.*/wds_vtab-dtd"
+    with pytest.raises(MissingDataError, match=missing):
         open_test(all_tasks()["dtd"], where, 16)
     with pytest.raises(InputError, match=r"the data set has no revision 'v9'\n"):
         open_test(all_tasks()["pets"], place(tmp_path, f"hf://datasets/{PETS}@v9")[0], 16)

@@ -66,7 +66,8 @@ def test_what_is_in_a_folder_is_here_with_its_size(tmp_path, capsys):
     list_command(["mnist", "pets", *arguments])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[-3:] == ["20.5", "kB", "yes"]
-    assert lines[3].startswith("mnist: shard ")
+    assert lines[3] == ""
+    assert lines[4].startswith("mnist: shard ")
     with pytest.raises(InputError, match="unknown task 'nonsense'"):
         list_command(["nonsense"])
 

@@ -188,7 +188,8 @@ def run_each(command: Command) -> None:
             "name a folder with --out, in which each has one of its own"
         )
     failed: dict[str, str] = {}
-    for column, name, folder in zip(columns, names, outs, strict=True):
+    for number, (column, name, folder) in enumerate(zip(columns, names, outs, strict=True), 1):
+        _say(f"{name} ({number} of {len(names)})")
         try:
             run(dataclasses.replace(column, out=folder))
         except FailedTasksError as error:

@@ -95,11 +95,12 @@ def measure_tasks(
                     found.fresh.append(result)
         except MissingDataError as error:
             found.missing[task.name] = str(error)
-            say(f"{task.name}: not on this machine, left out")
+            reason = str(error).splitlines()[:2][-1]  # the first says what is missing
+            say(f"{task.name}: left out: {reason}")
         except InputError as error:
             reason = str(error).removeprefix(f"{task.name}: ")
             found.failed[task.name] = f"{task.name}: {reason}"
-            say(f"{task.name}: failed: {reason}")
+            say(f"{task.name}: failed: {_indented(reason)}")
     known = {task.name for task in tasks} | {s.name for task in tasks for s in task.sources}
     if unknown := sorted(set(settings.own_prompts) - known):
         say(f"the prompt file has words for no task that was measured here: {', '.join(unknown)}")
@@ -118,12 +119,18 @@ def print_measured(measured: Measured, checkpoint: MeasuredCheckpoint, out: Path
         for note in result.notes:
             print(f"{result.task}: {note}")
     for message in measured.missing.values():
-        print(f"left out: {message}")
+        print(f"left out: {_indented(message)}")
     missing = out / "missing.txt"
     write_text(missing, "\n\n".join(measured.missing.values()) + "\n")
     if not measured.missing:
         missing.unlink()
-    print(f"results and images: {out}")
+    if measured.results:
+        print(f"results and images: {out}")
+
+
+def _indented(message: str) -> str:
+    """Lines after the first stand behind it, so that what follows is seen to be another's."""
+    return message.replace("\n", "\n  ")
 
 
 def _open(task: Task, data: DataPlace | Path, image_size: int) -> tuple[DataSource, Dataset]:

@@ -42,6 +42,7 @@ from flaxclip.benchmark.readers.tfds import read_tfds
 from flaxclip.benchmark.readers.wds import read_wds
 from flaxclip.benchmark.sets.place import DataPlace
 from flaxclip.benchmark.tasks import DataSource, Reader, Task
+from flaxclip.data.storage.file_systems import is_remote
 from flaxclip.errors import InputError
 
 READERS: dict[Reader, Callable[[Task, DataSource, str, Path, int], Dataset]] = {
@@ -99,7 +100,11 @@ def open_test(task: Task, data: DataPlace | Path, image_size: int) -> tuple[Data
             return _open(task, source, source.split, data, image_size)
         except MissingDataError as error:
             missing.append(str(error))
-    raise MissingDataError(f"{task.title} is not on this machine\n" + "\nor\n".join(missing))
+    place = _as_place(data)
+    places = (place.data, *(source.name for source in task.sources))
+    more = ", and cannot be copied to it" if any(map(is_remote, places)) else ""
+    missing_here = f"{task.title} is not on this machine{more}"
+    raise MissingDataError(f"{missing_here}\n" + "\nor\n".join(missing))
 
 
 def open_split(
@@ -121,10 +126,13 @@ def open_split(
 def _open(
     task: Task, source: DataSource, split: str, data: DataPlace | Path, image_size: int
 ) -> tuple[DataSource, Dataset]:
-    place = data if isinstance(data, DataPlace) else DataPlace(str(data))
-    found = place.find(source, split)
+    found = _as_place(data).find(source, split)
     read = READERS[source.reader](task, found.source, split, found.data_dir, image_size)
     if found.content is not None:
         # Not where the copy lies, nor when it was made: results of two machines are of one set.
         read.images.identity = repr((source.reader, source.image, split, found.content))
     return dataclasses.replace(source, url=found.copied_from or source.url), read
+
+
+def _as_place(data: DataPlace | Path) -> DataPlace:
+    return data if isinstance(data, DataPlace) else DataPlace(str(data))

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from flaxclip.benchmark.sets.file_copy import copy_file, has_checksum, partial_path, read_range
+from flaxclip.benchmark.sets.file_copy import copy_file, has_checksum, read_range, size_of_part
 from flaxclip.benchmark.sets.origin import Origin, RemoteFile, RemoteSet
 from flaxclip.benchmark.sets.progress import Progress, described_size
 from flaxclip.errors import InputError
@@ -137,11 +137,10 @@ class Copies:
 
     def _copy(self, root: Path, remote: RemoteSet, names: Sequence[str]) -> None:
         sizes = [remote.files[name].size for name in names]
-        begun = [partial_path(root / name, remote.files[name]) for name in names]
-        before = sum(path.stat().st_size for path in begun if path.exists())
+        before = sum(size_of_part(root / name, remote.files[name]) for name in names)
         what = f"{len(names)} files" if len(names) > 1 else names[0]
         more = f", {described_size(before)} of it here already" if before else ""
-        self.say(f"{remote.name}: copying {what}, {described_size(sum(sizes))}{more}: {root}")
+        self.say(f"{remote.name}: copying {what}, {described_size(sum(sizes))}{more}, to {root}")
         free = shutil.disk_usage(root).free
         if sum(sizes) - before > free:
             raise InputError(
@@ -150,7 +149,7 @@ class Copies:
             )
         start, stop = time.monotonic(), threading.Event()
         with (
-            Progress(sum(sizes), remote.name) as progress,
+            Progress(sum(sizes), remote.name, before) as progress,
             ThreadPoolExecutor(FILES_AT_ONCE) as pool,
         ):
             copies = [

@@ -20,10 +20,21 @@ def partial_path(path: Path, file: RemoteFile) -> Path:
     return path.with_name(f"{path.name}.{file.checksum.partition(':')[2][:12]}.partial")
 
 
+def size_of_part(path: Path, file: RemoteFile) -> int:
+    """Bytes of the file that need not be read again."""
+    try:
+        size = partial_path(path, file).stat().st_size
+    except FileNotFoundError:
+        return 0
+    return size if size <= file.size else 0
+
+
 def copy_file(
     url: str, file: RemoteFile, path: Path, progress: Progress, stop: threading.Event
 ) -> None:
     """Make `path` a copy of the file at the URL, or a part of one if told to stop.
+
+    What is there of it already, `size_of_part`, is not added to the progress.
 
     Raises:
         InputError: it cannot be read, or what arrives is not the file.
@@ -57,7 +68,6 @@ def _fill(
         if out.tell() > file.size:
             out.truncate(0)
             out.seek(0)
-        progress.add(out.tell())
         while out.tell() < file.size:
             if stop.is_set():
                 return False

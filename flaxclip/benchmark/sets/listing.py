@@ -226,10 +226,12 @@ def table(rows: Sequence[Listed], explain: bool = False) -> list[str]:
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append("  ".join(padded).rstrip())
-    for row in rows:
-        if row.problem and (explain or row.here == "broken"):
-            lines.append(f"{row.task}: {row.problem.splitlines()[0]}")
-    return lines
+    problems = [
+        f"{row.task}: {row.problem.splitlines()[0]}"
+        for row in rows
+        if row.problem and (explain or row.here == "broken")
+    ]
+    return [*lines, "", *problems] if problems else lines
 
 
 def _cut(text: str, width: int) -> str:

@@ -19,8 +19,9 @@ def described_size(size: float) -> str:
 class Progress:
     """A bar with bytes, speed and time left; nothing where standard error is no terminal."""
 
-    def __init__(self, total: int, title: str = ""):
-        self._total, self._title = total, title
+    def __init__(self, total: int, title: str = "", before: int = 0):
+        """Of `total` bytes, `before` are there already: their speed is not that of a copy."""
+        self._total, self._title, self._before = total, title, before
         self._bar: Any = None
         self._lock = threading.Lock()
 
@@ -39,7 +40,7 @@ class Progress:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total)
+            self._task = self._bar.add_task(self._title, total=self._total, completed=self._before)
         return self
 
     def __exit__(self, *_: object) -> None:
