@@ -81,6 +81,9 @@ def test_nothing_is_out_of_place(page, request):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
     # Wide tables scroll inside themselves, never the page.
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    # A score, its interval and its chance are seen without scrolling.
+    assert page.evaluate("""[...document.querySelectorAll('.wide[aria-label^="Scores of"]')]
+      .every(table => table.scrollWidth <= table.clientWidth + 1)""")
     # Which of two is better is seen without scrolling.
     assert page.evaluate("""[...document.querySelectorAll('.comparison td.left')].every(cell =>
       cell.getBoundingClientRect().right
