@@ -136,8 +136,19 @@ def test_a_siglip_without_a_projection_of_texts_is_told_by_its_tensors(vocabular
     np.savez(tmp_path / "siglip.npz", **tensors)
     model = flaxclip.load(tmp_path / "siglip.npz", tokenizer=vocabulary)
     assert_same(model, with_tokenizer(spec, cleaning="big_vision"), variables)
-    with pytest.raises(InputError, match="a text tower of family 'siglip_i18n'"):
-        export(spec, variables, tmp_path / "out", "huggingface", overwrite=False)
+
+    # transformers' class has a projection, which becomes one that changes nothing.
+    spec = as_transformers(with_tokenizer(spec, file=vocabulary))
+    before = flaxclip.api.CLIPModel(spec, variables)
+    assert export(spec, variables, tmp_path / "out", "huggingface", overwrite=False) == []
+    after = flaxclip.load(tmp_path / "out")
+    assert after.config.text.family == "siglip"
+    projection = after.params["text"]["projection"]
+    np.testing.assert_array_equal(projection["kernel"], np.eye(64))
+    np.testing.assert_array_equal(projection["bias"], np.zeros(64))
+    for captions in (CAPTIONS, ["a cat"]):
+        ours = before.encode_text(captions)
+        np.testing.assert_array_equal(after.encode_text(captions), ours)
 
 
 def test_a_model_without_its_vocabulary_embeds_images_and_asks_for_it(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from flaxclip.errors import InputError
+from flaxclip.interop.huggingface.identity_projection import lacks_projection, with_identity
 from flaxclip.interop.huggingface.names import huggingface_table
 from flaxclip.interop.huggingface.tips import as_theirs, has_tips
 from flaxclip.interop.huggingface.write_config import huggingface_json, processor_json
@@ -48,6 +49,8 @@ def export(
         )
         texts = {CONFIG_FILE: open_clip_json(spec)}
     else:
+        if lacks_projection(spec):
+            spec, variables = with_identity(spec, variables)
         weights, tensors = "model.safetensors", huggingface_table(spec.model, is_native)
         texts = {
             "config.json": huggingface_json(spec),
