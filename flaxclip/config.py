@@ -214,13 +214,26 @@ class TrainConfig:
         for name in weights:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name):g}\nit must be 0 or more")
-        if count and self.teacher_weight == self.teacher_regression == 0:
-            raise InputError(
-                "teacher_weight and teacher_regression are both 0: nothing is learned from the "
-                "teachers\nset one of them, or leave --teacher out"
-            )
         if not any(getattr(self, name) for name in weights):
             raise InputError(f"{', '.join(weights)} are all 0\nthere is nothing to learn")
+        if count or self.data.teacher_vectors:
+            if self.teacher_weight == self.teacher_regression == 0:
+                flag = "--teacher" if count else "--data.teacher-vectors"
+                raise InputError(
+                    "teacher_weight and teacher_regression are both 0: nothing is learned from the "
+                    f"teachers\nset one of them, or leave {flag} out"
+                )
+            return
+        changed = [
+            f"{name} is {getattr(self, name)}"
+            for name in (*weights, "teacher_scale")
+            if getattr(self, name) != getattr(TrainConfig, name)
+        ]
+        if changed:
+            raise InputError(
+                f"{', '.join(changed)}, and the run has no teacher\n"
+                "name one with --teacher, or leave these out"
+            )
 
     def _check_adapters(self) -> None:
         if self.init_from is None:

@@ -371,9 +371,14 @@ def test_a_run_with_named_architectures_is_planned_without_their_files():
     assert lowered.matrix_flops > 1.9 * lower_step(alone, topology).matrix_flops
 
 
-def test_settings_of_teachers_without_any_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"contrastive_weight is 0\.5, and the run has no teacher"):
-        steps_of(tiny_config(tmp_path / "run", contrastive_weight=0.5), one_device(), 1)
+def test_settings_of_teachers_without_any_are_refused():
+    for name, value in (("contrastive_weight", 0.5), ("teacher_scale", (2.0,))):
+        with pytest.raises(InputError, match=f"^{name} is .*, and the run has no teacher"):
+            tiny_config("unused", **{name: value})
+    stored = DataConfig(teacher_vectors=True)
+    assert tiny_config("unused", data=stored, contrastive_weight=0.5).contrastive_weight == 0.5
+    with pytest.raises(InputError, match=r"teachers\n.* or leave --data\.teacher-vectors out"):
+        tiny_config("unused", data=stored, teacher_weight=0.0)
 
 
 def test_vectors_that_are_stored_are_learned_like_those_of_a_live_teacher(inputs_of_a_lesson):
@@ -399,7 +404,8 @@ def inputs_of_a_lesson():
     images = jnp.zeros((4, 16, 16, 3), jnp.uint8)
     vectors = ((jnp.eye(4), jnp.eye(4)),)
     batch = Batch(images, jnp.zeros((4, 20), jnp.int32))
-    return tiny_config("unused", teacher_scale=(20.0,)), batch, vectors
+    config = tiny_config("unused", data=DataConfig(teacher_vectors=True), teacher_scale=(20.0,))
+    return config, batch, vectors
 
 
 @pytest.mark.skipif(

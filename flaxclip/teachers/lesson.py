@@ -43,8 +43,7 @@ def ask_teachers(
     None if there are no teachers. `stored` are those whose vectors the batch has.
 
     Raises:
-        InputError: as `log_scales`; both are there; or `config` is about teachers, of which there
-            are none.
+        InputError: as `log_scales`; or both are there.
     """
     if batch.teacher_vectors is not None and batch.teacher_views is not None:
         raise InputError(
@@ -57,7 +56,6 @@ def ask_teachers(
         learned = [jnp.full((), teacher.logit_scale, jnp.float32) for teacher in stored]
         return batch.teacher_vectors, log_scales(config, learned)
     if batch.teacher_views is None:
-        _check_no_settings(config)
         return None
     vectors = []
     for spec, variables, view in zip(
@@ -80,20 +78,6 @@ def _embed_pair(
 ) -> tuple[Array, Array]:
     images, tokens = inputs
     return embed_images(spec, variables, images), embed_texts(spec, variables, tokens)
-
-
-def _check_no_settings(config: TrainConfig) -> None:
-    names = ("teacher_weight", "teacher_scale", "teacher_regression", "contrastive_weight")
-    changed = [
-        f"{name} is {getattr(config, name)}"
-        for name in names
-        if getattr(config, name) != getattr(TrainConfig, name)
-    ]
-    if changed:
-        raise InputError(
-            f"{', '.join(changed)}, and the run has no teacher\n"
-            "name one with --teacher, or leave these out"
-        )
 
 
 def embed_images(
