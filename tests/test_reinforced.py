@@ -15,12 +15,14 @@ from flaxclip.data.config import DataConfig
 from flaxclip.data.images.train_transform import AugmentConfig
 from flaxclip.data.inspect.__main__ import Command, inspect
 from flaxclip.data.loader import load_batches
+from flaxclip.data.prepare.__main__ import Command as PrepareCommand
 from flaxclip.data.prepare.scan import scan_examples
 from flaxclip.data.prepare.write_shards import write_shard
 from flaxclip.data.reinforced.stored_vectors import (
     PackedVectors,
     bytes_per_vector,
     pack_vectors,
+    unpack_reinforced,
 )
 from flaxclip.data.reinforced.visits import stored_teachers
 from flaxclip.data.sources.array_records.array_record import ArrayRecordSource, encode_record
@@ -29,9 +31,12 @@ from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
+from flaxclip.interop.export import export
+from flaxclip.models.clip import init_variables
 from flaxclip.models.spec import ModelSpec
+from flaxclip.models.variants import VARIANTS
 from flaxclip.sharding import MeshConfig, make_mesh
-from flaxclip.teachers.encoder import open_encoder
+from flaxclip.teachers.encoder import TeacherEncoder, open_encoder
 from tests.helpers.pair_shards import image
 from tests.helpers.reinforced import (
     EXAMPLES,
@@ -202,6 +207,19 @@ def test_no_crops_and_no_captions_are_refused(tars, field, flag):
         teachers_recipe(tars, **{field: 0})
 
 
+def test_a_teacher_whose_file_does_not_say_its_architecture_is_named(tmp_path):
+    spec, whole, bare = VARIANTS["ViT-tiny"], tmp_path / "whole", tmp_path / "bare.safetensors"
+    variables = init_variables(jax.random.key(0), spec.model)
+    export(spec, variables, whole, "open_clip", overwrite=False)
+    shutil.copy(next(whole.glob("*.safetensors")), bare)
+    message = f"teacher {bare}: .* bare state dict(?s:.*) or --teacher-model"
+    with pytest.raises(InputError, match=message):
+        open_encoder(str(bare))
+    assert open_encoder(str(bare), "ViT-tiny").teacher == open_encoder(str(whole)).teacher
+    with pytest.raises(InputError, match="--teacher-model has 1 values, and --teacher 2\n"):
+        PrepareCommand("src", "dst", teacher=("a", "b"), teacher_model=("ViT-B-32",))
+
+
 def test_vectors_of_another_teacher_or_width_are_refused(tars, prepared, tmp_path):
     teachers = (
         write_teacher(tmp_path / "other", 1),
@@ -243,6 +261,82 @@ def test_damaged_vectors_are_named(prepared, tmp_path):
     writer.close()
     with pytest.raises(UnreadableExampleError, match="94 bytes of embeddings for 3 crops"):
         _source(path).reinforced(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("bfloat16", 0.0), ("bfloat16", np.inf), ("int8", 0.0)]
+)
+def test_an_example_with_a_vector_that_has_no_direction_is_replaced_and_counted(
+    tars, checkpoint, tmp_path, kind, value
+):
+    prepared = prepare_shards(teachers_recipe(tars, checkpoint, vectors=kind), tmp_path / "whole")
+    source, path = _source(*prepared), tmp_path / "damaged.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for number in range(EXAMPLES):
+        record = msgpack.unpackb(source._read(number))
+        if number == 3:
+            *_, of_captions = record["reinforced"]["teachers"][0]
+            count = len(of_captions) // bytes_per_vector(16, kind)
+            wrong = pack_vectors(np.full((count, 16), value, np.float32), kind)
+            record["reinforced"]["teachers"][0][5] = wrong
+        writer.write(msgpack.packb(record))
+    writer.close()
+    loaded = _load(_source(path))
+    replaced = [name for one in loaded for name in one.replaced]
+    assert replaced
+    assert all("damaged.array_record/3: an embedding of length" in name for name in replaced)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("weights", [1.0], r"weights \[1\.0\] of 2 captions"),
+        ("weights", [-1.0, 2.0], r"weights .* of 2 captions"),
+        ("captions", [b"no", "text"], "a caption that is no text"),
+        ("crops", [[[0, 0, 9], []]] * 3, "a crop"),
+        ("crops", [[[0, 0, 9, "x"], []]] * 3, "unsupported operand"),
+        ("crops", [], "no crop or no caption"),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_named(prepared, tmp_path, field, value, why):
+    source = _source(*prepared)
+    records = (msgpack.unpackb(source._read(number)) for number in range(EXAMPLES))
+    record = next(one for one in records if len(one["reinforced"]["captions"]) == 2)
+    record["reinforced"][field] = value
+    with pytest.raises(UnreadableExampleError, match=f"stored vectors that are damaged: {why}"):
+        unpack_reinforced(record["image"], record["reinforced"])
+
+
+def test_an_example_of_which_a_teacher_makes_no_number_is_dropped(tars, checkpoint, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Overflowing:
+        """A teacher whose bfloat16 overflows in the first caption of a batch."""
+
+        encoder: TeacherEncoder
+
+        def __getattr__(self, name):
+            return getattr(self.encoder, name)
+
+        def encode_tokens(self, tokens):
+            z = np.array(self.encoder.encode_tokens(tokens))
+            z[0] = np.nan
+            return z
+
+    recipe = teachers_recipe(tars, checkpoint)
+    stored = dataclasses.replace(
+        recipe.reinforcing, encoders=(Overflowing(open_encoder(checkpoint)),)
+    )
+    recipe = dataclasses.replace(recipe, reinforcing=stored)
+    source = open_corpus(recipe.corpus, 32)
+    rows = scan_examples(source, recipe, range(len(source))).rows
+    path = tmp_path / "shard.array_record"
+    report = write_shard(source, recipe, rows, path)
+    assert 0 < len(report.dropped) < EXAMPLES
+    assert report.pairs == EXAMPLES - len(report.dropped)
+    assert {one[1:] for one in report.dropped} == {
+        ("unreadable", "what a teacher makes of it is not finite")
+    }
+    assert len(_load(_source(path))) == 3
 
 
 def test_other_kinds_of_corpora_have_no_vectors(tars):

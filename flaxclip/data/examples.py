@@ -52,6 +52,10 @@ class _Loading:
     """The example, if teachers' vectors are asked for."""
     drawn: int = 0
     """Number of the crop, of those that are stored."""
+    caption: int = 0
+    """Number of the caption."""
+    vectors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Teachers' of this crop and this caption, by their names in `Row.extra`."""
     rng: np.random.Generator = dataclasses.field(init=False)
     crop: Crop = dataclasses.field(init=False)
     views: list[View] = dataclasses.field(init=False)
@@ -103,7 +107,7 @@ class ExampleLoader:
         while pending:
             # All of one kind of work, then of the next: decoding an image leaves nothing of the
             # others' code and data in the core's cache.
-            for work in (self._read, self._choose_views, self._render):
+            for work in (self._read, self._draw, self._render):
                 for row in pending:
                     if row.error is None:
                         begin(row.position)
@@ -115,11 +119,7 @@ class ExampleLoader:
             for row in pending:
                 self._replace(row)
             self._begin_reading(pending)
-        numbers = [
-            draw_caption(row.pair, functools.partial(example_rng, self.seed, row.draw, "caption"))
-            for row in rows
-        ]
-        captions = [row.pair.captions[number] for row, number in zip(rows, numbers, strict=True)]
+        captions = [row.pair.captions[row.caption] for row in rows]
         tokens, truncated = self.tokenizer.encode(captions)
         others = {name: other.encode(captions) for name, other in self.tokenizers.items()}
         return [
@@ -130,10 +130,10 @@ class ExampleLoader:
                 tuple(row.replaced),
                 dict(zip(self.transforms, row.images[1:], strict=True))
                 | {name: ids[place] for name, (ids, _) in others.items()}
-                | stored_arrays(row.reinforced, row.drawn, number),
+                | row.vectors,
                 sum(int(cut[place]) for _, cut in others.values()),
             )
-            for place, (row, number) in enumerate(zip(rows, numbers, strict=True))
+            for place, row in enumerate(rows)
         ]
 
     def read_ahead(self, positions: range) -> list[_Loading]:
@@ -168,13 +168,17 @@ class ExampleLoader:
             return self.source[number]
         return read_reinforced(self.source, number, self.stored)
 
-    def _choose_views(self, row: _Loading) -> None:
+    def _draw(self, row: _Loading) -> None:
+        """Choose a caption, a crop and the views of it."""
+        make_rng = functools.partial(example_rng, self.seed, row.draw, "caption")
+        row.caption = draw_caption(row.pair, make_rng)
         row.rng = example_rng(self.seed, row.draw, "image")
         if row.reinforced is None:
             row.crop = choose_crop(row.pair.image, self.transform, self.augment, row.rng)
         else:
             row.drawn = int(row.rng.integers(len(row.reinforced.crops)))
             row.crop = stored_crop(row.reinforced, row.drawn)
+            row.vectors = stored_arrays(row.reinforced, row.drawn, row.caption)
         transforms = self._student_transform(row.position), *self.transforms.values()
         row.views = [view_of(row.crop.box, transform) for transform in transforms]
 

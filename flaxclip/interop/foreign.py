@@ -161,8 +161,8 @@ def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:
     raise InputError(
         f"{weights} is a bare state dict: it does not tell whether the model was trained with "
         "QuickGELU or GELU, nor how its images were normalised\n"
-        "a wrong guess would cost accuracy and show no error; name the architecture (model= or "
-        "--model), or put its open_clip_config.json beside the file\n"
+        "a wrong guess would cost accuracy and show no error; name the architecture (model=, "
+        "--model or --teacher-model), or put its open_clip_config.json beside the file\n"
         + (f"its shapes are those of: {', '.join(fitting)}" if fitting else "its shapes are those "
            "of no architecture that flaxclip knows by name")
     )  # fmt: skip

@@ -30,6 +30,8 @@ class TeacherEncoder:
     identity: str
     width: int
     logit_scale: float
+    model: str | None = None
+    """Architecture, if the weights do not say."""
 
     @property
     def teacher(self) -> StoredTeacher:
@@ -39,23 +41,23 @@ class TeacherEncoder:
     @property
     def transform(self) -> SizedTransform:
         """Size of its images, and how they are resized."""
-        spec = _open(self.checkpoint, self.identity).spec
+        spec = _open(self).spec
         return SizedTransform(spec.model.vision.image_size, spec.preprocess)
 
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n dt"]:
         """Unit embeddings, by the computation of a teacher that runs beside the student."""
-        spec, variables, _ = _open(self.checkpoint, self.identity)
+        spec, variables, _ = _open(self)
         return np.asarray(_embed_images(spec, variables, images))
 
     def tokenize(
         self, texts: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
         """Ids by its tokenizer, and for each text True if it lost its end to the context length."""
-        return _open(self.checkpoint, self.identity).tokenizer.encode(texts)
+        return _open(self).tokenizer.encode(texts)
 
     def encode_tokens(self, tokens: Int32[np.ndarray, "n length"]) -> Float[np.ndarray, "n dt"]:
         """Unit embeddings, likewise."""
-        spec, variables, _ = _open(self.checkpoint, self.identity)
+        spec, variables, _ = _open(self)
         return np.asarray(_embed_texts(spec, variables, tokens))
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n dt"]:
@@ -63,16 +65,17 @@ class TeacherEncoder:
         return self.encode_tokens(self.tokenize(texts)[0])
 
 
-def open_encoder(checkpoint: str) -> TeacherEncoder:
-    """The teacher whose weights are at `checkpoint`, anything that `flaxclip.load` takes.
+def open_encoder(checkpoint: str, model: str | None = None) -> TeacherEncoder:
+    """The teacher whose weights are at `checkpoint`, anything that `flaxclip.load` takes, as it
+    takes `model`.
 
     Raises:
         InputError: there is none, or it is damaged, or holds numbers that are not finite.
     """
-    opened = _open(checkpoint, None)
-    identity = _known_identity(checkpoint)
+    opened = _read(checkpoint, model)
+    identity = _known_identity(checkpoint, model)
     scale = float(opened.variables["params"]["logit_scale"])
-    return TeacherEncoder(checkpoint, identity, opened.spec.model.embed_dim, scale)
+    return TeacherEncoder(checkpoint, identity, opened.spec.model.embed_dim, scale, model)
 
 
 class _Opened(NamedTuple):
@@ -81,20 +84,20 @@ class _Opened(NamedTuple):
     tokenizer: Tokenizer
 
 
-def _open(checkpoint: str, identity: str | None) -> _Opened:
-    opened = _read(checkpoint)
-    if identity is not None and _known_identity(checkpoint) != identity:
+def _open(encoder: TeacherEncoder) -> _Opened:
+    opened = _read(encoder.checkpoint, encoder.model)
+    if _known_identity(encoder.checkpoint, encoder.model) != encoder.identity:
         raise InputError(
-            f"teacher {checkpoint} is another one for a worker than for who started it\n"
+            f"teacher {encoder.checkpoint} is another one for a worker than for who started it\n"
             "every worker must see the same weights under the same path"
         )
     return opened
 
 
 @functools.lru_cache(maxsize=4)
-def _read(checkpoint: str) -> _Opened:
+def _read(checkpoint: str, model: str | None) -> _Opened:
     try:
-        weights = open_weights(checkpoint)
+        weights = open_weights(checkpoint, model)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         flat = {name: jax.device_put(value, device) for name, value in weights.read(device)}
     except InputError as error:
@@ -106,9 +109,9 @@ def _read(checkpoint: str) -> _Opened:
 
 
 @functools.lru_cache(maxsize=4)
-def _known_identity(checkpoint: str) -> str:
+def _known_identity(checkpoint: str, model: str | None) -> str:
     """As a run that asks the teacher live records it."""
-    return sha256_of_checksums(tree_checksums(_read(checkpoint).variables))
+    return sha256_of_checksums(tree_checksums(_read(checkpoint, model).variables))
 
 
 _embed_images = jax.jit(embed_images, static_argnames="spec")

@@ -84,6 +84,8 @@ class Command:
     """Weights of better models, each anything that `flaxclip.load` takes. What they make of each
     example is stored with it, for training with --data.teacher-vectors: embeddings of --crops crops
     and of its captions. If empty, nothing is."""
+    teacher_model: tuple[str, ...] = ()
+    """Architecture of each teacher, as for --model of training, if weights do not say it."""
     crops: int | None = None
     """Crops of each image whose embeddings are stored. If None, 10."""
     most_captions: Annotated[int | None, tyro.conf.arg(name="captions", metavar="INT")] = None
@@ -108,6 +110,11 @@ class Command:
                 f"--validation is {self.validation}\nit is a share: 0 or more, below 1"
             )
         check_workers(self.workers)
+        if self.teacher_model and len(self.teacher_model) != len(self.teacher):
+            raise InputError(
+                f"--teacher-model has {len(self.teacher_model)} values, and --teacher "
+                f"{len(self.teacher)}\ngive one for each teacher, in their order, or none"
+            )
         if not self.teacher and (self.crops, self.most_captions) != (None, None):
             raise InputError(
                 "--crops and --captions are numbers of embeddings, and no teacher makes any\n"
@@ -203,7 +210,8 @@ def _reinforcing(command: Command) -> Reinforcing | None:
         *((), crops, command.most_captions, command.vectors, command.augment),
         *(command.crop_seed, command.teacher_batch_size),
     )  # numbers are checked before weights are read
-    encoders = tuple(open_encoder(path) for path in command.teacher)
+    models = command.teacher_model or (None,) * len(command.teacher)
+    encoders = tuple(map(open_encoder, command.teacher, models))
     return dataclasses.replace(how, encoders=encoders)
 
 

@@ -219,6 +219,12 @@ def _encode(
             yield one[0].carried, one[1]
             continue
         weights = one.example.pair.weights
+        of_example = [(of_crops[place], of_captions[place]) for of_crops, of_captions in vectors]
+        if not all(np.isfinite(z).all() for pair in of_example for z in pair):
+            error = UnreadableExampleError("what a teacher makes of it is not finite")
+            yield one.example.carried, error
+            place += 1
+            continue
         yield (
             one.example.carried,
             Lessons(
@@ -227,7 +233,7 @@ def _encode(
                     one.captions,
                     None if weights is None else weights[: how.captions],
                     [encoder.teacher for encoder in how.encoders],
-                    [(of_crops[place], of_captions[place]) for of_crops, of_captions in vectors],
+                    of_example,
                     how.vectors,
                 ),
                 int(truncated[ends[place] - len(one.captions) : ends[place]].sum()),

@@ -15,6 +15,7 @@ Numbers are bfloat16, two bytes each, little-endian; or int8 with a float32 befo
 that multiplies it: the largest number becomes 127.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,9 @@ VectorType = Literal["bfloat16", "int8"]
 """What a preparation stores."""
 NumberType = Literal["bfloat16", "int8", "float32"]
 """What may be stored: float32 where others have made the corpus."""
+
+
+_FLOAT32, _UINT16 = np.dtype("<f4"), np.dtype("<u2")
 
 
 class StoredTeacher(NamedTuple):
@@ -96,12 +100,14 @@ class PackedVectors:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Float32[np.ndarray, " width"]:
-        part = self._data[index * self._size : (index + 1) * self._size]
+        data, start = self._data, index * self._size
         if self.kind == "float32":
-            return np.frombuffer(part, "<f4")
+            return np.frombuffer(data, _FLOAT32, self._width, start)
         if self.kind == "bfloat16":
-            return (np.frombuffer(part, "<u2").astype(np.uint32) << 16).view(np.float32)
-        return np.frombuffer(part, "<f4", 1) * np.frombuffer(part, np.int8, offset=4)
+            bits = np.frombuffer(data, _UINT16, self._width, start).astype(np.uint32)
+            return np.left_shift(bits, 16, out=bits).view(np.float32)
+        scale = np.frombuffer(data, _FLOAT32, 1, start)
+        return scale * np.frombuffer(data, np.int8, self._width, start + 4)
 
 
 def bytes_per_vector(width: int, kind: NumberType) -> int:
@@ -164,6 +170,7 @@ def unpack_reinforced(
             for box, changes in stored["crops"]
         )
         captions, weights = tuple(stored["captions"]), stored["weights"]
+        _check_draws(crops, captions, weights)
         pair = Pair(image, captions, None if weights is None else tuple(weights))
         teachers, vectors = [], []
         for identity, width, scale, kind, of_crops, of_captions in stored["teachers"]:
@@ -179,8 +186,8 @@ def unpack_reinforced(
             vectors.append(
                 (PackedVectors(of_crops, width, kind), PackedVectors(of_captions, width, kind))
             )
-        if not (crops and captions and teachers):
-            raise ValueError("no crop, no caption or no teacher")
+        if not teachers:
+            raise ValueError("no teacher")
         unknown = {name for crop in crops for name, _ in crop.changes} - CHANGES.keys()
         if unknown:
             raise ValueError(f"a change {min(unknown)!r}, which nobody can replay")
@@ -189,10 +196,27 @@ def unpack_reinforced(
     return Reinforced(pair, crops, tuple(teachers), tuple(vectors))
 
 
+def _check_draws(
+    crops: Sequence[StoredCrop], captions: Sequence[Any], weights: Sequence[float] | None
+) -> None:
+    """Raise `ValueError` or `TypeError` unless a crop and a caption can be drawn."""
+    if not (crops and captions):
+        raise ValueError("no crop or no caption")
+    for crop in crops:
+        if len(crop.box) != 4 or not math.isfinite(sum(crop.box)):
+            raise ValueError(f"a crop {crop.box}")
+    if not all(isinstance(caption, str) for caption in captions):
+        raise ValueError("a caption that is no text")
+    if weights is not None and (
+        len(weights) != len(captions) or not min(weights) >= 0 or not 0 < sum(weights) < math.inf
+    ):
+        raise ValueError(f"weights {weights} of {len(captions)} captions")
+
+
 def _unit(z: Any) -> Float32[np.ndarray, " dt"]:
     """Of length 1: what is stored is rounded."""
     z = np.asarray(z, np.float32)
-    length = float(np.linalg.norm(z))
+    length = math.sqrt(z.dot(z))  # a third of the time of `np.linalg.norm`
     if not 0 < length < float("inf"):
         raise UnreadableExampleError(f"an embedding of length {length:g} is stored with it")
     return z / np.float32(length)

@@ -109,10 +109,12 @@ def _hold(boxes: Sequence[tuple[float, float, float, float]], width: int, height
     )
 
 
-def stored_arrays(example: Reinforced | None, crop: int, caption: int) -> dict[str, np.ndarray]:
-    """`Row.extra` of a visit: each teacher's vectors of the crop and of the caption, if any."""
-    if example is None:
-        return {}
+def stored_arrays(example: Reinforced, crop: int, caption: int) -> dict[str, np.ndarray]:
+    """`Row.extra` of a visit: each teacher's vectors of the crop and of the caption.
+
+    Raises:
+        UnreadableExampleError: one is not finite, or zero.
+    """
     return {
         extra_name(teacher, array): vector
         for teacher in range(len(example.teachers))
