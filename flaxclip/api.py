@@ -145,18 +145,22 @@ class CLIPModel:
                 squares and is given patches or `max_patches`, or these are both given.
             UnreadableExampleError: an image is broken.
         """
-        patches = isinstance(images, PatchArrays)
-        if patches:
+        items: Any = images
+        if isinstance(images, PatchArrays):
             self._check_patches(max_patches)
+            items = zip(*images, strict=True)
         elif max_patches is not None:
             return self.with_max_patches(max_patches).encode_image(images, batch_size)
 
         def encode(batch: Sequence[Any]) -> Array:
-            rows: Any = PatchArrays(*map(np.stack, zip(*batch, strict=True))) if patches else None
-            pixels = as_input(_fill_up(rows or self.preprocess(batch), batch_size))
+            rows: Any
+            if isinstance(images, PatchArrays):
+                rows = PatchArrays(*map(np.stack, zip(*batch, strict=True)))
+            else:
+                rows = self.preprocess(batch)
+            pixels = as_input(_fill_up(rows, batch_size))
             return encode_image(self.variables, pixels, self.spec, self.compute)
 
-        items: Any = zip(*images, strict=True) if patches else images
         return self._encode_all(items, batch_size, encode)
 
     def _check_patches(self, max_patches: int | None) -> None:
