@@ -27,7 +27,7 @@ class Extent(NamedTuple):
 
     def read_into(self, numbers: np.ndarray, first: int) -> None:
         """Read as many as `numbers`, flat, has room for, from number `first` on."""
-        rest = memoryview(numbers.view(np.uint8))
+        rest = numbers.view(np.uint8).data
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset + first * numbers.itemsize)
             # Linux reads at most 2 GiB at a time.
