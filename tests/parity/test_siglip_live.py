@@ -11,13 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flaxclip.api import CLIPModel
+from flaxclip.interop.export import export
 from flaxclip.interop.huggingface.names import has_huggingface, huggingface_table
 from flaxclip.interop.huggingface.write_config import huggingface_json
+from flaxclip.interop.name_table import unflatten
+from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.models.clip import CLIP, CLIPConfig, abstract_variables
 from flaxclip.models.cost import model_cost
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import ViTConfig
+from tests.helpers import multilingual
 from tests.parity.clip_cases import random_inputs
 from tests.parity.foreign_params import from_transformers_siglip
 from tests.parity.open_clip_cases import random_tensors
@@ -61,6 +66,41 @@ def test_embeddings_and_logits_are_the_same(version, case):
     logits = logits + variables["params"]["logit_bias"]
     reference = expected.logits_per_image.numpy()
     np.testing.assert_allclose(logits, reference, rtol=0, atol=1e-5 * abs(reference).max())
+
+
+def test_a_text_tower_without_a_projection_is_the_same_in_transformers(tmp_path):
+    """SO400M of a hundred languages, small."""
+    spec = VARIANTS["ViT-SO400M-16-SigLIP-i18n-256"]
+    vision = {"width": 48, "layers": 2, "heads": 4, "image_size": 32}
+    text = {"width": 48, "layers": 2, "heads": 4, "vocab_size": 700, "context_length": 16}
+    file = multilingual.write_mt5(tmp_path)
+    spec = spec._replace(
+        model=dataclasses.replace(
+            spec.model,
+            vision=dataclasses.replace(spec.model.vision, **vision),
+            text=dataclasses.replace(spec.model.text, **text),
+            embed_dim=48,
+        ),
+        tokenizer=dataclasses.replace(spec.tokenizer, file=str(file)),
+    )
+    table = open_clip_table(spec.model)
+    flat = dict(table.to_ours(random_tensors(table.their_shapes())))
+    ours = CLIPModel(spec, jax.tree.map(jnp.asarray, unflatten(flat)))
+    export(spec, ours.variables, tmp_path / "out", "huggingface", overwrite=False)
+    theirs, problems = transformers.AutoModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert type(theirs).__name__ == "SiglipModel"
+    assert not problems["missing_keys"]
+    assert not problems["unexpected_keys"]
+    case = {"vision": {"image_size": 32}, "text": text}
+    images, tokens = random_inputs(case, BATCH_SIZE)
+    expected = call_theirs(theirs.double().eval(), 1, case, images, tokens)
+    zimg, ztxt, _ = jax.jit(CLIP(spec.model).apply)(
+        ours.variables, jnp.asarray(images), jnp.asarray(tokens)
+    )
+    np.testing.assert_allclose(zimg, expected.image_embeds.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ztxt, expected.text_embeds.numpy(), rtol=0, atol=1e-5)
 
 
 def their_whole_model(spec):
