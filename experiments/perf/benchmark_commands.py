@@ -2,7 +2,9 @@
 
     python experiments/perf/benchmark_commands.py --peer-python peers/bin/python --images 500
 
-`--peer-python` is the interpreter of an environment with clip-benchmark and open_clip_torch. Both
+`--peer-python` is the interpreter of an environment with clip-benchmark 1.6.2, which without its
+old pins needs: open_clip_torch torch torchvision transformers webdataset pycocoevalcap pycocotools
+scikit-learn pandas requests "numpy<2.4". Both
 measure a ViT-B/32 of random weights in float32 on the same photographs, weights and batch size,
 from the start of the process to its end, and take turns. Before the first round that counts, ours
 runs once to fill the compile cache; embeddings are never taken from disk. Peak memory is that of
@@ -92,9 +94,11 @@ def run_theirs(command: Command, folder: Path) -> tuple[float, float, float]:
 
 def timed(words: list[str], folder: Path, environment: dict[str, str]) -> tuple[float, float]:
     """Seconds of a command, and the most GiB that it and its children have at once."""
+    log = folder / "log.txt"
     start, peak = time.perf_counter(), 0
-    process = subprocess.Popen(words, cwd=folder, env=os.environ | environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    with log.open("w") as output:
+        process = subprocess.Popen(words, cwd=folder, env=os.environ | environment,
+                                   stdout=output, stderr=subprocess.STDOUT)  # fmt: skip
     done = threading.Event()
 
     def watch() -> None:
@@ -109,7 +113,7 @@ def timed(words: list[str], folder: Path, environment: dict[str, str]) -> tuple[
     done.set()
     watcher.join()
     if code:
-        sys.exit(f"failed with {code}: {' '.join(words)}")
+        sys.exit(f"failed with {code}: {' '.join(words)}\n{log.read_text()}")
     return took, peak / 2**20
 
 
