@@ -26,6 +26,10 @@ def read_events(folder):
 
 def read_wandb(folder):
     """Run's name -> what was logged, step -> name -> value; from the files of the offline mode."""
+    import wandb
+
+    # `finish` only tells W&B's own process to close a run's file; this waits for its end.
+    wandb.teardown()
     runs = {}
     for path in sorted(folder.glob("offline-run-*/run-*.wandb")):
         steps = runs.setdefault(path.stem, {})
