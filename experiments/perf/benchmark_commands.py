@@ -3,12 +3,12 @@
     python experiments/perf/benchmark_commands.py --peer-python peers/bin/python --images 500
 
 `--peer-python` is the interpreter of an environment with clip-benchmark 1.6.2, which without its
-old pins needs: open_clip_torch torch torchvision transformers webdataset pycocoevalcap pycocotools
-scikit-learn pandas requests "numpy<2.4". Both
-measure a ViT-B/32 of random weights in float32 on the same photographs, weights and batch size,
-from the start of the process to its end, and take turns. Before the first round that counts, ours
-runs once to fill the compile cache; embeddings are never taken from disk. Peak memory is that of
-the process and of those that it starts, together.
+old pins needs: open_clip_torch torch torchvision transformers pycocoevalcap pycocotools
+scikit-learn pandas requests "numpy<2.4" webdataset==0.2.86 (1.0.2 finds no samples in one shard, by
+four workers). Both measure a ViT-B/32 of random weights in float32 on the same photographs, weights
+and batch size, from the start of the process to its end, and take turns. Before the first round
+that counts, ours runs once to fill the compile cache; embeddings are never taken from disk. Peak
+memory is that of the process and of those that it starts, together.
 """
 
 import dataclasses
