@@ -16,7 +16,7 @@ import pytest
 from experiments.corpora.make_datacompdr_shards import Command, main
 from flaxclip.data.config import DataConfig
 from flaxclip.data.images.eval_transform import SizedTransform
-from flaxclip.data.images.train_transform import render_changed
+from flaxclip.data.images.train_transform import render_changed, view_of
 from flaxclip.data.inspect.__main__ import Command as InspectCommand
 from flaxclip.data.inspect.__main__ import inspect
 from flaxclip.data.loader import load_batches
@@ -357,9 +357,8 @@ def _crops(*boxes):
 
 def _seen(example, number):
     crop = stored_crop(example, number)
-    return crop.box, render_changed(
-        crop, (SizedTransform(16, ModelSpec(TINY_MODEL).preprocess),), ()
-    )[0]
+    transform = SizedTransform(16, ModelSpec(TINY_MODEL).preprocess)
+    return crop.box, render_changed(crop, [view_of(crop.box, transform)], ())[0]
 
 
 CROPS = (20, 100, 80, 300), (0, 0, 150, 200), (60, 200, 140, 200)
