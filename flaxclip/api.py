@@ -107,7 +107,8 @@ class CLIPModel:
         Raises:
             InputError: it takes squares, or the number is not positive.
         """
-        return CLIPModel(with_max_patches(self.spec, max_patches), self.variables, self.compute)
+        spec = self.spec.with_max_patches(max_patches)
+        return CLIPModel(spec, self.variables, self.compute)
 
     def preprocess(self, images: Images) -> UInt8[np.ndarray, "b h w 3"] | PatchArrays:
         """Images of any sizes, resized and cropped as the model was measured; of a model that takes
@@ -257,24 +258,6 @@ def as_input(images: Any) -> Any:
         return images
     patches, grid = images
     return ImagePatches(jnp.asarray(patches), jnp.asarray(grid))
-
-
-def with_max_patches(spec: ModelSpec, max_patches: int) -> ModelSpec:
-    """`spec` for images of at most so many patches.
-
-    Raises:
-        InputError: its images are squares, or the number is not positive.
-    """
-    if spec.preprocess.resize != "native":
-        raise InputError(
-            f"max_patches is {max_patches}, and the model takes squares of "
-            f"{spec.model.vision.image_size} pixels\nleave it out: it is for models that take "
-            "images at their own aspect ratio, such as SigLIP 2's NaFlex"
-        )
-    if max_patches < 1:
-        raise InputError(f"max_patches is {max_patches}\nan image has at least one patch")
-    how = dataclasses.replace(spec.preprocess, max_patches=max_patches)
-    return spec._replace(preprocess=how)
 
 
 def load(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from etils import epath
 
-from flaxclip.api import with_max_patches
 from flaxclip.benchmark.results import MeasuredCheckpoint
 from flaxclip.benchmark.tasks import DataSource, Task, all_suites, find_tasks
 from flaxclip.checkpoint.layout import load_config
@@ -85,7 +84,7 @@ def find_checkpoint(
     weights = open_weights(path, model, which)
     if max_patches is not None:
         try:
-            spec = with_max_patches(weights.spec, max_patches)
+            spec = weights.spec.with_max_patches(max_patches)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         notices = weights.notice, beyond_learned(max_patches, spec.model.vision.grid)
