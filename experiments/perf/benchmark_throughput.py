@@ -21,9 +21,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import PIL.Image
 import tyro
-from sklearn.datasets import load_sample_images
+from photographs import photographs
 
 from flaxclip.api import CLIPModel, encode_image
 from flaxclip.benchmark.embeddings import Embedder
@@ -36,7 +35,6 @@ from flaxclip.interop.export import export
 from flaxclip.models.clip import init_variables
 from flaxclip.models.variants import VARIANTS
 
-CLASSES = 10
 PEER = """
 import json, sys, time, torch, open_clip
 from clip_benchmark.datasets.builder import build_dataset, get_dataset_collate_fn
@@ -73,6 +71,7 @@ class Command:
     peer_python: Path
     model: str = "ViT-B-32"
     images: int = 256
+    classes: int = 10
     batch_size: int = 64
     rounds: int = 3
     peer_workers: int = 4
@@ -98,7 +97,7 @@ def main(command: Command) -> None:
     model = CLIPModel(spec, variables)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "wds_photographs"
-        write_photographs(root, command.images)
+        write_photographs(root, command.images, command.classes)
         export(spec, variables, Path(folder) / "exported", "open_clip", overwrite=False)
         rates = measure(command, model, root, Path(folder))
     for name, values in rates.items():
@@ -161,28 +160,19 @@ def measure(command: Command, model: CLIPModel, root: Path, folder: Path) -> dic
     return rates
 
 
-def write_photographs(root: Path, count: int) -> None:
+def write_photographs(root: Path, count: int, classes: int) -> None:
     """`count` JPEGs with random labels, in CLIP_benchmark's layout."""
     rng = np.random.default_rng(0)
-    photographs = load_sample_images().images
     (root / "test").mkdir(parents=True)
     with tarfile.open(root / "test/0.tar", "w") as tar:
-        for number in range(count):
-            photograph = photographs[number % len(photographs)]
-            top, left = (
-                rng.integers(photograph.shape[0] - 375),
-                rng.integers(photograph.shape[1] - 500),
-            )
-            buffer = io.BytesIO()
-            crop = photograph[top : top + 375, left : left + 500]
-            PIL.Image.fromarray(crop).save(buffer, "JPEG", quality=90)
-            label = str(rng.integers(CLASSES)).encode()
-            for suffix, data in (("jpg", buffer.getvalue()), ("cls", label)):
+        for number, jpeg in enumerate(photographs(count, rng)):
+            label = str(rng.integers(classes)).encode()
+            for suffix, data in (("jpg", jpeg), ("cls", label)):
                 info = tarfile.TarInfo(f"s{number:07}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     (root / "test/nshards.txt").write_text("1\n")
-    names = [f"thing {number}" for number in range(CLASSES)]
+    names = [f"thing {number}" for number in range(classes)]
     (root / "classnames.txt").write_text("\n".join(names) + "\n")
     (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
 

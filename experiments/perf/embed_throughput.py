@@ -8,16 +8,14 @@ two take turns; the first round, which compiles, does not count.
 """
 
 import dataclasses
-import io
 import tempfile
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-import PIL.Image
 import tyro
-from sklearn.datasets import load_sample_images
+from photographs import photographs
 
 from flaxclip.api import CLIPModel
 from flaxclip.benchmark.embed.embed_corpus import embed_corpus
@@ -47,10 +45,12 @@ def main(command: Command) -> None:
     model = CLIPModel(spec, variables)
     rates: dict[str, list[float]] = {"embed": [], "forward pass alone": []}
     with tempfile.TemporaryDirectory() as name:
-        photographs = Path(name) / "photographs"
-        write_photographs(photographs, command.images)
+        corpus = Path(name) / "photographs"
+        corpus.mkdir()
+        for number, jpeg in enumerate(photographs(command.images, np.random.default_rng(0))):
+            (corpus / f"{number:05}.jpg").write_bytes(jpeg)
         embedder = Embedder(model, command.batch_size, Path(name) / "cache")
-        source = open_pairs(CorpusConfig((str(photographs),)), model.transform.size)
+        source = open_pairs(CorpusConfig((str(corpus),)), model.transform.size)
         manifest = Manifest(
             checkpoint="", step=None, weights=None, model=None, tokenizer=None,
             parameters_sha256="", preprocessing="", source="", source_sha256="",
@@ -75,21 +75,6 @@ def main(command: Command) -> None:
         print(f"{name:20} {np.median(values):7.1f} images/s  {[round(v, 1) for v in values]}")
     ratios = np.array(rates["embed"]) / np.array(rates["forward pass alone"])
     print(f"embed / forward pass alone: {np.median(ratios):.3f}")
-
-
-def write_photographs(folder: Path, count: int) -> None:
-    """`count` JPEGs, each a crop of its own."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    photographs = load_sample_images().images
-    for number in range(count):
-        photograph = photographs[number % len(photographs)]
-        top = rng.integers(photograph.shape[0] - 375)
-        left = rng.integers(photograph.shape[1] - 500)
-        buffer = io.BytesIO()
-        crop = photograph[top : top + 375, left : left + 500]
-        PIL.Image.fromarray(crop).save(buffer, "JPEG", quality=90)
-        (folder / f"{number:05}.jpg").write_bytes(buffer.getvalue())
 
 
 if __name__ == "__main__":
