@@ -46,7 +46,7 @@ def encode_image(
 ) -> Float[Array, "b d"]:
     """Unit image embeddings, a pure function of `variables` and pixels."""
     model = CLIP(spec.model, compute, spec.preprocess)
-    zimg: Any = model.apply(variables, images, method="encode_image")
+    zimg: Any = model.apply(variables, images, pooled_only=True, method="encode_image")
     return zimg
 
 
@@ -58,7 +58,8 @@ def encode_text(
     compute: ComputeConfig = ComputeConfig(),
 ) -> Float[Array, "b d"]:
     """Unit text embeddings, a pure function of `variables` and token ids."""
-    ztxt: Any = CLIP(spec.model, compute).apply(variables, tokens, method="encode_text")
+    model = CLIP(spec.model, compute)
+    ztxt: Any = model.apply(variables, tokens, pooled_only=True, method="encode_text")
     return ztxt
 
 

@@ -149,14 +149,18 @@ class CLIP(nn.Module):
         images: UInt8[Array, "b h w 3"] | ImagePatches,
         train: bool = False,
         patch_ids: Int[Array, "b k"] | None = None,
+        pooled_only: bool = False,
     ) -> Float[Array, "b d"]:
         """Unit embeddings of uint8 images: a quarter of the bytes of floats to transfer.
 
         Pixels are normalised on the device. With `train`, batch norms use the batch's statistics
         and update `batch_stats`. With `patch_ids` a vision transformer sees those patches alone
         (FLIP). A vision transformer takes images at their own aspect ratio, too: `ImagePatches`.
+        With `pooled_only`, for inference, it computes in its last block only what is pooled.
         """
         only: dict[str, Any] = {} if patch_ids is None else {"patch_ids": patch_ids}
+        if pooled_only and isinstance(self.config.vision, ViTConfig):
+            only["pooled_only"] = True
         if isinstance(images, ImagePatches):
             patches = rearrange(images.patches, "b n (pixel rgb) -> b n pixel rgb", rgb=3)
             pixels = rearrange(
@@ -165,9 +169,11 @@ class CLIP(nn.Module):
             return l2_normalise(self.vision(pixels, train, grid=images.grid, **only))
         return l2_normalise(self.vision(_normalise(images, self.preprocess), train, **only))
 
-    def encode_text(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
-        """Unit vectors of captions."""
-        return l2_normalise(self.text(tokens))
+    def encode_text(
+        self, tokens: Int[Array, "b l"], pooled_only: bool = False
+    ) -> Float[Array, "b d"]:
+        """Unit vectors of captions; `pooled_only` as of `encode_image`."""
+        return l2_normalise(self.text(tokens, pooled_only))
 
     def __call__(
         self,

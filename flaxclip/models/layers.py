@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flaxclip.errors import InputError
 from flaxclip.models.attention.dot_product import dot_product_attention, uses_tpu_kernel
@@ -103,6 +103,12 @@ def layer_norm(name: str, eps: float = 1e-5) -> LayerNorm:
     return LayerNorm(eps, name=name)
 
 
+def take_positions(x: Float[Array, "#b l w"], read: Int[Array, " b"]) -> Float[Array, "b 1 w"]:
+    """One position of each example."""
+    x = jnp.broadcast_to(x, (len(read), *x.shape[1:]))
+    return jnp.take_along_axis(x, read[:, None, None], axis=1)
+
+
 def matrix_product(
     x: Float[Array, "*rows i"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "*rows o"]:
@@ -189,8 +195,16 @@ class QKVProjection(HeadsKernel):
     """
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"]) -> tuple[Float[Array, "b h l k"], ...]:
+    def __call__(
+        self, x: Float[Array, "b l w"], read: Int[Array, " b"] | None = None
+    ) -> tuple[Float[Array, "b h #l k"], ...]:
+        """With `read`, one position of each example, there are queries of these alone."""
         kernel, bias = self.parameters()
+        if read is not None:
+            q = self.project(take_positions(x, read), kernel[:, :, 0], bias[:, 0])
+            kv = self.project(x, kernel[:, :, 1:], bias[:, 1:])
+            q = rearrange(q, "b l (h k) -> b h l k", h=self.out_shape[0])
+            return q, *rearrange(kv, "b l (h two k) -> two b h l k", h=self.out_shape[0], two=2)
         cut = target_platform() == "tpu"
         parts = [(kernel[:, :, i], bias[:, i]) for i in range(3)] if cut else [(kernel, bias)]
         products = [
@@ -233,8 +247,11 @@ class Attention(nn.Module):
         x: Float[Array, "b l w"],
         padding_mask: Bool[Array, "b l"] | None = None,
         angles: Float[Array, "#b l half"] | None = None,
-    ) -> Float[Array, "b l w"]:
-        """`angles`: of rotary position embeddings. If None, there are none."""
+        read: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b #l w"]:
+        """`angles`: of rotary position embeddings. If None, there are none. `read`: one position of
+        each example, whose output is the only one. If None, all.
+        """
         x = constrain(x, "batch", None, None)
         c, dtype = self.config, self.compute.activation_dtype
         width = x.shape[-1]
@@ -248,10 +265,16 @@ class Attention(nn.Module):
             sums_by_product=uses_tpu_kernel(self.compute.attention, x.shape[1], head_dim, dtype),
             use_bias=c.qkv_bias,
             name="qkv",
-        )(x)
+        )(x, read)
         if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        z = dot_product_attention(q, k, v, c.causal, self.compute.attention, padding_mask)
+            of_queries = angles if read is None else take_positions(angles, read)
+            q, k = rotate(q, of_queries), rotate(k, angles)
+        causal = c.causal
+        if causal and read is not None:
+            earlier = jnp.arange(x.shape[1])[None] <= read[:, None]
+            padding_mask = earlier if padding_mask is None else padding_mask & earlier
+            causal = False
+        z = dot_product_attention(q, k, v, causal, self.compute.attention, padding_mask)
         z = constrain(rearrange(z, "b h l k -> b l (h k)"), "batch", None, "heads")
         z = Projection(
             (c.heads, head_dim),

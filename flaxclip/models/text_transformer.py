@@ -18,6 +18,7 @@ from flaxclip.models.layers import (
     check_transformer,
     gelu,
     layer_norm,
+    take_positions,
 )
 from flaxclip.models.text_families import FAMILIES, Family
 from flaxclip.models.text_trunks.positions import RANGES, distance_ranges, sinusoids
@@ -114,7 +115,8 @@ class TextTransformer(nn.Module):
     compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b d"]:
+    def __call__(self, tokens: Int[Array, "b l"], pooled_only: bool = False) -> Float[Array, "b d"]:
+        """With `pooled_only`, for inference, the last block computes only what is read out."""
         c, family, dtype = self.config, self.config.traits, self.compute.activation_dtype
         _check_length(c, tokens.shape[1])
 
@@ -152,10 +154,13 @@ class TextTransformer(nn.Module):
         )
         seen = None if family.attends_to_padding else is_token
         transformer = Transformer(c.layers, block, self.compute, family.block, name="transformer")
-        x = transformer(x.astype(dtype), seen, places)
+        read = None
+        if pooled_only and family.readout != "mean":
+            read = _read_position(c, tokens)
+        x = transformer(x.astype(dtype), seen, places, read)
         # Of one position, the norm can wait until it is alone.
         if family.readout != "mean":
-            x = _read_out(c, x, tokens)
+            x = _read_out(c, x, tokens) if read is None else constrain(x[:, 0], "batch", None)
         if not family.post_norm:
             x = family.norm("ln_final", c.norm_eps)(x)
         if family.readout == "mean":
@@ -206,15 +211,23 @@ def _read_out(
     config: TextConfig, x: Float[Array, "b l w"], tokens: Int[Array, "b l"]
 ) -> Float[Array, "b w"]:
     family = config.traits
-    if family.readout == "end of text":
-        # End-of-text has the highest id of CLIP's vocabulary: argmax finds its first position.
-        is_end = tokens if config.end_id is None else (tokens == config.end_id).astype(jnp.int32)
-        end = is_end.argmax(axis=-1)[:, None, None]
-        return constrain(jnp.take_along_axis(x, end, axis=1)[:, 0], "batch", None)
     if family.readout == "mean":
         weight = (tokens != family.padding).astype(jnp.float32)[:, :, None]
         return (x.astype(jnp.float32) * weight).sum(1) / weight.sum(1)
+    if family.readout == "end of text":
+        position = _read_position(config, tokens)
+        return constrain(take_positions(x, position)[:, 0], "batch", None)
     return x[:, -1 if family.readout == "last position" else 0]
+
+
+def _read_position(config: TextConfig, tokens: Int[Array, "b l"]) -> Int[Array, " b"]:
+    """The position that is read out of each caption."""
+    if config.traits.readout == "end of text":
+        # End-of-text has the highest id of CLIP's vocabulary: argmax finds its first position.
+        is_end = tokens if config.end_id is None else (tokens == config.end_id).astype(jnp.int32)
+        return is_end.argmax(axis=-1)
+    last = config.traits.readout == "last position"
+    return jnp.full(len(tokens), tokens.shape[1] - 1 if last else 0)
 
 
 def needed_length(config: TextConfig, tokens: Int[np.ndarray, "b l"]) -> int:

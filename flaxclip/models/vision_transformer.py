@@ -174,8 +174,10 @@ class VisionTransformer(nn.Module):
         train: bool = False,
         patch_ids: Int[Array, "b k"] | None = None,
         grid: Int32[Array, "b 2"] | None = None,
+        pooled_only: bool = False,
     ) -> Float[Array, "b d"]:
-        """`train` has no effect on this tower; it sees all patches, or `patch_ids`.
+        """`train` has no effect on this tower; it sees all patches, or `patch_ids`. With
+        `pooled_only`, for inference, its last block computes only what is pooled.
 
         With `grid`, images have an aspect ratio of their own: pixels are those of `ImagePatches`.
         """
@@ -246,7 +248,10 @@ class VisionTransformer(nn.Module):
             norm_eps=c.norm_eps,
         )
         transformer = Transformer(c.layers, block, self.compute, family.block, name="transformer")
-        x = self._pool(transformer(x, padding_mask, angles), block, padding_mask)
+        read = None
+        if pooled_only and family.pooling == "class token":
+            read = jnp.zeros(x.shape[0], jnp.int32)
+        x = self._pool(transformer(x, padding_mask, angles, read), block, padding_mask)
         if not c.has_projection:
             return x
         return nn.Dense(
@@ -281,7 +286,7 @@ class VisionTransformer(nn.Module):
 
     def _pool(
         self,
-        x: Float[Array, "b l w"],
+        x: Float[Array, "b #l w"],
         block: BlockConfig,
         padding_mask: Bool[Array, "b l"] | None,
     ) -> Float[Array, "b w"]:
