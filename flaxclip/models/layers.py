@@ -103,9 +103,8 @@ def layer_norm(name: str, eps: float = 1e-5) -> LayerNorm:
     return LayerNorm(eps, name=name)
 
 
-def take_positions(x: Float[Array, "#b l w"], read: Int[Array, " b"]) -> Float[Array, "b 1 w"]:
+def take_positions(x: Float[Array, "b l w"], read: Int[Array, " b"]) -> Float[Array, "b 1 w"]:
     """One position of each example."""
-    x = jnp.broadcast_to(x, (len(read), *x.shape[1:]))
     return jnp.take_along_axis(x, read[:, None, None], axis=1)
 
 
@@ -267,7 +266,10 @@ class Attention(nn.Module):
             name="qkv",
         )(x, read)
         if angles is not None:
-            of_queries = angles if read is None else take_positions(angles, read)
+            of_queries = angles
+            if read is not None:
+                of_each = jnp.broadcast_to(angles, (x.shape[0], *angles.shape[1:]))
+                of_queries = take_positions(of_each, read)
             q, k = rotate(q, of_queries), rotate(k, angles)
         causal = c.causal
         if causal and read is not None:

@@ -227,7 +227,7 @@ def _read_position(config: TextConfig, tokens: Int[Array, "b l"]) -> Int[Array, 
         is_end = tokens if config.end_id is None else (tokens == config.end_id).astype(jnp.int32)
         return is_end.argmax(axis=-1)
     last = config.traits.readout == "last position"
-    return jnp.full(len(tokens), tokens.shape[1] - 1 if last else 0)
+    return jnp.full(tokens.shape[0], tokens.shape[1] - 1 if last else 0)
 
 
 def needed_length(config: TextConfig, tokens: Int[np.ndarray, "b l"]) -> int:
