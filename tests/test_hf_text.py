@@ -115,6 +115,40 @@ def test_other_poolings_of_other_towers_are_refused(tmp_path):
         read_config(tmp_path / "open_clip_config.json")
 
 
+def test_captions_begin_with_the_language_that_the_directory_names(tmp_path):
+    file = multilingual.write_nllb(tmp_path)
+    config = open_clip_json(VARIANTS["nllb-clip-base"])
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+
+    def read(**settings):
+        multilingual.write_settings(tmp_path, "NllbTokenizer", **settings)
+        return read_config(tmp_path / "open_clip_config.json")
+
+    def first_token(spec):
+        tokenizer = dataclasses.replace(spec.tokenizer, file=str(file))
+        return load_tokenizer(tokenizer, 9)(["un chat"])[0, 0]
+
+    vocabulary = json.loads(file.read_text())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in vocabulary}
+    assert first_token(read()) == first_token(read(src_lang="eng_Latn")) == ids["eng_Latn"]
+    french = read(src_lang="fra_Latn")
+    assert first_token(french) == ids["fra_Latn"]
+    # Written, and read again.
+    written = tmp_path / "written"
+    written.mkdir()
+    tokenizer = dataclasses.replace(french.tokenizer, file=str(file))
+    write_tokenizer(french._replace(tokenizer=tokenizer), written, "open_clip")
+    (written / "open_clip_config.json").write_text(json.dumps(config))
+    assert read_config(written / "open_clip_config.json").tokenizer == french.tokenizer
+    for unknown in ("deu_Latn", "<s>"):
+        with pytest.raises(InputError, match=f"language is '{unknown}'"):
+            first_token(read(src_lang=unknown))
+    with pytest.raises(InputError, match="legacy_behaviour is True"):
+        read(legacy_behaviour=True)
+    with pytest.raises(InputError, match="of nllb alone do captions begin with their language"):
+        load_tokenizer(TokenizerConfig("clip", language="fra_Latn"), 77)
+
+
 def test_old_files_count_their_positions():
     config = tiny("xlm_roberta")
     table = open_clip_table(config)

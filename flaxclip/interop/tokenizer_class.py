@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flaxclip.data.tokenizers.multilingual import ENGLISH
 from flaxclip.errors import InputError
 from flaxclip.interop.source import read_json
 from flaxclip.models.inputs import TextCleaning
@@ -69,3 +70,21 @@ def is_json_alone(folder: Path) -> bool:
     path = folder / CONFIG_FILE
     name: Any = read_json(path).get("tokenizer_class") if path.is_file() else None
     return _OLD_NAMES.get(name, name) == BACKEND
+
+
+def read_language(folder: Path) -> str | None:
+    """The language that captions of NLLB's tokenizer begin with, if the directory names another
+    than transformers' own.
+
+    Raises:
+        InputError: it comes after the captions.
+    """
+    path = folder / CONFIG_FILE
+    config = read_json(path) if path.is_file() else {}
+    if config.get("legacy_behaviour"):
+        raise InputError(
+            f"{path}: legacy_behaviour is {config['legacy_behaviour']!r}\n"
+            "expected false: captions begin with their language, and do not end with it"
+        )
+    language = config.get("src_lang")
+    return None if language in (None, ENGLISH) else str(language)

@@ -127,6 +127,8 @@ def _write_multilingual(config: TokenizerConfig, folder: Path) -> dict[str, Any]
         "unk_token": "<unk>",
         "padding_side": "right",
     }
+    if config.language is not None:
+        settings["src_lang"] = config.language
     if config.name != "mt5":
         settings["bos_token"] = "<s>"
     elif not is_json:

@@ -77,8 +77,8 @@ class TokenizerConfig:
     ] = "clip"  # fmt: skip
     """CLIP's BPE, the SentencePiece vocabulary of SigLIP (C4, 32,000) or SigLIP 2 (Gemma), BERT's
     WordPiece, as LiT uses it (bert) or CLIPA (bert_uncased), a vocabulary stored as XLM-R's is: its
-    own, RoBERTa's or XLM-V's, which is MetaCLIP 2's (xlm_v), mT5's, NLLB's, whose captions are in
-    English, or TIPSv2's SentencePiece vocabulary (tips)."""
+    own, RoBERTa's or XLM-V's, which is MetaCLIP 2's (xlm_v), mT5's, NLLB's, or TIPSv2's
+    SentencePiece vocabulary (tips)."""
     file: str | None = None
     """Vocabulary of SigLIP's tokenizers, mT5's and TIPSv2's, a SentencePiece model or a
     tokenizer.json; of BERT's, a text file of one token a line, for bert_uncased also a
@@ -87,3 +87,7 @@ class TokenizerConfig:
     """Cleaning of captions before they are tokenized, by the library that does it. If None, `lower`
     for CLIP's tokenizer, `canonicalize` for SigLIP's, `unicode_lower` for SigLIP 2's, for LiT's its
     only one, `transformers_siglip2` for TIPSv2's, and for all others `whitespace`."""
+    language: str | None = None
+    """With nllb, the language of captions by the token that they begin with, such as `deu_Latn`. If
+    None, `eng_Latn`, with which open_clip and CLIP_benchmark measure other languages, too: setting
+    one there has no effect (findings/nllb_language.sh)."""

@@ -27,6 +27,12 @@ KINDS = {
     "RoBERTa": ("xlm_v", multilingual.write_roberta, "RobertaTokenizer", {"bos_token": "<s>"}),
     "mT5": ("mt5", multilingual.write_mt5, "T5Tokenizer", {"extra_ids": 0}),
     "NLLB": ("nllb", multilingual.write_nllb, "NllbTokenizer", {"bos_token": "<s>"}),
+    "NLLB in French": (
+        "nllb",
+        multilingual.write_nllb,
+        "NllbTokenizer",
+        {"bos_token": "<s>", "src_lang": "fra_Latn"},
+    ),
 }
 
 
@@ -44,7 +50,8 @@ def test_ids_of_captions_and_hostile_strings(kind, tmp_path):
     expected = theirs(
         texts, max_length=LENGTH, padding="max_length", truncation=True, return_tensors="np"
     ).input_ids
-    ours = load_tokenizer(TokenizerConfig(name, str(file), "none"), LENGTH)(texts)
+    language = settings.get("src_lang")
+    ours = load_tokenizer(TokenizerConfig(name, str(file), "none", language), LENGTH)(texts)
     different = [t for t, a, b in zip(texts, ours, expected, strict=True) if list(a) != list(b)]
     assert not different, different[:5]
     np.testing.assert_array_equal(ours, expected)

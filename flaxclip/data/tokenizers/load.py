@@ -24,10 +24,16 @@ def load_tokenizer(
         vocab_size: ids that the text tower has embeddings for. If None, all that there are.
 
     Raises:
-        InputError: no tokenizer has that name, its texts are not cleaned so, it cannot make rows
-            that short, or not read `file`, or it makes ids that the text tower does not know.
+        InputError: no tokenizer has that name, it has no such language, its texts are not cleaned
+            so, it cannot make rows that short, or not read `file`, or it makes ids that the text
+            tower does not know.
     """
     name, file, cleaning = config.name, config.file, config.cleaning
+    if config.language is not None and name != "nllb":
+        raise InputError(
+            f"tokenizer.language is {config.language!r}, and tokenizer.name {name!r}\n"
+            "of nllb alone do captions begin with their language: leave it out"
+        )
     match name:
         case "clip":
             tokenizer: Tokenizer = CLIPTokenizer(context_length, cleaning)
@@ -41,7 +47,7 @@ def load_tokenizer(
         case "bert_uncased":
             tokenizer = UncasedBertTokenizer(context_length, file, cleaning)
         case "xlm_v" | "mt5" | "nllb":
-            tokenizer = MultilingualTokenizer(name, context_length, file, cleaning)
+            tokenizer = MultilingualTokenizer(name, context_length, file, cleaning, config.language)
         case "tips":
             tokenizer = TIPSTokenizer(context_length, file, cleaning)
         case _:

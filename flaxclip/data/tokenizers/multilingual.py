@@ -3,6 +3,7 @@
 The user has their files.
 """
 
+import re
 from pathlib import Path
 
 import tokenizers
@@ -18,8 +19,11 @@ WHOSE_FILE = {
     "nllb": "its tokenizer.json: that of facebook/nllb-200-distilled-600M",
     "mt5": "its spiece.model or a tokenizer.json: that of google/mt5-base",
 }
-# NLLB's captions begin with their language, which is transformers' unless one is set.
-_STARTS = {"xlm_v": "<s>", "nllb": "eng_Latn", "mt5": None}
+ENGLISH = "eng_Latn"
+"""The language that NLLB's captions begin with, unless another is set (transformers 5.24)."""
+_STARTS = {"xlm_v": "<s>", "nllb": ENGLISH, "mt5": None}
+_LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+"""Languages of FLORES-200 (NLLB Team 2022, table 1): ISO 639-3, and the script by ISO 15924."""
 _PAD, _END = "<pad>", "</s>"
 
 
@@ -31,12 +35,19 @@ class MultilingualTokenizer(Tokenizer):
     markers.
     """
 
-    def __init__(self, name: str, context_length: int, file: str | None, cleaning: str | None):
+    def __init__(
+        self,
+        name: str,
+        context_length: int,
+        file: str | None,
+        cleaning: str | None,
+        language: str | None = None,
+    ):
         """Read the vocabulary of the tokenizer `name` from `file`.
 
         Raises:
-            InputError: no file is given, it is none, or it lacks a marker; or texts are not
-                cleaned so.
+            InputError: no file is given, it is none, or it lacks a marker, such as that of the
+                language; or texts are not cleaned so.
         """
         start = _STARTS[name]
         if context_length < (2 if start is None else 3):
@@ -59,6 +70,16 @@ class MultilingualTokenizer(Tokenizer):
         self._start = [] if start is None else [self._marker(file, start)]
         self._pad, self._end = self._marker(file, _PAD), self._marker(file, _END)
         self._cleaning = str(cleaning_of(name, cleaning))
+        if language is not None:
+            self._start = [self._language(file, language)]
+
+    def _language(self, file: str, language: str) -> int:
+        if not _LANGUAGE.fullmatch(language) or self._engine.token_to_id(language) is None:
+            raise InputError(
+                f"the tokenizer's language is {language!r}, and the vocabulary in {file} has "
+                "no token of it\nexpected a language as FLORES-200 writes it, such as deu_Latn"
+            )
+        return self._marker(file, language)
 
     def _marker(self, file: str, name: str) -> int:
         index = self._engine.token_to_id(name)

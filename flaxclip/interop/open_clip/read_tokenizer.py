@@ -8,7 +8,7 @@ from typing import Literal
 from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.text_trunks.registry import HF_TRUNKS
-from flaxclip.interop.tokenizer_class import read_tokenizer_class
+from flaxclip.interop.tokenizer_class import read_language, read_tokenizer_class
 from flaxclip.models.inputs import TextCleaning, TokenizerConfig
 from flaxclip.models.text_transformer import TextConfig
 
@@ -68,7 +68,8 @@ def read_tokenizer(
     if (found := _of_many_languages(name, text, path)) is not None:
         cleaning = given.clean or "whitespace"
         own = cleaning == cleaning_of(found, None)
-        return TokenizerConfig(found, cleaning=None if own else cleaning)
+        language = read_language(path.parent) if found == "nllb" else None
+        return TokenizerConfig(found, cleaning=None if own else cleaning, language=language)
     if family in ("clip", "mobileclip"):
         if name and not name.startswith("openai/clip-"):
             raise InputError(
