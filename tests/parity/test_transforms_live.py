@@ -14,7 +14,7 @@ from flaxclip.data.images.eval_transform import SizedTransform, preprocess
 from flaxclip.data.images.train_transform import AugmentConfig, sample_crop, transform_for_training
 from flaxclip.models.inputs import OPENAI_MEAN, OPENAI_STD, ImageTransform
 from flaxclip.models.variants import VARIANTS
-from tests.parity.images import kinds_of_file, photographs, saved
+from tests.parity.images import kinds_of_file, photographs, photographs_and_pieces, saved
 
 torch = pytest.importorskip("torch", reason="torch is a peer, not a requirement")
 torchvision = pytest.importorskip("torchvision", reason="torchvision is a peer, not a requirement")
@@ -43,6 +43,41 @@ def test_photographs_come_out_of_the_evaluation_transform_equal_to_open_clips(mo
             ours = preprocess(path.read_bytes(), transform)
             theirs = _open_clip(io.BytesIO(path.read_bytes()), size, mode, interpolation)
             np.testing.assert_array_equal(ours, theirs, err_msg=f"{path.name} at {size}")
+
+
+def _families() -> dict[str, tuple[int, ImageTransform]]:
+    """Each family of image towers with each of its transforms, at the smallest size that it has."""
+    found: dict[str, tuple[int, ImageTransform]] = {}
+    for spec in sorted(VARIANTS.values(), key=lambda spec: spec.model.vision.image_size):
+        vision, how = spec.model.vision, spec.preprocess
+        if how.resize == "native":  # see test_naflex_open_clip_live.py
+            continue
+        kind = getattr(vision, "family", type(vision).__name__)
+        middle = "0.5" if how.mean == (0.5, 0.5, 0.5) else f"{how.mean[0]:.2f}"
+        found.setdefault(
+            f"{kind}, {how.resize}, {how.interpolation}, mean {middle}", (vision.image_size, how)
+        )
+    return found
+
+
+FAMILIES = _families()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_sees_30_photographs_as_in_open_clip(family):
+    size, how = FAMILIES[family]
+    transform = open_clip_transform.image_transform(
+        size, is_train=False, mean=how.mean, std=how.std, resize_mode=how.resize,
+        interpolation=how.interpolation,
+    )  # fmt: skip
+    images = photographs_and_pieces(30)
+    assert len(images) >= 30
+    for name, image in images:
+        image = image.convert("RGB")
+        ours = preprocess(image, SizedTransform(size, how))
+        theirs = transform(image).numpy().transpose(1, 2, 0) * how.std + how.mean
+        np.testing.assert_array_equal(ours, np.rint(theirs * 255), err_msg=name)
+        np.testing.assert_allclose(ours / 255, theirs, rtol=0, atol=1e-6, err_msg=name)
 
 
 # Weights whose images are prepared otherwise than those of all others of their names.
