@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from rich.table import Table
 
 from flaxclip.benchmark.checkpoint import find_checkpoint
 from flaxclip.benchmark.report.breakdowns import breakdowns, reliability_chart
@@ -17,6 +18,7 @@ from flaxclip.benchmark.results import (
     Result,
     Score,
     print_table,
+    print_whole,
     read_arrays,
     read_result,
     write_result,
@@ -83,6 +85,21 @@ def test_nothing_in_a_table_is_cut_off(terminal, tmp_path, monkeypatch, capsys):
         assert max(len(re.sub("\x1b[^m]*m", "", line)) for line in lines) <= 60
     else:
         assert any("text_to_image_recall@10   50.0%   10.0% – 90.0%" in line for line in lines)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_and_captions_are_printed_as_they_are(terminal, monkeypatch, capsys):
+    """Captions of the web have WordPress's [/caption], files are called `mine [edited].jpg`."""
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    words = ("mine [edited].jpg", "[/caption] of a cat", "[red]a[/red] :cat:", r"\[b]")
+    table = Table("image", words[0])
+    for word in words:
+        table.add_row("", word)
+    print_whole(table)
+    printed = re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
+    for word in words:
+        assert f" {word} " in printed
 
 
 @pytest.mark.parametrize(

@@ -243,12 +243,14 @@ def print_table(results: Sequence[Result]) -> None:
 
 def print_whole(table: Table) -> None:
     """Print a table of which nothing is cut off: in a log, each row on a line of its own; on a
-    terminal, long words on several lines.
+    terminal, long words on several lines. Brackets and colons are those of names and captions.
     """
     for column in table.columns:
         column.overflow = "fold"
-    console = Console()
+    # Of [x] and :x: Rich would make styles and pictures; a [/x] without an [x] is an error to it.
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         wide = console.options.update(max_width=10_000)
-        console = Console(width=Measurement.get(console, wide, table).maximum)
+        width = Measurement.get(console, wide, table).maximum
+        console = Console(width=width, markup=False, emoji=False)
     console.print(table)
