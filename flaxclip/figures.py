@@ -33,7 +33,9 @@ def draw_similarities(
             value = values[row, column]
             ink = "black" if value > middle else "white"
             axes[1].text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, size=7)
-    axes[1].set_yticks(range(len(captions)), [_short(caption) for caption in captions])
+    # Dollars are dollars: between two of them Matplotlib would read a formula, or fail to.
+    labels = [_short(caption) for caption in captions]
+    axes[1].set_yticks(range(len(captions)), labels, parse_math=False)
     axes[1].set_xticks([])
     return figure
 
@@ -53,7 +55,7 @@ def draw_predictions(
         place.set_axis_off()
     for place, image, truth, guess in zip(axes.flat, images, truths, guesses, strict=False):
         place.imshow(image)
-        place.set_title(_short(truth, 26), size=9, weight="bold")
+        place.set_title(_short(truth, 26), size=9, weight="bold", parse_math=False)
         for line, name in enumerate(guess):
             right = name == truth
             mark = "✓ " if right else ""
@@ -61,6 +63,7 @@ def draw_predictions(
             place.text(
                 0.5, -0.06 - 0.12 * line, f"{mark}{_short(name, 26)}",
                 transform=place.transAxes, ha="center", va="top", size=8, color=colour,
+                parse_math=False,
             )  # fmt: skip
     return figure
 
