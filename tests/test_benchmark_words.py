@@ -52,6 +52,13 @@ def test_words_that_are_not_there_are_refused(names, templates, message):
         class_prompts(names, templates)
 
 
+def test_a_prompt_that_stands_alone_is_one_prompt_and_not_its_letters():
+    whole = {"cat": "cat", "dog": ["a dog", "my dog"]}
+    assert class_prompts(["cat", "dog"], whole) == [("cat",), ("a dog", "my dog")]
+    with pytest.raises(InputError, match="class 'cat' has an empty prompt"):
+        class_prompts(["cat"], {"cat": " "})
+
+
 def test_a_name_and_a_list_of_that_name_alone_are_one():
     with pytest.raises(InputError, match="two classes are named 'cat'"):
         check_distinct(("cat", ["cat"]))

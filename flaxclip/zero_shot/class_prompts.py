@@ -14,7 +14,7 @@ Names = Sequence[Name]
 
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
 """For all classes, with `{}` for the class's name and `{parent}` for what it is a kind of; or for
-each class its own whole prompts. A single template may stand alone."""
+each class its own whole prompts. A single template, or prompt, may stand alone."""
 
 
 def path_of(name: str) -> tuple[str, ...]:
@@ -52,7 +52,9 @@ def class_prompts(class_names: Names, templates: Templates) -> list[tuple[str, .
                 f"{len(without)} classes have no prompts of their own, e.g. {without[0]!r}\n"
                 "a dict of prompts must have every class by its name"
             )
-        prompts = [tuple(templates[first_name(name)]) for name in class_names]
+        own = [templates[first_name(name)] for name in class_names]
+        # A text is a sequence, too: of its letters.
+        prompts = [(texts,) if isinstance(texts, str) else tuple(texts) for texts in own]
         if not all(prompts):
             empty = first_name(class_names[prompts.index(())])
             raise InputError(
