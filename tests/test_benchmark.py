@@ -49,6 +49,17 @@ def unseen(tmp_path):
     return read_scenes(all_tasks()["scenes-unseen"], source, "test", tmp_path, 16).images
 
 
+def test_weights_that_are_not_finite_have_no_score(model, tmp_path):
+    """No similarity is above NaN: retrieval would find every partner first."""
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), model.variables)
+    embedder = Embedder(CLIPModel(model.spec, broken), 960, tmp_path / "cache")
+    with pytest.raises(InputError, match="960 of 960 embeddings of images are not finite"):
+        embedder.embed_images(unseen(tmp_path))
+    with pytest.raises(InputError, match="2 of 2 embeddings of texts are not finite"):
+        embedder.embed_texts(["a", "b"])
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
 @pytest.mark.parametrize("batch_size", [7, 960, 1000])
 def test_every_image_counts_once_whatever_the_batch(batch_size, tmp_path):
     images = unseen(tmp_path)

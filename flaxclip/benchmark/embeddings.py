@@ -18,6 +18,7 @@ from flaxclip.api import CLIPModel, as_input, encode_image, encode_text
 from flaxclip.benchmark.datasets import Images, batch_ranges, image_batches
 from flaxclip.benchmark.kept_embeddings import (
     Embedded,
+    check_finite,
     load_embedded,
     model_digest,
     save_embedded,
@@ -138,7 +139,8 @@ class Embedder:
         last set is kept in memory: a task asks for the same images several times.
 
         Raises:
-            InputError: more images than the limit are unreadable, or the cache cannot be written.
+            InputError: more images than the limit are unreadable, an embedding is not finite, or
+                the cache cannot be written.
         """
         key = ("images", images.identity, repr(self.model.transform))
 
@@ -161,7 +163,7 @@ class Embedder:
         """Every text once; `remarks` are those that lost their end.
 
         Raises:
-            InputError: the cache cannot be written.
+            InputError: an embedding is not finite, or the cache cannot be written.
         """
 
         def embed(start: int, stop: int) -> Iterator[_Begun]:
@@ -218,6 +220,7 @@ class Embedder:
                 kept = None  # what could not be read may be readable by now
             kept = _from_host_0(kept, stop - start, self.model.config.embed_dim)
             if kept is not None:
+                check_finite(kept.z, key[0])
                 chunks.append(kept)
                 remarks += kept.remarks
                 continue
@@ -225,6 +228,7 @@ class Embedder:
             first, last = min(start + host * each, stop), min(start + (host + 1) * each, stop)
             mine = self._collect(embed(first, last), last - first)
             chunks.append(_gather(mine, each, stop - start))
+            check_finite(chunks[-1].z, key[0])
             remarks += chunks[-1].remarks
             if limited:  # at the first chunk after which no other can help
                 self.check_readable(remarks, count, stop)

@@ -25,6 +25,21 @@ class Embedded(NamedTuple):
     the model and lost their end."""
 
 
+def check_finite(z: Float[np.ndarray, "n d"], of: str) -> None:
+    """Refuse embeddings that have no direction: no similarity with them is above any other, nor
+    below, so that each would be found before all others, or behind them.
+
+    Raises:
+        InputError: one holds NaN or infinity; `of` says what they are embeddings of.
+    """
+    if broken := int((~np.isfinite(z).all(axis=1)).sum()):
+        raise InputError(
+            f"{broken:,} of {len(z):,} embeddings of {of} are not finite\n"
+            "weights are NaN or infinite, or activations too large for their type: take an earlier "
+            "step of the run, or activations of float32"
+        )
+
+
 def model_digest(model: CLIPModel) -> str:
     """A hash of the parameters, the architecture and the type of activations."""
     spec = repr((model.spec, model.compute.dtype))

@@ -12,6 +12,7 @@ import numpy as np
 from flaxclip.benchmark.embed.layout import EmbeddingFolder, Manifest, Shard
 from flaxclip.benchmark.embed.pairs import ImagesAlone, PairBatch, pair_batches
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.kept_embeddings import check_finite
 from flaxclip.data.sources.source import Source
 
 SAY_EVERY_SECONDS = 10.0
@@ -70,6 +71,9 @@ def embed_corpus(
 
     Returns:
         how many captions were too long for the model and lost their end.
+
+    Raises:
+        InputError: an embedding is not finite, or a shard cannot be written.
     """
     rows = folder.manifest.rows
     progress = _Progress(sum(len(rows(number)) for number in numbers), say)
@@ -108,8 +112,10 @@ def _shards(
     for batch, image_rows, text_rows in _one_behind(_encode(embedder, batches, manifest, progress)):
         done.append(batch)
         zimg.append(np.asarray(image_rows)[: len(batch.ids)])
+        check_finite(zimg[-1], "images")
         if text_rows is not None:
             ztxt.append(np.asarray(text_rows)[: len(batch.ids)])
+            check_finite(ztxt[-1], "captions")
         progress.add(batch)
         if batch.stop % manifest.shard_size and batch.stop != manifest.examples:
             continue
