@@ -17,6 +17,7 @@ from flaxclip.benchmark.scores import (
     confusion_matrix,
     expected_calibration_error,
     f1_macro,
+    fpr_at_recall,
     hits_at_k,
     mean_average_precision,
     mean_of,
@@ -82,6 +83,31 @@ def test_a_weight_of_two_is_the_example_twice(make):
     drawn = RNG.integers(200, size=200)
     weights = np.bincount(drawn, minlength=200)
     assert make(np.arange(200))(weights) == pytest.approx(make(drawn)(ONES))
+
+
+def test_classes_that_a_sample_does_not_draw_do_not_lower_it():
+    """Of 12 classes with one or two images each, a bootstrap sample misses a third."""
+    present = np.eye(12, dtype=bool)[np.arange(20) % 12]
+    found = present + 0.0  # every image of a class before all others
+    score = with_interval(mean_average_precision(found, present), 20, 0.1)
+    assert (score.value, score.low, score.high) == (1, 1, 1)
+    unknown = np.hstack([present, np.zeros((20, 4), bool)])
+    statistic = mean_average_precision(np.hstack([found, np.zeros((20, 4))]), unknown)
+    assert statistic(np.ones(20, int)) == 12 / 16  # as in CLIP_benchmark
+    score = with_interval(statistic, 20, 0.1)
+    assert (score.low, score.high) == (12 / 16, 12 / 16)
+
+
+def test_what_two_classes_do_not_tell_apart_is_undefined_where_one_is_missing():
+    positive, labels = np.array([0.9, 0.8, 0.1]), np.array([1, 1, 0])
+    for measure, value in ((roc_auc, 1), (fpr_at_recall, 0)):
+        statistic = measure(positive, labels)
+        assert statistic(np.ones(3, int)) == value
+        assert np.isnan(statistic(np.array([2, 1, 0])))
+        assert np.isnan(statistic(np.array([0, 0, 3])))
+        # 8 of 27 samples draw the first two alone, 1 of 27 the last.
+        score = with_interval(statistic, 3, 0.5)
+        assert (score.low, score.high) == (value, value)
 
 
 def test_an_interval_of_accuracy_is_that_of_the_binomial():
@@ -254,6 +280,25 @@ def test_metrics_of_single_tasks_are_what_their_names_say(metric, by_hand, chanc
     assert score.value == pytest.approx(expected)
     assert score.chance == pytest.approx(chance)
     assert score.low < expected < score.high
+
+
+def test_a_metric_of_two_classes_is_refused_for_images_of_one():
+    known, names = Known(np.eye(3), np.eye(3)), ("0", "1", "2")
+    images = PairImages(ScenesSource("unseen", 16), "known", 3)
+    prompts = {name: (name,) for name in names}
+
+    def score(labels, count, kind="classification"):
+        task = Task("known", "", kind, "roc_auc", ())
+        wording = Wording(names[:count], prompts, "", "")
+        return classify_task(known, task, Labelled(images, np.array(labels)), wording).scores
+
+    assert score([0, 1, 0], 2)["roc_auc"].value == 1
+    with pytest.raises(InputError, match="two classes: 2 have names, and 1 have images"):
+        score([0, 0, 0], 2)
+    with pytest.raises(InputError, match="two classes: 3 have names, and 3 have images"):
+        score([0, 1, 2], 3)
+    with pytest.raises(InputError, match="no image has any of the classes"):
+        score(np.zeros((3, 2), bool), 2, "multilabel")
 
 
 def test_a_metric_of_groups_is_refused_for_data_without_them():

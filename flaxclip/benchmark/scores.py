@@ -1,7 +1,8 @@
 """Scores from predictions: each example counts once, and every score says how sure it is.
 
 A statistic is a function of weights, one a example: `statistic(np.ones(n))` is the score itself,
-and a bootstrap sample is a row of counts of how often each example was drawn.
+and a bootstrap sample is a row of counts of how often each example was drawn. Samples in which a
+score is not defined, NaN, are left out.
 """
 
 import dataclasses
@@ -100,8 +101,10 @@ def mean_average_precision(
 ) -> Statistic:
     """Mean over classes of average precision: precision at each image that has the class.
 
-    A class that no image has counts as 0, as in CLIP_benchmark.
+    A class that no image has counts as 0, as in CLIP_benchmark. One that a bootstrap sample
+    happened not to draw has no precision in it, and is left out of the mean of that sample.
     """
+    share_known = present.any(axis=0).mean()
     order = np.argsort(-similarities, axis=0, kind="stable")
     sorted_present = np.take_along_axis(present, order, axis=0)
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(present) + 1))])
@@ -115,20 +118,28 @@ def mean_average_precision(
         wrong = (places - drawn) - (hits - right)
         together = drawn - wrong * (harmonic[places] - harmonic[places - drawn])
         found = hits[-1]
-        return float(((together * sorted_present).sum(axis=0) / np.maximum(found, 1)).mean())
+        is_drawn = found > 0
+        if not is_drawn.any():
+            return np.nan
+        precision = (together * sorted_present).sum(axis=0)[is_drawn] / found[is_drawn]
+        return float(precision.mean() * share_known)
 
     return statistic
 
 
 def roc_auc(positive: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> Statistic:
-    """Chance that an image of class 1 has a higher `positive` than one of class 0; ties half."""
+    """Chance that an image of class 1 has a higher `positive` than one of class 0; ties half.
+
+    NaN where a class has no images.
+    """
     _, level = np.unique(positive, return_inverse=True)
 
     def statistic(weights: np.ndarray) -> float:
         of_one = np.bincount(level, weights * labels)
         of_zero = np.bincount(level, weights * (1 - labels))
         below = np.cumsum(of_zero) - of_zero / 2
-        return float(of_one @ below / max(of_one.sum() * of_zero.sum(), 1))
+        pairs = of_one.sum() * of_zero.sum()
+        return float(of_one @ below / pairs) if pairs else np.nan
 
     return statistic
 
@@ -139,7 +150,7 @@ def fpr_at_recall(
     """Share of class 0 above the threshold at which the recall of class 1 is closest to `recall`.
 
     Of thresholds equally close the lowest, as in the code by which detectors of unknown classes are
-    compared (Hendrycks and Gimpel 2017).
+    compared (Hendrycks and Gimpel 2017). NaN where a class has no images.
     """
     _, level = np.unique(-positive, return_inverse=True)
 
@@ -147,8 +158,10 @@ def fpr_at_recall(
         found = np.cumsum(np.bincount(level, weights * labels))
         false = np.cumsum(np.bincount(level, weights * (1 - labels)))
         last = int(np.searchsorted(found, found[-1]))  # the highest threshold that finds all
-        distance = np.abs(found[last::-1] / max(found[-1], 1) - recall)
-        return float(false[last - int(distance.argmin())] / max(false[-1], 1))
+        if not (found[-1] and false[-1]):
+            return np.nan
+        distance = np.abs(found[last::-1] / found[-1] - recall)
+        return float(false[last - int(distance.argmin())] / false[-1])
 
     return statistic
 

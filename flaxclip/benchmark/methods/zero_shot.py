@@ -74,7 +74,8 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
     """Zero-shot scores of a model on `task`; all are shares of 0..1.
 
     Raises:
-        InputError: the task's names or templates cannot be used.
+        InputError: the task's names or templates cannot be used, or its metric is not defined on
+            the set.
     """
     names = (*wording.class_names, *task.distractors)
     classifier, cut = task_classifier(embedder, names, wording.templates)
@@ -107,7 +108,8 @@ def score_single_label(
     `scale` times a similarity is the logit that the model was trained with.
 
     Raises:
-        InputError: the metric is of groups, and the data have none.
+        InputError: the metric is of groups, and the data have none; or it is of two classes, and
+            the data have others, or images of one alone.
     """
     labels, metric = data.labels, task.metric
     examples, classes = similarities.shape
@@ -120,6 +122,11 @@ def score_single_label(
         scores[name] = with_interval(statistic, examples, chance)
 
     if metric == "roc_auc":
+        if classes != 2 or len(np.unique(labels)) != 2:
+            raise InputError(
+                f"roc_auc needs images of two classes: {classes} have names, and "
+                f"{len(np.unique(labels))} have images\nname two classes, and give images of both"
+            )
         positive = similarities[:, 1] - similarities[:, 0]
         add("roc_auc", roc_auc(positive, labels), 0.5)
     if metric == "f1_macro":
@@ -228,7 +235,13 @@ def level_hits(
 
 
 def score_multilabel(similarities: Float[np.ndarray, "n classes"], present: np.ndarray) -> Findings:
-    """Mean average precision; chance is the share of images that have a class."""
+    """Mean average precision; chance is the share of images that have a class.
+
+    Raises:
+        InputError: no image has any class.
+    """
+    if not present.any():
+        raise InputError("no image has any of the classes\ngive images that have some")
     statistic = mean_average_precision(similarities, present)
     score = with_interval(statistic, len(present), float(present.mean()))
     arrays = {"present": present, "similarities": similarities.astype(np.float32)}
