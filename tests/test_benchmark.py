@@ -548,6 +548,7 @@ def test_a_page_of_a_run_without_results(finished_run, tmp_path):
         (("RUN", "--tasks", "imagenet"), "is not on this machine"),
         (("RUN/checkpoints/5",), "has no checkpoint of step 5"),
         (("RUN", "--out", "file/results"), "cannot write results"),
+        (("RUN", "--out", "/proc/self/task"), "cannot write results into /proc/self/task"),
         (("RUN", "--images", "file"), "is no folder"),
         (("RUN", "--max-unreadable", "1.5"), "--max-unreadable is 1.5"),
         (("RUN", "--images", "empty", "--labels", "cat,cat"), "two classes are named 'cat'"),

@@ -17,6 +17,7 @@ With `--debug`, an error says where in the code it arose.
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -249,6 +250,8 @@ def run(command: Command) -> Measured:
     out = command.out or checkpoint.default_out()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:  # which alone writes: found out now, not after the first task
+            tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise InputError(
             f"cannot write results into {out}: {error.strerror}\nname another folder with --out"

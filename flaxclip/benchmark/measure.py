@@ -1,8 +1,9 @@
 """One checkpoint on many tasks: what is done is kept, what is not there is reported."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,8 +234,9 @@ def _measure(
             f"{embedder.model.compute.dtype} activations: cosine distance of images from float32 "
             f"{distance['mean']:.2g} on average, {distance['max']:.2g} at most"
         )
-    if _main() and method == "zero-shot":
-        details |= draw_result(embedder, asked, findings, stem)
+    with _room_in(settings.out):
+        if _main() and method == "zero-shot":
+            details |= draw_result(embedder, asked, findings, stem)
     result = dataclasses.replace(
         result,
         scores=findings.scores,
@@ -243,8 +245,21 @@ def _measure(
         details=words | details | _how_computed(embedder),
     )
     if _main():
-        write_result(result, findings.arrays | _about_examples(data), stem)
+        with _room_in(settings.out):
+            write_result(result, findings.arrays | _about_examples(data), stem)
     return result, True
+
+
+@contextlib.contextmanager
+def _room_in(out: Path) -> Iterator[None]:
+    """A full disk is an `InputError`: other tasks, of which results are smaller, go on."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write results into {out}: {error.strerror or error}\n"
+            "make room, or name another folder with --out"
+        ) from None
 
 
 def _about_examples(data: Dataset) -> dict[str, np.ndarray]:
