@@ -239,6 +239,7 @@ def _measure(
             details |= draw_result(embedder, asked, findings, stem)
     result = dataclasses.replace(
         result,
+        metric=next(reversed(findings.scores)) if method == "few-shot" else result.metric,
         scores=findings.scores,
         unreadable=findings.unreadable,
         notes=tuple(notes),

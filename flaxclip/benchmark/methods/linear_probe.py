@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,7 +46,7 @@ Probe = Literal["linear-probe", "few-shot", "knn"]
 PROBE_METRICS: dict[Probe, str] = {
     "linear-probe": "top1", "few-shot": "top1_16_shot", "knn": "top1"
 }  # fmt: skip
-"""The score of each that is quoted."""
+"""The score of each that is quoted; of classes with fewer examples, that of the most shots."""
 
 
 class Split(NamedTuple):
@@ -66,7 +68,8 @@ def probe_task(
     """Scores of a probe on `task`, trained on the other splits of its source.
 
     Raises:
-        InputError: there is no training split, or a label of one is out of range.
+        InputError: there is no training split, it is too small, a label of one is out of range, or
+            splits number other classes.
     """
     if source.train is None:
         raise InputError(f"{task.name} has no training split\na probe needs one")
@@ -77,6 +80,12 @@ def probe_task(
     def embed(part: Labelled, split: str = "") -> Split:
         if split and part.left_out:
             notes.append(f"{split}left out of the set: {describe_counts(part.left_out)}")
+        if part.class_names and data.class_names and part.class_names != data.class_names:
+            raise InputError(
+                f"{task.name}: {split}numbers other classes than the test split: "
+                f"{_first_difference(part.class_names, data.class_names)}\n"
+                "a label must be of the same class in both: give every split the same classes"
+            )
         zimg, broken = embedder.embed_images(part.images)
         unreadable.extend(f"{split}{line}" for line in broken)
         if part.labels.min() < 0 or part.labels.max() >= classes:
@@ -102,6 +111,12 @@ def probe_task(
     return dataclasses.replace(
         findings, unreadable=tuple(unreadable), notes=(*findings.notes, *notes)
     )
+
+
+def _first_difference(names: Sequence[str], others: Sequence[str]) -> str:
+    pairs = enumerate(itertools.zip_longest(names, others, fillvalue="none"))
+    number, (name, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+    return f"class {number} is {name!r} there, {other!r} here"
 
 
 @functools.partial(jax.jit, static_argnames="classes")
@@ -170,9 +185,19 @@ def choose_cost(train: Split, validation: Split, classes: int) -> tuple[float, d
 
 
 def set_aside(train: Split, share: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
-    """`train` without a random share of it, and that share: for sets without a validation split."""
+    """`train` without a random share of it, one example at least, and that share: for sets without
+    a validation split.
+
+    Raises:
+        InputError: there are not two examples.
+    """
     order = np.random.default_rng(seed).permutation(len(train.labels))
-    cut = round(share * len(order))
+    if len(order) < 2:
+        raise InputError(
+            f"the training split has {len(order)} image, and there is no validation split\n"
+            "a probe needs one image at least to train on, and another to choose by"
+        )
+    cut = max(round(share * len(order)), 1)
     rest, share_of_it = order[cut:], order[:cut]
     return (
         Split(train.z[rest], train.labels[rest]),
@@ -202,8 +227,17 @@ def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Find
     """Accuracy from 1 to 16 examples a class: mean of `DRAWS` draws, with the lowest and highest.
 
     Regularisation is chosen by `validation` for the first draw of each number of examples.
+
+    Raises:
+        InputError: a class has no example in `train`.
     """
     counts = np.bincount(train.labels, minlength=classes)
+    if len(without := np.flatnonzero(counts == 0)):
+        raise InputError(
+            f"{len(without):,} of {classes:,} classes have no training image, the first is number "
+            f"{without[0]}\nfew-shot needs one of each class at least, beside those that are set "
+            "aside where there is no validation split"
+        )
     scores, draws, arrays = {}, {}, {}
     for shots in SHOTS:
         if counts.min() < shots:
@@ -229,10 +263,12 @@ def few_shot(train: Split, validation: Split, test: Split, classes: int) -> Find
         )
         arrays[name] = right
         draws[name] = {"accuracies": accuracies, "regularisation": cost}
-    notes = () if len(scores) == len(SHOTS) else (
-        f"the smallest class has {counts.min()} examples: larger numbers of shots left out",
-    )  # fmt: skip
-    return Findings(scores, {"draws": draws}, arrays, notes=notes)
+    notes = [f"intervals of few-shot scores are the lowest and highest of {DRAWS} draws"]
+    if len(scores) < len(SHOTS):
+        notes.append(
+            f"the smallest class has {counts.min()} examples: larger numbers of shots left out"
+        )
+    return Findings(scores, {"draws": draws}, arrays, notes=tuple(notes))
 
 
 def nearest_neighbours(train: Split, test: Split, classes: int) -> Findings:
