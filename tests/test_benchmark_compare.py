@@ -14,6 +14,7 @@ from flaxclip.benchmark.compare.measured import results_of
 from flaxclip.benchmark.compare.outcomes import Outcomes, find_outcomes
 from flaxclip.benchmark.compare.paired import holm, paired_bootstrap, paired_test
 from flaxclip.benchmark.readers import open_test
+from flaxclip.benchmark.report.names import result_names
 from flaxclip.benchmark.report.report import find_results, report_command
 from flaxclip.benchmark.results import (
     MeasuredCheckpoint,
@@ -243,6 +244,40 @@ def test_names_are_as_long_as_it_takes_to_tell_checkpoints_apart():
     assert short_names([MeasuredCheckpoint(path, None) for path in paths]) == list(paths)
     with pytest.raises(InputError, match="a is named twice"):
         short_names([MeasuredCheckpoint("a", None)] * 2)
+
+
+def test_checkpoints_whose_paths_end_alike_have_columns_of_their_own(tmp_path, capsys):
+    write(tmp_path / "1", LABELS > 0, "x/runs/a", parameters_sha256="1")
+    write(tmp_path / "2", LABELS > 1, "y/runs/a", parameters_sha256="2")
+    out = tmp_path / "page.html"
+    report_command([str(tmp_path), "--out", str(out)])
+    assert "2 results of 2 checkpoints" in capsys.readouterr().out
+    names = ("x/runs/a step 8", "y/runs/a step 8")
+    page = re.sub("<wbr>", "", out.read_text())
+    assert f"{names[1]} against {names[0]}" in page
+    rows = list(csv.DictReader(out.with_suffix(".clip_benchmark.csv").read_text().splitlines()))
+    tops = ((LABELS > 0).mean(), (LABELS > 1).mean())
+    assert [(row["pretrained"], float(row["acc1"])) for row in rows] == list(
+        zip(names, tops, strict=True)
+    )
+    for name, top in zip(names, tops, strict=True):
+        assert (
+            f"| {name} | pets, zero-shot | top1 | {top:.2%} |" in out.with_suffix(".md").read_text()
+        )
+        assert page.count(f">{top:.1%}\n") == 1  # in the summary
+
+
+def test_a_checkpoint_measured_twice_is_named_by_the_folders(tmp_path):
+    for folder, path, sha in (
+        ("a/0", "runs/a", "1"), ("b/0", "runs/a", "1"), ("c/1", "runs/a", "2"),
+        ("d", "runs/b", "3"), ("e", "/whole/runs/b", "3"),
+    ):  # fmt: skip
+        task = "cars" if folder == "e" else "pets"
+        write(tmp_path / folder, LABELS > 0, path, task=task, parameters_sha256=sha)
+    names = {path.parent: name for path, name in result_names(find_results([tmp_path])).items()}
+    for folder in ("a/0", "b/0", "c/1"):
+        assert names[tmp_path / folder] == f"runs/a step 8 in {tmp_path / folder}"
+    assert names[tmp_path / "d"] == names[tmp_path / "e"] == "runs/b step 8"
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,20 @@ def test_clip_benchmarks_tables_say_the_language(task, details, language):
     assert row["language"] == language
 
 
+def test_clip_benchmarks_table_has_a_column_for_every_score():
+    """`clip_benchmark build` has: of retrieval recall at 1 and 10, of linear probes `lp_acc1`."""
+    score = CONTENT["scores"]["top1"]
+    recalls = {f"text_to_image_recall@{k}": score | {"value": k / 10} for k in (1, 5, 10)}
+    contents = [
+        CONTENT | {"kind": "linear-probe", "method": "linear-probe"},
+        CONTENT | {"kind": "retrieval", "scores": recalls},
+    ]
+    results = [Result.from_json(content) for content in contents]
+    probe, retrieval = csv.DictReader(io.StringIO(to_clip_benchmark_csv(results)))
+    assert (probe["lp_acc1"], probe["acc1"]) == ("0.5", "")
+    assert [retrieval[f"image_retrieval_recall@{k}"] for k in (1, 5, 10)] == ["0.1", "0.5", "1.0"]
+
+
 def test_results_are_read_without_jax():
     program = (
         "import sys, flaxclip.benchmark.report.report, flaxclip.benchmark.tasks\n"

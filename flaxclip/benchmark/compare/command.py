@@ -19,7 +19,7 @@ from rich.table import Table
 from flaxclip.benchmark.compare.comparison import Comparison, Found, TaskComparison, compare
 from flaxclip.benchmark.compare.differing import example_lines, shown_examples
 from flaxclip.benchmark.compare.measured import results_of
-from flaxclip.benchmark.report.exports import checkpoint_name
+from flaxclip.benchmark.report.names import result_names
 from flaxclip.benchmark.report.report import find_results, write_page
 from flaxclip.benchmark.report.training_curves import find_runs
 from flaxclip.benchmark.results import print_whole
@@ -58,8 +58,9 @@ def compare_command(arguments: Sequence[str]) -> None:
     program = "python -m flaxclip.benchmark compare"
     command = tyro.cli(Command, prog=program, args=arguments, description=__doc__)
     first, second = results_of(command.first), results_of(command.second)
-    names = checkpoint_name(first[0][1]), checkpoint_name(second[0][1])
-    if names[0] == names[1]:  # the same weights, measured in two ways
+    named = result_names(first + second)
+    names = named[first[0][0]], named[second[0][0]]
+    if names[0] == names[1]:  # the same weights, measured on other tasks
         names = command.first, command.second
     if first == second:
         raise InputError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flaxclip.benchmark.compare.comparison import Found
-from flaxclip.benchmark.report.exports import checkpoint_name
+from flaxclip.benchmark.report.names import checkpoint_key, result_names
 from flaxclip.benchmark.report.report import find_results
 from flaxclip.errors import InputError
 
@@ -29,7 +29,8 @@ def results_of(asked: str) -> Found:
         if folder != path:  # perhaps of all steps of a run
             last = max(result.checkpoint.step or 0 for _, result in found)
             found = [item for item in found if (item[1].checkpoint.step or 0) == last]
-        if len(found_names := {checkpoint_name(result) for _, result in found}) > 1:
+        found_names = set(result_names(found).values())
+        if len({checkpoint_key(result) for _, result in found}) > 1 and len(found_names) > 1:
             raise InputError(
                 f"{folder} holds results of {len(found_names)} checkpoints: "
                 f"{', '.join(sorted(found_names))}\nname a folder that holds results of one"

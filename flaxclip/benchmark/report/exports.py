@@ -39,10 +39,11 @@ _CLIP_BENCHMARK_COLUMNS = (
     "mean_average_precision", "image_retrieval_recall@5", "text_retrieval_recall@5",
     "text_acc", "image_acc", "acc", "language", "model_fullname",
 )  # fmt: skip
+"""Those of its `benchmark.csv`, which come first."""
 
 
 def checkpoint_name(result: Result) -> str:
-    """How a checkpoint is called in tables."""
+    """How a checkpoint is called where no other has its name; see `result_names`."""
     return short_name(result.checkpoint)
 
 
@@ -65,17 +66,22 @@ def to_csv(results: Results) -> str:
     return out.getvalue()
 
 
-def to_markdown(results: Results, comparisons: Sequence[Comparison] = ()) -> str:
-    """A row a task with its quoted score, then for each two checkpoints a row a task."""
+def to_markdown(
+    results: Results, comparisons: Sequence[Comparison] = (), names: Sequence[str] | None = None
+) -> str:
+    """A row a task with its quoted score, then for each two checkpoints a row a task.
+
+    `names` are those of the results' checkpoints.
+    """
     lines = [
         "| checkpoint | task | score | value | 95% interval | chance | unreadable images |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in results:
+    for r, name in zip(results, names or map(checkpoint_name, results), strict=True):
         if (score := r.scores.get(r.metric)) is not None:
             interval = f"{score.low:.2%} – {score.high:.2%}"
             lines.append(
-                f"| {checkpoint_name(r)} | {r.task}, {r.method} | {r.metric} "
+                f"| {name} | {r.task}, {r.method} | {r.metric} "
                 f"| {score.value:.2%} | {interval} | {score.chance:.2%} "
                 f"| {len(r.unreadable):,} |"
             )
@@ -100,13 +106,16 @@ def to_markdown(results: Results, comparisons: Sequence[Comparison] = ()) -> str
     return "\n".join(lines) + "\n"
 
 
-def to_clip_benchmark(results: Results) -> dict[str, dict[str, Any]]:
+def to_clip_benchmark(
+    results: Results, names: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
     """A dict a result with the keys that CLIP_benchmark writes: `dataset`, `model`, `metrics`.
 
-    By the names that it gives files: DATASET_PRETRAINED_MODEL_LANGUAGE_TASK.
+    By the names that it gives files: DATASET_PRETRAINED_MODEL_LANGUAGE_TASK. `names` are those of
+    the results' checkpoints.
     """
     by_name = {}
-    for r in results:
+    for r, checkpoint in zip(results, names or map(checkpoint_name, results), strict=True):
         if r.kind not in _CLIP_BENCHMARK_TASKS:
             continue
         prefix = "lp_" if r.kind == "linear-probe" else ""
@@ -117,7 +126,7 @@ def to_clip_benchmark(results: Results) -> dict[str, dict[str, Any]]:
         }
         about = {
             "dataset": _clip_benchmark_dataset(r),
-            "pretrained": checkpoint_name(r),
+            "pretrained": checkpoint,
             "model": "flaxclip",
             "language": _language(r),
             "task": _CLIP_BENCHMARK_TASKS[r.kind],
@@ -148,14 +157,15 @@ def _clip_benchmark_dataset(result: Result) -> str:
     return result.task if own else f"wds/{source['name']}"
 
 
-def to_clip_benchmark_csv(results: Results) -> str:
+def to_clip_benchmark_csv(results: Results, names: Sequence[str] | None = None) -> str:
     """The table that `clip_benchmark build` makes of such results."""
     out = io.StringIO()
-    writer = csv.DictWriter(
-        out, _CLIP_BENCHMARK_COLUMNS, lineterminator="\n", extrasaction="ignore"
-    )
+    rows = to_clip_benchmark(results, names).values()
+    scores = dict.fromkeys(name for theirs in rows for name in theirs["metrics"])
+    columns = dict.fromkeys((*_CLIP_BENCHMARK_COLUMNS, *scores))  # a column for every score
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    for theirs in to_clip_benchmark(results).values():
+    for theirs in rows:
         fullname = f"{theirs['model']} {theirs['pretrained']}"
         writer.writerow(theirs | theirs["metrics"] | {"model_fullname": fullname})
     return out.getvalue()

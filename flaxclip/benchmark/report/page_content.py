@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from flaxclip.benchmark.compare.comparison import Comparison, Found, compare
 from flaxclip.benchmark.compare.differing import shown_examples
 from flaxclip.benchmark.report.breakdowns import breakdowns, reliability_chart
 from flaxclip.benchmark.report.charts import Axes, Point, chart
-from flaxclip.benchmark.report.exports import checkpoint_name
 from flaxclip.benchmark.results import Result, Score, read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
 from flaxclip.benchmark.scores import Difference, confusion_matrix
@@ -47,14 +46,19 @@ def latest_steps(found: Found) -> Found:
     ]
 
 
-def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a task and method: the quoted score of each checkpoint, and published ones."""
+def summary_rows(
+    found: Found, checkpoints: Sequence[str], names: Mapping[Path, str]
+) -> list[dict[str, Any]]:
+    """A row a task and method: the quoted score of each checkpoint, and published ones.
+
+    `names` are those of the checkpoint of each result, by its file.
+    """
     published = {
         (row["task"], row["score"], row["model"]): float(row["value"])
         for row in reversed(references())  # CLIP_benchmark's, sorted first, win
     }
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for _, result in found:
+    for path, result in found:
         metric = result.metric
         if metric not in result.scores:
             continue
@@ -76,9 +80,7 @@ def summary_rows(found: Found, checkpoints: Sequence[str]) -> list[dict[str, Any
             },
         )
         unreadable = {"unreadable": len(result.unreadable)}
-        row["scores"][checkpoint_name(result)] = (
-            dataclasses.asdict(result.scores[metric]) | unreadable
-        )
+        row["scores"][names[path]] = dataclasses.asdict(result.scores[metric]) | unreadable
     return list(rows.values())
 
 
@@ -117,12 +119,12 @@ def curves(found: Found) -> list[dict[str, Any]]:
     return charts
 
 
-def robustness(found: Found) -> dict[str, Any] | None:
+def robustness(found: Found, names: Mapping[Path, str]) -> dict[str, Any] | None:
     """Top-1 on shifted sets against ImageNet, with published models and their line."""
     models: dict[str, dict[str, float]] = {}
-    for _, result in found:
+    for path, result in found:
         if result.method == "zero-shot" and "top1" in result.scores:
-            accuracies = models.setdefault(checkpoint_name(result), {})
+            accuracies = models.setdefault(names[path], {})
             accuracies[result.task] = result.scores["top1"].value
     rows = [(name, shift) for name, a in models.items() for shift in summarise_shifts(a)]
     if not rows:
@@ -146,11 +148,11 @@ def robustness(found: Found) -> dict[str, Any] | None:
     return {"rows": rows, "charts": charts}
 
 
-def compare_with_first(found: Found) -> list[Comparison]:
+def compare_with_first(found: Found, names: Mapping[Path, str]) -> list[Comparison]:
     """Each checkpoint against the first one, on tasks that both have."""
     by_name: dict[str, Found] = {}
     for item in found:
-        by_name.setdefault(checkpoint_name(item[1]), []).append(item)
+        by_name.setdefault(names[item[0]], []).append(item)
     first, *others = by_name or [""]
     compared = [compare(by_name[first], by_name[other], (first, other)) for other in others]
     return [comparison for comparison in compared if comparison.tasks]
@@ -195,12 +197,12 @@ def _data_url(jpeg: bytes | None) -> str | None:
     return None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def result_detail(path: Path, result: Result) -> dict[str, Any]:
+def result_detail(path: Path, result: Result, checkpoint: str) -> dict[str, Any]:
     arrays = read_arrays(path)
     detail = {
         "result": result,
         "unreadable": unreadable_lines(result),
-        "checkpoint": checkpoint_name(result),
+        "checkpoint": checkpoint,
         "mistakes": _with_images(path, result.details.get("mistakes", [])),
         "retrieved": _with_images(path, result.details.get("retrieved", [])),
         "breakdowns": breakdowns(result),

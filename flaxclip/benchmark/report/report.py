@@ -20,12 +20,12 @@ from flaxclip.benchmark.compare.comparison import Comparison, Found, count_of
 from flaxclip.benchmark.compare.differing import differences_csv
 from flaxclip.benchmark.report.charts import short_number
 from flaxclip.benchmark.report.exports import (
-    checkpoint_name,
     to_clip_benchmark,
     to_clip_benchmark_csv,
     to_csv,
     to_markdown,
 )
+from flaxclip.benchmark.report.names import checkpoint_key, result_names
 from flaxclip.benchmark.report.page_content import (
     REFERENCE_MODELS,
     STEPS_SHOWN,
@@ -93,7 +93,8 @@ def write_report(folders: Sequence[Path], out: Path, place: DataPlace | Path = D
             f"no results in {', '.join(map(str, folders))}\n"
             "name folders that python -m flaxclip.benchmark has written, or workdirs of runs"
         )
-    write_page(found, runs, compare_with_first(latest_steps(found)), out, place)
+    compared = compare_with_first(latest_steps(found), result_names(found))
+    write_page(found, runs, compared, out, place)
 
 
 def write_page(
@@ -115,12 +116,13 @@ def write_page(
     Raises:
         InputError: the page cannot be written.
     """
-    results = [result for _, result in found]
+    results, named = [result for _, result in found], result_names(found)
+    names = [named[path] for path, _ in found]
     tables = {
         ".csv": to_csv(results),
-        ".md": to_markdown(results, compared),
+        ".md": to_markdown(results, compared, names),
         ".json": json.dumps([result.to_json() for result in results], indent=1, ensure_ascii=False),
-        ".clip_benchmark.csv": to_clip_benchmark_csv(results),
+        ".clip_benchmark.csv": to_clip_benchmark_csv(results, names),
     }
     if compared:
         tables[".differences.csv"] = differences_csv(compared)
@@ -131,7 +133,7 @@ def write_page(
         for suffix, text in tables.items():
             write_text(out.with_suffix(suffix), text)
         folder.mkdir(exist_ok=True)
-        for name, theirs in to_clip_benchmark(results).items():
+        for name, theirs in to_clip_benchmark(results, names).items():
             write_text(folder / f"{name}.json", json.dumps(theirs))
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}\nname another --out") from None
@@ -140,7 +142,7 @@ def write_page(
 
 
 def _counted(found: Found) -> str:
-    checkpoints = len({checkpoint_name(result) for _, result in found})
+    checkpoints = len({checkpoint_key(result) for _, result in found})
     return f"{count_of(len(found), 'result')} of {count_of(checkpoints, 'checkpoint')}"
 
 
@@ -189,23 +191,23 @@ def render_page(
     )
     environment.filters["counted"] = count_of
     environment.filters["breakable"] = breakable
-    shown = latest_steps(found)
-    checkpoints = list(dict.fromkeys(checkpoint_name(result) for _, result in shown))
-    summary = summary_rows(shown, checkpoints)
+    shown, names = latest_steps(found), result_names(found)
+    checkpoints = list(dict.fromkeys(names[path] for path, _ in shown))
+    summary = summary_rows(shown, checkpoints, names)
     published = any(value is not None for row in summary for value in row["published"].values())
     return environment.get_template("page.html").render(
         style=(_PAGE / "page.css").read_text(),
         script=(_PAGE / "page.js").read_text(),
         counted=_counted(found) if found else "",
-        checkpoints_count=len({checkpoint_name(result) for _, result in found}),
+        checkpoints_count=len(set(names.values())),
         steps_shown=STEPS_SHOWN,
         checkpoints=checkpoints,
         reference_models=REFERENCE_MODELS if published else (),
         summary=summary,
         curves=curves(found),
         training=training_charts(runs),
-        robustness=robustness(shown),
+        robustness=robustness(shown, names),
         comparisons=[comparison_detail(comparison, place) for comparison in compared],
         open_results=OPEN_RESULTS,
-        results=[result_detail(path, result) for path, result in shown],
+        results=[result_detail(path, result, names[path]) for path, result in shown],
     )
