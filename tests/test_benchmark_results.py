@@ -14,6 +14,7 @@ from flaxclip.benchmark.checkpoint import find_checkpoint
 from flaxclip.benchmark.report.breakdowns import breakdowns, reliability_chart
 from flaxclip.benchmark.report.charts import WIDTH, Axes, Point, chart
 from flaxclip.benchmark.report.exports import to_clip_benchmark, to_clip_benchmark_csv
+from flaxclip.benchmark.report.page_content import result_detail
 from flaxclip.benchmark.results import (
     Result,
     Score,
@@ -115,6 +116,29 @@ def test_what_is_no_result_file_is_refused(content, message, tmp_path):
     (tmp_path / "pets.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"pets\.json is {message}"):
         read_result(tmp_path / "pets.json")
+
+
+def test_the_worst_confusions_of_very_many_classes_need_no_matrix_of_them(tmp_path):
+    names = [f"class {number}" for number in range(200_000)]
+    labels = np.array([5, 5, 5, 199_999, 199_999, 7, 8], np.int32)
+    guesses = np.array([9, 9, 5, 0, 0, 8, 8], np.int32)
+    result = Result.from_json(CONTENT | {"class_names": names})
+    write_result(result, {"labels": labels, "ranking": guesses[:, None]}, tmp_path / "pets")
+    detail = result_detail(tmp_path / "pets.json", result, "a")
+    assert [tuple(row.values()) for row in detail["confusions"]] == [
+        ("class 5", "class 9", 2), ("class 199999", "class 0", 2), ("class 7", "class 8", 1)
+    ]  # fmt: skip
+    assert detail["matrix"] is None
+
+
+def test_damaged_arrays_are_refused_by_name(tmp_path):
+    write_result(Result.from_json(CONTENT), {"labels": np.arange(99)}, tmp_path / "pets")
+    arrays = tmp_path / "pets.npz"
+    whole = arrays.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no arrays"):
+        arrays.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"pets\.npz is damaged: .*\ndelete it and pets\.json"):
+            read_arrays(tmp_path / "pets.json")
 
 
 @pytest.mark.parametrize(

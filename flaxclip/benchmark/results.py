@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,12 +212,21 @@ def read_result(path: Path) -> Result:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays beside the result file `path`; none where they were not kept."""
+    """The arrays beside the result file `path`; none where they were not kept.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    file = path.with_suffix(".npz")
     try:
-        with np.load(path.with_suffix(".npz")) as arrays:
+        with np.load(file) as arrays:
             return dict(arrays)
     except FileNotFoundError:
         return {}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{file} is damaged: {error}\ndelete it and {path.name}, and measure again"
+        ) from None
 
 
 def unreadable_lines(result: Result, shown: int = 10) -> list[str]:

@@ -212,20 +212,22 @@ def result_detail(path: Path, result: Result, checkpoint: str) -> dict[str, Any]
     if "ranking" not in arrays:
         return detail
     names = [first_name(name) for name in result.details["class_names"]]
-    matrix = confusion_matrix(arrays["ranking"][:, 0], arrays["labels"], len(names))
+    labels, guesses = arrays["labels"], arrays["ranking"][:, 0]
     detail["per_class"] = [
         {"name": name, **row}
         for name, row in zip(names, result.details.get("per_class", []), strict=False)
         if row["examples"]
     ]
-    off = matrix - np.diag(np.diag(matrix))
-    worst = np.argsort(-off, axis=None, kind="stable")[:10]
+    # Not from a matrix: of ten thousand classes it would have a hundred million entries.
+    mistakes = np.stack([labels, guesses], axis=1)[labels != guesses]
+    pairs, counts = np.unique(mistakes, axis=0, return_counts=True)
+    worst = np.argsort(-counts, kind="stable")[:10]
     detail["confusions"] = [
-        {"class": names[i], "prediction": names[j], "count": int(off[i, j])}
-        for i, j in zip(*np.unravel_index(worst, off.shape), strict=True)
-        if off[i, j]
+        {"class": names[i], "prediction": names[j], "count": count}
+        for (i, j), count in zip(pairs[worst].tolist(), counts[worst].tolist(), strict=True)
     ]
     if len(names) <= _MATRIX_CLASSES:
+        matrix = confusion_matrix(guesses, labels, len(names))
         totals = matrix.sum(axis=1, keepdims=True)
         shares = matrix / np.maximum(totals, 1)
         detail["matrix"] = [
