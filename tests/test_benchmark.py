@@ -428,6 +428,12 @@ def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monk
     rows = list(csv.reader((tmp_path / "out/predictions.csv").open()))
     assert rows[0] == ["image", "prediction", "cat, black", "dog"]
     assert [row[:2] for row in rows[2:]] == [["c: d.png", "unreadable"]]
+    assert "lost their end" not in said
+    labels = ("--images", "pets/dog", "--labels", "cat " * 40, "[dog]", "--out", "out")
+    measure(finished_run, *labels)
+    said = capsys.readouterr().out
+    assert "1 prompts were too long for the model and lost their end: 'a photo of a cat" in said
+    assert "[dog]" in said
 
 
 def test_own_sets_and_the_rest_of_a_suite_run(finished_run, tmp_path, monkeypatch, capsys):

@@ -125,7 +125,9 @@ def test_images_without_captions_are_embedded(finished_run, model, tmp_path, cap
     for shade in range(3):
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / f"photos/{shade}.png").write_bytes(png(shade))
+    (tmp_path / "photos/._0.png").write_bytes(b"of another program")
     embed(finished_run, tmp_path / "photos", tmp_path / "out")
+    assert "left out of the corpus: 1 leftovers of other programs" in capsys.readouterr().out
     table = pq.read_table(tmp_path / "out/metadata/metadata_0.parquet")
     assert table.to_pylist() == [{"id": i, "image_path": f"{i}.png"} for i in range(3)]
     said = refused(
@@ -176,6 +178,10 @@ def test_search_finds_the_most_similar(embedded, model, tmp_path, capsys):
     found = search(tyro.cli(Search, args=[str(embedded), "--image", str(tmp_path / "query.jpg")]))
     assert found[0]["similarity"] == pytest.approx(1, abs=2e-3)
     assert 30 in [row["id"] for row in found[:3]]
+    capsys.readouterr()
+    found = search(tyro.cli(Search, args=[str(embedded), "a shade " * 30, "--count", "99"]))
+    assert len(found) == COUNT - 1
+    assert "the text is too long for the model and lost its end" in capsys.readouterr().out
     words = [str(embedded), rows[9]["caption"], "--over", "text"]
     best = search(tyro.cli(Search, args=words))[0]
     assert best["similarity"] == pytest.approx(1, abs=2e-3)
@@ -208,6 +214,8 @@ def test_what_cannot_be_gone_on_with_or_searched_is_refused(
     assert "texts is True there, False here" in said(embed, finished_run, corpus, embedded)
     assert "say what to search for" in searched(embedded)
     assert "the text to search for is empty" in searched(embedded, " ")
+    assert "--count is 0" in searched(embedded, "a", "--count", "0")
+    assert "--count is -1" in searched(embedded, "a", "--count=-1", "--faiss")
     assert "no embeddings.json in" in searched(tmp_path, "a")
     checkpoint = ("--checkpoint", finished_run / "checkpoints/4")
     assert "is not the checkpoint that made" in searched(embedded, "a", *checkpoint)
@@ -217,4 +225,6 @@ def test_what_cannot_be_gone_on_with_or_searched_is_refused(
     assert "3 of 3 shards" in searched(tmp_path, "a")
     (tmp_path / "embeddings.json").write_text("{")
     assert "is damaged" in searched(tmp_path, "a")
+    percent = ("--max-unreadable", "2")
+    assert "--max-unreadable is 2.0" in said(embed, finished_run, corpus, tmp_path, *percent)
     assert "shard_size is 0" in said(embed, finished_run, corpus, tmp_path, "--shard-size", "0")

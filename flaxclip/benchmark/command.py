@@ -28,7 +28,7 @@ import tyro
 from flaxclip.api import CLIPModel, read_model
 from flaxclip.benchmark.checkpoint import Checkpoint, find_checkpoint, results_of_run
 from flaxclip.benchmark.compare.command import write_comparisons_with_first
-from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder
+from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder, check_share
 from flaxclip.benchmark.measure import Measured, Settings, measure_tasks, print_measured
 from flaxclip.benchmark.methods.ask import Method
 from flaxclip.benchmark.own_images import has_folders, name_images, own_task, split_labels
@@ -236,10 +236,7 @@ def run(command: Command) -> Measured:
     """
     if command.batch_size < 1:
         raise InputError(f"batch size is {command.batch_size}\nit must be at least 1")
-    if not 0 <= command.max_unreadable <= 1:
-        raise InputError(
-            f"--max-unreadable is {command.max_unreadable}\nit is a share: from 0 to 1"
-        )
+    check_share(command.max_unreadable)
     own_prompts = {} if command.prompt_file is None else read_prompts(command.prompt_file)
     checkpoint = _find(command)
     # A misspelt task is found before the weights are read.

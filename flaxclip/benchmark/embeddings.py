@@ -277,6 +277,12 @@ class Embedder:
         return Embedded(np.concatenate(z)[:count], tuple(remarks))
 
 
+def check_share(max_unreadable: float) -> None:
+    """Raise `InputError` unless it is a share."""
+    if not 0 <= max_unreadable <= 1:
+        raise InputError(f"--max-unreadable is {max_unreadable}\nit is a share: from 0 to 1")
+
+
 def broadcast_from_host_0(flag: bool) -> bool:
     """The flag of process 0, on every host: hosts need not share a file system."""
     if jax.process_count() == 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.methods.zero_shot import task_classifier
+from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
 from flaxclip.benchmark.results import print_whole
@@ -94,7 +94,7 @@ def name_images(embedder: Embedder, folder: Path, names: Sequence[str], out: Pat
     if not paths:
         raise InputError(f"no images in {folder}\nexpected .jpg, .png, .webp, ...")
     images = FileImages(folder, paths)
-    classifier, _ = task_classifier(embedder, names, DEFAULT_TEMPLATES)
+    classifier, cut = task_classifier(embedder, names, DEFAULT_TEMPLATES)
     zimg, unreadable = embedder.embed_images(images, limited=False)
     probabilities = softmax(embedder.model.logit_scale * class_similarities(zimg, classifier))
     rows, broken = [], list(reversed(unreadable))
@@ -114,6 +114,8 @@ def name_images(embedder: Embedder, folder: Path, names: Sequence[str], out: Pat
     for line in unreadable[:PRINTED]:
         print(f"unreadable: {line}")
     print(f"{len(rows):,} images, {len(unreadable):,} unreadable: {out / 'predictions.csv'}")
+    for note in note_cut_texts("prompts", cut):
+        print(note)
     if leftovers:
         print(f"left out: {describe_counts({LEFTOVERS: leftovers})}")
     embedder.check_readable(unreadable, len(rows))

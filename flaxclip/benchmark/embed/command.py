@@ -30,7 +30,7 @@ from flaxclip.benchmark.embed.layout import (
     begin_folder,
 )
 from flaxclip.benchmark.embed.pairs import ImagesAlone, corpus_digest, open_pairs
-from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder
+from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder, check_share
 from flaxclip.compile_cache import keep_compiled_programs
 from flaxclip.data.sources.captions import CaptionConfig
 from flaxclip.data.sources.corpus import CorpusConfig
@@ -113,6 +113,7 @@ def run(command: Command) -> EmbeddingFolder:
     for name in ("shard_size", "batch_size"):
         if getattr(command, name) < 1:
             raise InputError(f"{name} is {getattr(command, name)}\nit must be at least 1")
+    check_share(command.max_unreadable)
     checkpoint = find_checkpoint(
         command.checkpoint, command.model, command.weights, command.max_patches
     )

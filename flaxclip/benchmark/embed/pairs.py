@@ -16,6 +16,7 @@ from flaxclip.data.images.eval_transform import Transform, stack_images
 from flaxclip.data.images.native_size import PatchArrays
 from flaxclip.data.read_ahead import read_ahead
 from flaxclip.data.sources.corpus import CorpusConfig, open_corpus
+from flaxclip.data.sources.left_out import LEFTOVERS
 from flaxclip.data.sources.source import Pair, Source, UnreadableExampleError, reads_remotely
 from flaxclip.data.storage.file_systems import is_remote, version_of
 from flaxclip.errors import InputError
@@ -38,7 +39,9 @@ class PairBatch(NamedTuple):
 class ImagesAlone:
     """Images without captions as a `Source`."""
 
-    def __init__(self, folder: Path, paths: list[Path]):
+    def __init__(self, folder: Path, paths: list[Path], leftovers: int):
+        """`leftovers`: images that were passed over, which `left_out` tells."""
+        self.left_out = {LEFTOVERS: leftovers} if leftovers else {}
         self._images = FileImages(folder, paths)
         self.identity = self._images.identity
         self.name = self._images.name
@@ -61,10 +64,10 @@ def open_pairs(config: CorpusConfig, image_size: int) -> Source | ImagesAlone:
         try:
             return open_corpus(config, image_size)
         except InputError:
-            images, _ = find_images(Path(path))
+            images, leftovers = find_images(Path(path))
             if not images:
                 raise
-            return ImagesAlone(Path(path), images)
+            return ImagesAlone(Path(path), images, leftovers)
     return open_corpus(config, image_size)
 
 

@@ -75,12 +75,14 @@ def run(command: Command) -> list[dict[str, Any]]:
 
     Raises:
         InputError: there are no such embeddings, some are missing, the checkpoint is another one,
-            or it is not said what to search for.
+            or it is not said what to search for, or how many.
     """
     if (command.text is None) == (command.image is None):
         raise InputError("say what to search for: a text, or an image with --image")
     if command.text is not None and not command.text.strip():
         raise InputError("the text to search for is empty\nsay what the images should show")
+    if command.count < 1:
+        raise InputError(f"--count is {command.count}\nit must be at least 1")
     folder = open_folder(command.folder)
     if missing := folder.missing():
         raise InputError(
@@ -117,6 +119,8 @@ def _model_of(folder: EmbeddingFolder, asked: str | None) -> CLIPModel:
 
 def _encode(model: CLIPModel, command: Command) -> Float[np.ndarray, " d"]:
     if command.text is not None:
+        if model.tokenizer.encode([command.text])[1].any():
+            print("the text is too long for the model and lost its end")
         return np.asarray(model.encode_text([command.text], 1))[0]
     assert command.image is not None, "one of the two is there"
     try:
