@@ -186,6 +186,24 @@ def write_pets(root):
     return root
 
 
+def test_a_folder_named_from_within_it_has_its_own_name(tmp_path, monkeypatch):
+    (tmp_path / "pets/cats").mkdir(parents=True)
+    for here, path, name in (
+        ("pets", ".", "pets"),
+        ("pets/cats", "..", "pets"),
+        ("/", ".", "folder"),
+    ):
+        monkeypatch.chdir(tmp_path / here)
+        (task,) = find_tasks([f"folder:{path}"])
+        assert (task.name, task.sources[0].name) == (name, path)
+    for name, message in (
+        ("folder:", "task 'folder:' names no data\nwrite folder:PATH"),
+        ("crossmodal3600:", "task 'crossmodal3600:' names no language"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_tasks([name])
+
+
 def test_what_other_programs_leave_is_no_image_and_no_class(tmp_path):
     root = write_pets(tmp_path / ".cache/pets")  # hidden, but named by the user
     leave_behind(root)

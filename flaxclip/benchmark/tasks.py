@@ -146,7 +146,8 @@ def find_tasks(names: Sequence[str]) -> list[Task]:
     Of a multilingual task, some languages alone are `TASK:LANGUAGE,LANGUAGE`.
 
     Raises:
-        InputError: there is no task or suite of that name, or two sets of one's own have one name.
+        InputError: there is no task or suite of that name, two sets of one's own have one name, or
+            what follows the colon is missing.
     """
     tasks: dict[str, Task] = {}
     for name in names:
@@ -174,12 +175,16 @@ OWN_DATA: dict[str, tuple[Reader, Kind, str]] = {
 def _find(name: str) -> list[Task]:
     prefix, colon, path = name.partition(":")
     if colon and prefix in OWN_DATA:
+        if not path:
+            raise InputError(f"task {name!r} names no data\nwrite {name}PATH")
         reader, kind, metric = OWN_DATA[prefix]
-        short = prefix if prefix == "retrieval" else _short_name(path)
+        short = prefix if prefix == "retrieval" else _short_name(path) or prefix
         return [Task(short, name, kind, metric, (DataSource(reader, path),))]
     tasks, suites = all_tasks(), all_suites()
     if colon and prefix in tasks and tasks[prefix].kind.startswith("multilingual"):
         languages = tuple(filter(None, path.split(",")))
+        if not languages:
+            raise InputError(f"task {name!r} names no language\nleave the colon out to ask in all")
         short = f"{prefix}-{'-'.join(languages)}"
         return [dataclasses.replace(tasks[prefix], name=short, languages=languages)]
     if name in suites:
@@ -198,6 +203,8 @@ def _short_name(path: str) -> str:
     if is_on_hub(path):
         address = parse_address(path)
         path = address.folder or str(address.name)
+    elif Path(path).name in ("", ".."):  # a folder from within it
+        path = str(Path(path).resolve())
     return Path(path).stem.removeprefix("wds_")
 
 
