@@ -110,6 +110,14 @@ def test_classes_of_one_name_keep_their_own_synonyms(tmp_path):
     assert wording.class_names == ("owl", ("crane", "bird"), ("crane", "machine"))
 
 
+def test_names_that_differ_in_signs_alone_are_put_into_the_order_of_the_labels(tmp_path):
+    root = write_wds(tmp_path / "wds_x", labelled(), names=("C", "C++", "C#", "the-rest"))
+    (task,) = find_tasks([f"wds:{root}"])
+    data = open_test(task, root, 16)[1]
+    own = Prompts(("c#", "The rest", "c++", "c"), ("{} code",))
+    assert choose_wording(task, data, "openai", own).class_names == ("c", "c++", "c#", "The rest")
+
+
 def test_words_of_a_prompt_file_for_no_task_are_told(tmp_path):
     """A misspelt task's words were passed over without a word."""
     own, said = {"stl-10": Prompts(("a",)), "cifar10": Prompts(("b",))}, []

@@ -145,7 +145,12 @@ def _in_label_order(task: str, names: ClassNames, own: tuple[str, ...]) -> Class
             f"{', '.join(own[:5])}{', ...' if len(own) > 5 else ''}\n"
             "there must be one name for each class, in the order of the labels"
         )
-    plain, plain_own = [_plain(name) for name in names], [_plain(name) for name in own]
+    # "C", "C++" and "C#" would be one without their signs.
+    by_signs = {name for name, count in Counter(map(_plain, set(own))).items() if count > 1}
+    plain, plain_own = (
+        [first_name(n).lower() if _plain(n) in by_signs else _plain(n) for n in each]
+        for each in (names, own)
+    )
     if plain == plain_own:
         return names
     if sorted(plain) == sorted(plain_own):
