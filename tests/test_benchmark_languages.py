@@ -73,6 +73,14 @@ def test_a_damaged_crossmodal_file_is_refused(tmp_path):
     file.write_text("{")
     with pytest.raises(InputError, match=r"line 1 is no JSON"):
         open_test(all_tasks()["crossmodal3600"], tmp_path, 16)
+    for text, message in (
+        ("", "nothing in any language in "),
+        ('{"de": {"caption": ["a"]}}', "line 1 has no 'image/key'"),
+        ('{"image/key": "0"}', "nothing in any language in "),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            open_test(all_tasks()["crossmodal3600"], tmp_path, 16)
 
 
 def write_lined(root, index, captions):
@@ -120,6 +128,9 @@ def test_files_with_a_caption_a_line(tmp_path):
         (tmp_path / "flickr30k-200/ace_Arab.txt").write_text(text)
         with pytest.raises(InputError, match=message):
             open_test(task, tmp_path, 16)
+    (tmp_path / "flickr30k-200/ace_Arab.txt").unlink()
+    with pytest.raises(InputError, match="flickr30k-200: nothing in any language in"):
+        open_test(task, tmp_path, 16)
 
 
 def test_flickr_in_chinese(tmp_path):

@@ -15,6 +15,14 @@ from tests.helpers.known_embeddings import KnownTexts
 from tests.helpers.published_sets import write_docci
 
 
+def test_separators_within_a_description_do_not_end_its_line(tmp_path):
+    write_docci(tmp_path, count=3)
+    file = tmp_path / "docci/docci_descriptions.jsonlines"
+    file.write_text(file.read_text().replace("Sentence 1 of 1", "one\u2028two"), encoding="utf-8")
+    _, data = open_test(all_tasks()["docci"], tmp_path, 16)
+    assert data.captions[0] == "Sentence 0 of 1. one\u2028two."
+
+
 @pytest.mark.parametrize("name", ["docci", "docci-sentences"])
 def test_docci_whole_and_sentence_by_sentence(name, tmp_path):
     write_docci(tmp_path, count=45)

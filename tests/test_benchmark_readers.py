@@ -1,4 +1,5 @@
 import concurrent.futures
+import dataclasses
 import io
 import json
 import tarfile
@@ -19,7 +20,8 @@ from flaxclip.benchmark.own_images import own_task, split_labels
 from flaxclip.benchmark.prompts import choose_wording, read_prompts
 from flaxclip.benchmark.readers import open_test
 from flaxclip.benchmark.readers.parquet import ParquetImages
-from flaxclip.benchmark.tasks import Prompts, all_suites, all_tasks, find_tasks
+from flaxclip.benchmark.readers.wds import read_wds
+from flaxclip.benchmark.tasks import DataSource, Prompts, all_suites, all_tasks, find_tasks
 from flaxclip.data.images.eval_transform import SizedTransform
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
@@ -129,6 +131,17 @@ def write_members(root, members):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return root
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, 0.0, np.nan]])
+def test_a_column_that_rows_do_not_have_is_told(values, tmp_path):
+    task = dataclasses.replace(all_tasks()["dollar_street"], group=2)
+    row = io.BytesIO()
+    np.save(row, np.array(values))
+    write_wds(tmp_path / "wds_x", [{"png": png(0), "cls": b"0", "npy": row.getvalue()}], shards=1)
+    source = DataSource("wds", str(tmp_path / "wds_x"))
+    with pytest.raises(InputError, match=r"s0000000\.npy is \[0.*\]\nthis task reads number 3"):
+        read_wds(task, source, "test", tmp_path, 16)
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "imagenet.v2/", "./a.b/c.d/"])
@@ -377,6 +390,15 @@ def test_sugarcrepe_and_winoground(tmp_path):
     _, data = open_test(all_tasks()["winoground"], tmp_path, 16)
     assert [data.captions[row] for row in data.caption_rows[2]] == ["caption 0 2", "caption 1 2"]
     assert np.array(shades(data.images))[data.image_rows[2]].tolist() == [2, 12]
+
+    columns["caption_1"][1] = None
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "winoground/test-0.parquet")
+    with pytest.raises(InputError, match=r"'caption_1' of row 1 is None\nexpected a text"):
+        open_test(all_tasks()["winoground"], tmp_path, 16)
+    for text, message in (("{", "is no JSON"), ("[1]", "no list of objects"), ("[]", "is empty")):
+        (root / "swap_obj.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            open_test(all_tasks()["sugarcrepe_swap_obj"], tmp_path, 16)
 
 
 def test_tensorflow_datasets_without_tensorflow(tmp_path):

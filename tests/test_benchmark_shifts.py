@@ -67,6 +67,13 @@ def test_waterbirds_worst_group_and_every_group(tmp_path):
     assert found == pytest.approx(expected)
     assert findings.scores["worst_group_top1"].value == pytest.approx(min(expected.values()))
 
+    metadata = tmp_path / source.name / "metadata.csv"
+    lines = metadata.read_text().splitlines()
+    lines[6] = lines[6][:-1] + "sea"
+    metadata.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"metadata\.csv, row 6: place is 'sea'\nexpected a whole"):
+        open_test(task, tmp_path, 16)
+
 
 def test_celeba_groups_are_hair_by_sex(tmp_path):
     root = tmp_path / "celeba"

@@ -114,6 +114,9 @@ def test_mmvp_asks_for_the_image_of_each_of_two_statements(tmp_path):
         csv.writer(file).writerows([["Question ID", "Type", "Statement"], *rows[1:]])
     with pytest.raises(InputError, match="no pairs"):
         open_test(all_tasks()["mmvp_vlm"], tmp_path, 16)
+    (root / "Questions.csv").write_text("Question ID,Type,Statement\n1,Texts,a\ntwo,Texts\n")
+    with pytest.raises(InputError, match=r"has numbers 1, \.\.\.: no pairs"):
+        open_test(all_tasks()["mmvp_vlm"], tmp_path, 16)
 
 
 def test_valse_counts_what_annotators_agree_upon(tmp_path):
@@ -178,6 +181,13 @@ def test_negbench_choices_by_the_template_of_the_answer(tmp_path):
         found = findings.details["kinds"][template]
         assert found["text"] == pytest.approx((best[number::3] == 0).mean())
         assert found["most_similar"] == np.bincount(best[number::3], minlength=4).tolist()
+    for answer in ("-1", "4", "nan", "the second"):
+        wrong = [*rows[:2], rows[2] | {"correct_answer": answer}]
+        write_negbench(tmp_path, "COCO_val_mcq_llama3.1_rephrased", wrong)
+        with pytest.raises(
+            InputError, match=rf"row 3: correct_answer is '{answer}'\nexpected 0 to"
+        ):
+            open_test(all_tasks()["negbench_coco_choices"], tmp_path, 16)
     del rows[3]["correct_answer_template"]
     write_negbench(tmp_path, "COCO_val_mcq_llama3.1_rephrased", rows)
     with pytest.raises(InputError, match=r"row 4: no correct_answer_template"):

@@ -1,13 +1,18 @@
 """Sets that ask which of few captions, or images, belong together."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from flaxclip.benchmark.datasets import Associations, Choices, MissingDataError
 from flaxclip.benchmark.readers.folder import FileImages
-from flaxclip.benchmark.readers.parquet import ParquetImages, find_parquet, image_bytes
+from flaxclip.benchmark.readers.parquet import (
+    ParquetImages,
+    find_parquet,
+    image_bytes,
+    read_texts,
+)
+from flaxclip.benchmark.readers.published_files import Items
 from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.tables.parquet_batches import read_columns
 from flaxclip.errors import InputError
@@ -20,7 +25,7 @@ def read_sugarcrepe(
 
     Raises:
         MissingDataError: they are not there.
-        InputError: the file names an image that is not there, or lacks a caption.
+        InputError: the file is damaged, names an image that is not there, or lacks a caption.
     """
     del split, image_size
     root = data_dir / "sugar_crepe"
@@ -31,11 +36,9 @@ def read_sugarcrepe(
             f"  {source.url} data/{source.name}.json, and "
             "http://images.cocodataset.org/zips/val2017.zip unpacked beside it"
         )
-    items = list(json.loads(file.read_text()).values())
+    items = Items(file)
     paths = []
-    for number, item in enumerate(items):
-        if missing := {"filename", "caption", "negative_caption"} - set(item):
-            raise InputError(f"{file}: item {number} has no {sorted(missing)[0]}")
+    for item in items.with_fields("filename", "caption", "negative_caption"):
         paths.append(root / "val2017" / item["filename"])
         if not paths[-1].is_file():
             raise InputError(f"{file}: no image {paths[-1]}\nunpack val2017.zip again")
@@ -72,10 +75,11 @@ def read_winoground(
 
     Raises:
         MissingDataError: it is not there.
+        InputError: a column is missing, or a caption.
     """
     del image_size
     paths = find_parquet(source.name, split, data_dir, f"{task.title}, {source.url}")
-    columns = read_columns(paths, ["caption_0", "caption_1"])
+    columns = read_texts(paths, ["caption_0", "caption_1"])
     captions = [*columns["caption_0"], *columns["caption_1"]]
     items = len(captions) // 2
     rows = np.arange(items)[:, None] + [[0, items]]

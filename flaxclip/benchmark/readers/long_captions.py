@@ -30,7 +30,9 @@ def read_docci(
     file = root / "docci_descriptions.jsonlines"
     _check_there(file, root / "images", task, source)
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`: descriptions may hold other separators than line ends.
+    lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         item = _json(line, f"{file}, line {number}", ("split", "image_file", "description"))
         if item["split"] == split:
             found.append((root / "images" / item["image_file"], item["description"]))

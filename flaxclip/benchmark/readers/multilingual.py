@@ -40,8 +40,11 @@ def read_crossmodal3600(
     items = [
         _json(line, f"{file}, line {number}") for number, line in enumerate(_lines(file), start=1)
     ]
-    languages = [name for name, value in items[0].items() if _has_captions(value)]
-    chosen = _choose(task, languages)
+    for number, item in enumerate(items, start=1):
+        if not (isinstance(item, dict) and "image/key" in item):
+            raise InputError(f"{file}, line {number} has no 'image/key'\ndownload it again")
+    languages = [name for item in items[:1] for name, value in item.items() if _has_captions(value)]
+    chosen = _choose(task, languages, file)
 
     def texts(language: str) -> list[list[str]]:
         of_images = []
@@ -98,7 +101,7 @@ def read_lined_captions(
                 )
             files[match[1]] = path
     captions = {}
-    for language in _choose(task, list(files)):
+    for language in _choose(task, list(files), root):
         lines = _lines(files[language])
         if len(lines) != len(names):
             raise InputError(
@@ -135,6 +138,8 @@ def read_flickr_annotations(
         if not (suffix and caption):
             raise InputError(f"{file}, line {number} is {line[:40]!r}\nexpected image.jpg,caption")
         captions.setdefault(f"{name}.jpg", []).append(caption)
+    if not captions:
+        raise InputError(f"{file} holds no captions\ndownload it again")
     paths = [file.parent / name for name in captions]
     return _captioned(FileImages(file.parent, paths), list(captions.values()))
 
@@ -169,7 +174,7 @@ def read_babel_imagenet(
         named["EN"] = [list(range(len(english))), english]
         templates = {language: ["{}"] for language in named}
     languages = {}
-    for language in _choose(task, [name for name in named if name in templates]):
+    for language in _choose(task, [name for name in named if name in templates], root):
         classes, names = named[language]
         if len(classes) != len(names) or not set(classes) <= set(range(1000)):
             raise InputError(
@@ -183,7 +188,9 @@ def read_babel_imagenet(
     return Multilingual(imagenet.images, imagenet.labels, languages)
 
 
-def _choose(task: Task, languages: Sequence[str]) -> Sequence[str]:
+def _choose(task: Task, languages: Sequence[str], where: Path) -> Sequence[str]:
+    if not languages:
+        raise InputError(f"{task.name}: nothing in any language in {where}\ndownload it again")
     if unknown := sorted(set(task.languages) - set(languages)):
         raise InputError(
             f"{task.name}: no language {unknown[0]!r}\nthere are: {', '.join(languages)}"

@@ -131,6 +131,22 @@ def read_parquet(
     return Labelled(images, np.array(values), names)
 
 
+def read_texts(paths: list[Path], columns: list[str]) -> dict[str, list[str]]:
+    """Columns that have a text in every row.
+
+    Raises:
+        InputError: one is missing, or has something else in a row, such as nothing.
+    """
+    found = read_columns(paths, columns)
+    for name, values in found.items():
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise InputError(
+                    f"{paths[0]}: {name!r} of row {row} is {value!r}\nexpected a text in every row"
+                )
+    return found
+
+
 def find_parquet(name: str, split: str, data_dir: Path, title: str) -> list[Path]:
     """The files of a split.
 

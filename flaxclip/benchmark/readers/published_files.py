@@ -64,7 +64,10 @@ class Items(list[dict[str, Any]]):
             content = json.loads(file.read_text())
         except ValueError as error:
             raise InputError(f"{file} is no JSON: {error}\ndownload it again") from None
-        super().__init__(content.values() if isinstance(content, dict) else content)
+        items = list(content.values()) if isinstance(content, dict) else content
+        if not (isinstance(items, list) and all(isinstance(item, dict) for item in items)):
+            raise InputError(f"{file} holds no list of objects\ndownload it again")
+        super().__init__(items)
         if not self:
             raise InputError(f"{file} is empty\ndownload it again")
 
@@ -92,6 +95,19 @@ def read_rows(file: Path, task: Task, source: DataSource, header: bool = True) -
     if not rows:
         raise InputError(f"{file} has no rows\ndownload it again")
     return rows
+
+
+def integers(file: Path, rows: Sequence[Mapping[str, Any]], column: str) -> list[int]:
+    """A column of whole numbers, or an `InputError` that says which is none."""
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            found.append(int(row[column]))
+        except ValueError:
+            raise InputError(
+                f"{file}, row {number}: {column} is {row[column]!r}\nexpected a whole number"
+            ) from None
+    return found
 
 
 def check_columns(file: Path, rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> None:

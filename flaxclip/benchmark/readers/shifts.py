@@ -19,7 +19,7 @@ from flaxclip.benchmark.datasets import (
     OpenSet,
 )
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
-from flaxclip.benchmark.readers.published_files import check_columns, read_rows
+from flaxclip.benchmark.readers.published_files import check_columns, integers, read_rows
 from flaxclip.benchmark.readers.wds import read_wds
 from flaxclip.benchmark.robustness import alexnet_errors
 from flaxclip.benchmark.tasks import DataSource, Task
@@ -51,11 +51,12 @@ def read_waterbirds(
     """
     del image_size
     root = data_dir / source.name
-    rows = read_rows(root / "metadata.csv", task, source)
-    check_columns(root / "metadata.csv", rows, ("img_filename", "y", "split", "place"))
-    rows = [row for row in rows if row["split"] == _SPLITS[split]]
-    paths = [root / row["img_filename"] for row in rows]
-    labels, places = (np.array([int(row[name]) for row in rows]) for name in ("y", "place"))
+    file = root / "metadata.csv"
+    rows = read_rows(file, task, source)
+    check_columns(file, rows, ("img_filename", "y", "split", "place"))
+    chosen = np.array([row["split"] == _SPLITS[split] for row in rows])
+    labels, places = (np.array(integers(file, rows, name))[chosen] for name in ("y", "place"))
+    paths = [root / row["img_filename"] for row in rows if row["split"] == _SPLITS[split]]
     return _in_groups(task, root, paths, labels, places)
 
 
@@ -81,13 +82,14 @@ def read_celeba(
     check_columns(root / "list_eval_partition.csv", partition, ("image_id", "partition"))
     if [row["image_id"] for row in attributes] != [row["image_id"] for row in partition]:
         raise InputError(f"{root}: the two lists are not of the same images\ndownload them again")
-    rows = [
-        row
-        for row, part in zip(attributes, partition, strict=True)
-        if part["partition"] == _SPLITS[split]
+    chosen = np.array([part["partition"] == _SPLITS[split] for part in partition])
+    paths = [
+        root / "img_align_celeba" / attributes[row]["image_id"] for row in np.flatnonzero(chosen)
     ]
-    paths = [root / "img_align_celeba" / row["image_id"] for row in rows]
-    labels, sexes = (np.array([int(row[name]) > 0 for row in rows], int) for name in columns[1:])
+    file = root / "list_attr_celeba.csv"
+    labels, sexes = (
+        (np.array(integers(file, attributes, name))[chosen] > 0).astype(int) for name in columns[1:]
+    )
     return _in_groups(task, root, paths, labels, sexes)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from flaxclip.benchmark.datasets import Captioned, Choices, Statements
 from flaxclip.benchmark.readers.folder import FileImages
-from flaxclip.benchmark.readers.parquet import ParquetImages, find_parquet
+from flaxclip.benchmark.readers.parquet import ParquetImages, find_parquet, read_texts
 from flaxclip.benchmark.readers.published_files import (
     ImageFolder,
     check_columns,
@@ -19,11 +19,11 @@ from flaxclip.benchmark.readers.published_files import (
 )
 from flaxclip.benchmark.tasks import SUITES, DataSource, Task
 from flaxclip.data.images.open_image import decode_image
-from flaxclip.data.sources.tables.parquet_batches import read_columns
 from flaxclip.errors import InputError
 
 _MIN_ATTRIBUTED = 25
 """Items that a pair of attributes must have to count in ARO's mean over pairs."""
+_COLUMNS_OF_MMVP = 3
 _RIGHT_OF_VALSE = 2
 """Annotators, of three, who must have chosen the caption alone: Parcalabescu et al. 2022, 4.4."""
 
@@ -106,12 +106,12 @@ def read_aro_order(
 
     Raises:
         MissingDataError: it is not there.
-        InputError: a column is missing.
+        InputError: a column is missing, or a caption.
     """
     del image_size
     paths = find_parquet(source.name, split, data_dir, f"{task.title}, {source.url}")
     names = ["correct_caption", *(f"hard_text_{number}" for number in range(1, 5))]
-    columns = read_columns(paths, names)
+    columns = read_texts(paths, names)
     options = [list(row) for row in zip(*(columns[name] for name in names), strict=True)]
     return _statements(ParquetImages(paths, source.image), options, [True] + [False] * 4)
 
@@ -131,9 +131,12 @@ def read_mmvp(
     root = data_dir / source.name
     rows = read_rows(root / "Questions.csv", task, source, header=False)[1:]
     images = ImageFolder(root, ("MLLM_VLM Images", "MMVP_VLM_Images"))
-    numbers = [int(row[0]) for row in rows]
-    if len(rows) % 2 or numbers != list(range(1, len(rows) + 1)):
-        raise InputError(f"{root / 'Questions.csv'} has numbers {numbers[:4]}, ...: no pairs")
+    numbers = [row[0].strip() for row in rows if len(row) == _COLUMNS_OF_MMVP]
+    if not rows or len(rows) % 2 or numbers != [str(n) for n in range(1, len(rows) + 1)]:
+        raise InputError(
+            f"{root / 'Questions.csv'} has numbers {', '.join(numbers[:4])}, ...: no pairs\n"
+            "expected a heading, then rows of number, kind and statement, two for each pair"
+        )
     paths = [images.find(f"{kind}/{number}.jpg") for number, (_, kind, _) in enumerate(rows, 1)]
     captions = tuple(f"a photo of {statement}" for *_, statement in rows)
     pairs = np.arange(len(rows)).reshape(-1, 2)
@@ -176,7 +179,7 @@ def read_negbench_choices(
 
     Raises:
         MissingDataError: they are not there.
-        InputError: a column is missing, or an image is not there.
+        InputError: a column is missing, an image is not there, or an answer is none of the four.
     """
     del split, image_size
     root = data_dir / "negbench"
@@ -187,7 +190,12 @@ def read_negbench_choices(
     images = ImageFolder(root, ("images",))
     paths = [images.find(row["image_path"]) for row in rows]
     options = [[row[name] for name in names] for row in rows]
-    right = [int(float(row["correct_answer"])) for row in rows]
+    right = []
+    for number, row in enumerate(rows, start=1):
+        answer = row["correct_answer"].removesuffix(".0")
+        if answer not in ("0", "1", "2", "3"):
+            raise InputError(f"{file}, row {number}: correct_answer is {answer!r}\nexpected 0 to 3")
+        right.append(int(answer))
     data = _statements(FileImages(root, paths), options, np.eye(4, dtype=bool)[right])
     return data._replace(kinds=tuple(row["correct_answer_template"] for row in rows))
 

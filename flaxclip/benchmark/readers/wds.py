@@ -93,7 +93,7 @@ def read_wds(
         labels = _numbers([example.field("cls") for example in examples], images, folder)
     groups = None
     if task.group is not None:
-        groups = np.array([_array(example)[task.group] for example in examples]).astype(np.int64)
+        groups = np.array([_in_column(example, task.group) for example in examples])
     names, templates = _lines(root / "classnames.txt"), None
     if (lines := _lines(root / "zeroshot_classification_templates.txt")) is not None:
         templates = tuple(line.replace("{c}", "{}") for line in lines)
@@ -215,6 +215,16 @@ def _array(example: _Example) -> np.ndarray:
         raise InputError(
             f"{example.tar}: {example.key}.npy is no NumPy array: {error}\nfix the set"
         ) from None
+
+
+def _in_column(example: _Example, column: int) -> int:
+    row = _array(example)
+    if len(row) <= column or not np.isfinite(row[column]):
+        raise InputError(
+            f"{example.tar}: {example.key}.npy is {str(row.tolist())[:60]}\n"
+            f"this task reads number {column + 1} of it; fix the set"
+        )
+    return int(row[column])
 
 
 def _captions(example: _Example) -> list[str]:
