@@ -23,6 +23,7 @@ from flaxclip.interop.export import export
 from flaxclip.interop.huggingface.names import huggingface_table
 from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.openai import config_from_shapes
+from flaxclip.models.spec import ModelSpec
 from flaxclip.models.variants import VARIANTS
 from tests.helpers.hub_stand_in import Hosted, hub, serve_hub, take_for_the_hub
 from tests.helpers.small_models import (
@@ -81,6 +82,37 @@ def test_openais_archives_tell_their_architecture_and_have_quick_gelu(spec, tmp_
     variables = variables_of(spec)
     openai_file(tmp_path / "model.pt", spec, variables)
     assert_same(flaxclip.load(tmp_path / "model.pt"), spec, variables)
+
+
+@pytest.mark.parametrize("kind", ["openai", "open_clip", "huggingface"])
+def test_a_name_must_be_that_of_the_architecture_that_the_files_say(kind, tmp_path, monkeypatch):
+    """OpenAI's ViT-B-32.pt as open_clip's ViT-B-32, which has GELU, would load and be wrong."""
+    changed = {
+        name: dataclasses.replace(getattr(CLIP.model, name), activation="gelu")
+        for name in ("vision", "text")
+    }
+    monkeypatch.setitem(VARIANTS, "small", ModelSpec(dataclasses.replace(CLIP.model, **changed)))
+    monkeypatch.setitem(VARIANTS, "small-quickgelu", CLIP)
+    variables, path = variables_of(CLIP), tmp_path / "model.pt"
+    if kind == "openai":
+        openai_file(path, CLIP, variables)
+    else:
+        # A mean of its own, which the name does not have.
+        other = dataclasses.replace(CLIP.preprocess, mean=(0.5, 0.4, 0.3))
+        path = tmp_path / "folder"
+        export(CLIP._replace(preprocess=other), variables, path, kind, overwrite=False)
+    unnamed = flaxclip.load(path)
+    assert unnamed.spec.model == CLIP.model
+    assert flaxclip.load(path, model="small-quickgelu").spec == unnamed.spec
+    with pytest.raises(InputError) as error:
+        flaxclip.load(path, model="small")
+    message = str(error.value)
+    assert "is of another architecture than small\n" in message
+    assert "vision.activation: 'quick_gelu' by the files, 'gelu' in small\n" in message
+    assert "text.activation: 'quick_gelu' by the files, 'gelu' in small\n" in message
+    assert "leave the name out: these weights say theirs, which is that of small-quickg" in message
+    with pytest.raises(InputError, match=r"embed_dim: 24 by the files, 768 in ViT-L-14\n"):
+        flaxclip.load(path, model="ViT-L/14")
 
 
 def test_half_precision_becomes_float32(tmp_path):
@@ -238,6 +270,7 @@ def exported(tmp_path):
 
 
 OPEN_CLIP, PROCESSOR = "open_clip_config.json", "preprocessor_config.json"
+TOKENIZER = "tokenizer_config.json"
 
 
 @pytest.mark.parametrize(
@@ -267,6 +300,8 @@ OPEN_CLIP, PROCESSOR = "open_clip_config.json", "preprocessor_config.json"
         ("huggingface", PROCESSOR, "size", {"shortest_edge": 30}, "do not make squares"),
         ("huggingface", PROCESSOR, "resample", 1, "resample: Input should be 2 or 3"),
         ("huggingface", PROCESSOR, "image_processor_type", "BlipImageProcessor", "type is 'Blip"),
+        ("huggingface", TOKENIZER, "padding_side", "left", "padding_side is 'left'\nexpected rig"),
+        ("huggingface", TOKENIZER, "truncation_side", "left", "truncation_side is 'left'"),
     ],
 )  # fmt: skip
 def test_configurations_that_we_would_compute_otherwise_are_refused_by_field(
@@ -275,6 +310,22 @@ def test_configurations_that_we_would_compute_otherwise_are_refused_by_field(
     folder = exported(to, file, **{path: value})
     with pytest.raises(InputError, match=message):
         flaxclip.load(folder)
+
+
+def test_a_resnets_heads_are_those_of_its_configuration_or_it_is_refused(tmp_path):
+    """open_clip makes width * 32 // head_width of them, which no tensor's shape tells."""
+    export(RESNET, variables_of(RESNET), tmp_path / "out", "open_clip", overwrite=False)
+    path = tmp_path / "out" / OPEN_CLIP
+    config = json.loads(path.read_text())
+    for head_width in (64, 32):
+        config["model_cfg"]["vision_cfg"]["head_width"] = head_width
+        path.write_text(json.dumps(config))
+        if head_width == 64:
+            assert flaxclip.load(tmp_path / "out").spec == RESNET
+    with pytest.raises(
+        InputError, match=r"head_width is 32, which makes 4 heads .*\nexpected 2, of"
+    ):
+        flaxclip.load(tmp_path / "out")
 
 
 SIDES = [[16, 16], {"height": 16, "width": 16}, 16]

@@ -1,8 +1,9 @@
 """Detect the peer's format of a file or directory, and the model in it."""
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flaxclip.errors import InputError
 from flaxclip.interop import big_vision, lit, openai
@@ -36,7 +37,8 @@ def find_foreign(
 
     Args:
         path: the file, the directory, or the URL of one. A file's configuration may lie beside it.
-        model: name of its architecture in `available_models()`, for a file that does not say.
+        model: name of its architecture in `available_models()`, for a file that does not say. Of
+            one that does, the name must be that architecture's.
         which: weights of a file that holds them and their average. If None, the average.
 
     Returns:
@@ -44,7 +46,7 @@ def find_foreign(
 
     Raises:
         InputError: it does, but is damaged, has an unsupported architecture, lacks the weights
-            asked for, or needs `model`, which is not given.
+            asked for, needs `model`, which is not given, or is of another one.
     """
     local = fetch(path) if "://" in path else Path(path).expanduser()
     weights = local and find_weights(local)
@@ -106,10 +108,12 @@ def _recognise(
                 "copy config.json and preprocessor_config.json from where the weights are from"
             )
         spec, kind = read_huggingface_config(folder)
+        _check_named(weights, spec, model)
         table = huggingface_table(spec.model, flat_patches=kind == "siglip2")
         return ForeignModel(f"transformers, {kind}", spec, tensors, table)
     if is_tips(tensors):
         spec = read_tips(folder)
+        _check_named(weights, spec, model)
         tensors = as_ours(tensors, spec.model)
         return ForeignModel("transformers, tipsv2", spec, tensors, tips_table(spec.model))
     if any(name.endswith("img/embedding/kernel") for name in tensors):
@@ -138,11 +142,13 @@ def _recognise(
     if all(name in tensors for name in openai.CONSTANTS):
         # TorchScript archives of OpenAI: all were trained with QuickGELU.
         tensors = {n: tensor for n, tensor in tensors.items() if n not in openai.CONSTANTS}
-        spec = named or ModelSpec(openai.config_from_shapes(shapes))
+        spec = ModelSpec(openai.config_from_shapes(shapes))
+        _check_named(weights, spec, model)
         return ForeignModel("OpenAI", spec, tensors, open_clip_table(spec.model, shapes))
     config_file = folder / OPEN_CLIP_CONFIG_FILE
-    if config_file.is_file() and named is None:
+    if config_file.is_file():
         spec = read_open_clip_config(config_file)
+        _check_named(weights, spec, model)
     elif named is not None:
         spec = named
     else:
@@ -152,6 +158,51 @@ def _recognise(
     native = spec.preprocess.resize == "native"
     table = open_clip_table(spec.model, shapes, native)
     return ForeignModel("open_clip" + ", NaFlex" * native, spec, tensors, table)
+
+
+def _check_named(weights: Path, spec: ModelSpec, name: str | None) -> None:
+    """Check that the architecture of that name is that of `spec`, which the files themselves say.
+
+    Raises:
+        InputError: it is another one. With another activation, weights would load without an error.
+    """
+    if name is None:
+        return
+    found, named = _towers(spec), _towers(VARIANTS[name])
+    differing = [
+        f"{field}: {found.get(field)!r} by the files, {named.get(field)!r} in {name}"
+        for field in {**found, **named}
+        if not _is_same(found.get(field), named.get(field))
+    ]
+    if differing:
+        fitting = [
+            other
+            for other, known in VARIANTS.items()
+            if _towers(known).keys() == found.keys()
+            and all(_is_same(value, found[field]) for field, value in _towers(known).items())
+        ]
+        raise InputError(
+            f"{weights} is of another architecture than {name}\n"
+            + "\n".join(differing)
+            + "\nleave the name out: these weights say theirs"
+            + (f", which is that of {', '.join(fitting)}" if fitting else "")
+        )
+
+
+def _towers(spec: ModelSpec) -> dict[str, object]:
+    """All settings that the numbers of a model depend on."""
+    fields: dict[str, object] = {"embed_dim": spec.model.embed_dim}
+    towers: dict[str, Any] = {"vision": spec.model.vision, "text": spec.model.text}
+    for name, tower in towers.items():
+        fields |= {f"{name}.{f.name}": getattr(tower, f.name) for f in dataclasses.fields(tower)}
+    # That one says how to train.
+    return {n: value for n, value in fields.items() if n != "vision.frozen_statistics"}
+
+
+def _is_same(one: object, other: object) -> bool:
+    if isinstance(one, float) and isinstance(other, float):  # ratios of two sizes are rounded
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
 
 
 def _refuse_bare(weights: Path, shapes: dict[str, tuple[int, ...]]) -> NoReturn:

@@ -59,6 +59,12 @@ def read_tokenizer_class(folder: Path, default: str) -> TokenizerClass:
             f"{path}: do_lower_case is {config['do_lower_case']!r}\n"
             "expected true: flaxclip's SiglipTokenizer lower-cases"
         )
+    for field in ("padding_side", "truncation_side"):
+        if (side := config.get(field) or "right") != "right":
+            raise InputError(
+                f"{path}: {field} is {side!r}\n"
+                "expected right: flaxclip's rows of ids have the text first, and lose its end"
+            )
     pad = config.get("pad_token")
     if isinstance(pad, dict):  # with settings of its own
         pad = pad.get("content")

@@ -227,7 +227,15 @@ def _read_vision(model: _Model, path: Path) -> tuple[TrunkConfig, _TimmVision | 
         return tower, timm if trunk.native else None
     vision = parse(_Vision, model.vision_cfg, path, field, extra="forbid")
     if isinstance(vision.layers, tuple):
-        return ResNetConfig(vision.image_size, vision.width, vision.layers), None
+        resnet = ResNetConfig(vision.image_size, vision.width, vision.layers)
+        # open_clip's `model.py`; the tensors of the pooling have the same shapes with any number.
+        heads = vision.width * 32 // vision.head_width
+        if heads != resnet.heads:
+            raise InputError(
+                f"{path}: {field}.head_width is {vision.head_width}, which makes {heads} heads of "
+                f"the ResNet's pooling\nexpected {resnet.heads}, of 64 channels each"
+            )
+        return resnet, None
     family = _family(vision, OWN_FAMILIES, f"{path}: {field}")
     if vision.patch_size is None:
         raise InputError(f"{path}: {field}.patch_size is null\nexpected a number of pixels")
