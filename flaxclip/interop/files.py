@@ -154,6 +154,8 @@ def fetch(url: str, is_module: bool = False) -> Path | None:
                 return fetch(f"{url.rstrip('/')}/{weights.rstrip('/')}", is_module=True)
         beside = (*COMPANIONS, _bert_vocabularies(weights)[0])
         wanted = [weights, *(name for name in beside if name in listing.files - {weights})]
+        if "tokenizer.json" not in listing.files and "vocab.json" in listing.files:
+            wanted.append("vocab.json")
         holding = [weights]
         # An adapter's base may lie beside it.
         if weights in ADAPTERS and (base := weights_named_as_usual(listing.files)):

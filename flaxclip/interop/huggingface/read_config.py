@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flaxclip.errors import InputError
+from flaxclip.interop.clip_vocabulary import check_clip_vocabulary
 from flaxclip.interop.huggingface.read_processor import (
     PROCESSOR_OF,
     read_native_preprocessing,
@@ -177,6 +178,7 @@ def _tokenizer(folder: Path, kind: str, vocab_size: int, end_id: int | None) -> 
                 f"{folder}: the tokenizer of a model of type clip is a {name}\n"
                 "expected a CLIPTokenizer"
             )
+        check_clip_vocabulary(folder, name)
         return TokenizerConfig("clip", cleaning="transformers_clip")
     # SigLIP 2 of fixed resolution is of the same type as SigLIP, and has another tokenizer.
     gemma = vocab_size == 256_000 or name in ("Siglip2Tokenizer", "GemmaTokenizer")

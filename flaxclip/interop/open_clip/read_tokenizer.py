@@ -7,6 +7,7 @@ from typing import Literal
 
 from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
+from flaxclip.interop.clip_vocabulary import check_clip_vocabulary
 from flaxclip.interop.text_trunks.registry import HF_TRUNKS
 from flaxclip.interop.tokenizer_class import read_language, read_tokenizer_class
 from flaxclip.models.inputs import TextCleaning, TokenizerConfig
@@ -76,6 +77,14 @@ def read_tokenizer(
                 f"{path}: text_cfg.hf_tokenizer_name is {name!r}\n"
                 "flaxclip has the tokenizers of CLIP, SigLIP and SigLIP 2"
             )
+        if name and family == "mobileclip":
+            raise InputError(
+                f"{path}: text_cfg.hf_tokenizer_name is {name!r} with no_causal_mask true\n"
+                "expected no name: transformers' CLIPTokenizer pads with the end marker, which "
+                "such a tower sees, and flaxclip's with 0, as open_clip's own does"
+            )
+        if name:
+            check_clip_vocabulary(path.parent)
         # With a name it is transformers' CLIPTokenizer, which lower-cases anyway. Of captions that
         # spell out a marker it makes other ids.
         lowers = name and given.clean == "whitespace"
