@@ -214,6 +214,13 @@ def preprocess_with(**fields):
             "vision/projection/kernel in theirs has shape [32, 16]\nexpected [32, 24]",
         ),
         ({"init_only": ("^visual/",)}, "init_only ^visual/ is in no name in theirs"),
+        # One that is right does not hide a typo, whose parameters would stay random.
+        ({"init_only": ("^vision/", "^txt/")}, "init_only ^txt/ is in no name in theirs"),
+        ({"init_only": ("^vision/", "text(")}, "init_only has the pattern 'text(', which is no re"),
+        (
+            {"init_only": ("^vision/",), "lora": ("^vision/",), "lora_rank": 2},
+            "init_only leaves 17 parameters at random, such as text/ln_final/bias",
+        ),
     ],
 )
 def test_weights_of_another_model_are_refused_by_what_differs(
@@ -241,6 +248,13 @@ def test_what_is_not_taken_may_be_anything(theirs):
     changes = tower_with("text", width=64, activation="quick_gelu") | {"init_only": ("^vision/",)}
     config = tiny_config("run", **(SPEC._asdict() | {"init_from": str(theirs)} | changes))
     assert len(open_initial_weights(config).names) == 20
+
+
+def test_pairs_may_train_beside_towers_that_are_taken_whole(theirs):
+    """The temperature begins anew, as a constant that nothing has to learn."""
+    changes = {"init_only": ("^vision/", "^text/"), "lora": ("^vision/",), "lora_rank": 2}
+    config = tiny_config("run", **(SPEC._asdict() | {"init_from": str(theirs)} | changes))
+    assert "params/logit_scale" not in open_initial_weights(config).names
 
 
 def test_a_bare_state_dict_needs_its_models_name(tmp_path):

@@ -60,12 +60,9 @@ def open_initial_weights(config: TrainConfig) -> InitialWeights:
     assert config.init_from is not None, "asked for only where it is"
     weights = open_weights(config.init_from, config.init_model, config.init_weights)
     shapes = _shapes(weights.spec.model)
+    for pattern in config.init_only:
+        _check_pattern(pattern, shapes, config.init_from)
     names = [name for name in shapes if _is_taken(name, config.init_only)]
-    if not names:
-        raise InputError(
-            f"init_only {' '.join(config.init_only)} is in no name in {config.init_from}\n"
-            f"names are such as {', '.join(_short(name) for name in sorted(shapes)[:3])}"
-        )
     changes = _check_fields(config, weights.spec, {_short(n).partition("/")[0] for n in names})
     resampled = {
         f"params/{_RESAMPLED[field]}/position_embedding" for field in changes if field in _RESAMPLED
@@ -80,7 +77,35 @@ def open_initial_weights(config: TrainConfig) -> InitialWeights:
                    f"expected {list(wanted)} by the run's model")
                 + "\nchoose with --init-only which parameters to take, or another --model"
             )  # fmt: skip
+    if config.adapters is not None:
+        _check_base_of_pairs(expected.keys() - names)
     return InitialWeights(weights, frozenset(names), changes)
+
+
+def _check_pattern(pattern: str, names: Iterable[str], path: str) -> None:
+    """Raise InputError if a pattern takes nothing: what it is for would stay random."""
+    try:
+        found = any(_is_taken(name, [pattern]) for name in names)
+    except re.error as error:
+        raise InputError(
+            f"init_only has the pattern {pattern!r}, which is no regular expression: {error}"
+        ) from None
+    if not found:
+        raise InputError(
+            f"init_only {pattern} is in no name in {path}\n"
+            f"names are such as {', '.join(_short(name) for name in sorted(names)[:3])}"
+        )
+
+
+def _check_base_of_pairs(random: Iterable[str]) -> None:
+    """Raise InputError if pairs would train beside random parameters of a tower, which stay so."""
+    left = sorted(_short(n) for n in random if _short(n).startswith(("vision/", "text/")))
+    if left:
+        raise InputError(
+            f"init_only leaves {len(left)} parameters at random, such as {left[0]}, and lora "
+            "trains nothing but its pairs\n"
+            "leave init_only out, or train these parameters without --lora"
+        )
 
 
 def _shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
