@@ -36,6 +36,7 @@ from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train import train
 from flaxclip.train_state import abstract_train_state, init_train_state
 from flaxclip.train_step import make_train_step, step_flops
+from flaxclip.weights import TrainedPairs, Weights
 from tests.helpers import ten_steps
 from tests.helpers.command_lines import run_cli
 from tests.helpers.small_models import (
@@ -332,6 +333,20 @@ def test_what_a_run_has_learned_is_converted_to_an_adapter(base, finished, tmp_p
     with pytest.raises(InputError, match="no run with --lora"):
         convert(Convert(str(base), tmp_path / "none", "peft"))
     assert not (tmp_path / "none").exists()
+
+
+def test_an_adapter_is_not_written_for_one_of_several_weights_in_a_file(monkeypatch, tmp_path):
+    """Whoever reads the adapter would choose others of the base's file, and see no error."""
+    chosen = "open_clip, averaged weights 'state_dict_ema', not 'state_dict'"
+    record = {"path": "epoch_1.pt", "format": chosen, "resampled": {}, "initialized_at_random": []}
+    trained = TrainedPairs(LoRA(("qkv",), 2, 2.0), {}, record)
+    monkeypatch.setattr("flaxclip.interop.__main__.read_pairs", lambda _: trained)
+    run = Weights("flaxclip, step 3", "float32", SPEC, lambda _: iter(()))
+    monkeypatch.setattr("flaxclip.interop.__main__.open_weights", lambda *_: run)
+    with pytest.raises(InputError) as error:
+        convert(Convert(str(tmp_path / "run"), tmp_path / "adapter", "peft"))
+    assert f"run began with epoch_1.pt ({chosen})\nan adapter names that file" in str(error.value)
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_what_peft_cannot_adapt_is_refused():

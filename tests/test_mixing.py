@@ -12,8 +12,9 @@ import flaxclip
 from flaxclip.checkpoint.layout import save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Mix, mix_models
-from flaxclip.interop.export import export
+from flaxclip.interop.export import copy_tokenizer, export
 from flaxclip.mixing import shares_of
+from flaxclip.models.inputs import TokenizerConfig
 from tests.helpers.small_models import CLIP, GELU, RESNET, as_transformers, variables_of
 
 
@@ -101,6 +102,13 @@ def test_models_of_different_kinds_are_refused_by_field(part, change, message, t
     with pytest.raises(InputError, match=f"are not models of one kind(.|\n)*{message}"):
         mix_models(Mix(paths, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_that_is_gone_is_asked_for(tmp_path):
+    """By all that write a workdir: nothing has opened it before, if models are mixed."""
+    gone = TokenizerConfig("siglip", file=str(tmp_path / "gone" / "spiece.model"))
+    with pytest.raises(InputError, match=r"cannot read the vocabulary in .*gone/spiece.model: No"):
+        copy_tokenizer(CLIP._replace(tokenizer=gone), tmp_path)
 
 
 def test_how_a_models_scale_began_is_no_difference(tmp_path):

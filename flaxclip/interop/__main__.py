@@ -258,6 +258,12 @@ def _convert_to_peft(command: Convert, weights: Weights) -> None:
             "an adapter beside those weights would be another model: convert it to huggingface or "
             "open_clip, which merges what it has learned"
         )
+    if ", not '" in record["format"]:
+        raise InputError(
+            f"the run in {command.src} began with {record['path']} ({record['format']})\n"
+            "an adapter names that file, and not which of its weights it is for: convert the run "
+            "to open_clip, which merges what it has learned"
+        )
     base = record["path"]
     if "://" not in base:
         base = str(Path(base).expanduser().resolve())

@@ -89,12 +89,22 @@ def _other_preprocessing(ours: ImageTransform, to: Format) -> list[str]:
 
 
 def copy_tokenizer(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """`spec` with its vocabulary, if it has one, in `folder`, by its name alone."""
+    """`spec` with its vocabulary, if it has one, in `folder`, by its name alone.
+
+    Raises:
+        InputError: it has one, whose file cannot be read.
+    """
     tokenizer = spec.tokenizer
     if tokenizer.file is None:
         return spec
     name = Path(tokenizer.file).name
-    shutil.copyfile(tokenizer.file, folder / name)
+    try:
+        shutil.copyfile(tokenizer.file, folder / name)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the vocabulary in {tokenizer.file}: {error.strerror}\n"
+            "put it back there, or beside the model's config.json"
+        ) from None
     return spec._replace(tokenizer=dataclasses.replace(tokenizer, file=name))
 
 
