@@ -203,7 +203,7 @@ def _fetch_run(url: str) -> Path:
             for name in names
             if name in _BESIDE
             or name.startswith(step)
-            or ("/" not in name and name.endswith((".model", ".txt")))
+            or ("/" not in name and name.endswith((".model", ".txt", ".json")))
         ]
 
     return fetch_tree(workdir, choose)

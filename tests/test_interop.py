@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import fsspec
 import jax
@@ -21,10 +22,13 @@ from flaxclip.interop.archives.stored_tensor import StoredTensor
 from flaxclip.interop.big_vision import big_vision_table
 from flaxclip.interop.export import export
 from flaxclip.interop.huggingface.names import huggingface_table
+from flaxclip.interop.huggingface.read_config import read_config as read_huggingface_config
+from flaxclip.interop.huggingface.write_config import huggingface_json, processor_json
 from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.interop.openai import config_from_shapes
 from flaxclip.models.spec import ModelSpec
 from flaxclip.models.variants import VARIANTS
+from flaxclip.weights import open_weights
 from tests.helpers.hub_stand_in import Hosted, hub, serve_hub, take_for_the_hub
 from tests.helpers.small_models import (
     CLIP,
@@ -508,6 +512,36 @@ def test_a_run_at_a_url_is_copied_with_one_of_its_steps(tmp_path, monkeypatch):
     for url in ("memory://runs/mine/checkpoints/3", "memory://runs"):
         with pytest.raises(InputError, match=f"(no model at|cannot read) {url}"):
             flaxclip.load(url)
+
+
+def test_a_runs_vocabulary_comes_with_it_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("words.json", "words.txt"):
+        spec = with_tokenizer(SIGLIP, file=str(tmp_path / "elsewhere" / name))
+        save_variables(tmp_path / name / "run", spec._asdict(), variables_of(SIGLIP))
+        (tmp_path / name / "run" / name).write_text(name)
+        files = fsspec.filesystem("memory")
+        files.put(str(tmp_path / name / "run"), f"/runs/{name}", recursive=True)
+        file = open_weights(f"memory://runs/{name}").spec.tokenizer.file
+        assert file is not None
+        assert Path(file).read_text() == name
+
+
+def test_captions_are_read_out_at_clips_end_marker_though_there_are_more_embeddings(tmp_path):
+    """Padded to a multiple, say: transformers looks for eos_token_id, and not for the highest."""
+    text = dataclasses.replace(CLIP.model.text, vocab_size=49_500)
+    spec = as_transformers(CLIP._replace(model=dataclasses.replace(CLIP.model, text=text)))
+    config = huggingface_json(spec)
+    found = config["text_config"]
+    assert found["vocab_size"] == 49_500
+    assert (found["bos_token_id"], found["eos_token_id"]) == (49_406, 49_407)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / PROCESSOR).write_text(json.dumps(processor_json(spec)))
+    assert read_huggingface_config(tmp_path)[0] == spec
+    found["eos_token_id"] = 49_499  # which no caption has: all would be read out at their start
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"eos_token_id is 49499\nexpected .* highest id, 49407"):
+        read_huggingface_config(tmp_path)
 
 
 def test_the_hubs_own_client_reads_a_repository(tmp_path):

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from flaxclip.data.tokenizers.clip import CLIPTokenizer
 from flaxclip.errors import InputError
 from flaxclip.interop.clip_vocabulary import check_clip_vocabulary
 from flaxclip.interop.huggingface.read_processor import (
@@ -108,10 +109,13 @@ def read_config(folder: Path) -> tuple[ModelSpec, str]:
     image_size = vision.image_size
     if kind == "siglip2":
         image_size = math.isqrt(vision.num_patches) * vision.patch_size
-    if kind == "clip" and text.eos_token_id not in (2, text.vocab_size - 1):
+    # Captions are read out at the highest id: that of CLIP's tokenizer, whose ids may be fewer than
+    # there are embeddings. With 2 so does transformers.
+    end = min(text.vocab_size, CLIPTokenizer.vocab_size) - 1
+    if kind == "clip" and text.eos_token_id not in (2, end):
         raise InputError(
             f"{path}: text_config.eos_token_id is {text.eos_token_id}\n"
-            f"expected the highest id, {text.vocab_size - 1}: captions are read out there"
+            f"expected the tokenizer's highest id, {end}: captions are read out there"
         )
     family: Literal["clip", "siglip"] = "clip" if is_clip else "siglip"
     embed_dim = vision.hidden_size

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flaxclip.data.tokenizers.clip import CLIPTokenizer
 from flaxclip.interop.huggingface.read_config import ACTIVATIONS
 from flaxclip.interop.huggingface.read_processor import PIL_BICUBIC, PIL_BILINEAR
 from flaxclip.interop.huggingface.tips import has_tips, tips_json
@@ -38,12 +39,10 @@ def huggingface_json(spec: ModelSpec) -> dict[str, Any]:
         "vocab_size": text.vocab_size,
     }
     if text.family == "clip":
-        # The last two ids of CLIP's vocabulary; captions are read out at the first end marker.
-        text_config |= {
-            "bos_token_id": text.vocab_size - 2,
-            "eos_token_id": text.vocab_size - 1,
-            "pad_token_id": text.vocab_size - 1,
-        }
+        # The last two ids of CLIP's vocabulary; captions are read out at the first end marker. A
+        # table of embeddings may have rows after those that its tokenizer uses.
+        end = min(text.vocab_size, CLIPTokenizer.vocab_size) - 1
+        text_config |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
         kind = {
             "architectures": ["CLIPModel"],
             "model_type": "clip",
