@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxclip.config import differing_fields
+from flaxclip.data.tokenizers.text_cleaning import cleaning_of
 from flaxclip.errors import InputError
 from flaxclip.interop.name_table import unflatten
+from flaxclip.models.inputs import TokenizerConfig
 from flaxclip.models.spec import ModelSpec
 from flaxclip.weights import Weights
 
@@ -85,4 +87,8 @@ def _check_alike(first: str, ours: ModelSpec, second: str, theirs: ModelSpec) ->
 
 def _differences(name: str, one: Any, other: Any) -> dict[str, str]:
     assert dataclasses.is_dataclass(one), "each part of a spec is a config"
+    if isinstance(one, TokenizerConfig):  # that of the tokenizer may be said, or left to it
+        one, other = (
+            dataclasses.replace(x, cleaning=cleaning_of(x.name, x.cleaning)) for x in (one, other)
+        )
     return differing_fields(other, one, name)

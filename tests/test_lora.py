@@ -27,6 +27,7 @@ from flaxclip.interop.__main__ import Convert, convert
 from flaxclip.interop.export import export
 from flaxclip.interop.foreign import find_foreign
 from flaxclip.interop.open_clip.names import open_clip_table
+from flaxclip.interop.peft.adapter_config import read_adapter_config
 from flaxclip.interop.peft.write_adapter import adapter_tensors, write_adapter
 from flaxclip.models.clip import CLIP, abstract_variables, init_variables
 from flaxclip.models.spec import ModelSpec
@@ -333,6 +334,27 @@ def test_what_a_run_has_learned_is_converted_to_an_adapter(base, finished, tmp_p
     with pytest.raises(InputError, match="no run with --lora"):
         convert(Convert(str(base), tmp_path / "none", "peft"))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "revision"),
+    [
+        ("hf://openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32", None),
+        ("hf://openai/clip-vit-base-patch32@3d74acf", "openai/clip-vit-base-patch32", "3d74acf"),
+        ("hf://timm/some/open_clip_model.safetensors", None, None),
+        ("gs://bucket/clip", None, None),
+        ("/data/clip", None, None),
+    ],
+)
+def test_an_adapters_base_is_found_again(base, name, revision, tmp_path):
+    """As peft names it, if it is a repository of the Hub; otherwise by the whole URL."""
+    config = as_transformers(SPEC).model
+    write_adapter({}, LoRA(("qkv",), 2, 2.0), config, base, "transformers, clip", tmp_path / "out",
+                  overwrite=False)  # fmt: skip
+    fields = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (fields["base_model_name_or_path"], fields["revision"]) == (name or base, revision)
+    if "://" in base:
+        assert read_adapter_config(tmp_path / "out").base() == base
 
 
 def test_an_adapter_is_not_written_for_one_of_several_weights_in_a_file(monkeypatch, tmp_path):

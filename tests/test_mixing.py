@@ -13,8 +13,9 @@ from flaxclip.checkpoint.layout import save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.__main__ import Mix, mix_models
 from flaxclip.interop.export import copy_tokenizer, export
-from flaxclip.mixing import shares_of
+from flaxclip.mixing import mix, shares_of
 from flaxclip.models.inputs import TokenizerConfig
+from flaxclip.weights import Weights
 from tests.helpers.small_models import CLIP, GELU, RESNET, as_transformers, variables_of
 
 
@@ -102,6 +103,17 @@ def test_models_of_different_kinds_are_refused_by_field(part, change, message, t
     with pytest.raises(InputError, match=f"are not models of one kind(.|\n)*{message}"):
         mix_models(Mix(paths, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cleaning_that_is_said_is_that_of_the_tokenizer_that_says_nothing():
+    said = CLIP._replace(tokenizer=TokenizerConfig(cleaning="lower"))
+    weights = [Weights("", "", spec, lambda _: iter([("params/x", np.ones(2))]))
+               for spec in (CLIP, said)]  # fmt: skip
+    np.testing.assert_array_equal(mix("ab", weights, [0.5, 0.5])["params"]["x"], np.ones(2))
+    other = CLIP._replace(tokenizer=TokenizerConfig(cleaning="whitespace"))
+    weights.append(Weights("", "", other, lambda _: iter(())))
+    with pytest.raises(InputError, match=r"tokenizer\.cleaning: 'lower' -> 'whitespace'"):
+        mix("abc", weights, [0.5, 0.25, 0.25])
 
 
 def test_a_vocabulary_that_is_gone_is_asked_for(tmp_path):

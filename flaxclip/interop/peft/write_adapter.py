@@ -1,6 +1,7 @@
 """Low-rank pairs of a run of ours -> an adapter of peft, for the library that the base is of."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,10 +46,12 @@ def write_adapter(
     """
     table = _table(kind, config)
     tensors, modules = adapter_tensors(pairs, lora.rank, table)
+    name, revision = _name_of_base(base)
     settings = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base.removeprefix("hf://"),
+        "base_model_name_or_path": name,
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "target_modules": modules,
@@ -63,6 +66,18 @@ def write_adapter(
     with new_folder(folder, overwrite, (ADAPTER_CONFIG,)) as unfinished:
         safetensors.numpy.save_file(tensors, unfinished / ADAPTERS[0], metadata={"format": "pt"})
         (unfinished / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _name_of_base(base: str) -> tuple[str, str | None]:
+    """A repository of the Hub as peft names it, and its revision; other bases are named in full.
+
+    >>> _name_of_base("hf://openai/clip-vit-base-patch32@main")
+    ('openai/clip-vit-base-patch32', 'main')
+    >>> _name_of_base("hf://laion/CLIP-ViT-B-32/open_clip_model.safetensors")
+    ('hf://laion/CLIP-ViT-B-32/open_clip_model.safetensors', None)
+    """
+    repository = re.fullmatch(r"hf://((?:[\w.-]+/)?[\w.-]+)(?:@([^/]+))?/?", base)
+    return (repository[1], repository[2]) if repository else (base, None)
 
 
 def _table(kind: str, config: CLIPConfig) -> NameTable:
