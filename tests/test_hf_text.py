@@ -113,6 +113,16 @@ def test_other_poolings_of_other_towers_are_refused(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="expected 'cls_pooler' and 'linear'"):
         read_config(tmp_path / "open_clip_config.json")
+    # open_clip takes the mean if none is named, and the architecture's own if that is null.
+    del config["model_cfg"]["text_cfg"]["hf_pooler_type"]
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        InputError, match=r"hf_pooler_type 'mean_pooler' .*\n.*'cls_pooler' and 'lin"
+    ):
+        read_config(tmp_path / "open_clip_config.json")
+    config["model_cfg"]["text_cfg"]["hf_pooler_type"] = None
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path / "open_clip_config.json").model == VARIANTS["nllb-clip-base"].model
 
 
 def test_captions_begin_with_the_language_that_the_directory_names(tmp_path):

@@ -15,12 +15,15 @@ from flaxclip.models.text_transformer import TextConfig
 
 @dataclasses.dataclass(frozen=True)
 class HFText:
-    """open_clip's `text_cfg` of such towers; their sizes are those of the name."""
+    """open_clip's `text_cfg` of such towers; their sizes are those of the name.
+
+    A pooler that is null is the architecture's; one that is left out is not.
+    """
 
     hf_model_name: str
     hf_tokenizer_name: str | None = None
     hf_proj_type: str | None = "mlp"
-    hf_pooler_type: str | None = None
+    hf_pooler_type: str | None = "mean_pooler"
     hf_model_pretrained: bool = False
     context_length: Size = 77
     tokenizer_kwargs: TokenizerArguments | None = None
