@@ -89,7 +89,11 @@ def test_of_a_resnet_statistics_are_mixed_and_it_is_said(tmp_path, capsys):
             r"preprocess.mean: \(0.48.*\) -> \(0.5, 0.5, 0.5\)",
         ),
         ("preprocess", {"resize": "squash"}, "preprocess.resize: 'shortest' -> 'squash'"),
-        ("tokenizer", {"cleaning": "canonicalize"}, "tokenizer.cleaning: None -> 'canonicalize'"),
+        (
+            "tokenizer",
+            {"cleaning": "canonicalize"},
+            "tokenizer.cleaning: 'lower' -> 'canonicalize'",
+        ),
         ("model", {"init_logit_bias": -10.0}, "model.init_logit_bias: None -> -10.0"),
     ],
 )
