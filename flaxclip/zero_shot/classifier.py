@@ -74,11 +74,12 @@ def class_similarities(
     zimg: Float[Array | np.ndarray, "n d"], classifier: Float[Array, "classes d"]
 ) -> Float[np.ndarray, "n classes"]:
     """Cosine of each image with each class."""
-    parts = [
-        np.asarray(_similarities(zimg[start : start + IMAGES_AT_ONCE], classifier))
-        for start in range(0, len(zimg), IMAGES_AT_ONCE)
-    ]
-    return np.concatenate([np.zeros((0, len(classifier)), np.float32), *parts])
+    # In place: for 50,000 images of 1,000 classes a list of parts is 200 MB more.
+    cosines = np.empty((len(zimg), len(classifier)), np.float32)
+    for start in range(0, len(zimg), IMAGES_AT_ONCE):
+        rows = slice(start, start + IMAGES_AT_ONCE)
+        cosines[rows] = _similarities(zimg[rows], classifier)
+    return cosines
 
 
 def softmax(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:
