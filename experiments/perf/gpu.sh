@@ -8,7 +8,7 @@
 # between. Steps are in bfloat16; open_clip's as its --torchcompile makes them. With DEVICE=cpu, a
 # small step in float32 shows that the script itself works.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 peer=$1 before=${2-} device=${DEVICE-cuda} precision=bfloat16 failed=0
 
 # SECONDS COMMAND...: a part that fails or is too slow leaves the others their time.
