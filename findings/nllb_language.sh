@@ -58,11 +58,11 @@ say(f"{change}, encode", tokenizer.encode("un chat"))
 tokenizer.src_lang = "fra_Latn"
 say('src_lang = "fra_Latn", called', tokenizer("un chat").input_ids)
 PYTHON
-for version in 5.24.0 4.57.3; do
-  python3 -m venv "$folder/$version"
-  "$folder/$version/bin/pip" install --quiet "transformers==$version"
-  mkdir "$folder/files-$version"
-  "$folder/$version/bin/python" "$folder/language.py" "$folder/files-$version" 2> "$folder/log" ||
+for package in transformers==5.24.0 transformers==4.57.3; do
+  python3 -m venv "$folder/$package"
+  "$folder/$package/bin/pip" install --quiet "$package"
+  mkdir "$folder/files-$package"
+  "$folder/$package/bin/python" "$folder/language.py" "$folder/files-$package" 2> "$folder/log" ||
     { cat "$folder/log"; exit 1; }
 done | tee "$folder/seen"
 diff <(sed -n 's/^#   //p' "$0") "$folder/seen"

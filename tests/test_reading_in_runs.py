@@ -20,7 +20,8 @@ from flaxclip.data.sources.runs import RUN_BYTES, count_run_length
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers.batch_shapes import BatchShape
-from flaxclip.data.workers.pool import WorkerError, WorkerPool
+from flaxclip.data.workers.pool import WorkerPool
+from flaxclip.data.workers.stalls import WorkerError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 from tests.helpers.image_tars import jpeg, write_shard

@@ -26,8 +26,9 @@ from flaxclip.data.storage.ranged_reads import Extent, fetch
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.data.workers import reading_threads
 from flaxclip.data.workers.batch_shapes import BatchShape
-from flaxclip.data.workers.pool import WorkerError, WorkerPool
+from flaxclip.data.workers.pool import WorkerPool
 from flaxclip.data.workers.reading_threads import call_in_thread
+from flaxclip.data.workers.stalls import WorkerError
 from flaxclip.errors import InputError
 from flaxclip.models.inputs import TokenizerConfig
 from tests.helpers.image_tars import jpeg, write_shard

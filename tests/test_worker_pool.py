@@ -12,8 +12,9 @@ import pytest
 
 from flaxclip.data.workers.batch_shapes import BatchShape, Row
 from flaxclip.data.workers.host_batches import LocalLoading
-from flaxclip.data.workers.pool import WorkerError, WorkerPool
+from flaxclip.data.workers.pool import WorkerPool
 from flaxclip.data.workers.shared_batches import count_slots
+from flaxclip.data.workers.stalls import WorkerError
 from flaxclip.errors import InputError
 from tests.helpers.left_open import nothing_left_open
 

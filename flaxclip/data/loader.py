@@ -28,9 +28,10 @@ from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.teacher_arrays import VIEWS, extra_name
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.tokenizers.load import load_tokenizer
+from flaxclip.data.workers.available_cores import available_cores
 from flaxclip.data.workers.batch_shapes import BatchShape, LengthShapes, StepShapes
 from flaxclip.data.workers.host_batches import LocalLoading
-from flaxclip.data.workers.pool import WorkerPool, available_cores
+from flaxclip.data.workers.pool import WorkerPool
 from flaxclip.data.workers.prefetcher import FetchesAhead
 from flaxclip.data.workers.shared_batches import count_slots
 from flaxclip.errors import InputError

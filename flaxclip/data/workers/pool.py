@@ -13,7 +13,6 @@ import logging
 import multiprocessing.connection
 import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,19 +27,14 @@ from flaxclip.data.workers.child_process import ChildProcess
 from flaxclip.data.workers.host_batches import ROWS_AT_A_TIME, HostBatch, Load, ReadAhead
 from flaxclip.data.workers.prefetcher import FetchesAhead
 from flaxclip.data.workers.shared_batches import SharedBatches, create_shared_memory
+from flaxclip.data.workers.stalls import StallWatch, Worker, WorkerError
 from flaxclip.data.workers.worker import Done, Failed, Task
-from flaxclip.exit_codes import PreemptedError
 
 _TASKS_A_WORKER = 2  # one in hand, one waiting: no worker is idle while a message travels
 _TASKS_READING_AHEAD = 1 + REQUESTS_AT_ONCE // ROWS_AT_A_TIME  # one in hand, the others being read
 _TICK_SECONDS = 1.0
-_START_SECONDS = 120.0  # granted to a worker before its first example, on a busy machine
 
 _logger = logging.getLogger(__name__)
-
-
-class WorkerError(PreemptedError):
-    """A worker process was killed, crashed or stalled; the message names the example."""
 
 
 class _Filling:
@@ -50,18 +44,6 @@ class _Filling:
         self.slot, self.missing = slot, rows
         self.truncated = self.truncated_for_teachers = 0
         self.replaced: dict[int, list[str]] = {}  # by the first row of the task
-
-
-class _Worker(ChildProcess):
-    """The training process's side of a worker."""
-
-    def __init__(self, number: int, setup: int, memory: int):
-        super().__init__("flaxclip.data.workers.worker", number, setup, memory)
-        self.number, self.tasks = number, 0
-        self.position, self.seconds = -1, 0.0  # over one example
-
-    def __str__(self) -> str:
-        return f"worker {self.number} (process {self.process.pid})"
 
 
 class WorkerPool:
@@ -99,7 +81,6 @@ class WorkerPool:
             ahead: each is run by a process of its own; `AHEAD` at most.
         """
         self._name, self._steps, self._positions = name, steps, positions
-        self._stall_seconds = stall_seconds
         self._tasks_a_worker = _TASKS_READING_AHEAD if read_ahead else _TASKS_A_WORKER
         with contextlib.ExitStack() as descriptors, contextlib.ExitStack() as started:
             memory = create_shared_memory()
@@ -127,12 +108,13 @@ class WorkerPool:
                 )
                 self._prefetchers.append(prefetcher)
                 started.callback(prefetcher.close)
-            self._workers: list[_Worker] = []
+            self._workers: list[Worker] = []
             of_workers = setup(load, read_ahead)
             for number in range(workers):
-                self._workers.append(_Worker(number, of_workers, memory))
+                self._workers.append(Worker(number, of_workers, memory))
                 started.callback(self._workers[-1].close)
             started.pop_all()  # `close` ends them from now on
+        self._watch = StallWatch(self._workers, self._shared.positions, name, stall_seconds)
         self._ready: queue.SimpleQueue[_Filling | Exception | None] = queue.SimpleQueue()
         self._free_slots = list(range(slots))
         self._released, self._release = multiprocessing.connection.Pipe(duplex=False)
@@ -228,20 +210,20 @@ class WorkerPool:
             now = time.monotonic()
             if now - ticked >= _TICK_SECONDS:
                 # No more than a tick at a time: the whole job may have been suspended.
-                self._look_for_stalls(min(now - ticked, 2 * _TICK_SECONDS))
+                self._watch.look(min(now - ticked, 2 * _TICK_SECONDS))
                 ticked = now
 
-    def _least_busy(self) -> _Worker:
+    def _least_busy(self) -> Worker:
         return min(self._workers, key=lambda worker: worker.tasks)
 
-    def _send(self, worker: _Worker, task: Task) -> None:
+    def _send(self, worker: Worker, task: Task) -> None:
         try:
             worker.connection.send(task)
         except OSError:
             raise self._lost(worker) from None
         worker.tasks += 1
 
-    def _collect(self, worker: _Worker, filling: dict[int, _Filling]) -> None:
+    def _collect(self, worker: Worker, filling: dict[int, _Filling]) -> None:
         try:
             message: Done | Failed = worker.connection.recv()
         except (EOFError, OSError):
@@ -257,35 +239,9 @@ class WorkerPool:
         batch.truncated_for_teachers += message.truncated_for_teachers
         batch.replaced[message.task.first_row] = message.replaced
 
-    def _look_for_stalls(self, seconds: float) -> None:
-        for worker, position in zip(self._workers, self._shared.positions.tolist(), strict=True):
-            if position != worker.position or not worker.tasks:
-                worker.position, worker.seconds = position, 0.0
-                continue
-            before, worker.seconds = worker.seconds, worker.seconds + seconds
-            limit = (
-                self._stall_seconds if position >= 0 else max(self._stall_seconds, _START_SECONDS)
-            )
-            if worker.seconds > limit:
-                raise WorkerError(
-                    f"{worker} has been {self._doing(worker)} for {worker.seconds:.0f} s "
-                    f"(data.stall_seconds is {self._stall_seconds:g})\n"
-                    "its stack was printed before; does the storage answer?"
-                )
-            if before <= self._stall_seconds / 2 < worker.seconds and position >= 0:
-                _logger.warning(
-                    "%s has been %s for %.0f s; its stack:",
-                    *(worker, self._doing(worker), worker.seconds),
-                )
-                worker.process.send_signal(signal.SIGUSR1)
-
-    def _lost(self, worker: _Worker) -> WorkerError:
+    def _lost(self, worker: Worker) -> WorkerError:
         how, advice = worker.how_it_ended()
-        return WorkerError(f"{worker} {how}, {self._doing(worker)}\n{advice}")
-
-    def _doing(self, worker: _Worker) -> str:
-        position = int(self._shared.positions[worker.number])
-        return "between two examples" if position < 0 else f"at example {self._name(position)}"
+        return WorkerError(f"{worker} {how}, {self._watch.doing(worker)}\n{advice}")
 
 
 def _divide(step: int, slot: int, positions: range) -> Iterator[Task]:
@@ -304,19 +260,3 @@ def _listen(prefetcher: ChildProcess) -> None:
     if isinstance(message, Failed):
         raise message.error or WorkerError(message.traceback)
     _logger.info(message)
-
-
-def available_cores() -> int:
-    """Cores that this process may use, by its affinity and its control group's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as file:  # what Kubernetes limits
-            quota, period = file.read().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
