@@ -7,7 +7,6 @@ import string
 from pathlib import Path
 from typing import Any, Literal
 
-import tokenizers
 from tokenizers import Regex, normalizers
 
 from flaxclip.data.tokenizers.bert import read_vocabulary
@@ -18,6 +17,7 @@ from flaxclip.data.tokenizers.clip import (
 )
 from flaxclip.data.tokenizers.multilingual import WHOSE_FILE
 from flaxclip.data.tokenizers.text_cleaning import cleaning_of
+from flaxclip.data.tokenizers.tokenizer_json import read_tokenizer_json
 from flaxclip.errors import InputError
 from flaxclip.interop.open_clip.write_config import NEAREST_CLEANING
 from flaxclip.interop.tokenizer_class import CONFIG_FILE, cleaning_of_class
@@ -197,7 +197,7 @@ def _write_cleaning_json(source: Path, target: Path, cleaning: str) -> str:
         shutil.copyfile(source, target)
         return theirs
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(source))
+        tokenizer = read_tokenizer_json(source)
     except Exception as error:  # bare exceptions of many kinds
         raise InputError(f"cannot read the vocabulary in {source}: {error}") from None
     before = [tokenizer.normalizer] if tokenizer.normalizer else []

@@ -11,6 +11,7 @@ import tokenizers
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.tokenizers.sentencepiece_file import t5_engine
 from flaxclip.data.tokenizers.text_cleaning import clean, cleaning_of
+from flaxclip.data.tokenizers.tokenizer_json import read_tokenizer_json
 from flaxclip.errors import InputError
 
 WHOSE_FILE = {
@@ -96,6 +97,6 @@ def _open_engine(file: str) -> tokenizers.Tokenizer:
     try:
         if Path(file).suffix == ".model":
             return t5_engine(file)
-        return tokenizers.Tokenizer.from_file(file)
+        return read_tokenizer_json(file)
     except Exception as error:  # bare exceptions of many kinds
         raise InputError(f"cannot read the vocabulary in {file}: {error}") from None

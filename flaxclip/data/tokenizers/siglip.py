@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 import sentencepiece
-import tokenizers
 
 from flaxclip.data.tokenizers.base import Tokenizer
 from flaxclip.data.tokenizers.text_cleaning import clean, cleaning_of
+from flaxclip.data.tokenizers.tokenizer_json import read_tokenizer_json
 from flaxclip.errors import InputError
 
 
@@ -91,7 +91,7 @@ class _TokenizerJSON:
     """The vocabulary in a tokenizer.json of Hugging Face's `tokenizers`."""
 
     def __init__(self, file: str):
-        self._engine = tokenizers.Tokenizer.from_file(file)
+        self._engine = read_tokenizer_json(file)
         self._engine.no_padding()
         self._engine.no_truncation()
         self.size = self._engine.get_vocab_size()
