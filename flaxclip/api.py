@@ -27,7 +27,7 @@ from flaxclip.models.patches import ImagePatches
 from flaxclip.models.spec import ModelSpec
 from flaxclip.models.variants import VARIANTS
 from flaxclip.weights import Weights, open_weights
-from flaxclip.zero_shot.class_prompts import Names, Templates
+from flaxclip.zero_shot.class_prompts import DEFAULT_TEMPLATES, Names, Templates
 from flaxclip.zero_shot.classifier import build_zero_shot_classifier, class_similarities, softmax
 
 Images = Iterable[PIL.Image.Image | bytes | UInt8[np.ndarray, "height width 3"]]
@@ -215,7 +215,7 @@ class CLIPModel:
         self,
         images: Images,
         class_names: Names,
-        templates: Templates = ("a photo of a {}",),
+        templates: Templates = DEFAULT_TEMPLATES,
     ) -> Float[np.ndarray, "n classes"]:
         """Probabilities of each class for each image, from the classes' names alone.
 

@@ -14,6 +14,7 @@ from flaxclip.benchmark.readers.own import read_scenes
 from flaxclip.benchmark.tasks import DataSource, all_tasks
 from flaxclip.data.sources.scenes import ScenesSource
 from flaxclip.errors import InputError
+from flaxclip.zero_shot.class_prompts import DEFAULT_TEMPLATES
 from flaxclip.zero_shot.classifier import build_zero_shot_classifier, class_similarities
 from tests.helpers.image_tars import png
 
@@ -102,6 +103,9 @@ def test_a_single_template_may_stand_alone(model, images):
     names = ["red star", "blue star"]
     np.testing.assert_array_equal(
         model.classify(images, names, "a {}"), model.classify(images, names, ["a {}"])
+    )
+    np.testing.assert_array_equal(
+        model.classify(images, names), model.classify(images, names, DEFAULT_TEMPLATES)
     )
     assert model.classify([], names).shape == (0, 2)
 

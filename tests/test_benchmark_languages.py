@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from flaxclip.benchmark.datasets import MissingDataError
+from flaxclip.benchmark.datasets import LanguageNames, MissingDataError, Multilingual
 from flaxclip.benchmark.methods.averages import mean_over_languages
 from flaxclip.benchmark.methods.languages import classify_in_languages, retrieve_in_languages
 from flaxclip.benchmark.prompts import choose_wording
@@ -188,9 +188,25 @@ def test_babel_imagenet_is_asked_on_the_images_of_the_classes_that_a_language_na
         open_test(all_tasks()["babel-imagenet"], tmp_path / "none", 16)
 
 
+def test_a_language_that_names_the_class_of_no_image_does_not_count():
+    known = KnownTexts(6)
+    labels = np.array([0, 1, 2] * 2)
+    one, other = (
+        LanguageNames(np.array(classes), ("cat", "dog"), ("{}",)) for classes in ([0, 2], [7, 9])
+    )
+    data = Multilingual(range(6), labels, {"DE": one, "QU": other})
+    findings = classify_in_languages(known, data)
+    assert findings.scores["top1"].value == findings.details["languages"]["DE"]["top1"]
+    assert findings.details["languages"]["QU"] == {"classes": 2, "different_names": 2}
+    assert findings.notes == ("1 of 2 languages name the class of no image and do not count: QU",)
+    with pytest.raises(InputError, match="name the class of no image: QU"):
+        classify_in_languages(known, data._replace(languages={"QU": other}))
+
+
 def test_a_language_whose_images_are_all_left_out_of_a_draw_does_not_count():
     right, asked = np.array([[1.0, 0, 0], [0, 1, 1]]), np.array([[1.0, 0, 0], [0, 1, 1]])
     assert mean_over_languages(right, asked)(np.array([0, 2, 1])) == 1.0
+    assert np.isnan(mean_over_languages(right[:1], asked[:1])(np.array([0, 2, 1])))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from sklearn import metrics
 
 from flaxclip.benchmark.datasets import Captioned, Labelled
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.intervals import with_interval
 from flaxclip.benchmark.kept_embeddings import Embedded
 from flaxclip.benchmark.methods.retrieval import count_rivals, retrieve_task
 from flaxclip.benchmark.methods.zero_shot import classify_task, level_hits
@@ -22,12 +23,9 @@ from flaxclip.benchmark.scores import (
     mean_average_precision,
     mean_of,
     mean_per_class,
-    paired_difference,
     per_class_table,
     reliability_diagram,
     roc_auc,
-    share_of_hits,
-    with_interval,
     worst_group,
 )
 from flaxclip.benchmark.tasks import Task
@@ -163,25 +161,6 @@ def test_names_with_parents_are_scored_on_every_level():
     assert level_hits(guesses, labels, ("owl", "dog", "cat", "cup")) == {}
 
 
-def test_examples_that_are_all_wrong_or_all_right_leave_room_for_others():
-    wrong, right = (share_of_hits(np.full(46, hit), 0.1) for hit in (False, True))
-    # Of a share below p, 46 misses in a row have a probability above 2.5%: (1 - p)^46.
-    assert (wrong.value, wrong.chance, wrong.low) == (0, 0.1, 0)
-    assert (1 - wrong.high) ** 46 == pytest.approx(0.025)
-    assert (right.value, right.chance) == (1, 0.1)
-    assert (right.low, right.high) == pytest.approx((1 - wrong.high, 1))
-
-
-def test_the_paired_test_sees_what_two_intervals_do_not():
-    other = np.arange(1000) < 600
-    better = other | (np.arange(1000) >= 985)
-    difference = paired_difference(better, other)
-    assert difference.value == pytest.approx(0.015)
-    assert difference.low > 0
-    assert difference.p_value == pytest.approx(2 * 0.5**15)
-    assert paired_difference(other, other) == (0, 0, 0, 1)
-
-
 @pytest.mark.parametrize("block", [(1024, 16384), (7, 11)])
 def test_retrieval_in_blocks_is_exact(block, monkeypatch):
     monkeypatch.setattr("flaxclip.benchmark.methods.retrieval.QUERIES_AT_ONCE", block[0])
@@ -299,6 +278,8 @@ def test_a_metric_of_two_classes_is_refused_for_images_of_one():
         score([0, 1, 2], 3)
     with pytest.raises(InputError, match="no image has any of the classes"):
         score(np.zeros((3, 2), bool), 2, "multilabel")
+    with pytest.raises(InputError, match=r"one class alone, '0': any model scores 100%"):
+        score([0, 0, 0], 1)
 
 
 def test_a_metric_of_groups_is_refused_for_data_without_them():

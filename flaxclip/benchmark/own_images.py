@@ -8,13 +8,12 @@ from rich.table import Table
 
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
-from flaxclip.benchmark.prompts import DEFAULT_TEMPLATES
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
 from flaxclip.benchmark.results import print_whole
 from flaxclip.benchmark.tasks import PROMPT_SETS, DataSource, Prompts, Task
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
-from flaxclip.zero_shot.class_prompts import check_distinct
+from flaxclip.zero_shot.class_prompts import DEFAULT_TEMPLATES, check_distinct
 from flaxclip.zero_shot.classifier import class_similarities, softmax
 
 PRINTED = 20

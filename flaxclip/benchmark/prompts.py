@@ -11,10 +11,13 @@ import numpy as np
 from flaxclip.benchmark.datasets import Labelled, OpenSet, Worded
 from flaxclip.benchmark.tasks import ClassNames, Prompts, PromptSet, Task
 from flaxclip.errors import InputError
-from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name
-
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
-"""Radford et al. 2021, section 3.1.4."""
+from flaxclip.zero_shot.class_prompts import (
+    DEFAULT_TEMPLATES,
+    Names,
+    Templates,
+    class_prompts,
+    first_name,
+)
 
 
 class Wording(NamedTuple):

@@ -1,53 +1,16 @@
-"""Scores from predictions: each example counts once, and every score says how sure it is.
+"""Scores from predictions: each example counts once.
 
-A statistic is a function of weights, one a example: `statistic(np.ones(n))` is the score itself,
-and a bootstrap sample is a row of counts of how often each example was drawn. Samples in which a
-score is not defined, NaN, are left out.
+A statistic is a function of weights, one an example: `statistic(np.ones(n))` is the score itself,
+and a bootstrap sample is a row of counts of how often each example was drawn.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num, Shaped
-
-from flaxclip.benchmark.results import Score
-
-RESAMPLES = 1000
-"""Bootstrap samples; the 2.5% points of 1,000 lie within about 0.1 standard errors."""
+from jaxtyping import Bool, Float, Int, Num
 
 Statistic = Callable[[np.ndarray], float]
-
-
-def with_interval(statistic: Statistic, examples: int, chance: float, seed: int = 0) -> Score:
-    """The score with its 95% percentile bootstrap interval (Efron 1979) over examples."""
-    value = statistic(np.ones(examples, int))
-    return Score(value, chance, *_bootstrap(statistic, examples, seed))
-
-
-def share_of_hits(hits: Bool[np.ndarray, " n"], chance: float) -> Score:
-    """How many examples are hits, with its 95% bootstrap interval.
-
-    Samples of examples that are all hits, or all misses, know of no others: then the exact
-    interval of a share (Clopper and Pearson 1934), which ends where so many alike have a
-    probability of 2.5%.
-    """
-    score = with_interval(mean_of(hits), len(hits), chance)
-    bound = 0.025 ** (1 / len(hits))
-    if score.value == 1:
-        return dataclasses.replace(score, low=bound)
-    return dataclasses.replace(score, high=1 - bound) if score.value == 0 else score
-
-
-def _bootstrap(statistic: Statistic, examples: int, seed: int) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    draws = [
-        statistic(np.bincount(rng.integers(examples, size=examples), minlength=examples))
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.nanpercentile(draws, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def mean_of(values: Num[np.ndarray, " n"] | Bool[np.ndarray, " n"]) -> Statistic:
@@ -267,28 +230,3 @@ def confusion_matrix(
     return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(
         classes, classes
     )
-
-
-class Difference(NamedTuple):
-    """One checkpoint's accuracy less another's on the same examples."""
-
-    value: float
-    low: float
-    high: float
-    p_value: float
-    """Of McNemar's exact test: how often a coin would split the examples that only one of the two
-    gets right at least as unevenly."""
-
-
-def paired_difference(
-    hits: Shaped[np.ndarray, " n"], other_hits: Shaped[np.ndarray, " n"]
-) -> Difference:
-    """Compare two checkpoints example by example; 95% bootstrap interval of the difference."""
-    from scipy.stats import binomtest  # slow to import, and needed by reports alone
-
-    first, second = np.asarray(hits, bool), np.asarray(other_hits, bool)
-    change = first.astype(int) - second
-    low, high = _bootstrap(mean_of(change), len(change), seed=0)
-    better, worse = int((change > 0).sum()), int((change < 0).sum())
-    p_value = binomtest(better, better + worse).pvalue if better + worse else 1.0
-    return Difference(float(change.mean()), low, high, float(p_value))

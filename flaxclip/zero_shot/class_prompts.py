@@ -16,6 +16,9 @@ Templates = Sequence[str] | Mapping[str, Sequence[str]]
 """For all classes, with `{}` for the class's name and `{parent}` for what it is a kind of; or for
 each class its own whole prompts. A single template, or prompt, may stand alone."""
 
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+"""Radford et al. 2021, section 3.1.4."""
+
 
 def path_of(name: str) -> tuple[str, ...]:
     """`animal > dog` -> ("animal", "dog"); a name without a parent stays as it is."""

@@ -6,13 +6,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
+from flaxclip.interop.open_clip.names import open_clip_table
 from flaxclip.models.clip import CLIPConfig, init_variables
 from flaxclip.models.inputs import ImageTransform, TokenizerConfig
 from flaxclip.models.modified_resnet import ResNetConfig
 from flaxclip.models.spec import ModelSpec
 from flaxclip.models.text_transformer import TextConfig
+from flaxclip.models.variants import VARIANTS
 from flaxclip.models.vision_transformer import ViTConfig
 
 
@@ -77,3 +80,11 @@ def assert_same(model, spec, variables):
     assert ours.keys() == theirs.keys()
     for path, array in theirs.items():
         np.testing.assert_array_equal(ours[path], array, err_msg="/".join(path), strict=True)
+
+
+def write_bare(folder):
+    """A state dict of ViT-tiny without a configuration."""
+    spec, path = VARIANTS["ViT-tiny"], folder / "epoch_32.safetensors"
+    tensors = open_clip_table(spec.model).to_theirs(variables_of(spec))
+    safetensors.numpy.save_file(tensors, path)
+    return path

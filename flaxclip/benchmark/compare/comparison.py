@@ -10,8 +10,8 @@ from jaxtyping import Int
 
 from flaxclip.benchmark.compare.outcomes import Arrays, Outcomes, find_outcomes
 from flaxclip.benchmark.compare.paired import LEVEL, holm, paired_test
+from flaxclip.benchmark.intervals import Difference
 from flaxclip.benchmark.results import Result, read_arrays
-from flaxclip.benchmark.scores import Difference
 
 Found = list[tuple[Path, Result]]
 """Result files and what they hold."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flaxclip.benchmark.compare.outcomes import Outcomes
-from flaxclip.benchmark.scores import RESAMPLES, Difference, paired_difference
+from flaxclip.benchmark.intervals import RESAMPLES, Difference, paired_difference
 
 LEVEL = 0.05
 """Of all tasks together: how often a difference may be named where there is none on any."""

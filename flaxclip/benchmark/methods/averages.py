@@ -11,13 +11,18 @@ from flaxclip.benchmark.scores import Statistic
 def mean_over_languages(
     right: Num[np.ndarray, "languages images"], asked: Num[np.ndarray, "languages images"]
 ) -> Statistic:
-    """Mean over languages of the share of right answers, of how often each image was asked for."""
+    """Mean over languages of the share of right answers, of how often each image was asked for.
+
+    NaN where no image of any language is drawn.
+    """
     # Sums of fewer than 2^24 ones are exact in float32; float64 would double the time.
     right, asked = right.astype(np.float32), asked.astype(np.float32)
 
     def statistic(weights: np.ndarray) -> float:
         drawn = weights.astype(np.float32)
         count = (asked @ drawn).astype(np.float64)
+        if not count.any():
+            return np.nan
         of_languages = (right @ drawn)[count > 0] / count[count > 0]
         return float(of_languages.mean())
 

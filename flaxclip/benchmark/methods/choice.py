@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float
 
 from flaxclip.benchmark.datasets import Associations, Choices, Statements
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.intervals import share_of_hits, share_per_class, with_interval
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts
 from flaxclip.benchmark.results import Findings
-from flaxclip.benchmark.scores import mean_of, mean_per_class, share_of_hits, with_interval
+from flaxclip.benchmark.scores import mean_of
 
 
 def choose_task(embedder: Embedder, data: Choices) -> Findings:
@@ -72,8 +73,7 @@ def judge_task(embedder: Embedder, data: Statements) -> Findings:
         arrays["text_of_kinds_hits"] = hits["text"][0]
         classes = arrays["text_of_kinds_classes"] = np.full(len(kinds), -1, np.int32)
         classes[rows] = of_kind
-        statistic = mean_per_class(hits["text"][0][rows], of_kind)
-        scores["text_of_kinds"] = with_interval(statistic, len(rows), hits["text"][1])
+        scores["text_of_kinds"] = share_per_class(hits["text"][0][rows], of_kind, hits["text"][1])
         details["averaged_kinds"] = len(averaged)
         best = similar.argmax(axis=1)
         for kind, scores_of in details["kinds"].items():

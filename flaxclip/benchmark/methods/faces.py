@@ -7,9 +7,9 @@ from jaxtyping import Bool, Int
 
 from flaxclip.benchmark.datasets import Faces
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.intervals import share_of_hits, share_of_worst_group
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.results import Findings
-from flaxclip.benchmark.scores import share_of_hits, with_interval, worst_group
 from flaxclip.zero_shot.classifier import class_similarities
 
 _WHITE = 1
@@ -52,8 +52,8 @@ def judge_faces(embedder: Embedder, data: Faces) -> Findings:
     }
     scores = {name: share_of_hits(hit, chances[name]) for name, hit in hits.items()}
     both = race * classes["gender"] + gender
-    scores["worst_group_gender"] = with_interval(
-        worst_group(hits["gender_top1"], both), len(both), 1 / classes["gender"]
+    scores["worst_group_gender"] = share_of_worst_group(
+        hits["gender_top1"], both, 1 / classes["gender"]
     )
     names, genders = data.words["race"][0], data.words["gender"][0]
     either = ("white", "not white")

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 
 from flaxclip.benchmark.datasets import Captioned, Multilingual, Translated
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.intervals import lowest_share, with_exact_end, with_interval
 from flaxclip.benchmark.methods.averages import mean_over_languages
 from flaxclip.benchmark.methods.retrieval import (
     KS,
@@ -16,7 +17,7 @@ from flaxclip.benchmark.methods.retrieval import (
 )
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.results import Findings, Score
-from flaxclip.benchmark.scores import with_interval
+from flaxclip.errors import InputError
 from flaxclip.zero_shot.classifier import class_similarities
 
 
@@ -54,11 +55,30 @@ def retrieve_in_languages(embedder: Embedder, data: Translated) -> Findings:
 
 
 def classify_in_languages(embedder: Embedder, data: Multilingual) -> Findings:
-    """Accuracy in every language on the images of the classes that it names, and the mean."""
+    """Accuracy in every language on the images of the classes that it names, and the mean.
+
+    A language that names the class of no image has no accuracy, and is not in the mean; a note
+    says so.
+
+    Raises:
+        InputError: no language names the class of any image.
+    """
     zimg, unreadable = embedder.embed_images(data.images)
     cut: list[str] = []
     hits, rows_of, chances, arrays = {}, {}, [], {}
+    silent = [
+        language
+        for language, (classes, _, _) in data.languages.items()
+        if not np.isin(data.labels, classes).any()
+    ]
+    if len(silent) == len(data.languages):
+        raise InputError(
+            f"all languages of the set name the class of no image: {', '.join(silent)}\n"
+            "give images of classes that one of them names"
+        )
     for language, (classes, names, templates) in data.languages.items():
+        if language in silent:
+            continue
         classifier, lost_their_end = task_classifier(embedder, names, templates)
         cut.extend(lost_their_end)
         rows = np.flatnonzero(np.isin(data.labels, classes))
@@ -71,10 +91,16 @@ def classify_in_languages(embedder: Embedder, data: Multilingual) -> Findings:
         {"top1": hits}, {"top1": rows_of}, {"top1": chances}, len(data.images)
     )
     for language, (classes, names, _) in data.languages.items():
-        by_language[language] |= {"classes": len(classes), "different_names": len(set(names))}
+        of_language = by_language.setdefault(language, {})
+        of_language |= {"classes": len(classes), "different_names": len(set(names))}
     details = {"languages": by_language, "prompts_cut": len(cut)}
     arrays["labels"] = data.labels.astype(np.int16)
     notes = note_cut_texts("prompts", cut)
+    if silent:
+        notes += (
+            f"{len(silent):,} of {len(data.languages):,} languages name the class of no image and "
+            f"do not count: {', '.join(silent)}",
+        )
     return Findings(scores, details, arrays | counts, unreadable, notes)
 
 
@@ -110,7 +136,10 @@ def _score_languages(
             for table in (of_languages, dict.fromkeys(of_languages))
         )
         mean = float(np.mean(chances[name]))
-        scores[name] = with_interval(mean_over_languages(right, asked), images, mean)
+        score = with_interval(mean_over_languages(right, asked), images, mean)
+        # Languages share images, so that right answers in all of them count for each image once.
+        asked_for = int((asked > 0).any(axis=0).sum())
+        scores[name] = with_exact_end(score, lowest_share(asked_for))
         arrays |= {f"{name}_right": right, f"{name}_asked": asked}
         for language, of_language in of_languages.items():
             by_language.setdefault(language, {})[name] = float(of_language.mean())

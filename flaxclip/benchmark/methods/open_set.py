@@ -5,11 +5,12 @@ from jaxtyping import Float
 
 from flaxclip.benchmark.datasets import OpenSet
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.intervals import with_interval
 from flaxclip.benchmark.methods.averages import mean_of_all, of_each_outside
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.results import Findings
-from flaxclip.benchmark.scores import fpr_at_recall, roc_auc, with_interval
+from flaxclip.benchmark.scores import fpr_at_recall, roc_auc
 from flaxclip.zero_shot.classifier import class_similarities, softmax
 
 TEMPERATURE = 1.0

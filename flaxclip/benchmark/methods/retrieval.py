@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from flaxclip.benchmark.datasets import Captioned
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.intervals import share_of_hits
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts
 from flaxclip.benchmark.results import Findings, Score
-from flaxclip.benchmark.scores import share_of_hits
 from flaxclip.numerics import similarity
 from flaxclip.sharding import MeshConfig, batch_sharding, make_mesh
 

@@ -10,6 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.intervals import (
+    share_of_hits,
+    share_of_worst_group,
+    share_per_class,
+    with_interval,
+)
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.results import Findings, Score
 from flaxclip.benchmark.robustness import alexnet_errors
@@ -19,13 +25,9 @@ from flaxclip.benchmark.scores import (
     hits_at_k,
     mean_average_precision,
     mean_of,
-    mean_per_class,
     per_class_table,
     relative_error,
     roc_auc,
-    share_of_hits,
-    with_interval,
-    worst_group,
 )
 from flaxclip.benchmark.tasks import Task
 from flaxclip.errors import InputError
@@ -74,10 +76,15 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
     """Zero-shot scores of a model on `task`; all are shares of 0..1.
 
     Raises:
-        InputError: the task's names or templates cannot be used, or its metric is not defined on
-            the set.
+        InputError: the task's names or templates cannot be used, it has one class alone, or its
+            metric is not defined on the set.
     """
     names = (*wording.class_names, *task.distractors)
+    if len(names) == 1 and data.labels.ndim == 1:
+        raise InputError(
+            f"{task.name} has one class alone, {first_name(names[0])!r}: any model scores 100%\n"
+            "expected two or more; of folders, name the one whose folders are the classes"
+        )
     classifier, cut = task_classifier(embedder, names, wording.templates)
     zimg, unreadable = embedder.embed_images(data.images)
     similarities = class_similarities(zimg, classifier)
@@ -140,8 +147,8 @@ def score_single_label(
                 f"{metric} needs the group of each image, and the set has none\n"
                 "read it from a webdataset whose .npy files have them, and say in which column"
             )
-        statistic = worst_group(hits_at_k(ranking, labels, k), data.groups)
-        add(metric, statistic, min(k / classes, 1.0))
+        hits = hits_at_k(ranking, labels, k)
+        scores[metric] = share_of_worst_group(hits, data.groups, min(k / classes, 1.0))
     if task.corruption_level is not None and data.groups is not None:
         errors = alexnet_errors(task.corruption_level)
         of_alexnet = np.array([errors[name] for name in data.group_names or ()])
@@ -211,8 +218,7 @@ def score_ranking(
     scores = {"top1": share_of_hits(first, 1 / classes)}
     if classes > 5:
         scores["top5"] = share_of_hits(hits_at_k(ranking, labels, 5), 5 / classes)
-    statistic = mean_per_class(first, labels)
-    scores["mean_per_class"] = with_interval(statistic, len(labels), 1 / classes)
+    scores["mean_per_class"] = share_per_class(first, labels, 1 / classes)
     return scores
 
 

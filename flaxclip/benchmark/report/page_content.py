@@ -12,11 +12,12 @@ from markupsafe import Markup, escape
 
 from flaxclip.benchmark.compare.comparison import Comparison, Found, compare
 from flaxclip.benchmark.compare.differing import shown_examples
+from flaxclip.benchmark.intervals import Difference
 from flaxclip.benchmark.report.breakdowns import breakdowns, reliability_chart
 from flaxclip.benchmark.report.charts import Axes, Point, chart
 from flaxclip.benchmark.results import Result, Score, read_arrays, unreadable_lines
 from flaxclip.benchmark.robustness import SHIFTS, reference_line, references, summarise_shifts
-from flaxclip.benchmark.scores import Difference, confusion_matrix
+from flaxclip.benchmark.scores import confusion_matrix
 from flaxclip.benchmark.sets.place import DataPlace
 from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import first_name

@@ -101,8 +101,9 @@ def read_config(folder: Path) -> tuple[ModelSpec, str]:
     text_type, vision_type = (_CLIPText, _CLIPVision) if is_clip else (_SiglipText, _SiglipVision)
 
     def tower(kind: type, name: str) -> Any:
-        # Old files have the values that count in `text_config_dict`, and stale ones beside them.
-        key = f"{name}_dict" if config.get(f"{name}_dict") is not None else name
+        # CLIP's old files have the values that count in `text_config_dict`, and stale ones beside
+        # them; SigLIP's classes do not read it.
+        key = f"{name}_dict" if is_clip and config.get(f"{name}_dict") is not None else name
         return parse(kind, config.get(key) or {}, path, key)
 
     text, vision = tower(text_type, "text_config"), tower(vision_type, "vision_config")

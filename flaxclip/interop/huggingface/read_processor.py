@@ -26,6 +26,9 @@ class _Processor:
     do_normalize: Literal[True] = True
     do_rescale: Literal[True] = True
     rescale_factor: float = 1 / 255
+    do_pad: Literal[False] = False
+    # CLIP's resizes to squares then, whatever `size` says.
+    use_square_size: Literal[False] = False
 
 
 @dataclasses.dataclass(frozen=True)
