@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from jax._src.cudnn import fused_attention_stablehlo
 
 from flaxclip.errors import InputError
-from flaxclip.models import layers
+from flaxclip.models import layers, projections
 from flaxclip.models.attention import dot_product
 from flaxclip.models.clip import (
     CLIP,
@@ -25,8 +25,9 @@ from flaxclip.models.clip import (
 )
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit
-from flaxclip.models.layers import BlockConfig, add_bias, layer_norm
+from flaxclip.models.layers import BlockConfig, layer_norm
 from flaxclip.models.patches import sample_patches
+from flaxclip.models.projections import add_bias
 from flaxclip.models.text_transformer import TextConfig
 from flaxclip.models.transformer import Transformer, TransformerBlock
 from flaxclip.models.vision_transformer import ViTConfig
@@ -319,7 +320,7 @@ def test_attention_as_tpus_compute_it_is_the_same(monkeypatch):
         return value, pull_back(dy)
 
     expected = value_and_gradients()
-    monkeypatch.setattr(layers, "target_platform", lambda: "tpu")
+    monkeypatch.setattr(projections, "target_platform", lambda: "tpu")
     assert nn.unbox(jax.eval_shape(attention.init, jax.random.key(0), x)) == shapes
     operations = [e.primitive.name for e in jax.make_jaxpr(attention.apply)(variables, x).eqns]
     assert operations.count("dot_general") == 6  # q, k, v, logits, values, and the sum over heads

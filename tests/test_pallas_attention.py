@@ -13,8 +13,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from flaxclip.errors import InputError
 from flaxclip.flops import count_bfloat16_passes
-from flaxclip.models import layers
-from flaxclip.models.attention import dot_product
+from flaxclip.models import projections
+from flaxclip.models.attention import dot_product, tpu_attention
 from flaxclip.models.attention.dot_product import dot_product_attention
 from flaxclip.models.attention.tpu_attention import attention
 from flaxclip.models.clip import check_kernel
@@ -114,7 +114,7 @@ def test_what_matrix_units_do_is_counted():
 
 
 def test_the_forward_kernel_is_not_run_again_for_the_backward_pass(monkeypatch):
-    for module in (layers, dot_product):
+    for module in (projections, dot_product):
         monkeypatch.setattr(module, "target_platform", lambda: "tpu")
     block = BlockConfig(2, 64, "gelu", BlockInit.xavier(128, 64))
     transformer = Transformer(1, block, ComputeConfig(remat="names", attention="pallas"))
@@ -122,6 +122,42 @@ def test_the_forward_kernel_is_not_run_again_for_the_backward_pass(monkeypatch):
     params = jax.eval_shape(transformer.init, jax.random.key(0), x)
     traced = jax.make_jaxpr(jax.grad(lambda p, x: transformer.apply(p, x).sum()))(params, x)
     assert str(traced).count("pallas_call[") == 2, "one kernel forward, one backward"
+
+
+@pytest.mark.parametrize(("head_dim", "turns"), [(72, False), (104, False), (96, True)])
+def test_heads_get_their_zeros_from_the_projections(head_dim, turns, monkeypatch):
+    """Behind activations they would be copies of these, forward and backward."""
+    width = 2 * head_dim
+    block = BlockConfig(2, 64, "gelu", BlockInit.xavier(width, 64), causal=True)
+
+    def tower(kernel):
+        return Transformer(2, block, ComputeConfig(remat="names", attention=kernel))
+
+    x, dz = jax.random.normal(jax.random.key(0), (2, 3, 17, width))
+    angles = jax.random.normal(jax.random.key(2), (1, 17, head_dim // 2)) if turns else None
+    params = tower("xla").init(jax.random.key(1), x)
+    params = jax.tree.map(lambda p: p + 0.01, params)  # biases too
+
+    def run(kernel):
+        apply = functools.partial(tower(kernel).apply, places=angles)
+        z, gradients = jax.vjp(apply, params, x)
+        return z, *gradients(dz)
+
+    expected = run("xla")
+    widths = set()
+
+    def attend(q, *arrays, **settings):
+        widths.add(q.shape[2])
+        return attention(q, *arrays, **settings, interpret=True)
+
+    for module in (projections, dot_product):
+        monkeypatch.setattr(module, "target_platform", lambda: "tpu")
+    monkeypatch.setattr(tpu_attention, "attention", attend)
+    found = run("pallas")
+    assert widths == {2 * KERNEL_CHANNELS}
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize(

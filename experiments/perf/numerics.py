@@ -22,7 +22,7 @@ import optax
 import tyro
 
 from flaxclip.config import TrainConfig
-from flaxclip.models import layers
+from flaxclip.models import layers, projections
 from flaxclip.models.attention import dot_product, tpu_attention
 from flaxclip.models.clip import CLIP, CLIPConfig, init_params
 from flaxclip.models.compute import ComputeConfig
@@ -67,7 +67,7 @@ def levers() -> dict[str, Callable[[], contextlib.AbstractContextManager]]:
         "ba0bdcf": lambda: mock.patch.dict(layers.ACTIVATIONS, gelu=plain_gelu),
         "GELU of 16 bits by erf": contextlib.nullcontext,
         "q, k and v as three products": lambda: mock.patch.object(
-            layers, "target_platform", return_value="tpu"
+            projections, "target_platform", return_value="tpu"
         ),
         "attention by the kernel": kernel,
         "gradients of biases as products": lambda: mock.patch.object(

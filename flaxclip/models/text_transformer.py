@@ -18,8 +18,8 @@ from flaxclip.models.layers import (
     check_transformer,
     gelu,
     layer_norm,
-    take_positions,
 )
+from flaxclip.models.projections import take_positions
 from flaxclip.models.text_families import FAMILIES, Family
 from flaxclip.models.text_trunks.positions import RANGES, distance_ranges, sinusoids
 from flaxclip.models.text_trunks.text_family import TextFamily

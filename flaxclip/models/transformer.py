@@ -15,10 +15,9 @@ from flaxclip.models.layers import (
     MLP,
     Attention,
     BlockConfig,
-    Projection,
     layer_norm,
-    take_positions,
 )
+from flaxclip.models.projections import Projection, take_positions
 from flaxclip.sharding import constrain
 
 # The large products, the residual stream between the block's halves, and mean and variance of the

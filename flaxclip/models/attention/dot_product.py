@@ -30,6 +30,16 @@ def uses_tpu_kernel(kernel: AttentionKernel, length: int, head_dim: int, dtype: 
     return kernel == "pallas" and target_platform() == "tpu"
 
 
+def channels_for_kernel(head_dim: int) -> int:
+    """Channels that projections give a head whose attention is by our kernel, the last ones zero.
+
+    It works on 128 at a time. Of heads of 72, 80 or 104, zeros behind the projections' kernels cost
+    FLOPs; behind activations they would cost copies, a third of a step by the compiler's cost
+    model (experiments/perf/README.md).
+    """
+    return KERNEL_CHANNELS if KERNEL_CHANNELS // 2 < head_dim < KERNEL_CHANNELS else head_dim
+
+
 def dot_product_attention(
     q: Float[Array, "b h l k"],
     k: Float[Array, "b h m k"],
@@ -45,8 +55,9 @@ def dot_product_attention(
     `padding_mask`: True for keys that may be attended to. If None, all. `bias` is added to the
     logits, which no kernel does. `scale`: of queries; if None, channels^-1/2.
     """
-    fused = q.shape == k.shape and bias is None and scale is None
-    if fused and kernel == "auto" and padding_mask is None and has_cudnn_attention(q):
+    fused = q.shape == k.shape and bias is None
+    cudnn = kernel == "auto" and padding_mask is None and scale is None
+    if fused and cudnn and has_cudnn_attention(q):
         return _cudnn_attention(q, k, v, causal)
     if fused and uses_tpu_kernel(kernel, q.shape[2], q.shape[3], q.dtype):
         heads = q.shape[1]
@@ -55,7 +66,7 @@ def dot_product_attention(
 
         # XLA drops these changes of axes: so the projections have made them.
         q, k, v = (rearrange(x, "b h l k -> b l (h k)") for x in (q, k, v))
-        z = attention(q, k, v, padding_mask, heads=heads, causal=causal)
+        z = attention(q, k, v, padding_mask, heads=heads, causal=causal, scale=scale)
         return rearrange(checkpoint_name(z, "attended"), "b l (h k) -> b h l k", h=heads)
     # Heads before positions, and queries scaled rather than logits: the fewest copies.
     q = q * (q.shape[-1] ** -0.5 if scale is None else scale)

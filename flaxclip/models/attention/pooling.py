@@ -8,12 +8,8 @@ from jaxtyping import Array, Bool, Float
 from flaxclip.models.attention.dot_product import dot_product_attention
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import Initializer, logical
-from flaxclip.models.layers import (
-    MLP,
-    BlockConfig,
-    Projection,
-    layer_norm,
-)
+from flaxclip.models.layers import MLP, BlockConfig, layer_norm
+from flaxclip.models.projections import Projection
 
 
 class AttentionPool(nn.Module):

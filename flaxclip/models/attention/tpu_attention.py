@@ -36,6 +36,7 @@ def attention(
     *,
     heads: int,
     causal: bool,
+    scale: float | None = None,
     interpret: Any = False,
 ) -> Float[Array, "b l w"]:
     """`dot_product_attention` by the kernel, on each device for its examples and heads.
@@ -47,9 +48,11 @@ def attention(
         padding_mask: True for keys that may be attended to. If None, all.
         heads: number of heads.
         causal: True if a query attends to its own position and those before it alone.
+        scale: of queries; if None, channels^-1/2.
         interpret: as of `pallas_call`, for tests without a TPU.
     """
-    run = _Run(q.shape[2] // heads, causal, interpret)
+    head_dim = q.shape[2] // heads
+    run = _Run(head_dim, head_dim**-0.5 if scale is None else scale, causal, interpret)
     return _attention(run, () if padding_mask is None else (padding_mask,), q, k, v)
 
 
@@ -58,6 +61,7 @@ class _Run:
     """What arrays do not tell of attention."""
 
     head_dim: int
+    scale: float
     causal: bool
     interpret: Any
 
@@ -70,7 +74,7 @@ class _Run:
         def on_device(*parts: Array) -> tuple[Array, ...]:
             heads = parts[0].shape[2] // self.head_dim
             shape = Shape(
-                parts[0].shape[1], _channels(self.head_dim, heads), self.head_dim**-0.5,
+                parts[0].shape[1], _channels(self.head_dim, heads), self.scale,
                 parts[0].dtype, self.causal, bool(mask), self.interpret,
             )  # fmt: skip
             columns = (x.T[:, :, None].astype(shape.dtype) for x in parts[count:])

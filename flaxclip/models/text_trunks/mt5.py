@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float
 from flaxclip.models.attention.dot_product import dot_product_attention
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit, logical
-from flaxclip.models.layers import ACTIVATIONS, BlockConfig, Projection, QKVProjection
+from flaxclip.models.layers import ACTIVATIONS, BlockConfig
+from flaxclip.models.projections import Projection, QKVProjection
 from flaxclip.models.text_trunks.text_family import TextFamily, normal
 from flaxclip.models.transformer import GatedMLP
 from flaxclip.sharding import constrain

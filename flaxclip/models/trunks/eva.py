@@ -18,13 +18,8 @@ from flaxclip.models.attention.dot_product import dot_product_attention
 from flaxclip.models.attention.rotary import rotate
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit, logical
-from flaxclip.models.layers import (
-    MLP,
-    BlockConfig,
-    Projection,
-    QKVProjection,
-    layer_norm,
-)
+from flaxclip.models.layers import MLP, BlockConfig, layer_norm
+from flaxclip.models.projections import Projection, QKVProjection
 from flaxclip.models.trunks.vit_family import RotaryGrid, ViTFamily
 from flaxclip.sharding import constrain
 

@@ -18,7 +18,14 @@ from jaxtyping import Array, Float
 from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit, logical, uniform
-from flaxclip.models.layers import MLP, Attention, BlockConfig, check_sizes, gelu, layer_norm
+from flaxclip.models.layers import (
+    MLP,
+    Attention,
+    BlockConfig,
+    check_sizes,
+    gelu,
+    layer_norm,
+)
 from flaxclip.models.modified_resnet import BatchNorm, ConvNorm
 from flaxclip.models.trunks.branches import Branches, BranchMode
 from flaxclip.models.trunks.trunk import TrunkConfig

@@ -21,12 +21,12 @@ from flaxclip.models.initializers import BlockInit, Initializer, logical
 from flaxclip.models.layers import (
     Attention,
     BlockConfig,
-    Projection,
     check_sizes,
     check_transformer,
     gelu,
     layer_norm,
 )
+from flaxclip.models.projections import Projection
 from flaxclip.models.transformer import Transformer
 from flaxclip.models.trunks.trunk import TrunkConfig
 from flaxclip.sharding import constrain
