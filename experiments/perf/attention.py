@@ -50,6 +50,7 @@ TOWERS = (
     Tower("ViT-L/14 at 336", 16, 577, 64),
     Tower("ViT-H/14", 16, 257, 80),
     Tower("ViT-bigG/14", 16, 257, 104),
+    Tower("So400M/14", 16, 256, 72),
     Tower("text, B", 8, 77, 64, causal=True),
 )
 
