@@ -13,8 +13,8 @@ of Fan et al. 2023 ("Improving CLIP Training with Language Rewrites", CLIP basel
 number to beat is 42.72%, of rwightman's `ViT-B-32.cc12m-siglip`: the same tower, corpus and epochs,
 but the sigmoid loss, batch 4,096, and NAdaMuon at 3e-3 with weight decay 0.25.
 
-`python -m flaxclip.plan cc12m_vit_b32 --topology v5e:2x4`: 4.7 GiB of a chip's 15.75, 100
-chip-hours at the 25% MFU that the compiler expects, some $120 at $1.20 a chip-hour.
+`python -m flaxclip.plan cc12m_vit_b32 --topology v5e:2x4`: 4.6 GiB of a chip's 15.75, 72
+chip-hours at the 35% MFU that the compiler expects, some $86 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

@@ -10,8 +10,8 @@ there. Theirs draws shards with replacement; here every pair comes once an epoch
 
 Expect 63.1% zero-shot on ImageNet with the filter of open_clip's `datacomp_l_s1b_b8k`.
 
-`python -m flaxclip.plan datacomp_large --topology v5e:8x8`: 8.8 GiB of a chip's 15.75, 1,050
-chip-hours at the 21% MFU that the compiler expects, some $1,260 at $1.20 a chip-hour.
+`python -m flaxclip.plan datacomp_large --topology v5e:8x8`: 8.2 GiB of a chip's 15.75, 576
+chip-hours at the 39% MFU that the compiler expects, some $690 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

@@ -10,8 +10,8 @@ there. Theirs draws shards with replacement; here every pair comes once an epoch
 
 Expect 29.7% zero-shot on ImageNet with the filter of open_clip's `datacomp_m_s128m_b4k`.
 
-`python -m flaxclip.plan datacomp_medium --topology v5e:2x4`: 12.5 GiB of a chip's 15.75, 49
-chip-hours at the 16% MFU that the compiler expects, some $59 at $1.20 a chip-hour.
+`python -m flaxclip.plan datacomp_medium --topology v5e:2x4`: 11.8 GiB of a chip's 15.75, 22
+chip-hours at the 37% MFU that the compiler expects, some $26 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

@@ -10,8 +10,8 @@ there. Theirs draws shards with replacement; here every pair comes once an epoch
 
 Expect 3.9% zero-shot on ImageNet with the baseline filter of open_clip's `datacomp_s_s13m_b4k`.
 
-`python -m flaxclip.plan datacomp_small --topology v5e:2x4`: 12.5 GiB of a chip's 15.75, 4.9
-chip-hours at the 16% MFU that the compiler expects, some $6 at $1.20 a chip-hour.
+`python -m flaxclip.plan datacomp_small --topology v5e:2x4`: 11.8 GiB of a chip's 15.75, 2.2
+chip-hours at the 37% MFU that the compiler expects, some $2.60 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

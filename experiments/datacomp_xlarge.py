@@ -10,8 +10,8 @@ there. Theirs draws shards with replacement; here every pair comes once an epoch
 
 Expect 79.2% zero-shot on ImageNet on DataComp-1B (open_clip's docs/PRETRAINED.md).
 
-`python -m flaxclip.plan datacomp_xlarge --topology v5p:8x8x8`: 33.2 GiB of a chip's 95.73, 18,900
-chip-hours at the 21% MFU that the compiler expects, some $80,000 at $4.20 a chip-hour.
+`python -m flaxclip.plan datacomp_xlarge --topology v5p:8x8x8`: 31.1 GiB of a chip's 95.73, 9,500
+chip-hours at the 43% MFU that the compiler expects, some $40,000 at $4.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

@@ -8,8 +8,8 @@ epochs from open_clip's docs/PRETRAINED.md, warm-up from the SLURM example of it
 
 Expect 62.96% zero-shot on ImageNet (docs/PRETRAINED.md). It took open_clip 4,600 hours of A100.
 
-`python -m flaxclip.plan laion400m_vit_b32 --topology v5e:16x16`: 4.7 GiB of a chip's 15.75, 3,000
-chip-hours at the 27% MFU that the compiler expects, some $3,600 at $1.20 a chip-hour.
+`python -m flaxclip.plan laion400m_vit_b32 --topology v5e:16x16`: 4.6 GiB of a chip's 15.75, 2,350
+chip-hours at the 35% MFU that the compiler expects, some $2,800 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

@@ -9,8 +9,8 @@ area; theirs was a random square of the resized image.
 
 Expect 68.6% zero-shot on ImageNet (their table 11); 68.4% as CLIP_benchmark measures their weights.
 
-`python -m flaxclip.plan openai_vit_b16 --topology v5e:16x16`: 8.7 GiB of a chip's 15.75, 9,600
-chip-hours at the 23% MFU that the compiler expects, some $11,500 at $1.20 a chip-hour.
+`python -m flaxclip.plan openai_vit_b16 --topology v5e:16x16`: 8.2 GiB of a chip's 15.75, 5,760
+chip-hours at the 39% MFU that the compiler expects, some $6,900 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

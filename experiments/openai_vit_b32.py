@@ -9,8 +9,8 @@ area; theirs was a random square of the resized image.
 
 Expect 63.2% zero-shot on ImageNet (their table 11); 63.3% as CLIP_benchmark measures their weights.
 
-`python -m flaxclip.plan openai_vit_b32 --topology v5e:16x16`: 4.7 GiB of a chip's 15.75, 3,000
-chip-hours at the 27% MFU that the compiler expects, some $3,600 at $1.20 a chip-hour.
+`python -m flaxclip.plan openai_vit_b32 --topology v5e:16x16`: 4.6 GiB of a chip's 15.75, 2,300
+chip-hours at the 35% MFU that the compiler expects, some $2,800 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig

@@ -9,8 +9,8 @@ area; theirs was a random square of the resized image.
 
 Expect 75.3% zero-shot on ImageNet (their table 11); 75.5% as CLIP_benchmark measures their weights.
 
-`python -m flaxclip.plan openai_vit_l14 --topology v6e:16x16`: 25.7 GiB of a chip's 31.24, 19,800
-chip-hours at the 10% MFU that the compiler expects, some $53,000 at $2.70 a chip-hour; 6,100 were
+`python -m flaxclip.plan openai_vit_l14 --topology v6e:16x16`: 24.3 GiB of a chip's 31.24, 9,300
+chip-hours at the 22% MFU that the compiler expects, some $25,000 at $2.70 a chip-hour; 3,100 were
 the bandwidth of its memory all there is.
 """
 

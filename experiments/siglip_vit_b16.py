@@ -13,8 +13,8 @@ model of 32,000 tokens of English C4.
 Expect less than the released model's 76.0% zero-shot on ImageNet (open_clip's measurement), which
 saw more pairs, of WebLI, a corpus that is not public.
 
-`python -m flaxclip.plan siglip_vit_b16 --topology v5e:16x16`: 9.7 GiB of a chip's 15.75, 7,500
-chip-hours at the 24% MFU that the compiler expects, some $9,000 at $1.20 a chip-hour.
+`python -m flaxclip.plan siglip_vit_b16 --topology v5e:16x16`: 9.2 GiB of a chip's 15.75, 4,400
+chip-hours at the 40% MFU that the compiler expects, some $5,300 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig
