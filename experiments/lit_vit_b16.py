@@ -15,8 +15,8 @@ says 1.5e19 FLOP of training on CC12M and YFCC100M: with a locked image tower so
 
 Expect less than their 72.1% zero-shot on ImageNet (their model card), which began with BERT.
 
-`python -m flaxclip.plan lit_vit_b16 --topology v5e:8x8`: 2.8 GiB of a chip's 15.75, 81 chip-hours
-at the 25% MFU that the compiler expects, some $97 at $1.20 a chip-hour.
+`python -m flaxclip.plan lit_vit_b16 --topology v5e:8x8`: 2.9 GiB of a chip's 15.75, 48 chip-hours
+at the 42% MFU that the compiler expects, some $58 at $1.20 a chip-hour.
 """
 
 from flaxclip.checkpoint.manager import CheckpointConfig
