@@ -19,13 +19,8 @@ from flaxclip.interop.trunks.conv_names import (
 )
 from flaxclip.interop.trunks.timm_trunk import TimmTrunk
 from flaxclip.models.clip import CLIPConfig
-from flaxclip.models.trunks.fastvit import (
-    ATTENTION_FROM,
-    HEAD_WIDTH,
-    SPATIAL_SIZE,
-    FastViTConfig,
-    gate_width,
-)
+from flaxclip.models.trunks.fastvit import ATTENTION_FROM, HEAD_WIDTH, FastViTConfig
+from flaxclip.models.trunks.fastvit_downsampling import SPATIAL_SIZE, gate_width
 from flaxclip.models.trunks.trunk import TrunkConfig
 from flaxclip.models.variants import VARIANTS
 

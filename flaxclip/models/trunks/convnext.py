@@ -16,13 +16,7 @@ from jaxtyping import Array, Float
 from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit, logical
-from flaxclip.models.layers import (
-    MLP,
-    BlockConfig,
-    check_sizes,
-    gelu,
-    layer_norm,
-)
+from flaxclip.models.layers import MLP, BlockConfig, check_sizes, gelu, layer_norm
 from flaxclip.models.trunks.trunk import TrunkConfig
 from flaxclip.sharding import constrain
 

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
@@ -17,17 +16,11 @@ from jaxtyping import Array, Float
 
 from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
-from flaxclip.models.initializers import BlockInit, logical, uniform
-from flaxclip.models.layers import (
-    MLP,
-    Attention,
-    BlockConfig,
-    check_sizes,
-    gelu,
-    layer_norm,
-)
+from flaxclip.models.initializers import BlockInit, logical
+from flaxclip.models.layers import MLP, Attention, BlockConfig, check_sizes, gelu, layer_norm
 from flaxclip.models.modified_resnet import BatchNorm, ConvNorm
 from flaxclip.models.trunks.branches import Branches, BranchMode
+from flaxclip.models.trunks.fastvit_downsampling import SPATIAL_SIZE, Downsample, Gates, Stem
 from flaxclip.models.trunks.trunk import TrunkConfig
 
 HEAD_WIDTH = 32
@@ -35,9 +28,6 @@ HEAD_WIDTH = 32
 
 ATTENTION_FROM = 3
 """Index of the first stage with attention."""
-
-SPATIAL_SIZE = 7
-"""Side of the kernels between stages, before MLPs and of positions."""
 
 LAYER_SCALE = 1e-5
 """Initial factor on what a block adds (Touvron et al. 2021, "Going deeper", section 2)."""
@@ -128,82 +118,6 @@ class FastViTConfig(TrunkConfig):
         return FastViT(self, embed_dim, compute)
 
 
-def gate_width(channels: int) -> int:
-    """Of the gates between stages: a quarter, as a multiple of 8 (timm's `make_divisible`)."""
-    return max(8, (channels // 4 + 4) // 8 * 8)
-
-
-class _Gates(nn.Module):
-    """Channels scaled by gates that are read from all their means (Hu et al. 2018)."""
-
-    width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        h = x.astype(jnp.float32).mean(axis=(1, 2)).astype(self.dtype)
-        h = nn.relu(self._dense(self.width, h.shape[-1], "fc1")(h))
-        h = self._dense(x.shape[-1], self.width, "fc2")(h)
-        return x * jax.nn.sigmoid(h)[:, None, None]
-
-    def _dense(self, width: int, inputs: int, name: str) -> nn.Dense:
-        init = uniform(inputs**-0.5)
-        return nn.Dense(
-            width,
-            dtype=self.dtype,
-            kernel_init=logical(init, "embed", None),
-            bias_init=logical(init, None),
-            name=name,
-        )
-
-
-class _Stem(nn.Module):
-    """A quarter of the resolution, `width` channels."""
-
-    width: int
-    sizes: tuple[int, ...]
-    mode: BranchMode
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:
-        x = gelu(Branches(self.width, self.sizes, self.mode, 2, name="conv1")(x))
-        x = gelu(Branches(self.width, self.sizes, self.mode, 2, depthwise=True, name="conv2")(x))
-        return gelu(Branches(self.width, (1,), self.mode, name="conv3")(x))
-
-
-class _Downsample(nn.Module):
-    """Half the resolution, twice the channels.
-
-    Positions are told by convolutions of what surrounds them (Chu et al. 2021).
-    """
-
-    channels: int
-    gates: bool
-    positions: bool
-    mode: BranchMode
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        mode, sizes = self.mode, (SPATIAL_SIZE, 3)
-        x = Branches(self.channels, sizes, mode, 2, depthwise=True, name="spatial")(x)
-        if self.gates:
-            x = _Gates(gate_width(self.channels), mode.dtype, name="squeeze")(x)
-        x = gelu(Branches(self.channels, (1,), mode, name="pointwise")(gelu(x)))
-        if self.positions:
-            h = nn.Conv(
-                self.channels,
-                (SPATIAL_SIZE, SPATIAL_SIZE),
-                padding=SPATIAL_SIZE // 2,
-                feature_group_count=self.channels,
-                dtype=mode.dtype,
-                kernel_init=logical(uniform(1 / SPATIAL_SIZE), None, None, None, "embed"),
-                bias_init=logical(uniform(1 / SPATIAL_SIZE), "embed"),
-                name="position_depthwise",
-            )(x)
-            x = h if mode.merged else x + h
-        return x
-
-
 class _Block(nn.Module):
     """Positions are mixed, then channels; each is added to the input after a scale."""
 
@@ -270,7 +184,7 @@ class Stage(nn.Module):
         width, mlp_width = c.widths[index], c.mlp_width(index)
         attends = index >= ATTENTION_FROM
         if index:
-            x = _Downsample(width, c.has_gates(index), attends, mode, name="downsample")(x)
+            x = Downsample(width, c.has_gates(index), attends, mode, name="downsample")(x)
         args = (
             BlockConfig(
                 heads=max(1, width // HEAD_WIDTH),
@@ -310,12 +224,12 @@ class FastViT(nn.Module):
         c, dtype = self.config, self.compute.activation_dtype
         mode = BranchMode(c.frozen_statistics or not train, c.merged, dtype)
         sizes = (3, 1) if c.family == "fastvit" else (3,)
-        x = _Stem(c.width, sizes, mode, name="stem")(pixels)
+        x = Stem(c.width, sizes, mode, name="stem")(pixels)
         for index in range(len(c.layers)):
             x = Stage(c, index, self.compute, mode, name=f"stage{index + 1}")(x)
         width = 2 * c.widths[-1]
         x = Branches(width, (3, 1), mode, depthwise=True, name="final")(x)
-        x = gelu(_Gates(width // 16, dtype, name="final_squeeze")(x))
+        x = gelu(Gates(width // 16, dtype, name="final_squeeze")(x))
         return nn.Dense(
             self.embed_dim,
             dtype=jnp.float32,

@@ -16,13 +16,7 @@ from jaxtyping import Array, Float, Int
 from flaxclip.errors import InputError
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit, logical
-from flaxclip.models.layers import (
-    BlockConfig,
-    check_sizes,
-    check_transformer,
-    gelu,
-    layer_norm,
-)
+from flaxclip.models.layers import BlockConfig, check_sizes, check_transformer, gelu, layer_norm
 from flaxclip.models.modified_resnet import TORCH_KERNEL, BatchNorm
 from flaxclip.models.transformer import Transformer
 from flaxclip.models.trunks.trunk import TrunkConfig

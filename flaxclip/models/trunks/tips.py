@@ -16,12 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from flaxclip.models.compute import ComputeConfig
 from flaxclip.models.initializers import BlockInit, logical
-from flaxclip.models.layers import (
-    MLP,
-    Attention,
-    BlockConfig,
-    layer_norm,
-)
+from flaxclip.models.layers import MLP, Attention, BlockConfig, layer_norm
 from flaxclip.models.transformer import GatedMLP
 from flaxclip.models.trunks.vit_family import ViTFamily
 
