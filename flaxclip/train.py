@@ -30,6 +30,7 @@ from flaxclip.hosts.connections import connect_hosts, join_hosts
 from flaxclip.hosts.coordination import Requests
 from flaxclip.hosts.stop_signals import StopSignals, exit_on_signals
 from flaxclip.hosts.watchdog import Watchdog
+from flaxclip.malloc import keep_freed_memory
 from flaxclip.planning.advice import refusal_explained
 from flaxclip.planning.compute_choice import choose_compute
 from flaxclip.run.announcement import announce, compiling, explain_out_of_memory
@@ -37,7 +38,6 @@ from flaxclip.run.command_line import TrainCommand, parse
 from flaxclip.run.parts import StartingState, open_parts, restore_or_init
 from flaxclip.run.process import (
     StartupClock,
-    keep_freed_memory,
     no_hidden_transfers,
 )
 from flaxclip.run.progress import ProgressReport

@@ -117,8 +117,8 @@ def flaxclip_side(folder: Path, workers: int):
     os.environ["JAX_PLATFORMS"] = "cpu"
     from flaxclip.data.config import DataConfig
     from flaxclip.data.loader import load_batches, open_source
+    from flaxclip.malloc import keep_freed_memory
     from flaxclip.models.variants import VARIANTS
-    from flaxclip.run.process import keep_freed_memory
     from flaxclip.sharding import MeshConfig, make_mesh
 
     keep_freed_memory()  # as `flaxclip.train` does

@@ -123,9 +123,9 @@ def real_patches(folder: Path, arguments: argparse.Namespace) -> Iterator[int]:
     from flaxclip.data.images.train_transform import AugmentConfig
     from flaxclip.data.loader import load_batches, open_source
     from flaxclip.data.sequence_lengths import schedule_lengths
+    from flaxclip.malloc import keep_freed_memory
     from flaxclip.models.inputs import ImageTransform
     from flaxclip.models.variants import VARIANTS
-    from flaxclip.run.process import keep_freed_memory
     from flaxclip.sharding import MeshConfig, make_mesh
 
     keep_freed_memory()  # as `flaxclip.train` does

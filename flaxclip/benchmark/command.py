@@ -45,6 +45,7 @@ from flaxclip.data.storage.files import cache_folder
 from flaxclip.errors import InputError
 from flaxclip.hosts.connections import join_hosts
 from flaxclip.interop.archives.state_dicts import WhichWeights
+from flaxclip.malloc import share_one_heap
 
 Dtype = Literal["float32", "bfloat16"]
 COMPILED_SECONDS = 0.1
@@ -126,6 +127,7 @@ def measure_command(arguments: Sequence[str]) -> None:
     """
     program = "python -m flaxclip.benchmark"
     command = tyro.cli(Command, prog=program, args=arguments, description=__doc__)
+    share_one_heap()
     join_hosts()
     keep_compiled_programs(COMPILED_SECONDS)
     if command.watch:

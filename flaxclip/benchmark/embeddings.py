@@ -210,7 +210,8 @@ class Embedder:
         parts = repr((self.checkpoint, kind, count, self._chunk, key))
         folder = self._cache / hashlib.sha256(parts.encode()).hexdigest()[:32]
         hosts, host = jax.process_count(), jax.process_index()
-        chunks: list[Embedded] = []
+        # In place: parts to be put together would take the memory of all of them once more.
+        z = np.empty((count, self.model.config.embed_dim), np.float32)
         remarks: tuple[str, ...] = ()
         for number, start in enumerate(range(0, count, self._chunk)):
             stop = min(start + self._chunk, count)
@@ -219,22 +220,20 @@ class Embedder:
             if is_image and kept is not None and kept.remarks:
                 kept = None  # what could not be read may be readable by now
             kept = _from_host_0(kept, stop - start, self.model.config.embed_dim)
-            if kept is not None:
-                check_finite(kept.z, key[0])
-                chunks.append(kept)
-                remarks += kept.remarks
-                continue
-            each = -(-(stop - start) // hosts)
-            first, last = min(start + host * each, stop), min(start + (host + 1) * each, stop)
-            mine = self._collect(embed(first, last), last - first)
-            chunks.append(_gather(mine, each, stop - start))
-            check_finite(chunks[-1].z, key[0])
-            remarks += chunks[-1].remarks
+            chunk = kept
+            if chunk is None:
+                each = -(-(stop - start) // hosts)
+                first, last = min(start + host * each, stop), min(start + (host + 1) * each, stop)
+                mine = self._collect(embed(first, last), last - first)
+                chunk = _gather(mine, each, stop - start)
+            check_finite(chunk.z, key[0])
+            z[start:stop] = chunk.z
+            remarks += chunk.remarks
             if limited:  # at the first chunk after which no other can help
                 self.check_readable(remarks, count, stop)
-            if host == 0 and not (is_image and chunks[-1].remarks):
-                save_embedded(path, chunks[-1])
-        return Embedded(np.concatenate([chunk.z for chunk in chunks]), remarks)
+            if kept is None and host == 0 and not (is_image and chunk.remarks):
+                save_embedded(path, chunk)
+        return Embedded(z, remarks)
 
     def check_readable(
         self, unreadable: Sequence[str], count: int, read: int | None = None

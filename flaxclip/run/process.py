@@ -1,33 +1,13 @@
 """Settings that the process of a run works under, and the time of each part of its start."""
 
 import contextlib
-import ctypes
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step.
-
-    On the CPU a step's buffers come from malloc. If they were returned to the kernel after each
-    step, their pages would be zeroed anew for the next: a quarter of the time of a small model's
-    step.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            for parameter, value in (
-                (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: keep up to 2 GiB at the top of the heap
-                (-4, 0),  # M_MMAP_MAX: no mappings of their own for large blocks
-                (-8, 1),  # M_ARENA_MAX: one heap, since those of threads cannot grow large
-            ):
-                mallopt(parameter, value)
 
 
 @contextlib.contextmanager

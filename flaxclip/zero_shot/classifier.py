@@ -5,7 +5,8 @@ logits in either.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flaxclip.models.clip import l2_normalise
 from flaxclip.numerics import similarity
 from flaxclip.zero_shot.class_prompts import Names, Templates, check_distinct, class_prompts
 
-IMAGES_AT_ONCE = 8192
+_IMAGES_AT_ONCE = 2048
 
 EncodeText = Callable[[Sequence[str]], Float[Array | np.ndarray, "texts embed"]]
 
@@ -76,10 +77,74 @@ def class_similarities(
     """Cosine of each image with each class."""
     # In place: for 50,000 images of 1,000 classes a list of parts is 200 MB more.
     cosines = np.empty((len(zimg), len(classifier)), np.float32)
-    for start in range(0, len(zimg), IMAGES_AT_ONCE):
-        rows = slice(start, start + IMAGES_AT_ONCE)
-        cosines[rows] = _similarities(zimg[rows], classifier)
+    for rows, block in zip(_blocks(cosines), similarity_blocks(zimg, classifier), strict=True):
+        rows[:] = block
     return cosines
+
+
+def similarity_blocks(
+    zimg: Float[Array | np.ndarray, "n d"], classifier: Float[Array, "classes d"]
+) -> Iterator[Float[np.ndarray, "images classes"]]:
+    """Cosines of some thousand images with each class, and so on: all may take much memory."""
+    for block in _blocks(zimg):
+        yield np.asarray(_similarities(block, classifier))
+
+
+def _blocks(rows: Float[Array | np.ndarray, "n d"]) -> list[Float[Array | np.ndarray, "images d"]]:
+    """Some thousand rows each, which are views; of no rows, one of none."""
+    starts = range(0, max(1, len(rows)), _IMAGES_AT_ONCE)
+    return [rows[start : start + _IMAGES_AT_ONCE] for start in starts]
+
+
+class Guesses(NamedTuple):
+    """What a classifier takes images for."""
+
+    ranking: Int[np.ndarray, "n best"]
+    """The five best classes, best first; of equals the first."""
+    confidence: Float[np.ndarray, " n"]
+    """Probability of the best class."""
+    lead: Float[np.ndarray, " n"]
+    """Cosine with the last class less that with the first: of two, how much rather the second."""
+    among_all: Int[np.ndarray, " n"]
+    """The best class, distractors among them."""
+
+
+def guess_classes(
+    zimg: Float[Array | np.ndarray, "n d"],
+    classifier: Float[Array, "all_classes d"],
+    classes: int,
+    scale: float,
+) -> Guesses:
+    """Rank the first `classes` of a classifier's; those behind them are distractors.
+
+    `scale` times a cosine is the logit that the model was trained with. No more than some thousand
+    images' cosines are ever in memory: those of 50,000 images with 1,000 classes are 200 MB.
+    """
+    # One by one: those that are begun and not waited for hold all cosines at once.
+    parts = [jax.device_get(_guess(block, classifier, classes, scale)) for block in _blocks(zimg)]
+    return Guesses(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def best_classes(
+    logits: Float[Array | np.ndarray, "n classes"],
+) -> tuple[Float[Array, "n best"], Int[Array, "n best"]]:
+    """Logits and numbers of the five best classes, best first; of equals the first."""
+    best, classes = jax.lax.top_k(logits, min(5, logits.shape[1]))
+    return best, classes
+
+
+@functools.partial(jax.jit, static_argnames="classes")
+def _guess(
+    zimg: Float[Array, "n d"],
+    classifier: Float[Array, "all_classes d"],
+    classes: int,
+    scale: Float[Array, ""],
+) -> tuple[Array, ...]:
+    cosines = similarity(zimg, classifier)
+    among = cosines[:, :classes]
+    best, ranking = best_classes(among)
+    confidence = 1 / jnp.exp(scale * (among - best[:, :1])).sum(axis=1)
+    return ranking, confidence, among[:, -1] - among[:, 0], cosines.argmax(axis=1)
 
 
 def softmax(logits: Float[np.ndarray, "n classes"]) -> Float[np.ndarray, "n classes"]:

@@ -39,6 +39,7 @@ from flaxclip.data.storage.files import cache_folder
 from flaxclip.errors import InputError
 from flaxclip.hosts.connections import join_hosts
 from flaxclip.interop.archives.state_dicts import WhichWeights
+from flaxclip.malloc import share_one_heap
 from flaxclip.storage import replace_text
 
 UNREADABLE = "unreadable.csv"
@@ -97,6 +98,7 @@ def embed_command(arguments: Sequence[str]) -> None:
     """
     program = "python -m flaxclip.benchmark embed"
     command = tyro.cli(Command, prog=program, args=arguments, description=__doc__)
+    share_one_heap()
     join_hosts()
     keep_compiled_programs()
     run(command)

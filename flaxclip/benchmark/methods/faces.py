@@ -10,7 +10,7 @@ from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.intervals import share_of_hits, share_of_worst_group
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.results import Findings
-from flaxclip.zero_shot.classifier import class_similarities
+from flaxclip.zero_shot.classifier import guess_classes
 
 _WHITE = 1
 """Of races, in DataComp's numbering."""
@@ -32,7 +32,8 @@ def judge_faces(embedder: Embedder, data: Faces) -> Findings:
     for question, (names, templates) in data.words.items():
         classifier, lost_their_end = task_classifier(embedder, names, templates)
         cut.extend(lost_their_end)
-        guesses[question] = class_similarities(zimg, classifier).argmax(axis=1)
+        found = guess_classes(zimg, classifier, len(names), embedder.model.logit_scale)
+        guesses[question] = found.ranking[:, 0]
         classes[question] = len(names)
     race, gender, not_white = (data.facts[name] for name in ("race", "gender", "race_binary"))
     hits = {

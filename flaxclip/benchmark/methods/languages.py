@@ -18,7 +18,7 @@ from flaxclip.benchmark.methods.retrieval import (
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.results import Findings, Score
 from flaxclip.errors import InputError
-from flaxclip.zero_shot.classifier import class_similarities
+from flaxclip.zero_shot.classifier import guess_classes
 
 
 def retrieve_in_languages(embedder: Embedder, data: Translated) -> Findings:
@@ -82,7 +82,8 @@ def classify_in_languages(embedder: Embedder, data: Multilingual) -> Findings:
         classifier, lost_their_end = task_classifier(embedder, names, templates)
         cut.extend(lost_their_end)
         rows = np.flatnonzero(np.isin(data.labels, classes))
-        guesses = classes[class_similarities(zimg[rows], classifier).argmax(axis=1)]
+        found = guess_classes(zimg[rows], classifier, len(names), embedder.model.logit_scale)
+        guesses = classes[found.ranking[:, 0]]
         hits[language] = guesses == data.labels[rows]
         rows_of[language] = rows
         chances.append(1 / len(classes))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from flaxclip.benchmark.datasets import Labelled
 from flaxclip.benchmark.embeddings import Embedder
-from flaxclip.benchmark.methods.zero_shot import best_classes, score_ranking
+from flaxclip.benchmark.methods.zero_shot import score_ranking
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.readers import open_split
 from flaxclip.benchmark.results import Findings, Score
@@ -25,7 +25,7 @@ from flaxclip.benchmark.tasks import DataSource, Task
 from flaxclip.data.sources.left_out import describe_counts
 from flaxclip.errors import InputError
 from flaxclip.numerics import matmul, similarity
-from flaxclip.zero_shot.classifier import softmax
+from flaxclip.zero_shot.classifier import best_classes, softmax
 
 STEPS_PER_DECADE = 8
 DECADES = (-6, 6)
@@ -291,7 +291,7 @@ def nearest_neighbours(train: Split, test: Split, classes: int) -> Findings:
 
 
 def _score(logits: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> Findings:
-    ranking = best_classes(logits)
+    ranking = np.asarray(best_classes(logits)[1])
     arrays = {
         "labels": labels.astype(np.int32),
         "ranking": ranking.astype(np.int32),

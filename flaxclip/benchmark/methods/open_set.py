@@ -11,7 +11,7 @@ from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.prompts import Wording
 from flaxclip.benchmark.results import Findings
 from flaxclip.benchmark.scores import fpr_at_recall, roc_auc
-from flaxclip.zero_shot.classifier import class_similarities, softmax
+from flaxclip.zero_shot.classifier import similarity_blocks, softmax
 
 TEMPERATURE = 1.0
 """Of the softmax over cosines: Ming et al. 2022, section 3; not the scale of the model."""
@@ -31,8 +31,9 @@ def detect_task(embedder: Embedder, data: OpenSet, wording: Wording) -> Findings
     for name, images in {"inside": data.images, **data.outside}.items():
         zimg, remarks = embedder.embed_images(images)
         unreadable += remarks
-        cosines = class_similarities(zimg, classifier).astype(np.float64)
-        confidence[name] = softmax(cosines / TEMPERATURE).max(axis=1)
+        cosines = similarity_blocks(zimg, classifier)
+        parts = [softmax(block.astype(np.float64) / TEMPERATURE).max(axis=1) for block in cosines]
+        confidence[name] = np.concatenate(parts)
     # Examples of all scores: those of known classes, then each set of others.
     source = np.repeat(np.arange(len(confidence)), [len(values) for values in confidence.values()])
     everything = np.concatenate(list(confidence.values()))

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -32,7 +31,12 @@ from flaxclip.benchmark.scores import (
 from flaxclip.benchmark.tasks import Task
 from flaxclip.errors import InputError
 from flaxclip.zero_shot.class_prompts import Names, Templates, class_prompts, first_name, path_of
-from flaxclip.zero_shot.classifier import IMAGES_AT_ONCE, average_prompts, class_similarities
+from flaxclip.zero_shot.classifier import (
+    Guesses,
+    average_prompts,
+    class_similarities,
+    guess_classes,
+)
 
 _SHOWN_OF_TEXT = 200
 WORST_GROUP = {"worst_group_top1": 1, "worst_group_top5": 5}
@@ -87,46 +91,36 @@ def classify_task(embedder: Embedder, task: Task, data: Labelled, wording: Wordi
         )
     classifier, cut = task_classifier(embedder, names, wording.templates)
     zimg, unreadable = embedder.embed_images(data.images)
-    similarities = class_similarities(zimg, classifier)
-    scale = embedder.model.logit_scale
-    classes = len(wording.class_names)
     if data.labels.ndim == 2:
-        findings = score_multilabel(similarities, data.labels)
+        findings = score_multilabel(class_similarities(zimg, classifier), data.labels)
     else:
-        findings = score_single_label(similarities[:, :classes], data, task, scale)
-        guesses = findings.arrays["ranking"][:, 0]
-        of_levels = level_hits(guesses, data.labels, wording.class_names)
+        classes = len(wording.class_names)
+        guesses = guess_classes(zimg, classifier, classes, embedder.model.logit_scale)
+        findings = score_single_label(guesses, classes, data, task)
+        of_levels = level_hits(guesses.ranking[:, 0], data.labels, wording.class_names)
+        if task.distractors:
+            of_levels["top1_among_all"] = guesses.among_all == data.labels, 1 / len(names)
         for name, (hits, chance) in of_levels.items():
             findings.scores[name] = share_of_hits(hits, chance)
             findings.arrays[f"{name}_hits"] = hits
-    if task.distractors:
-        hits = similarities.argmax(axis=1) == data.labels
-        findings.scores["top1_among_all"] = share_of_hits(hits, 1 / len(names))
-        findings.arrays["top1_among_all_hits"] = hits
     notes = wording.notes + note_cut_texts("prompts", cut)
     return dataclasses.replace(findings, unreadable=unreadable, notes=notes)
 
 
-def score_single_label(
-    similarities: Float[np.ndarray, "n classes"], data: Labelled, task: Task, scale: float
-) -> Findings:
+def score_single_label(guesses: Guesses, classes: int, data: Labelled, task: Task) -> Findings:
     """Accuracies, calibration, groups, and what else the task's `metric` asks for.
-
-    `scale` times a similarity is the logit that the model was trained with.
 
     Raises:
         InputError: the metric is of groups, and the data have none; or it is of two classes, and
             the data have others, or images of one alone.
     """
     labels, metric = data.labels, task.metric
-    examples, classes = similarities.shape
-    ranking = best_classes(similarities)
+    ranking = guesses.ranking
     scores = score_ranking(ranking, labels, classes)
-    confidence = best_probability(similarities, scale)
     first = ranking[:, 0] == labels
 
     def add(name: str, statistic: Any, chance: float) -> None:
-        scores[name] = with_interval(statistic, examples, chance)
+        scores[name] = with_interval(statistic, len(labels), chance)
 
     if metric == "roc_auc":
         if classes != 2 or len(np.unique(labels)) != 2:
@@ -134,8 +128,7 @@ def score_single_label(
                 f"roc_auc needs images of two classes: {classes} have names, and "
                 f"{len(np.unique(labels))} have images\nname two classes, and give images of both"
             )
-        positive = similarities[:, 1] - similarities[:, 0]
-        add("roc_auc", roc_auc(positive, labels), 0.5)
+        add("roc_auc", roc_auc(guesses.lead, labels), 0.5)
     if metric == "f1_macro":
         add("f1_macro", f1_macro(ranking[:, 0], labels), 1 / classes)
     if metric == "mean_top1_top5":
@@ -154,7 +147,7 @@ def score_single_label(
         of_alexnet = np.array([errors[name] for name in data.group_names or ()])
         statistic = relative_error(first, data.groups, of_alexnet)
         add("mean_corruption_error", statistic, float(((1 - 1 / classes) / of_alexnet).mean()))
-    details: dict[str, Any] = calibration(confidence, first) | {
+    details: dict[str, Any] = calibration(guesses.confidence, first) | {
         "per_class": per_class_table(ranking[:, 0], labels, classes),
     }
     if data.groups is not None:
@@ -162,10 +155,10 @@ def score_single_label(
     arrays = {
         "labels": labels.astype(np.int32),
         "ranking": ranking.astype(np.int32),
-        "confidence": confidence.astype(np.float32),
+        "confidence": guesses.confidence.astype(np.float32),
     }
     if metric == "roc_auc":
-        arrays["positive"] = positive.astype(np.float32)
+        arrays["positive"] = guesses.lead.astype(np.float32)
     return Findings(scores, details, arrays)
 
 
@@ -186,28 +179,6 @@ def group_table(
                 of_group[f"top{k}"] = float(hits_at_k(ranking[rows], labels[rows], k).mean())
         table.append(of_group)
     return table
-
-
-def best_probability(
-    similarities: Float[np.ndarray, "n classes"], scale: float
-) -> Float[np.ndarray, " n"]:
-    """The softmax of the best class; in blocks, since a copy of all similarities may be large."""
-    parts = [np.zeros(0, similarities.dtype)]
-    for start in range(0, len(similarities), IMAGES_AT_ONCE):
-        block = similarities[start : start + IMAGES_AT_ONCE]
-        logits = scale * (block - block.max(axis=1, keepdims=True))
-        parts.append(1 / np.exp(logits).sum(axis=1))
-    return np.concatenate(parts)
-
-
-def best_classes(similarities: Float[np.ndarray, "n classes"]) -> Int[np.ndarray, "n best"]:
-    """The five best classes, best first; of equals the first."""
-    k = min(5, similarities.shape[1])
-    parts = [
-        np.asarray(jax.lax.top_k(similarities[start : start + IMAGES_AT_ONCE], k)[1])
-        for start in range(0, len(similarities), IMAGES_AT_ONCE)
-    ]
-    return np.concatenate(parts)
 
 
 def score_ranking(
