@@ -18,6 +18,7 @@ from flaxclip.numerics import similarity
 from flaxclip.zero_shot.class_prompts import Names, Templates, check_distinct, class_prompts
 
 _IMAGES_AT_ONCE = 2048
+"""Images whose cosines with all classes are in memory together: 8 MB with 1,000 classes."""
 
 EncodeText = Callable[[Sequence[str]], Float[Array | np.ndarray, "texts embed"]]
 
@@ -85,7 +86,7 @@ def class_similarities(
 def similarity_blocks(
     zimg: Float[Array | np.ndarray, "n d"], classifier: Float[Array, "classes d"]
 ) -> Iterator[Float[np.ndarray, "images classes"]]:
-    """Cosines of some thousand images with each class, and so on: all may take much memory."""
+    """Cosine of each image with each class, for some thousand images at a time."""
     for block in _blocks(zimg):
         yield np.asarray(_similarities(block, classifier))
 
@@ -117,8 +118,8 @@ def guess_classes(
 ) -> Guesses:
     """Rank the first `classes` of a classifier's; those behind them are distractors.
 
-    `scale` times a cosine is the logit that the model was trained with. No more than some thousand
-    images' cosines are ever in memory: those of 50,000 images with 1,000 classes are 200 MB.
+    `scale` times a cosine is the logit that the model was trained with. Cosines of all images are
+    never in memory together: those of 50,000 with 1,000 classes are 200 MB.
     """
     # One by one: those that are begun and not waited for hold all cosines at once.
     parts = [jax.device_get(_guess(block, classifier, classes, scale)) for block in _blocks(zimg)]
