@@ -11,7 +11,7 @@ def share_one_heap() -> None:
     """Let all threads take memory from the same heap, so that one uses what another has freed.
 
     Each thread has a heap of its own otherwise, and what was freed stays there. Where threads
-    decode images beside a model on the CPU, that is 130 MB.
+    decode images beside a model on the CPU, that is 100 MB.
     """
     _mallopt(_ARENA_MAX, 1)
 
