@@ -210,8 +210,8 @@ class Embedder:
         parts = repr((self.checkpoint, kind, count, self._chunk, key))
         folder = self._cache / hashlib.sha256(parts.encode()).hexdigest()[:32]
         hosts, host = jax.process_count(), jax.process_index()
-        # In place: parts to be put together would take the memory of all of them once more.
-        z = np.empty((count, self.model.config.embed_dim), np.float32)
+        width = self.model.config.embed_dim
+        z = np.empty((0, width), np.float32)
         remarks: tuple[str, ...] = ()
         for number, start in enumerate(range(0, count, self._chunk)):
             stop = min(start + self._chunk, count)
@@ -219,7 +219,7 @@ class Embedder:
             kept = load_embedded(path) if host == 0 else None
             if is_image and kept is not None and kept.remarks:
                 kept = None  # what could not be read may be readable by now
-            kept = _from_host_0(kept, stop - start, self.model.config.embed_dim)
+            kept = _from_host_0(kept, stop - start, width)
             chunk = kept
             if chunk is None:
                 each = -(-(stop - start) // hosts)
@@ -227,10 +227,14 @@ class Embedder:
                 mine = self._collect(embed(first, last), last - first)
                 chunk = _gather(mine, each, stop - start)
             check_finite(chunk.z, key[0])
-            z[start:stop] = chunk.z
             remarks += chunk.remarks
             if limited:  # at the first chunk after which no other can help
                 self.check_readable(remarks, count, stop)
+            if number == 0:
+                # In place: parts to be put together would take the memory of all once more. Not
+                # before there is one: of a set that cannot be read that is said, whatever its size.
+                z = np.empty((count, width), np.float32)
+            z[start:stop] = chunk.z
             if kept is None and host == 0 and not (is_image and chunk.remarks):
                 save_embedded(path, chunk)
         return Embedded(z, remarks)
