@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float, Int, UInt8
 
 from flaxclip.api import CLIPModel, as_input, encode_image, encode_text
+from flaxclip.benchmark.between_hosts import gather_part, part_from_host_0
 from flaxclip.benchmark.datasets import Images, batch_ranges, image_batches
 from flaxclip.benchmark.kept_embeddings import (
     Embedded,
@@ -219,13 +218,13 @@ class Embedder:
             kept = load_embedded(path) if host == 0 else None
             if is_image and kept is not None and kept.remarks:
                 kept = None  # what could not be read may be readable by now
-            kept = _from_host_0(kept, stop - start, width)
+            kept = part_from_host_0(kept, stop - start, width)
             chunk = kept
             if chunk is None:
                 each = -(-(stop - start) // hosts)
                 first, last = min(start + host * each, stop), min(start + (host + 1) * each, stop)
                 mine = self._collect(embed(first, last), last - first)
-                chunk = _gather(mine, each, stop - start)
+                chunk = gather_part(mine, each, stop - start)
             check_finite(chunk.z, key[0])
             remarks += chunk.remarks
             if limited:  # at the first chunk after which no other can help
@@ -284,39 +283,3 @@ def check_share(max_unreadable: float) -> None:
     """Raise `InputError` unless it is a share."""
     if not 0 <= max_unreadable <= 1:
         raise InputError(f"--max-unreadable is {max_unreadable}\nit is a share: from 0 to 1")
-
-
-def broadcast_from_host_0(flag: bool) -> bool:
-    """The flag of process 0, on every host: hosts need not share a file system."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
-
-
-def _from_host_0(part: Embedded | None, rows: int, width: int) -> Embedded | None:
-    """The part that process 0 has, on every host; None on all where it has none."""
-    if jax.process_count() == 1:
-        return part
-    if not broadcast_from_host_0(part is not None):
-        return None
-    z = np.zeros((rows, width), np.float32) if part is None else part.z
-    z = np.asarray(multihost_utils.broadcast_one_to_all(z))
-    return Embedded(z, _gather_texts(() if part is None else part.remarks))
-
-
-def _gather(mine: Embedded, rows_each: int, rows: int) -> Embedded:
-    """Every host's part, in order; hosts have `rows_each` rows, the last ones perhaps fewer."""
-    if jax.process_count() == 1:
-        return mine
-    padded = np.zeros((rows_each, mine.z.shape[1]), np.float32)
-    padded[: len(mine.z)] = mine.z
-    z = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, padded.shape[1])
-    return Embedded(z[:rows], _gather_texts(mine.remarks))
-
-
-def _gather_texts(mine: tuple[str, ...]) -> tuple[str, ...]:
-    text = json.dumps(mine).encode()
-    longest = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
-    padded = np.frombuffer(text.ljust(longest), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(padded))
-    return tuple(line for row in gathered for line in json.loads(row.tobytes()))

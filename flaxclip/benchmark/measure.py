@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flaxclip.benchmark.between_hosts import broadcast_from_host_0
 from flaxclip.benchmark.datasets import (
     Dataset,
     Labelled,
     MissingDataError,
     OpenSet,
 )
-from flaxclip.benchmark.embeddings import Embedder, broadcast_from_host_0
+from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.images import draw_result
 from flaxclip.benchmark.methods.ask import Method, ask
 from flaxclip.benchmark.methods.linear_probe import PROBE_METRICS
