@@ -132,6 +132,25 @@ def test_a_stalled_worker_is_reported_in_time_with_its_stack(tmp_path, caplog, c
     assert not is_alive(process)
 
 
+@pytest.mark.parametrize("workers", (1, 2))
+def test_an_error_arrives_though_its_worker_has_ended_when_the_next_task_is_sent(
+    workers, monkeypatch
+):
+    def refuse(position):
+        raise InputError(f"this corpus is broken at {position // 16}")
+
+    def send_late(batches, worker, task, send=WorkerPool._send):
+        if worker.tasks:
+            worker.process.wait(60)
+        send(batches, worker, task)
+
+    monkeypatch.setattr(WorkerPool, "_send", send_late)
+    batches = pool(loading(refuse), workers=workers)
+    with pytest.raises(InputError, match=r"^this corpus is broken at \d$"):
+        list(batches)
+    batches.close()
+
+
 def test_errors_in_workers_arrive_with_their_kind():
     def refuse(position):
         if position == 50:

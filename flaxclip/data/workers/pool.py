@@ -217,10 +217,8 @@ class WorkerPool:
         return min(self._workers, key=lambda worker: worker.tasks)
 
     def _send(self, worker: Worker, task: Task) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it has ended: `_collect` hears its last words, and that
             worker.connection.send(task)
-        except OSError:
-            raise self._lost(worker) from None
         worker.tasks += 1
 
     def _collect(self, worker: Worker, filling: dict[int, _Filling]) -> None:
