@@ -132,7 +132,7 @@ def test_a_stalled_worker_is_reported_in_time_with_its_stack(tmp_path, caplog, c
     assert not is_alive(process)
 
 
-@pytest.mark.parametrize("workers", (1, 2))
+@pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_arrives_though_its_worker_has_ended_when_the_next_task_is_sent(
     workers, monkeypatch
 ):

@@ -217,7 +217,8 @@ class WorkerPool:
         return min(self._workers, key=lambda worker: worker.tasks)
 
     def _send(self, worker: Worker, task: Task) -> None:
-        with contextlib.suppress(OSError):  # it has ended: `_collect` hears its last words, and that
+        # If it has ended, `_collect` hears that, after what it has said before.
+        with contextlib.suppress(OSError):
             worker.connection.send(task)
         worker.tasks += 1
 
