@@ -286,10 +286,12 @@ def test_the_command_line_measures_the_tasks_of_the_training_data(measured):
         assert top1["chance"] == 1 / len(result["class_names"])
         assert result["prompt_set"] == "clip_benchmark"
         for image in ("predictions", "similarities"):
-            assert PIL.Image.open(folder / f"results/{task}-{image}.png").width > 300
+            with PIL.Image.open(folder / f"results/{task}-{image}.png") as drawn:
+                assert drawn.width > 300
         first = result["mistakes"][0]
         assert first["class"] != first["prediction"]
-        assert PIL.Image.open(folder / "results" / first["image"]).width == 96
+        with PIL.Image.open(folder / "results" / first["image"]) as kept:
+            assert kept.width == 96
 
 
 def test_a_killed_suite_goes_on_where_it_was(finished_run, measured, tmp_path):
@@ -394,7 +396,10 @@ def test_the_number_of_unreadable_images_stands_beside_scores(
     assert re.search(r"retrieval, n = 120 +1 unreadable", said)
     assert "counted as black, because unreadable: pairs.csv/0: " in said
     write_report([tmp_path / "out"], tmp_path / "page.html")
-    assert {row["unreadable"] for row in csv.DictReader((tmp_path / "page.csv").open())} == {"1"}
+    assert {
+        row["unreadable"]
+        for row in csv.DictReader((tmp_path / "page.csv").read_text().splitlines())
+    } == {"1"}
     assert re.search(r"\| retrieval, zero-shot .* \| 1 \|\n", (tmp_path / "page.md").read_text())
     assert json.loads((tmp_path / "page.json").read_text())[0]["unreadable_images"] == 1
     page = (tmp_path / "page.html").read_text()
@@ -425,7 +430,7 @@ def test_what_is_left_out_of_a_set_is_said_and_kept(finished_run, tmp_path, monk
     said = refused(lambda: measure(finished_run, *labels), capsys)
     assert "1 of 2 images cannot be read" in said
     assert "left out: 1 leftovers of other programs" in said
-    rows = list(csv.reader((tmp_path / "out/predictions.csv").open()))
+    rows = list(csv.reader((tmp_path / "out/predictions.csv").read_text().splitlines()))
     assert rows[0] == ["image", "prediction", "cat, black", "dog"]
     assert [row[:2] for row in rows[2:]] == [["c: d.png", "unreadable"]]
     assert "lost their end" not in said
@@ -514,7 +519,7 @@ def test_watching_draws_curves(watched, finished_run):
         assert f'aria-label="{scalar} against training step"' in page
     # Self-contained: nothing is fetched.
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
-    rows = list(csv.DictReader((watched / "report.csv").open()))
+    rows = list(csv.DictReader((watched / "report.csv").read_text().splitlines()))
     assert {row["step"] for row in rows} == {"4", "8"}
     result = json.loads((watched / "8/scenes-unseen.json").read_text())
     (top1,) = (row for row in rows if row["step"] == "8" and row["score"] == "top1")
