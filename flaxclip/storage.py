@@ -35,3 +35,13 @@ def replace_text(path: epath.Path, text: str) -> None:
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(text)
         unfinished.replace(path)
+
+
+def copy_whole(source: epath.Path, path: epath.Path) -> None:
+    """Copy a file so that there is none at `path`, or all of it: the disk may be full."""
+    if is_remote(path):
+        source.copy(path)
+    else:
+        unfinished = path.with_suffix(".unfinished")
+        source.copy(unfinished, overwrite=True)
+        unfinished.replace(path)

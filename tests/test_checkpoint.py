@@ -1,5 +1,7 @@
 """Saving, keeping, verifying and restoring states."""
 
+import concurrent.futures
+import errno
 import json
 import re
 import shutil
@@ -99,6 +101,21 @@ def test_a_failed_save_is_no_success_and_does_not_cost_the_next(mesh, tmp_path):
         "saving step 2 failed",
     ]
     assert not list((tmp_path / CHECKPOINTS).glob("*tmp*"))
+
+
+def test_a_save_that_storage_timed_out_has_failed_and_is_not_under_way(tmp_path):
+    """A stand-in for Orbax's response: no real storage lets its timeouts be awaited here."""
+    said = []
+    manager = CheckpointManager(tmp_path, CheckpointConfig(), RECORD, said.append)
+    response = concurrent.futures.Future()
+    manager._saving = 1, response
+    manager.due()
+    assert not said
+    response.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+    manager.due()
+    assert manager.failed_saves == 1
+    assert "saving step 1 failed: [Errno 110] Connection timed out" in said[0]
+    assert not manager.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from flaxclip.data.order import OrderConfig
 from flaxclip.data.sources.corpus import MixtureCorpus
 from flaxclip.data.sources.source import Pair, UnreadableExampleError
 from flaxclip.errors import InputError
+from flaxclip.models.inputs import TokenizerConfig
 from flaxclip.optim import OptimConfig
 from flaxclip.run.provenance import data_fingerprint, run_record
 from flaxclip.run.workdir import check_same_data, claim_workdir, hold_workdir
 from flaxclip.sharding import MeshConfig
+from tests.helpers.full_disk import files_no_larger_than
 from tests.helpers.tiny_run import tiny_config
 
 
@@ -179,3 +182,13 @@ def test_a_workdir_is_held_by_one_process_and_free_once_that_is_gone(tmp_path):
         other.wait()
     with hold_workdir(str(tmp_path)):
         pass
+
+
+def test_a_vocabulary_is_copied_whole_or_not_at_all(vocabulary, tmp_path):
+    tokenizer = TokenizerConfig("siglip", vocabulary)
+    config = dataclasses.replace(tiny_config(tmp_path / "run"), tokenizer=tokenizer)
+    with files_no_larger_than(1000), pytest.raises(InputError, match="cannot write"):
+        claim_workdir(config)
+    claim_workdir(config)  # there is room now
+    source = Path(vocabulary)
+    assert (tmp_path / "run" / source.name).read_bytes() == source.read_bytes()
