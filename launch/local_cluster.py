@@ -8,8 +8,10 @@ go to all of them. Where they end otherwise than with 0, 2 or 3 (flaxclip/exit_c
 are restarts left, all of them start again, as the launchers for real clusters do it.
 """
 
+import contextlib
 import dataclasses
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -134,9 +136,14 @@ def _open_mpi(rank: int, cluster: LocalCluster, port: int) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    # Host 0 listens at it some seconds later. Until then the kernel gives to others any port that
+    # is free, but of those from 32,768 on.
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randrange(20_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _repeat(rank: int, process: subprocess.Popen[str]) -> None:

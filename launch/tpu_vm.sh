@@ -216,7 +216,8 @@ watch() {
         call "${first_host[@]}" 'tail -n 40 run.log' || true
         say "the run ended with exit code $run: starting it again would not help"
         say "the machines are still there; to give them back: $0 delete …"
-        return "${run##* }" ;;
+        # Other hosts may be "running" still.
+        for code in $run; do [[ $code == [23] ]] && return "$code"; done ;;
       "READY "[0-9a-z]*)
         if [[ " $run " != *" running "* ]]; then
           say "the run ended with exit code $run; starting it again"

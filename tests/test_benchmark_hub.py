@@ -227,7 +227,8 @@ def start_reading(hub, tmp_path, task, **streams):
     return subprocess.Popen(
         [sys.executable, "-c", READING, tmp_path / "copies", task],
         env=os.environ
-        | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "PYTHONUNBUFFERED": "1"},
+        | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "PYTHONUNBUFFERED": "1"}
+        | {"HF_HUB_DOWNLOAD_TIMEOUT": "300"},  # a request that is made wait is not to be repeated
         stdout=subprocess.PIPE,
         text=True,
         **streams,
@@ -236,17 +237,17 @@ def start_reading(hub, tmp_path, task, **streams):
 
 def kill_while_copying(hub, tmp_path, task, file):
     """Leaves a part of the file."""
-    hub.seconds_per_read = 0.2
+    hub.held = f"{file} bytes=1024-"
+    hub.released.clear()
     process = start_reading(hub, tmp_path, task)
-    while not hub.reads(f"{file} bytes=1024-"):
+    while not hub.reads(hub.held):
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.1)
     process.kill()
     process.communicate()
+    hub.released.set()
     (left,) = (tmp_path / "copies").rglob(f"{file}.*.partial")
     assert left.stat().st_size >= 1024
-    hub.seconds_per_read = 0.0
     hub.requests.clear()
 
 

@@ -32,6 +32,7 @@ fate=$(sed -n "$((run + 1))p" "$STUB_CLOUD/plan")
 case $fate in
   [0-9]*) exit "$fate" ;;
   preempted) touch "$STUB_CLOUD/suspended"; exec sleep 60 ;;
+  first_host_fails) [ "$host" = 0 ] && exit 3; trap 'kill $!; exit 3' TERM; sleep 60 & wait ;;
   until_told) trap 'kill $!; exit 75' TERM; sleep 60 & wait ;;
 esac
 """
@@ -114,6 +115,14 @@ def test_a_run_that_would_fail_again_is_not_started_again(tmp_path, code):
     assert cloud.calls() == [*SET_UP, "tail"]
     assert "loss of run 0" in done.stdout
     assert "the machines are still there" in done.stderr
+
+
+def test_its_code_is_that_of_the_host_that_has_failed_though_others_run_still(tmp_path):
+    cloud = Cloud(tmp_path, "first_host_fails")
+    done = cloud.launch("up", "--", *RUN)
+    assert "the run ended with exit code 3 running" in done.stderr
+    assert done.returncode == 3
+    assert cloud.launch("stop").returncode == 0
 
 
 def test_machines_are_not_thrown_away_for_a_question_that_failed(tmp_path):

@@ -232,7 +232,7 @@ def test_a_store_that_stays_away_ends_the_run_with_a_name(store, monkeypatch, ho
     begin = time.monotonic()
     with pytest.raises(StorageAwayError, match=r"http.*/a: \w+: .+\nasked \d+ times in") as caught:
         fetch(asked)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60  # not 75
     assert isinstance(caught.value, PreemptedError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     if how == "status":

@@ -61,6 +61,8 @@ class Hub:
     """That a request for a file takes."""
     released: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Requests for files wait until it is set, as it is at first."""
+    held: str = ""
+    """If given, only those with it in them wait: a path's end and ` bytes=FIRST-`, or a part."""
     flipped: set[str] = dataclasses.field(default_factory=set)
     """Names of files of which a byte is changed on the way."""
 
@@ -223,7 +225,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return False
 
     def _content(self, file: Path) -> None:
-        self.hub.released.wait()
+        if self.hub.held in f"{self.path} {self.headers.get('Range', '')}":
+            self.hub.released.wait()
         time.sleep(self.hub.seconds_per_read)
         data = file.read_bytes()
         tag = _large_oid(data) if file.suffix in _LARGE else _git_oid(data)

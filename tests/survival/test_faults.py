@@ -4,7 +4,6 @@ import contextlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.exit_codes import PREEMPTED
+from tests.helpers.free_port import free_port
 from tests.survival.jobs import Job, train_command
 
 
@@ -76,9 +76,7 @@ def test_a_workdir_that_is_read_only_is_a_message(tmp_path):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_hosts_that_do_not_come_are_a_message_within_the_time_out(tmp_path, rank):
     """Host 0 waits for the other; host 1 asks at an address where nobody is."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     start = time.monotonic()
     job = Job(
         tmp_path,

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import string
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import sys
 import pytest
 
 from flaxclip.exit_codes import PREEMPTED
+from tests.helpers.free_port import free_port
 from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import PATIENCE
 
@@ -47,9 +47,7 @@ with Watchdog(timeout_seconds=30) as dog:
 # What is little is computed while it is dispatched, and it is the dispatch that raises.
 @pytest.mark.parametrize(("numbers", "raised"), [(10**5, "JaxRuntimeError"), (1, "ValueError")])
 def test_a_host_killed_in_a_collective_is_named_whichever_class_the_error_has(numbers, raised):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     code = string.Template(SUMS).substitute(port=port, numbers=numbers)
     hosts = [
         subprocess.Popen(

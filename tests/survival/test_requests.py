@@ -34,7 +34,7 @@ print("left after", step, request)
 """
 
 
-@pytest.mark.parametrize(("steps", "request_followed"), [(30, "stop"), (7, "None")])
+@pytest.mark.parametrize(("steps", "request_followed"), [(1000, "stop"), (7, "None")])
 def test_a_host_that_asks_while_another_is_a_step_ahead(tmp_path, steps, request_followed):
     job = two_hosts(tmp_path / "host.py", HOST, str(steps))
     assert job.returncode == 0, job.stdout + job.stderr

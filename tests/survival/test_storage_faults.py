@@ -25,6 +25,7 @@ from flaxclip.data.storage.repeated_requests import COUNTER, StorageAwayError
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import PREEMPTED
 from tests.helpers.faulty_store import FaultyStore
+from tests.helpers.free_port import free_port
 from tests.helpers.image_tars import jpeg, write_shard
 from tests.survival.jobs import Job, train_command
 
@@ -41,9 +42,7 @@ URLS = {"gs": "gs://bucket/folder/a", "s3": "s3://bucket/folder/a"}
 @contextlib.contextmanager
 def emulator(protocol, log):
     """Its port, as long as it runs; buckets are in its memory."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = {
         "gs": ["gcp-storage-emulator", "start", "--in-memory", "--default-bucket", "bucket"],
         "s3": ["moto_server"],

@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from flaxclip.run.step_profile import PROFILES
 from tests.helpers.command_lines import run_cli
+from tests.helpers.free_port import free_port
 from tests.helpers.profiled_steps import profiled_steps
 from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import ROOT
@@ -18,9 +18,7 @@ from tests.survival.jobs import ROOT
 
 def test_two_hosts_equal_one(experiment, finished_run, tmp_path):
     """Two processes of two devices each; to JAX they look like an Open MPI job."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def host(rank):
         return run_cli(
