@@ -20,7 +20,7 @@ from flaxclip.data.storage import file_systems, hedged_requests, ranged_reads, r
 from flaxclip.data.storage.file_systems import version_of
 from flaxclip.data.storage.files import is_folder, open_to_read, read_file
 from flaxclip.data.storage.ranged_reads import Extent, fetch
-from flaxclip.data.storage.repeated_requests import COUNTER, StorageAwayError
+from flaxclip.data.storage.repeated_requests import COUNTER, StorageAwayError, request
 from flaxclip.data.tokenizers.load import load_tokenizer
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import PreemptedError
@@ -240,6 +240,19 @@ def test_a_store_that_stays_away_ends_the_run_with_a_name(store, monkeypatch, ho
     for read in (version_of, open_to_read):
         with pytest.raises(StorageAwayError, match="/b: "):
             read(store.url("b"))
+
+
+def test_a_request_is_not_repeated_after_one_that_it_needs_was_given_up():
+    given_up = StorageAwayError("does not answer")
+    given_up.__cause__ = TimeoutError()
+
+    def send(seconds):
+        raise given_up
+
+    with counted() as counts, pytest.raises(StorageAwayError) as caught:
+        request("http://store/a", send)
+    assert caught.value is given_up
+    assert counts.retries == 0
 
 
 def test_a_file_that_hangs_is_named_and_holds_up_no_other(store, monkeypatch):

@@ -216,6 +216,8 @@ def status_of(error: BaseException) -> int | None:
 
 def _may_pass(error: Exception, path: str) -> bool:
     """True if the same request may succeed some time later."""
+    if isinstance(error, StorageAwayError):
+        return False  # a request that this one needs has been repeated for long enough
     if isinstance(error, TransientError):
         return True
     if _unauthorized(error):
