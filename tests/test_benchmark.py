@@ -1,13 +1,16 @@
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -497,6 +500,26 @@ def test_watching_measures_every_step_once_and_survives_deletions(finished_run):
     finally:
         (finished_run / "gone").rename(finished_run / "checkpoints/4")
     assert calls == [4, 8, "curves"]
+
+
+@pytest.mark.parametrize("then", ["is gone", "stays"])
+def test_a_checkpoint_may_lose_files_before_it_is_gone(finished_run, tmp_path, monkeypatch, then):
+    checkpoints = tmp_path / "run/checkpoints"
+    shutil.copytree(finished_run, tmp_path / "run")
+
+    def measure(step):
+        if step == 4:
+            raise FileNotFoundError("a file of step 4")
+
+    def sleep(seconds):
+        if then == "is gone":
+            shutil.rmtree(checkpoints / "4")
+
+    clock = types.SimpleNamespace(sleep=sleep)
+    monkeypatch.setattr("flaxclip.checkpoint.watch.time", clock)
+    refused = pytest.raises(FileNotFoundError, match="a file of step 4")
+    with refused if then == "stays" else contextlib.nullcontext():
+        watch(str(tmp_path / "run"), measure, lambda: None)
 
 
 def test_watching_goes_on_with_other_tasks_where_one_fails(finished_run, tmp_path, monkeypatch):

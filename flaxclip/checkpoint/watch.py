@@ -36,6 +36,8 @@ def watch(
                 measure(step)
             except (InputError, OSError, ValueError) as error:
                 if step in saved_steps(workdir):
+                    time.sleep(poll)  # one that is being deleted loses its files one by one
+                if step in saved_steps(workdir):
                     raise
                 print(f"step {step} was deleted before it was measured: {error}".splitlines()[0])
         if fresh:
