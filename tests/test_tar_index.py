@@ -27,7 +27,9 @@ from flaxclip.data.sources.tars.remote_headers import Link
 from flaxclip.data.sources.tars.tar_scan import scan_shard
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
 from flaxclip.data.storage.file_systems import version_of
+from flaxclip.data.storage.repeated_requests import StorageAwayError
 from flaxclip.errors import InputError
+from flaxclip.exit_codes import PreemptedError
 from tests.helpers import counted_bucket
 from tests.helpers.counted_bucket import CountedBucket, requests
 from tests.helpers.image_tars import jpeg, write_shard
@@ -275,6 +277,7 @@ import sys
 from flaxclip.data.sources.tars.index import index_sharing
 from flaxclip.data.sources.tars.index.index_sharing import IndexSharing
 from flaxclip.data.sources.tars.webdataset import WebDatasetSource
+from flaxclip.exit_codes import PreemptedError
 import tests.helpers.counted_bucket
 index_sharing._SECONDS_BETWEEN_LOOKS = 0.05
 index_sharing._SECONDS_BETWEEN_NOTES = 0.2
@@ -285,6 +288,8 @@ try:
     source = WebDatasetSource(pattern, sharing=sharing)
 except ValueError as error:
     print(error)
+except PreemptedError as error:
+    print("preempted:", error)
 else:
     print([source.name(n) for n in range(len(source))])
 """
@@ -393,7 +398,9 @@ def test_a_host_that_dies_is_named_and_what_was_done_stays(corpus, tmp_path):
     pattern = f"counted://{corpus}/*.tar"
     first = start_host(tmp_path, pattern, 0, 2, silence=1.5)
     output = first.communicate()[0]
-    assert "host 1 of 2 has not indexed its shards: host 1: no word yet" in output
+    assert output.startswith(
+        "preempted: host 1 of 2 has not indexed its shards: host 1: no word yet, nothing heard"
+    )
     done = len(requests())
     hosts = [start_host(tmp_path, pattern, host, 2) for host in range(2)]
     names = str([name for name, _ in expected()]) + "\n"
@@ -413,6 +420,29 @@ def test_an_error_of_one_host_ends_all_and_is_withdrawn_by_its_next_start(corpus
     hosts = [start_host(tmp_path, pattern, host, 2) for host in range(2)]
     names = str([name for name, _ in expected()]) + "\n"
     assert [host.communicate()[0] for host in hosts] == [names] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "others_raise"),
+    [(StorageAwayError("away"), PreemptedError), (InputError("no tar"), InputError)],
+)
+def test_hosts_end_as_the_one_that_failed(corpus, tmp_path, monkeypatch, error, others_raise):
+    monkeypatch.setattr(index_sharing, "_OLD_ERROR", -1.0)  # at once
+
+    def fail(path, version=None):
+        raise error
+
+    monkeypatch.setattr(shard_scans, "scan_shard", fail)
+    paths = [str(path) for path in sorted(corpus.glob("*.tar"))]
+    versions = [version_of(path) for path in paths]
+    own = IndexFolder(str(tmp_path / "own"))
+    sharing = IndexSharing(str(tmp_path / "shared"), 1, 2)
+    with pytest.raises(type(error)):
+        index_sharing.share_table([], paths, versions, own, sharing)
+    (shared,) = (tmp_path / "shared").iterdir()
+    others = index_sharing._OtherHosts(IndexFolder(str(shared)))
+    with pytest.raises(others_raise, match=rf"host 1 of 2 could not .*\n{error}"):
+        others.check([1], sharing._replace(host=0))
 
 
 class Clock:

@@ -32,6 +32,7 @@ from flaxclip.data.sources.tars.index.tar_index import TarIndex
 from flaxclip.data.sources.tars.tar_scan import ShardScan
 from flaxclip.data.storage.file_systems import Version
 from flaxclip.errors import InputError
+from flaxclip.exit_codes import PreemptedError
 
 _SECONDS_BETWEEN_NOTES = 5.0
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -68,8 +69,10 @@ def share_table(
         sharing: the hosts.
 
     Raises:
-        InputError: shards of this host's part, or of another's, cannot be used; a host is not
-            heard of any more; or the folder cannot be written.
+        InputError: shards of this host's part, or of another's, cannot be used; or the folder
+            cannot be written.
+        PreemptedError: a host is not heard of any more; or storage stays away, from this host or
+            from another.
     """
     identity = hashlib.sha256(repr((FORMAT, list(paths), list(versions))).encode()).hexdigest()[:32]
     shared = IndexFolder(join_path(sharing.folder, identity))
@@ -139,7 +142,9 @@ def _wait_for_others(
     """Take in what the others write, until all shards are known.
 
     Raises:
-        InputError: one of them has failed, or is not heard of any more.
+        InputError: one of them has failed.
+        PreemptedError: one of them has, and may succeed when it is started again, or is not heard
+            of any more.
     """
     others = _OtherHosts(shared)
     last_line = time.monotonic()
@@ -180,6 +185,7 @@ class _Notes:
         self._thread.join()
         if error is not None:
             self._note["error"] = str(error) or repr(error)
+            self._note["may_pass"] = isinstance(error, PreemptedError)
         with contextlib.suppress(OSError) if error else contextlib.nullcontext():
             self._send()
 
@@ -205,7 +211,9 @@ class _OtherHosts:
         self._first: dict[int, dict | None] = {}
 
     def check(self, hosts: Sequence[int], sharing: IndexSharing) -> None:
-        """Raise `InputError` if one of the hosts has failed, or been silent for long."""
+        """Raise an error, with which this host ends as that one does, if one of the hosts has
+        failed or been silent for long: see `_wait_for_others`.
+        """
         there = list_files(self._shared.place("hosts"))
         for host in hosts:
             note = self._read(host) if f"{host}.json" in there else None
@@ -216,11 +224,13 @@ class _OtherHosts:
             # One that was there before may be of an earlier start.
             new = note != self._first[host] or silence > _OLD_ERROR
             if note is not None and note["error"] and new:
-                raise InputError(
+                kind = PreemptedError if note.get("may_pass") else InputError
+                raise kind(
                     f"host {host} of {sharing.hosts} could not index its shards\n{note['error']}"
                 )
             if silence > _SILENCE:
-                raise InputError(
+                # Most likely it was preempted: hosts that are ended by a signal leave no word.
+                raise PreemptedError(
                     f"host {host} of {sharing.hosts} has not indexed its shards: "
                     f"{self.describe(host)}, nothing heard for {silence:.0f} s\n"
                     "look for its own message, and start all hosts again: what is indexed stays. "
