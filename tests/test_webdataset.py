@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -556,6 +558,23 @@ def test_a_scanning_process_that_is_killed_is_told(tmp_path):
     scanner.close()
     assert scanner.process.stdin.closed
     assert scanner.process.stdout.closed
+
+
+def test_signals_to_all_processes_are_left_to_the_first_of_them(tmp_path):
+    _tar(tmp_path / "0.tar", _members(0, 2))
+    with contextlib.closing(scan_processes.Scanner()) as scanner:
+        scanner.scan(str(tmp_path / "0.tar"))  # it has started
+        for number in (signal.SIGINT, signal.SIGTERM):
+            scanner.process.send_signal(number)
+        assert len(scanner.scan(str(tmp_path / "0.tar")).entries) == 2
+
+
+def test_a_scanning_process_ends_with_the_one_that_started_it(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")  # opening it takes for ever
+    with contextlib.closing(scan_processes.Scanner()) as scanner:
+        pickle.dump((str(tmp_path / "a.tar"), None), scanner.process.stdin)
+        scanner.process.stdin.close()  # as the end of that process does
+        assert scanner.process.wait(300) == 0
 
 
 def test_scanning_that_ends_early_leaves_no_process_and_no_descriptor(tmp_path):

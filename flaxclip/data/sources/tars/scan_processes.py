@@ -12,6 +12,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from flaxclip.data.sources.shard_paths import shown
@@ -120,21 +121,32 @@ class Scanner:
 
 
 def main() -> None:
-    """Scan the shards whose paths arrive, until there are no more."""
+    """Scan the shards whose paths arrive, until the process that sends them closes or ends."""
     # Signals to the whole group are for the process that started this one, which then ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     results, sys.stdout = sys.stdout.buffer, sys.stderr
+    shards: queue.SimpleQueue[tuple[str, Version | None]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(shards,), daemon=True).start()
     while True:
-        try:
-            path, version = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
+        path, version = shards.get()
         try:
             found: ShardScan | InputError | PreemptedError = scan_shard(path, version)
         except PreemptedError as error:
             found = error
         pickle.dump(found, results)
         results.flush()
+
+
+def _receive(shards: queue.SimpleQueue[tuple[str, Version | None]]) -> None:
+    """Receive in a thread of its own, to notice at once, not after a shard, that no more come."""
+    # Not `sys.stdin`, which Python could not close, and would abort, if it exits by an error.
+    with open(sys.stdin.fileno(), "rb", closefd=False) as requests:
+        while True:
+            try:
+                shards.put(pickle.load(requests))
+            except (EOFError, pickle.UnpicklingError):
+                os._exit(0)
 
 
 if __name__ == "__main__":
