@@ -5,6 +5,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flaxclip.standard_streams import drop_what_cannot_be_written, say
+
 
 class InputError(ValueError):
     """An input of the user (a path, a file, a field, a flag) that cannot be used as it is.
@@ -18,7 +20,8 @@ class InputError(ValueError):
 def exit_on_input_error(program: str) -> Iterator[None]:
     """Turn an `InputError` into a message on standard error and exit code 2.
 
-    `--debug`, anywhere on the command line, adds the traceback.
+    `--debug`, anywhere on the command line, adds the traceback. However the block ends, the exit
+    code is the same if messages cannot be written any more.
     """
     debug = "--debug" in sys.argv
     if debug:
@@ -27,7 +30,9 @@ def exit_on_input_error(program: str) -> Iterator[None]:
         yield
     except InputError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc(), sys.stderr)
         first, *rest = str(error).splitlines()
-        print("\n".join([f"{program}: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
+        say("\n".join([f"{program}: {first}", *(f"  {line}" for line in rest)]), sys.stderr)
         sys.exit(2)
+    finally:
+        drop_what_cannot_be_written()

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flaxclip.standard_streams import say
+
 TRAINING_FAILED = 3
 PREEMPTED = 75
 
@@ -37,5 +39,5 @@ def exit_with_code(program: str) -> Iterator[None]:
 
 
 def _leave(program: str, reason: Exception, code: int) -> None:
-    print(f"{program}: {reason}", file=sys.stderr, flush=True)
+    say(f"{program}: {reason}", sys.stderr)
     sys.exit(code)

@@ -46,6 +46,7 @@ from flaxclip.run.report import RunReport
 from flaxclip.run.step_monitor import StepMonitor
 from flaxclip.run.step_profile import StepProfile, parse_profile_steps
 from flaxclip.run.workdir import claim_workdir, hold_workdir
+from flaxclip.standard_streams import say
 from flaxclip.step_shapes import step_shapes
 from flaxclip.train_step import TrainStep, compile_train_step
 
@@ -195,8 +196,10 @@ def main() -> None:
         exit_on_signals()
         with explain_out_of_memory(config):
             train(config, command.resume_with_changes, command.profile_steps)
-    if jax.process_index() == 0:
-        print(f"done. To measure it:\n  python -m flaxclip.benchmark {config.workdir}")
+        if jax.process_index() == 0:
+            say(
+                f"done. To measure it:\n  python -m flaxclip.benchmark {config.workdir}", sys.stdout
+            )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from flaxclip.exit_codes import PREEMPTED
 from flaxclip.losses.grid import DeviceGrid
 from flaxclip.sharding import pair_axes
+from flaxclip.standard_streams import say
 
 
 def join_hosts(timeout_seconds: float = 300.0) -> None:
@@ -46,12 +47,11 @@ def join_hosts(timeout_seconds: float = 300.0) -> None:
 
 def _give_up_joining(seconds: int) -> None:
     job = distributed.global_state
-    print(
+    say(
         f"flaxclip: the hosts of this job did not find each other in {seconds} s\n"
         f"this is host {job.process_id}; host 0 is to be reached at {job.coordinator_address}\n"
         "are all of them started, and can they reach that address?",
-        file=sys.stderr,
-        flush=True,
+        sys.stderr,
     )
     os._exit(PREEMPTED)
 

@@ -5,6 +5,7 @@ Python would call a handler only when the main thread returns from waiting for t
 may take a step, or forever.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -59,8 +60,8 @@ class StopSignals:
                 _say(f"{name} again: leaving immediately; the last checkpoint stands")
                 os._exit(PREEMPTED)
             received = True
-            _say(f"{name}: saving, then stopping")
             self._requests.make("stop")
+            _say(f"{name}: saving, then stopping")
 
 
 def exit_on_signals() -> None:
@@ -73,5 +74,7 @@ def exit_on_signals() -> None:
 
 
 def _say(text: str) -> None:
-    # Unbuffered: the process may leave immediately.
-    os.write(sys.stderr.fileno(), f"flaxclip.train: {text}\n".encode())
+    # Nobody may read it any more: with `2>&1 | tee log`, Ctrl-C has ended `tee` too.
+    with contextlib.suppress(OSError):
+        # Unbuffered: the process may leave immediately.
+        os.write(sys.stderr.fileno(), f"flaxclip.train: {text}\n".encode())

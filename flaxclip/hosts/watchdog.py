@@ -4,6 +4,7 @@ Without it, a job that has lost a host would wait in a collective forever.
 """
 
 import collections
+import contextlib
 import faulthandler
 import math
 import os
@@ -16,6 +17,7 @@ import jax
 
 from flaxclip.exit_codes import PREEMPTED
 from flaxclip.hosts.reports import HostReports
+from flaxclip.standard_streams import say
 from flaxclip.xla_errors import is_lost_connection, is_out_of_memory, is_xla_error
 
 _SLOW = 10  # times the median step: then all stacks are printed
@@ -101,14 +103,17 @@ class Watchdog:
             self._leave("the connection to a host is lost; which one, nobody has said")
 
     def _leave(self, reason: str) -> None:
-        self._print_stacks("giving up")
-        _say(f"{reason} (health.host_timeout_seconds is {self._timeout:g})")
-        os._exit(PREEMPTED)
+        try:
+            self._print_stacks("giving up")
+            _say(f"{reason} (health.host_timeout_seconds is {self._timeout:g})")
+        finally:
+            os._exit(PREEMPTED)
 
     def _print_stacks(self, why: str) -> None:
         _say(f"{why}; {self._hosts.own()}; all its stacks:")
-        faulthandler.dump_traceback(all_threads=True)
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            faulthandler.dump_traceback(all_threads=True)
 
 
 def _say(text: str) -> None:
-    print(f"flaxclip.train: {text}", file=sys.stderr, flush=True)
+    say(f"flaxclip.train: {text}", sys.stderr)

@@ -1,5 +1,6 @@
 """A run on the terminal: one line a report and, on a terminal that allows it, a live bar below."""
 
+import contextlib
 import sys
 from collections.abc import Mapping
 
@@ -8,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
+from flaxclip.standard_streams import say
+
 
 class ProgressReport:
     """Context manager around the training loop; silent on all processes but the first."""
@@ -15,16 +18,17 @@ class ProgressReport:
     def __init__(self, start_step: int, steps: int):
         self._steps = steps
         self._speaks = jax.process_index() == 0
-        console = Console()
-        # A log file is no place for a bar that redraws itself.
+        self._console = Console()
+        # A log file is no place for a bar that redraws itself, even where colors are wanted.
+        on_terminal = self._console.is_terminal and sys.stdout.isatty()
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TimeRemainingColumn(),
-            console=console,
+            console=self._console,
             # Each redrawing is a message to a notebook's page, and work beside the training.
             refresh_per_second=2,
-            disable=not (self._speaks and console.is_terminal),
+            disable=not (self._speaks and on_terminal),
         )
         self._task = self._bar.add_task("", total=steps, completed=start_step)
 
@@ -33,7 +37,8 @@ class ProgressReport:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._bar.stop()
 
     def advance(self, step: int) -> None:
         """Move the bar: `step` updates have been dispatched."""
@@ -56,15 +61,22 @@ class ProgressReport:
     def say(self, text: str) -> None:
         """Print a line of its own, above the bar if there is one."""
         if self._speaks:
-            # Text, not str: brackets in a file's name are not markup.
-            self._bar.console.print(Text(text), soft_wrap=True)
-            sys.stdout.flush()
+            self._print(text)
 
     def warn(self, text: str) -> None:
         """Like `say`, but on every process: errors of a host must not get lost."""
         host = f"[host {jax.process_index()}] " if jax.process_count() > 1 else ""
-        self._bar.console.print(Text(host + text), soft_wrap=True)
-        sys.stdout.flush()
+        self._print(host + text)
+
+    def _print(self, text: str) -> None:
+        if self._bar.disable:
+            say(text, sys.stdout)
+            return
+        try:
+            # Text, not str: brackets in a file's name are not markup.
+            self._console.print(Text(text), soft_wrap=True)
+        except OSError:
+            self._console.quiet = True  # the terminal is gone
 
 
 def _duration(seconds: float) -> str:

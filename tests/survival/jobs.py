@@ -19,11 +19,13 @@ PATIENCE = 300  # seconds; only for what hangs, since everything is waited for b
 
 
 class Job:
-    """A command that trains the tiny run in FOLDER/run, and what it has printed so far."""
+    """A command that trains the tiny run in FOLDER/run, and what it has printed so far, unless it
+    prints to another file, `output`.
+    """
 
     started: ClassVar[list["Job"]] = []
 
-    def __init__(self, folder: Path, command: list, **environment: str):
+    def __init__(self, folder: Path, command: list, output: int | None = None, **environment: str):
         self.folder, self.log = folder, folder / "log"
         (folder / "tiny.py").write_text(EXPERIMENT)
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -32,7 +34,7 @@ class Job:
                 command,
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ONE_DEVICE} | environment,
-                stdout=log,
+                stdout=log if output is None else output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

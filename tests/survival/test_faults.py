@@ -1,6 +1,7 @@
 """Disks that are full, folders that cannot be written, a coordinator that is not there."""
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.exit_codes import PREEMPTED
 from tests.helpers.free_port import free_port
 from tests.survival.jobs import Job, train_command
+from tests.survival.outcome import losses
 
 
 def with_mounts(mounts: str, command: list[str]) -> list[str]:
@@ -62,6 +64,28 @@ def test_a_full_disk_costs_a_save_and_a_second_signal_ends_a_run_at_once(tmp_pat
     assert job.wait() == PREEMPTED
     assert re.search("SIG.*: saving, then stopping", job.text())
     assert re.search("SIG.* again: leaving immediately; the last checkpoint stands", job.text())
+
+
+def test_a_run_to_which_nobody_listens_any_more_saves_and_stops_on_a_signal(tmp_path):
+    """As with `2>&1 | tee log`, of which Ctrl-C ends `tee` too, only later."""
+    reader, writer = os.pipe()
+    never = ("--checkpoint.every-steps", "1000000000")
+    flags = ("--steps", "1000000", "--log-every", "1", *never)
+    job = Job(tmp_path, train_command(*flags), output=writer)
+    os.close(writer)
+    printed = b""
+    while b"  loss " not in printed:
+        more = os.read(reader, 2**16)
+        assert more, printed.decode()
+        printed += more
+    os.close(reader)
+    metrics = tmp_path / "run/metrics.jsonl"
+    heard = metrics.read_bytes().count(b"\n")
+    # A step is reported after its metrics are written: here at least one is, to nobody.
+    job.wait_until(lambda: metrics.read_bytes().count(b"\n") > heard + 2)
+    job.process.send_signal(signal.SIGINT)
+    assert job.wait() == PREEMPTED
+    assert saved_steps(tmp_path / "run") == [losses(tmp_path)[-1][0]]
 
 
 def test_a_workdir_that_is_read_only_is_a_message(tmp_path):
