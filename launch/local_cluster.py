@@ -23,6 +23,7 @@ from typing import Annotated
 import tyro
 
 from flaxclip.exit_codes import PREEMPTED, TRAINING_FAILED
+from flaxclip.standard_streams import drop_what_cannot_be_written, say
 
 _USAGE_ERROR = 2
 
@@ -148,11 +149,12 @@ def _free_port() -> int:
 
 def _repeat(rank: int, process: subprocess.Popen[str]) -> None:
     for line in process.stdout:
-        print(f"[host {rank}] {line}", end="", flush=True)
+        # Read on even if nobody listens any more: the host would wait for its output to be read.
+        say(f"[host {rank}] {line.rstrip()}", sys.stdout)
 
 
 def _say(text: str) -> None:
-    print(f"local_cluster: {text}", flush=True)
+    say(f"local_cluster: {text}", sys.stdout)
 
 
 def main() -> int:
@@ -164,7 +166,9 @@ def main() -> int:
     if not command:
         print("local_cluster.py: which command? give it after --", file=sys.stderr)
         return _USAGE_ERROR
-    return run(cluster, command)
+    code = run(cluster, command)
+    drop_what_cannot_be_written()
+    return code
 
 
 if __name__ == "__main__":

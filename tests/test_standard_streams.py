@@ -13,12 +13,12 @@ from tests.helpers.unwritable import KINDS, unwritable
 ROOT = Path(__file__).parents[1]
 
 
-def run_unheard(kind, program, *arguments, **environment):
+def run_unheard(kind, *command, **environment):
     # Buffered, as it is by default: what is left is written when Python exits.
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""} | environment
     with unwritable(kind) as output:
         return subprocess.run(
-            [sys.executable, "-c", program, *arguments],
+            [sys.executable, *command],
             stdout=output,
             stderr=output,
             env=env,
@@ -44,7 +44,7 @@ with exit_on_input_error("test"), exit_with_code("test"):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("code", [0, 2, TRAINING_FAILED, PREEMPTED])
 def test_the_exit_code_is_the_same(kind, code):
-    assert run_unheard(kind, ENDS, str(code)) == code
+    assert run_unheard(kind, "-c", ENDS, str(code)) == code
 
 
 REPORTS = """
@@ -68,7 +68,7 @@ with exit_on_input_error("test"), exit_with_code("test"):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("color", ["", "1"])
 def test_reports_of_a_run_do_not_end_it(kind, color):
-    assert run_unheard(kind, REPORTS, FORCE_COLOR=color) == PREEMPTED
+    assert run_unheard(kind, "-c", REPORTS, FORCE_COLOR=color) == PREEMPTED
 
 
 def test_a_terminal_that_is_closed_does_not_end_a_run():
@@ -108,7 +108,7 @@ with Requests(60) as requests, StopSignals(requests) as signals:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_signals_are_obeyed(kind):
-    assert run_unheard(kind, SIGNALS) == PREEMPTED
+    assert run_unheard(kind, "-c", SIGNALS) == PREEMPTED
 
 
 HANGS = """
@@ -124,4 +124,13 @@ with Watchdog(timeout_seconds=1) as dog:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_watchdog_ends_a_process_that_hangs(kind):
-    assert run_unheard(kind, HANGS) == PREEMPTED
+    assert run_unheard(kind, "-c", HANGS) == PREEMPTED
+
+
+HOST = "print('a line\\n' * 100_000); exit(75)"  # far more than a pipe holds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cluster_ends_as_its_hosts_do(kind):
+    launcher = [ROOT / "launch" / "local_cluster.py", "--processes", "2", "--"]
+    assert run_unheard(kind, *launcher, sys.executable, "-c", HOST) == PREEMPTED
