@@ -26,6 +26,7 @@ from flaxclip.api import CLIPModel
 from flaxclip.benchmark.command import Command, follow, run
 from flaxclip.benchmark.datasets import batch_ranges, image_batches
 from flaxclip.benchmark.embeddings import Embedder
+from flaxclip.benchmark.kept_embeddings import Embedded, load_embedded, save_embedded
 from flaxclip.benchmark.methods.zero_shot import task_classifier
 from flaxclip.benchmark.readers.own import read_scenes
 from flaxclip.benchmark.report.report import write_report
@@ -185,6 +186,18 @@ def test_embeddings_are_kept_chunk_by_chunk(model, tmp_path, monkeypatch):
     second = Embedder(model, 64, tmp_path)
     np.testing.assert_array_equal(second.embed_images(images).z, zimg)
     assert second.computed == 384
+
+
+def test_damaged_embeddings_are_refused_by_name(tmp_path):
+    path = tmp_path / "set" / "0.npz"
+    assert load_embedded(path) is None
+    save_embedded(path, Embedded(np.eye(3, dtype=np.float32), ("one", "two")))
+    assert load_embedded(path).remarks == ("one", "two")
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no arrays"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"0\.npz are damaged: .*\ndelete the file"):
+            load_embedded(path)
 
 
 def test_an_unreadable_image_stays_in_the_denominator(model, tmp_path):

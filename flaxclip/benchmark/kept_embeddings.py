@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def load_embedded(path: Path) -> Embedded | None:
             return Embedded(arrays["z"], tuple(json.loads(str(arrays["remarks"]))))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"embeddings in {path} are damaged: {error}\ndelete the file; they are made again"
         ) from None
