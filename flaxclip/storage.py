@@ -1,6 +1,14 @@
 """Paths of local files and of objects in `gs://` and the like, and their differences."""
 
+import contextlib
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
 from etils import epath
+
+_Path = TypeVar("_Path", Path, epath.Path)
 
 METRICS_FILE = "metrics.jsonl"
 """Scalars of a run, one line for each report, in its workdir."""
@@ -32,9 +40,8 @@ def replace_text(path: epath.Path, text: str) -> None:
     if is_remote(path):  # an object appears when it is complete
         path.write_text(text)
     else:
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(text)
-        unfinished.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(text)
 
 
 def copy_whole(source: epath.Path, path: epath.Path) -> None:
@@ -42,6 +49,22 @@ def copy_whole(source: epath.Path, path: epath.Path) -> None:
     if is_remote(path):
         source.copy(path)
     else:
-        unfinished = path.with_suffix(".unfinished")
-        source.copy(unfinished, overwrite=True)
-        unfinished.replace(path)
+        with whole_file(path) as partial:
+            source.copy(partial)
+
+
+@contextlib.contextmanager
+def whole_file(path: _Path) -> Iterator[_Path]:
+    """A path to write a local file at, which becomes `path` when the context ends without an error.
+
+    Readers of `path` see none, or the old one, or all of the new one. Several processes, on several
+    machines, may write the same file at once: what each writes has a name of its own until then. It
+    is removed on an error; one that a killed process has left ends in `.partial`.
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -10,7 +10,6 @@ Free of JAX, as all that reads results is.
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from flaxclip.errors import InputError
+from flaxclip.storage import whole_file
 
 FORMAT = 4
 """Of result files. From 4 on, the names of the images are among the arrays."""
@@ -175,18 +175,18 @@ _FIELDS = [field for field in dataclasses.fields(Result) if field.name != "detai
 
 def write_result(result: Result, arrays: Mapping[str, np.ndarray], stem: Path) -> None:
     """`stem`.npz, then `stem`.json, each whole or not at all: the JSON says that all is there."""
-    partial = stem.with_name(stem.name + ".npz.partial")
-    with partial.open("wb") as file:
+    with (
+        whole_file(stem.with_name(stem.name + ".npz")) as partial,
+        partial.open("wb") as file,  # given a path, NumPy would add another suffix
+    ):
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(partial, stem.with_name(stem.name + ".npz"))
     write_text(stem.with_name(stem.name + ".json"), as_json(result.to_json()))
 
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(text)
 
 
 def as_json(value: Any) -> str:

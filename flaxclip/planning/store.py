@@ -21,6 +21,7 @@ from flaxclip.planning.compiled_step import (
 from flaxclip.planning.estimate import estimated_memory
 from flaxclip.planning.topology import Topology
 from flaxclip.step_shapes import StepShape, step_shapes
+from flaxclip.storage import whole_file
 
 # Of our own files, those that read compiled programs. All others decide what is compiled, and
 # the program itself stands for them.
@@ -65,10 +66,8 @@ def stored_or_compiled(
     step = compile_step(lowered)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # By a rename, so that others see no file or all of it.
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(to_json(step))
-        unfinished.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(to_json(step))
     except OSError as error:
         raise InputError(
             f"cannot store the plan in {path.parent}: {error.strerror}\n"

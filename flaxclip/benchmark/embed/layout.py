@@ -26,7 +26,7 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from flaxclip.errors import InputError
-from flaxclip.storage import is_remote
+from flaxclip.storage import is_remote, whole_file
 
 Layout = Literal["clip-retrieval", "parquet"]
 Precision = Literal["float16", "float32"]
@@ -224,6 +224,5 @@ def _write_whole(path: epath.Path, data: bytes) -> None:
     if is_remote(path):  # an object appears when it is complete
         path.write_bytes(data)
         return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(data)

@@ -26,6 +26,7 @@ from flaxclip.benchmark.kept_embeddings import model_digest
 from flaxclip.benchmark.results import print_whole
 from flaxclip.data.sources.source import UnreadableExampleError
 from flaxclip.errors import InputError
+from flaxclip.storage import whole_file
 
 ROWS_AT_ONCE = 65_536
 _INDEX = "{}.faiss"
@@ -170,9 +171,8 @@ def search_faiss(
         index = faiss.read_index(str(path))
     else:
         index = _build(faiss, folder, kind, sum(counts))
-        partial = path.with_name(path.name + ".partial")
-        faiss.write_index(index, str(partial))
-        partial.replace(path)
+        with whole_file(path) as partial:
+            faiss.write_index(index, str(partial))
     similarities, numbers = index.search(query[None].astype(np.float32), count)
     is_there = numbers[0] >= 0
     ends = np.cumsum(counts)
