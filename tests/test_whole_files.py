@@ -16,7 +16,9 @@ from flaxclip.benchmark.results import (
     write_text,
 )
 from flaxclip.data.prepare.folder import write_whole
+from flaxclip.errors import InputError
 from flaxclip.storage import replace_text, whole_file
+from tests.helpers.full_disk import files_no_larger_than
 
 MANIFEST = Manifest(
     checkpoint="run",
@@ -106,3 +108,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_not_filled_further_by_each_try(tmp_path):
+    for _ in range(2):
+        with (
+            files_no_larger_than(1000),
+            pytest.raises(InputError, match=r"cannot keep embeddings in .*: File too large"),
+        ):
+            save_embedded(tmp_path / "set" / "0.npz", EMBEDDED)
+    assert not list((tmp_path / "set").iterdir())

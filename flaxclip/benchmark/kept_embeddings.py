@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +13,7 @@ from jaxtyping import Float
 
 from flaxclip.api import CLIPModel
 from flaxclip.errors import InputError
+from flaxclip.storage import whole_file
 
 
 class Embedded(NamedTuple):
@@ -79,10 +78,9 @@ def save_embedded(path: Path, part: Embedded) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A run may be killed while it writes.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+        # A run may be killed while it writes, or the disk be full.
+        with whole_file(path) as partial, partial.open("wb") as file:
             np.savez(file, z=part.z, remarks=json.dumps(part.remarks))
-        os.replace(file.name, path)
     except OSError as error:
         raise InputError(
             f"cannot keep embeddings in {path.parent}: {error.strerror}\n"
