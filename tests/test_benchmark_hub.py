@@ -131,6 +131,23 @@ def test_what_is_not_what_the_hub_says_is_refused(published, tmp_path):
         open_test(all_tasks()["pets"], DataPlace(where.data, tmp_path / "others", print), 16)
 
 
+def test_a_refusal_is_heard_while_files_before_it_are_copied(published, tmp_path, monkeypatch):
+    whole, ended = copies.copy_file, []
+
+    def copy(url, file, path, progress, stop):
+        if path.name == "2.tar":
+            raise InputError(f"{url} is refused")
+        if path.name == "0.tar":
+            ended.append(stop.wait(60))
+        else:
+            whole(url, file, path, progress, stop)
+
+    monkeypatch.setattr(copies, "copy_file", copy)
+    with pytest.raises(InputError, match=r"2\.tar is refused"):
+        open_test(all_tasks()["pets"], place(tmp_path)[0], 16)
+    assert ended == [True]
+
+
 def test_a_damaged_part_is_read_again_from_its_beginning(published, tmp_path, monkeypatch):
     where, _ = place(tmp_path)
     open_test(all_tasks()["pets"], where, 16)

@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -164,7 +164,7 @@ class Copies:
                 for name in names
             ]
             try:
-                for copy in copies:
+                for copy in as_completed(copies):
                     copy.result()
             except BaseException:
                 stop.set()
