@@ -20,12 +20,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import tyro
 
 from flaxclip.api import CLIPModel, read_model
+from flaxclip.benchmark.between_hosts import together
 from flaxclip.benchmark.checkpoint import Checkpoint, find_checkpoint, results_of_run
 from flaxclip.benchmark.compare.command import write_comparisons_with_first
 from flaxclip.benchmark.embeddings import MAX_UNREADABLE, Embedder, check_share
@@ -37,7 +38,7 @@ from flaxclip.benchmark.report.exports import write_events
 from flaxclip.benchmark.report.report import write_report
 from flaxclip.benchmark.results import short_names
 from flaxclip.benchmark.sets.place import DataPlace, tasks_of_repository
-from flaxclip.benchmark.tasks import PromptSet, Task, find_tasks
+from flaxclip.benchmark.tasks import Prompts, PromptSet, Task, find_tasks
 from flaxclip.checkpoint.layout import CHECKPOINTS
 from flaxclip.checkpoint.watch import watch
 from flaxclip.compile_cache import keep_compiled_programs
@@ -178,7 +179,8 @@ def run_each(command: Command) -> None:
         for path in command.checkpoints
         for number in numbers
     ]
-    found = [_find(column) for column in columns]
+    with together():
+        found = [_find(column) for column in columns]
     out = command.out or Path()
     names = short_names([checkpoint.named() for checkpoint in found])
     if command.out is None:
@@ -236,6 +238,37 @@ def run(command: Command) -> Measured:
         InputError: no such checkpoint or task, data that cannot be used, a folder that cannot be
             written, a task that failed, or no task at all whose data is on this machine.
     """
+    with together():
+        checkpoint, tasks, own_prompts, embedder, out = _prepare(command)
+    if command.images is not None and not tasks:
+        with together():
+            name_images(embedder, command.images, split_labels(command.labels), out)
+        return Measured([], {}, {}, [])
+    place = DataPlace(command.data, command.data_cache, _say)
+    settings = Settings(place, out, command.prompts, command.methods, own_prompts)
+    measured = measure_tasks(embedder, checkpoint.named(), tasks, settings, _say)
+    if jax.process_index() == 0:
+        print_measured(measured, checkpoint.named(), out)
+        step = checkpoint.weights.step
+        if step is not None and measured.fresh and command.weights is None:
+            write_events(out.parent / "tensorboard", step, measured.fresh, out)
+    if measured.failed:
+        raise FailedTasksError("\n".join(measured.failed.values()))
+    if not measured.results and measured.missing:
+        raise InputError(next(iter(measured.missing.values())))
+    return measured
+
+
+class _Prepared(NamedTuple):
+    checkpoint: Checkpoint
+    tasks: list[Task]
+    own_prompts: dict[str, Prompts]
+    embedder: Embedder
+    out: Path
+
+
+def _prepare(command: Command) -> _Prepared:
+    """Find and read all that is needed before the first task; raises as `run`."""
     if command.batch_size < 1:
         raise InputError(f"batch size is {command.batch_size}\nit must be at least 1")
     check_share(command.max_unreadable)
@@ -258,22 +291,7 @@ def run(command: Command) -> Measured:
 
     cache = command.cache.expanduser()
     embedder = Embedder(model, command.batch_size, cache, command.max_unreadable)
-    if command.images is not None and not tasks:
-        name_images(embedder, command.images, split_labels(command.labels), out)
-        return Measured([], {}, {}, [])
-    place = DataPlace(command.data, command.data_cache, _say)
-    settings = Settings(place, out, command.prompts, command.methods, own_prompts)
-    measured = measure_tasks(embedder, checkpoint.named(), tasks, settings, _say)
-    if jax.process_index() == 0:
-        print_measured(measured, checkpoint.named(), out)
-        step = checkpoint.weights.step
-        if step is not None and measured.fresh and command.weights is None:
-            write_events(out.parent / "tensorboard", step, measured.fresh, out)
-    if measured.failed:
-        raise FailedTasksError("\n".join(measured.failed.values()))
-    if not measured.results and measured.missing:
-        raise InputError(next(iter(measured.missing.values())))
-    return measured
+    return _Prepared(checkpoint, tasks, own_prompts, embedder, out)
 
 
 def _tasks(command: Command, checkpoint: Checkpoint) -> list[Task]:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from flaxclip.api import CLIPModel, as_input, encode_image, encode_text
-from flaxclip.benchmark.between_hosts import gather_part, part_from_host_0
+from flaxclip.benchmark.between_hosts import check_hosts, gather_part, part_from_host_0
 from flaxclip.benchmark.datasets import Images, batch_ranges, image_batches
 from flaxclip.benchmark.kept_embeddings import (
     Embedded,
@@ -236,6 +236,8 @@ class Embedder:
             z[start:stop] = chunk.z
             if kept is None and host == 0 and not (is_image and chunk.remarks):
                 save_embedded(path, chunk)
+        # What one host alone kept in memory, it would not come to embed with the others.
+        check_hosts()
         return Embedded(z, remarks)
 
     def check_readable(

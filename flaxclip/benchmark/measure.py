@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from flaxclip.benchmark.between_hosts import broadcast_from_host_0
+from flaxclip.benchmark.between_hosts import broadcast_from_host_0, gather_arrays, together
 from flaxclip.benchmark.datasets import (
     Dataset,
     Labelled,
@@ -84,17 +83,19 @@ def measure_tasks(
     found = Measured([], {}, {}, [])
     for task in tasks:
         try:
-            source, data = _open(task, settings.data, embedder.model.transform.size)
-            for method in settings.methods:
-                if method != "zero-shot" and not _can_be_probed(source, data):
-                    say(f"{task.name}: no training split with one class an image: no {method}")
-                    continue
-                result, is_fresh = _measure(
-                    embedder, checkpoint, task, source, data, method, settings, say
-                )
-                found.results.append(result)
-                if is_fresh:
-                    found.fresh.append(result)
+            # An error of one host is one of all: each goes on to the next task with the others.
+            with together():
+                source, data = _open(task, settings.data, embedder.model.transform.size)
+                for method in settings.methods:
+                    if method != "zero-shot" and not _can_be_probed(source, data):
+                        say(f"{task.name}: no training split with one class an image: no {method}")
+                        continue
+                    result, is_fresh = _measure(
+                        embedder, checkpoint, task, source, data, method, settings, say
+                    )
+                    found.results.append(result)
+                    if is_fresh:
+                        found.fresh.append(result)
         except MissingDataError as error:
             found.missing[task.name] = str(error)
             reason = str(error).splitlines()[:2][-1]  # the first says what is missing
@@ -137,23 +138,15 @@ def _indented(message: str) -> str:
 
 def _open(task: Task, data: DataPlace | Path, image_size: int) -> tuple[DataSource, Dataset]:
     """The task's test set, of which every host must have the same number of images."""
-    opened: tuple[DataSource, Dataset] | InputError
-    try:
-        opened = open_test(task, data, image_size)
-    except InputError as error:
-        opened = error
-    if jax.process_count() > 1:
-        mine = -1 if isinstance(opened, InputError) else len(opened[1].images)
-        counts = np.asarray(multihost_utils.process_allgather(np.array(mine))).tolist()
-        if len(set(counts)) > 1:
-            there = ", ".join("none" if count < 0 else f"{count:,}" for count in counts)
-            raise InputError(
-                f"hosts do not have the same images of {task.name}: {there}\n"
-                "put the same data on all of them"
-            )
-    if isinstance(opened, InputError):
-        raise opened
-    return opened
+    source, dataset = open_test(task, data, image_size)
+    counts = gather_arrays(np.array(len(dataset.images))).tolist()
+    if len(set(counts)) > 1:
+        there = ", ".join(f"{count:,}" for count in counts)
+        raise InputError(
+            f"hosts do not have the same images of {task.name}: {there}\n"
+            "put the same data on all of them"
+        )
+    return source, dataset
 
 
 def _can_be_probed(source: DataSource, data: Dataset) -> bool:

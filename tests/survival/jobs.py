@@ -87,3 +87,14 @@ def cluster_command(
     size = ["--processes", str(processes), "--devices-per-process", str(devices)]
     more = ["--restarts", str(restarts), "--patience", str(patience)]
     return [*launcher, *size, *more, "--", *train_command(*flags)]
+
+
+def two_hosts(script: Path, text: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """The program `text`, as `script`, in two processes that can join to one job; its output."""
+    script.write_text(text)
+    launcher = [sys.executable, ROOT / "launch" / "local_cluster.py", "--patience", "150"]
+    command = [*launcher, "--devices-per-process", "1", "--", sys.executable, script, *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )

@@ -3,14 +3,11 @@
 And what host 0 finds is what all go by.
 """
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.survival.jobs import ROOT
+from tests.survival.jobs import two_hosts
 
 # Host 1 asks when host 0 is past step 7 already, and waits in a collective of step 8 for it.
 HOST = """
@@ -45,14 +42,6 @@ def test_a_host_that_asks_while_another_is_a_step_ahead(tmp_path, steps, request
     step, followed = left[0]
     assert followed == request_followed
     assert int(step) == 7 if followed == "None" else 8 <= int(step) < steps, job.stdout
-
-
-def two_hosts(script, text, *args):
-    script.write_text(text)
-    launcher = [sys.executable, ROOT / "launch" / "local_cluster.py", "--processes", "2"]
-    command = [*launcher, "--devices-per-process", "1", "--", sys.executable, script, *args]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 # Of a GPU's policies, in the order of their speed, each host has memory for another one.

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
+from flaxclip.benchmark.between_hosts import gather_arrays
 from flaxclip.benchmark.datasets import Captioned
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.intervals import share_of_hits
@@ -113,9 +113,7 @@ def count_rivals(
         part = jax.device_put((queries[rows], partners[rows]), batch_sharding(mesh))
         block = min(CANDIDATES_AT_ONCE, len(candidates))
         rivals[rows] = np.asarray(_count_in_blocks(*part, everywhere, block))
-    if jax.process_count() > 1:
-        rivals = np.asarray(multihost_utils.process_allgather(rivals)).sum(axis=0)
-    return rivals
+    return gather_arrays(rivals).sum(axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="block")
