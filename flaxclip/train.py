@@ -18,8 +18,8 @@ if __name__ == "__main__":
 
 import jax
 
-from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.checkpoint.manager import CheckpointManager
+from flaxclip.checkpoint.restore import steps_on_host_0
 from flaxclip.compile_cache import keep_compiled_programs
 from flaxclip.config import TrainConfig
 from flaxclip.data.device_feed import LoadedBatch, until_lost
@@ -71,7 +71,7 @@ def train(
     timeout = config.health.host_timeout_seconds
     with hold_workdir(config.workdir), jax.set_mesh(mesh), Watchdog(timeout) as watchdog:
         claim_workdir(config, resume_with_changes)
-        saved_step = max(saved_steps(config.workdir), default=0)
+        saved_step = max(steps_on_host_0(config.workdir, "the start"), default=0)
         announce(config, mesh, source, abstract_state, saved_step)
         if saved_step >= config.steps:
             return

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+import flaxclip.checkpoint.restore
 from flaxclip.checkpoint.checksum import diverged_replicas, tree_checksums
 from flaxclip.checkpoint.layout import CHECKPOINTS, load_variables, saved_steps
 from flaxclip.checkpoint.manager import CheckpointConfig, CheckpointManager
@@ -179,6 +180,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(workdir, mesh, d
         shutil.copytree(whole, step)
     assert largest in noticed
     assert step / "_CHECKPOINT_METADATA" in noticed
+
+
+def test_a_checkpoint_that_is_seen_late_is_waited_for(workdir, mesh, monkeypatch):
+    """As on NFS, where host 0 sees it first."""
+    step = workdir / CHECKPOINTS / "2"
+    listed, unseen = saved_steps(workdir), step.rename(workdir / "unseen")
+    monkeypatch.setattr(flaxclip.checkpoint.restore, "saved_steps", lambda _: listed)
+    monkeypatch.setattr(time, "sleep", lambda _: unseen.exists() and unseen.rename(step))
+    warnings = []
+    assert restore(workdir, state_on(mesh, jax.P("fsdp")), warnings).step == 2
+    assert warnings == []
+    assert not (workdir / "damaged").exists()
 
 
 def test_numbers_that_are_not_those_that_were_saved_are_noticed(workdir, mesh):

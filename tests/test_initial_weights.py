@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-import flaxclip
+import flaxclip.run.parts
 from flaxclip.checkpoint.layout import CHECKPOINTS, absolute, read_metadata, save_variables
 from flaxclip.errors import InputError
 from flaxclip.interop.export import export
@@ -31,6 +31,7 @@ from flaxclip.run.initial_weights import (
     resize_grid,
     start_from,
 )
+from flaxclip.run.progress import ProgressReport
 from flaxclip.sharding import MeshConfig, make_mesh
 from flaxclip.train_state import init_train_state
 from tests.helpers.command_lines import run_cli
@@ -151,6 +152,18 @@ def test_weights_are_laid_out_over_the_mesh_as_the_run_lays_them_out(
     layout = jax.tree.map(lambda leaf: leaf.sharding, fresh)
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_host_that_saw_checkpoints_where_host_0_sees_none_has_the_weights_too(
+    theirs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(flaxclip.run.parts, "saved_steps", lambda _: [8])
+    config = tiny_config(tmp_path / "run", **SPEC._asdict(), init_from=str(theirs))
+    parts = flaxclip.run.parts.open_parts(config)
+    assert parts.initial is None
+    with jax.set_mesh(parts.mesh):
+        start = flaxclip.run.parts.restore_or_init(config, parts, {}, (), ProgressReport(0, 1))
+    assert start.record["initial_weights"]["path"] == str(theirs)
 
 
 def test_statistics_of_batch_norms_come_along_and_a_logit_bias_is_initialized(tmp_path):

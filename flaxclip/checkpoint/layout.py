@@ -20,6 +20,8 @@ from flaxclip.storage import absolute
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+COMMITTED = "commit_success.txt"
+"""The file of a checkpoint that Orbax writes last."""
 
 
 class DamagedCheckpointError(Exception):
@@ -40,7 +42,7 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
     return sorted(
         int(entry.name)
         for entry in folder.iterdir()
-        if entry.name.isdecimal() and (entry / "commit_success.txt").exists()
+        if entry.name.isdecimal() and (entry / COMMITTED).exists()
     )
 
 

@@ -1,5 +1,6 @@
 """Restore the newest intact state of a run."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jax.experimental.multihost_utils import process_allgather, sync_global_devi
 
 from flaxclip.checkpoint.layout import (
     CHECKPOINTS,
+    COMMITTED,
     OtherArraysError,
     load_tree,
     one_line,
@@ -18,9 +20,13 @@ from flaxclip.checkpoint.layout import (
     wrong_arrays,
 )
 from flaxclip.errors import InputError
+from flaxclip.hosts.coordination import broadcast_from_host_0
 from flaxclip.storage import absolute
 
 DAMAGED = "damaged"
+_LATE_SECONDS = 120.0
+"""For which a host waits to see a checkpoint that host 0 sees: what NFS says of a folder may be a
+minute old (acdirmax in nfs(5))."""
 
 
 class Restored(NamedTuple):
@@ -31,13 +37,22 @@ class Restored(NamedTuple):
     record: dict[str, Any]
 
 
+def steps_on_host_0(workdir: epath.PathLike, asked_for: str) -> list[int]:
+    """`saved_steps` as host 0 sees them, on all hosts; callable once a job for each `asked_for`.
+
+    What a host sees of shared storage may be late, and hosts that restored different steps would
+    train on with the weights of both.
+    """
+    return broadcast_from_host_0(f"steps saved, for {asked_for}", saved_steps(workdir))
+
+
 def restore_latest(
     workdir: epath.PathLike, abstract_state: dict[str, Any], warn: Callable[[str], None] = print
 ) -> Restored | None:
     """The newest intact state, laid out like `abstract_state`; None if there are no checkpoints.
 
     Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
-    host, and before a `CheckpointManager` is created.
+    host, once a job, and before a `CheckpointManager` is created.
 
     Raises:
         InputError: there are checkpoints, but each of them is damaged, or holds other arrays.
@@ -45,9 +60,10 @@ def restore_latest(
     workdir = absolute(workdir)
     damaged: dict[int, str] = {}
     other: list[int] = []  # of these, those that may be whole, but hold other arrays
-    for step in reversed(saved_steps(workdir)):
+    for step in reversed(steps_on_host_0(workdir, "restoring")):
         folder = workdir / CHECKPOINTS / str(step)
         problem, metadata, saved = None, {}, {}
+        _await(folder)
         try:
             metadata = read_metadata(folder)
             saved = load_tree(folder, abstract_state)
@@ -80,6 +96,13 @@ def restore_latest(
     problems = [f"step {step}: {problem}" for step, problem in damaged.items()]
     found = f"no checkpoint in {workdir / CHECKPOINTS} can be restored"
     raise InputError("\n".join([found, *problems, *advice]))
+
+
+def _await(folder: epath.Path) -> None:
+    """Wait until this host sees a checkpoint that host 0 sees; if it does not, reading says so."""
+    deadline = time.monotonic() + _LATE_SECONDS
+    while not (folder / COMMITTED).exists() and time.monotonic() < deadline:
+        time.sleep(1)
 
 
 def _move_away(workdir: epath.Path, steps: list[int]) -> None:

@@ -7,14 +7,17 @@ way.
 """
 
 import contextlib
+import json
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed
 
 from flaxclip.exit_codes import PreemptedError
+
+_Value = TypeVar("_Value", bool, list[int])
 
 _PREFIX, _DECISIONS = "flaxclip/request", "flaxclip/decision"
 _DAY_MS = 24 * 3600 * 1000
@@ -26,7 +29,7 @@ def coordination_client() -> Any | None:
     return distributed.global_state.client if jax.process_count() > 1 else None
 
 
-def broadcast_from_host_0(name: str, value: bool) -> bool:
+def broadcast_from_host_0(name: str, value: _Value) -> _Value:
     """Host 0's `value`, on all hosts; callable once a job for each `name`.
 
     It does not use the devices: hosts can arrive minutes apart, if one compiled longer, which is
@@ -37,8 +40,9 @@ def broadcast_from_host_0(name: str, value: bool) -> bool:
         return value
     key = f"{_DECISIONS}/{name}"
     if jax.process_index() == 0:
-        client.key_value_set(key, str(int(value)))
-    return client.blocking_key_value_get(key, _DAY_MS) == "1"
+        client.key_value_set(key, json.dumps(value))
+    there: _Value = json.loads(client.blocking_key_value_get(key, _DAY_MS))
+    return there
 
 
 class Requests:

@@ -134,8 +134,10 @@ def restore_or_init(
         jax.random.key(config.seed), config.model, parts.tx, parts.mesh, ema, config.adapters
     )
     initial_weights = None
-    if parts.initial is not None:
-        state, initial_weights = start_from(parts.initial, config, parts.mesh, state)
-        progress.say(describe(initial_weights, parts.initial.weights.notice))
+    if config.init_from is not None:
+        # This host may have seen checkpoints that host 0 does not.
+        initial = parts.initial or open_initial_weights(config)
+        state, initial_weights = start_from(initial, config, parts.mesh, state)
+        progress.say(describe(initial_weights, initial.weights.notice))
     record |= {"initial_weights": initial_weights}
     return StartingState(0, state, record, teachers.variables)

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from flaxclip.checkpoint.layout import saved_steps
 from tests.survival.jobs import two_hosts
 
 # Host 1 asks when host 0 is past step 7 already, and waits in a collective of step 8 for it.
@@ -66,3 +67,35 @@ def test_hosts_that_find_that_different_policies_fit_take_that_of_host_0(tmp_pat
     job = two_hosts(tmp_path / "remat.py", REMAT)
     assert job.returncode == 0, job.stdout + job.stderr
     assert job.stdout.count("chosen: names") == 2, job.stdout
+
+
+# Host 1 does not see the last checkpoint yet, as it may be on NFS.
+RESTORE = """
+import sys
+import jax
+from flaxclip.checkpoint import restore
+from flaxclip.hosts.connections import join_hosts
+from flaxclip.models.clip import abstract_variables
+from flaxclip.sharding import MeshConfig, make_mesh
+from tests.helpers.tiny_run import TINY_MODEL
+
+join_hosts(120)
+if jax.process_index() == 1:
+    restore.saved_steps = lambda workdir: [4]
+everywhere = jax.NamedSharding(make_mesh(MeshConfig()), jax.P())
+params = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    abstract_variables(TINY_MODEL)["params"],
+)
+print("asked first:", restore.steps_on_host_0(sys.argv[1], "the test"))
+print("restored:", restore.restore_latest(sys.argv[1], {"params": params}).step)
+"""
+
+
+def test_hosts_that_see_different_checkpoints_take_that_of_host_0(finished_run, tmp_path):
+    assert saved_steps(finished_run) == [4, 8]
+    job = two_hosts(tmp_path / "restore.py", RESTORE, str(finished_run))
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stdout.count("asked first: [4, 8]") == 2, job.stdout
+    assert job.stdout.count("restored: 8") == 2, job.stdout
+    assert saved_steps(finished_run) == [4, 8]
