@@ -11,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from flaxclip.data.prepare.beam import errors_of_workers
 from tests.helpers.beam_workers import workers_of
 from tests.helpers.pair_shards import write_shards
 from tests.helpers.tiny_run import EXPERIMENT
@@ -158,6 +160,16 @@ def test_a_worker_that_dies_ends_it_with_a_message(corpus, tmp_path):
     assert process.returncode == 2
     assert "a worker process has died" in stderr
     assert "Traceback" not in stderr
+
+
+def test_an_error_of_another_thread_is_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    with errors_of_workers("flaxclip.data.prepare"):
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+    assert [arguments.exc_type for arguments in shown] == [ZeroDivisionError]
 
 
 def test_options_of_beam_are_passed_on_and_typing_errors_in_them_found(corpus, tmp_path):

@@ -134,6 +134,7 @@ def errors_of_workers(program: str) -> Iterator[None]:
 
     If a worker dies, this process ends: Beam would wait for it forever, and cannot be stopped.
     """
+    hook = threading.excepthook
 
     def exit_if_worker_died(arguments: threading.ExceptHookArgs) -> None:
         # Only the thread of Beam that follows the worker notices.
@@ -146,10 +147,11 @@ def errors_of_workers(program: str) -> Iterator[None]:
                 flush=True,
             )
             os._exit(2)
+        hook(arguments)
 
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # has a traceback for each
 
-    hook, threading.excepthook = threading.excepthook, exit_if_worker_died
+    threading.excepthook = exit_if_worker_died
     try:
         yield
     except Exception as error:
