@@ -216,6 +216,10 @@ def test_a_damaged_checkpoint_makes_room_for_its_step_to_come_again(workdir, mes
     manager.save(2, state, {})
     assert manager.close()
     assert restore(workdir, state).step == 2
+    flip_a_bit(workdir / CHECKPOINTS / "2" / "_CHECKPOINT_METADATA")
+    assert restore(workdir, state).step == 1
+    moved = sorted(path.name for path in (workdir / "damaged").iterdir())
+    assert moved == ["2", "2-2"]  # what was moved away before is still there
 
 
 def test_where_all_are_damaged_the_run_does_not_start_over(workdir, mesh):

@@ -1,5 +1,6 @@
 """Restore the newest intact state of a run."""
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,8 +52,9 @@ def restore_latest(
 ) -> Restored | None:
     """The newest intact state, laid out like `abstract_state`; None if there are no checkpoints.
 
-    Newer ones that are damaged are reported and moved to WORKDIR/damaged. Must be called on every
-    host, once a job, and before a `CheckpointManager` is created.
+    Newer ones that are damaged are reported and moved to WORKDIR/damaged/STEP, or STEP-2 and so on
+    where there is one. Must be called on every host, once a job, and before a `CheckpointManager`
+    is created.
 
     Raises:
         InputError: there are checkpoints, but each of them is damaged, or holds other arrays.
@@ -109,9 +111,11 @@ def _move_away(workdir: epath.Path, steps: list[int]) -> None:
     """Make room for checkpoints of the same steps, without deleting the damaged ones."""
     if jax.process_index() == 0:
         for step in steps:
-            target = workdir / DAMAGED / str(step)
-            target.parent.mkdir(exist_ok=True)
-            target.rmtree(missing_ok=True)
+            (workdir / DAMAGED).mkdir(exist_ok=True)
+            # The same step may have been moved away before.
+            names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
+            places = (workdir / DAMAGED / name for name in names)
+            target = next(place for place in places if not place.exists())
             (workdir / CHECKPOINTS / str(step)).rename(target)
     if steps:
         sync_global_devices("damaged checkpoints moved away")
