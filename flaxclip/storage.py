@@ -37,30 +37,21 @@ def append_text(path: epath.Path, text: str) -> None:
 
 def replace_text(path: epath.Path, text: str) -> None:
     """Write a file so that readers see the old one or all of the new one."""
-    if is_remote(path):  # an object appears when it is complete
-        path.write_text(text)
-    else:
-        with whole_file(path) as partial:
-            partial.write_text(text)
-
-
-def copy_whole(source: epath.Path, path: epath.Path) -> None:
-    """Copy a file so that there is none at `path`, or all of it: the disk may be full."""
-    if is_remote(path):
-        source.copy(path)
-    else:
-        with whole_file(path) as partial:
-            source.copy(partial)
+    with whole_file(path) as partial:
+        partial.write_text(text)
 
 
 @contextlib.contextmanager
 def whole_file(path: _Path) -> Iterator[_Path]:
-    """A path to write a local file at, which becomes `path` when the context ends without an error.
+    """A path to write a file at, which becomes `path` when the context ends without an error.
 
     Readers of `path` see none, or the old one, or all of the new one. Several processes, on several
     machines, may write the same file at once: what each writes has a name of its own until then. It
     is removed on an error; one that a killed process has left ends in `.partial`.
     """
+    if is_remote(path):  # an object appears when it is complete
+        yield path
+        return
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial

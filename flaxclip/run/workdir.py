@@ -14,7 +14,7 @@ from flaxclip.checkpoint.layout import CONFIG_FILE
 from flaxclip.config import TrainConfig, differing_fields
 from flaxclip.config_json import run_from_json, run_to_json
 from flaxclip.errors import InputError
-from flaxclip.storage import copy_whole, is_remote, replace_text
+from flaxclip.storage import is_remote, replace_text, whole_file
 
 LOCK_FILE = "lock"
 
@@ -101,7 +101,8 @@ def claim_workdir(config: TrainConfig, may_change: Sequence[str] = ()) -> None:
             if vocabulary := config.tokenizer.file:
                 source, copy = epath.Path(vocabulary), path.parent / epath.Path(vocabulary).name
                 if source.exists() and not copy.exists():
-                    copy_whole(source, copy)
+                    with whole_file(copy) as partial:  # the disk may be full
+                        source.copy(partial)
             replace_text(path, run_to_json(config))
     except OSError as error:
         raise _cannot_write(config.workdir, error) from None

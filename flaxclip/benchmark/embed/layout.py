@@ -221,8 +221,5 @@ def open_folder(path: epath.PathLike) -> EmbeddingFolder:
 
 def _write_whole(path: epath.Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):  # an object appears when it is complete
-        path.write_bytes(data)
-        return
     with whole_file(path) as partial:
         partial.write_bytes(data)

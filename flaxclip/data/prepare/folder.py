@@ -19,7 +19,7 @@ from etils import epath
 
 from flaxclip.data.prepare.scan import ROW, Dropped, Scan, Size
 from flaxclip.data.prepare.write_shards import ShardReport, cannot_write
-from flaxclip.storage import is_remote, whole_file
+from flaxclip.storage import whole_file
 
 DATASHEET, DROPPED = "datasheet.json", "dropped.jsonl"
 _MOST_RANGES, _SHORTEST_RANGE, _LONGEST_RANGE = 1_000, 64, 100_000
@@ -147,9 +147,6 @@ def write_whole(path: epath.Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if is_remote(path):  # an object in a store appears when it is whole
-            path.write_bytes(data)
-            return
         with whole_file(path) as partial:
             partial.write_bytes(data)
     except OSError as error:

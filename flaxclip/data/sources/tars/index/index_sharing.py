@@ -211,9 +211,7 @@ class _OtherHosts:
         self._first: dict[int, dict | None] = {}
 
     def check(self, hosts: Sequence[int], sharing: IndexSharing) -> None:
-        """Raise an error, with which this host ends as that one does, if one of the hosts has
-        failed or been silent for long: see `_wait_for_others`.
-        """
+        """Raise if one of the hosts has failed or been silent for long: see `_wait_for_others`."""
         there = list_files(self._shared.place("hosts"))
         for host in hosts:
             note = self._read(host) if f"{host}.json" in there else None
