@@ -19,15 +19,22 @@ PATIENCE = 300  # seconds; only for what hangs, since everything is waited for b
 
 
 class Job:
-    """A command that trains the tiny run in FOLDER/run, and what it has printed so far, unless it
-    prints to another file, `output`.
+    """A command that trains the tiny run in FOLDER/run, by FOLDER/tiny.py, and what it has printed
+    so far, unless it prints to another file, `output`.
     """
 
     started: ClassVar[list["Job"]] = []
 
-    def __init__(self, folder: Path, command: list, output: int | None = None, **environment: str):
+    def __init__(
+        self,
+        folder: Path,
+        command: list,
+        output: int | None = None,
+        experiment: str = EXPERIMENT,
+        **environment: str,
+    ):
         self.folder, self.log = folder, folder / "log"
-        (folder / "tiny.py").write_text(EXPERIMENT)
+        (folder / "tiny.py").write_text(experiment)
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -70,6 +77,10 @@ class Job:
 
     def wait_for_checkpoint(self, step: int) -> None:
         self.wait_until(lambda: max(saved_steps(self.folder / "run"), default=0) >= step)
+
+    def wait_for_host_held(self, start: int) -> None:
+        """Until a host waits, in this start of the run, as `held_steps` says."""
+        self.wait_until((self.folder / f"held-{start}").exists)
 
     def host(self, rank: int) -> int:
         """Process that this host of a cluster is now."""

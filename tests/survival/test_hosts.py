@@ -11,6 +11,8 @@ import pytest
 
 from flaxclip.checkpoint.layout import saved_steps
 from flaxclip.exit_codes import PREEMPTED
+from tests.helpers.held_steps import held
+from tests.helpers.tiny_run import EXPERIMENT
 from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import ROOT, Job, cluster_command, train_command
 from tests.survival.outcome import assert_same_run, losses
@@ -33,22 +35,27 @@ def undisturbed(tmp_path_factory):
 def test_a_killed_host_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
     undisturbed, tmp_path
 ):
-    job = Job(tmp_path, cluster_command(*FLAGS, restarts=2))
-    for starts, (step, rank) in enumerate(((5, 1), (20, 0)), 1):
+    experiment = EXPERIMENT + held((7, 1), (22, 0))
+    job = Job(tmp_path, cluster_command(*FLAGS, restarts=2), experiment=experiment)
+    for start, (step, rank) in enumerate(((5, 1), (20, 0))):
+        job.wait_for_host_held(start)
         job.wait_for_checkpoint(step)
-        job.wait_for_text("host 1 is process", starts)
         os.kill(job.host(rank), signal.SIGKILL)
     assert job.wait() == 0, job.remarks()
     assert "host 1 (" in job.text()
+    for step in (5, 20):
+        assert f"at step {step}, where its last checkpoint is" in job.text()
     assert_same_run(STEPS, tmp_path, undisturbed)
 
 
 def test_a_run_that_is_told_to_stop_saves_its_step_on_all_hosts_and_goes_on_from_there(
     undisturbed, tmp_path
 ):
-    job = Job(tmp_path, cluster_command(*FLAGS))
-    job.wait_for_checkpoint(5)
+    job = Job(tmp_path, cluster_command(*FLAGS), experiment=EXPERIMENT + held((7, 0)))
+    job.wait_for_host_held(0)
     os.kill(job.host(1), signal.SIGTERM)  # one host's notice stops them all
+    job.wait_for_text("SIGTERM: saving, then stopping")
+    (tmp_path / "go").touch()
     assert job.wait() == PREEMPTED, job.remarks()
     assert "exit codes 75, 75" in job.text()
     (stopped_at,) = set(re.findall(r"stopped after step (\d+), which is saved", job.text()))
