@@ -22,7 +22,7 @@ def held(*moments: tuple[int, int]) -> str:
 def hold(moments: Sequence[tuple[int, int]]) -> None:
     """Wait as `held` says, until there is a file `go`; a file `held-N` says that the host waits."""
     start = len(list(Path().glob("held-*")))
-    if start == len(moments):
+    if start >= len(moments):
         return
     (held_step, host), agreed = moments[start], Requests.agreed
 
