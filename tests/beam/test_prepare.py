@@ -33,9 +33,9 @@ def corpus(tmp_path_factory):
     return folder, write_shards(folder)
 
 
-def _command(corpus, out, *args):
+def _command(corpus, out, *args, program=("flaxclip.data.prepare",)):
     src = str(corpus[0] / "*.tar")
-    return [sys.executable, "-m", "flaxclip.data.prepare", src, str(out), *OPTIONS, *args]
+    return [sys.executable, "-m", *program, src, str(out), *OPTIONS, *args]
 
 
 def _environment(corpus):
@@ -92,16 +92,15 @@ def test_prepared_already_there_is_nothing_to_do(corpus, prepared):
     assert {path: path.stat().st_mtime_ns for path in prepared[0].iterdir()} == before
 
 
-@pytest.mark.parametrize(("workers", "seen"), [(1, "shards/*.json"), (2, "scans/*.json")])
-def test_killed_and_started_again_it_ends_the_same(corpus, prepared, tmp_path, seen, workers):
+@pytest.mark.parametrize(("workers", "moment"), [(1, "second-shard"), (2, "scanned")])
+def test_killed_and_started_again_it_ends_the_same(corpus, prepared, tmp_path, moment, workers):
     out = tmp_path / "out"
-    command = _command(corpus, out, "--workers", str(workers))
-    process = subprocess.Popen(command, env=_environment(corpus), stdout=subprocess.DEVNULL)
-    while not list(out.glob(f"_preparing/{seen}")):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    program = ("tests.helpers.killed_preparation", moment)
+    command = _command(corpus, out, "--workers", str(workers), program=program)
+    killed = subprocess.run(command, env=_environment(corpus), stdout=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(out.glob("_preparing/scans/*.json"))
+    assert len(list(out.glob("_preparing/shards/*.json"))) == (moment == "second-shard")
     assert not (out / "datasheet.json").exists()
     assert not list(out.glob("*.array_record"))
     run = _prepare(corpus, out, "--workers", str(workers))

@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -46,8 +45,8 @@ def tars(tmp_path_factory):
     return write_captioned_tars(tmp_path_factory.mktemp("tars"))
 
 
-def command(tars, teacher, out, workers):
-    words = "-m", "flaxclip.data.prepare", f"{tars}/*.tar", str(out), "--teacher", teacher
+def command(tars, teacher, out, workers, program=("flaxclip.data.prepare",)):
+    words = "-m", *program, f"{tars}/*.tar", str(out), "--teacher", teacher
     return [sys.executable, *words, *OPTIONS.split(), "--workers", str(workers)]
 
 
@@ -92,14 +91,11 @@ def test_killed_while_a_teacher_is_asked_and_started_again_it_ends_the_same(
     tars, teacher, prepared, tmp_path
 ):
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(tars, teacher, out, 1), env=ENVIRONMENT, stdout=subprocess.DEVNULL
-    )
-    while not list(out.glob("_preparing/shards/*.json")):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    program = ("tests.helpers.killed_preparation", "second-shard")
+    killing = command(tars, teacher, out, 1, program)
+    killed = subprocess.run(killing, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(out.glob("_preparing/shards/*.json"))) == 1
     assert not (out / "datasheet.json").exists()
     assert "nothing to do" not in prepare(tars, teacher, out, 1)
     assert contents(out) == contents(prepared[0])
