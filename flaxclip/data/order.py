@@ -10,11 +10,11 @@ each of its corpora does, and passes through them at the pace of its weight.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from flaxclip.data.permutation import hash_of, permute_as_grain
+from flaxclip.data.permutation import grains_shuffle, hash_of, permute_as_grain
 from flaxclip.data.sequence_lengths import LengthSchedule
 from flaxclip.data.sources.mixture import MixtureSource
 from flaxclip.data.sources.source import Source, reads_remotely, run_length
@@ -126,6 +126,15 @@ class CorpusOrder:
     """Index of its first example in the mixture."""
     storage: StorageOrder | None = None
     """The order in each epoch, if it is the one for object storage."""
+
+    def __post_init__(self) -> None:
+        # The first draw may be that of a thread, which must not import it.
+        if self.config.sampling == "epochs" and self.storage is None:
+            grains_shuffle()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
 
     def __len__(self) -> int:
         return 2**62  # Grain knows no endless source

@@ -34,11 +34,17 @@ def permute_as_grain(position: int, length: int, seeds: tuple[int, ...]) -> int:
     Grain permutes no fewer than 2^16 values and leaves out those beyond the length: it takes 4 µs
     for a million values, 0.3 ms for a hundred.
     """
-    return int(_index_shuffle()(position, max_index=length - 1, seed=hash_of(seeds), rounds=4))
+    return int(grains_shuffle()(position, max_index=length - 1, seed=hash_of(seeds), rounds=4))
 
 
 @functools.cache
-def _index_shuffle() -> Callable[..., int]:
+def grains_shuffle() -> Callable[..., int]:
+    """Grain's function; to be called for the first time while no other thread may import.
+
+    While Grain is imported, etils (1.15, `epy.lazy_imports`) has replaced `builtins.__import__` for
+    all threads: what another one imports at that moment, as JAX does in functions while it traces a
+    step, becomes a stand-in for a module that there may not be.
+    """
     # It brings JAX, which takes a second and 130 MB: of each process that loads data, and those
     # that follow the order for object storage need none of it.
     from grain.experimental import index_shuffle
