@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +188,9 @@ def test_a_checkpoint_that_is_seen_late_is_waited_for(workdir, mesh, monkeypatch
     step = workdir / CHECKPOINTS / "2"
     listed, unseen = saved_steps(workdir), step.rename(workdir / "unseen")
     monkeypatch.setattr(flaxclip.checkpoint.restore, "saved_steps", lambda _: listed)
-    monkeypatch.setattr(time, "sleep", lambda _: unseen.exists() and unseen.rename(step))
+    # Its clock alone: other threads may sleep too.
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: unseen.rename(step))
+    monkeypatch.setattr(flaxclip.checkpoint.restore, "time", clock)
     warnings = []
     assert restore(workdir, state_on(mesh, jax.P("fsdp")), warnings).step == 2
     assert warnings == []
