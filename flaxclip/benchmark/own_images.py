@@ -1,15 +1,17 @@
 """Anybody's own folder of images, with nothing but the names of what they may show."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from rich.table import Table
 
 from flaxclip.benchmark.embeddings import Embedder
 from flaxclip.benchmark.methods.zero_shot import note_cut_texts, task_classifier
 from flaxclip.benchmark.readers.folder import FileImages, class_folders, find_images
-from flaxclip.benchmark.results import print_whole
+from flaxclip.benchmark.results import print_whole, write_text
 from flaxclip.benchmark.tasks import PROMPT_SETS, DataSource, Prompts, Task
 from flaxclip.data.sources.left_out import LEFTOVERS, describe_counts
 from flaxclip.errors import InputError
@@ -85,6 +87,8 @@ def own_task(images: Path, labels: Sequence[str]) -> Task:
 def name_images(embedder: Embedder, folder: Path, names: Sequence[str], out: Path) -> None:
     """Write `out/predictions.csv`, a row an image: its name, and the probability of each label.
 
+    To be called on all hosts; host 0 writes and prints.
+
     Raises:
         InputError: there are no images, or more of them are unreadable than may be; those that
             can be read have their rows all the same.
@@ -104,17 +108,23 @@ def name_images(embedder: Embedder, folder: Path, names: Sequence[str], out: Pat
             best = "unreadable"
             broken.pop()
         rows.append([name, best, *(f"{p:.4f}" for p in row)])
-    with (out / "predictions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["image", "prediction", *names], *rows])
-    table = Table("image", "prediction", *names)
+    if jax.process_index() == 0:
+        _write(out / "predictions.csv", ["image", "prediction", *names], rows, unreadable)
+        for note in note_cut_texts("prompts", cut):
+            print(note)
+        if leftovers:
+            print(f"left out: {describe_counts({LEFTOVERS: leftovers})}")
+    embedder.check_readable(unreadable, len(rows))
+
+
+def _write(path: Path, header: list[str], rows: list[list[str]], unreadable: Sequence[str]) -> None:
+    """All rows into the file, and the first ones on the terminal."""
+    lines, table = io.StringIO(), Table(*header)
+    csv.writer(lines, lineterminator="\n").writerows([header, *rows])
+    write_text(path, lines.getvalue())
     for row in rows[:PRINTED]:
         table.add_row(*row)
     print_whole(table)
     for line in unreadable[:PRINTED]:
         print(f"unreadable: {line}")
-    print(f"{len(rows):,} images, {len(unreadable):,} unreadable: {out / 'predictions.csv'}")
-    for note in note_cut_texts("prompts", cut):
-        print(note)
-    if leftovers:
-        print(f"left out: {describe_counts({LEFTOVERS: leftovers})}")
-    embedder.check_readable(unreadable, len(rows))
+    print(f"{len(rows):,} images, {len(unreadable):,} unreadable: {path}")

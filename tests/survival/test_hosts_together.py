@@ -9,6 +9,7 @@ import sys
 import pyarrow.parquet as pq
 
 from tests.helpers.image_tables import write_table
+from tests.helpers.image_tars import jpeg
 from tests.helpers.xla_flags import ONE_DEVICE
 from tests.survival.jobs import PATIENCE, ROOT, two_hosts
 
@@ -21,6 +22,7 @@ import flaxclip
 from flaxclip.benchmark import embeddings
 from flaxclip.benchmark.between_hosts import broadcast_from_host_0, together
 from flaxclip.benchmark.datasets import MissingDataError
+from flaxclip.benchmark.own_images import name_images
 from flaxclip.errors import InputError
 from flaxclip.exit_codes import PreemptedError
 from flaxclip.hosts.connections import join_hosts
@@ -75,12 +77,19 @@ for _ in range(2):
     except InputError as error:
         print("ended by", error, flush=True)
     embeddings.save_embedded = save
+
+photos = embeddings.Path(sys.argv[3])
+with together():
+    name_images(embedder, photos, ["cat", "dog"], photos)
 """
 
 
 def test_hosts_end_a_stretch_alike_whatever_happens_to_one(finished_run, tmp_path):
-    script, cache = tmp_path / "host.py", tmp_path / "cache"
-    job = two_hosts(script, STRETCHES, str(finished_run), str(cache))
+    script, cache, photos = tmp_path / "host.py", tmp_path / "cache", tmp_path / "photos"
+    photos.mkdir()
+    for shade in range(3):
+        (photos / f"{shade}.jpg").write_bytes(jpeg(shade))
+    job = two_hosts(script, STRETCHES, str(finished_run), str(cache), str(photos))
     assert job.returncode == 0, job.stdout + job.stderr
     for host in ("0", "1"):
         lines = re.findall(rf"\[host {host}\] ((?:ended|embedded|host 0 says) .*)", job.stdout)
@@ -96,6 +105,11 @@ def test_hosts_end_a_stretch_alike_whatever_happens_to_one(finished_run, tmp_pat
             "ended by host 0: the disk is full",
             "embedded 6",
         ], job.stdout
+    # Their images have one account, host 0's.
+    assert re.findall(r"\[host (\d)\] 3 images, 0 unreadable", job.stdout) == ["0"]
+    header, *rows = (photos / "predictions.csv").read_text().splitlines()
+    assert header == "image,prediction,cat,dog"
+    assert [row.split(",")[0] for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
 def test_a_file_that_is_damaged_for_one_host_fails_its_task_on_all(
