@@ -3,20 +3,26 @@
 TPU VMs, Kubernetes and SLURM also announce preemption with SIGTERM. A thread acts on signals:
 Python would call a handler only when the main thread returns from waiting for the devices, which
 may take a step, or forever.
+
+The same signal within five seconds is the same notice: Ctrl-C, `timeout` and systemd signal all
+processes of a group, and launchers among them pass on what they get.
 """
 
 import contextlib
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 from flaxclip.exit_codes import PREEMPTED
 from flaxclip.hosts.coordination import Requests
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAME_NOTICE_SECONDS = 5.0
 
 
 class StopSignals:
@@ -51,17 +57,21 @@ class StopSignals:
         self._inbox.close()
 
     def _act(self) -> None:
-        received = False
+        first_at: dict[int, float] = {}
         while numbers := self._inbox.recv(1):
-            if numbers[0] not in _SIGNALS:
+            (number,), now = numbers, time.monotonic()
+            if number not in _SIGNALS:
                 continue
-            name = signal.Signals(numbers[0]).name
-            if received:
+            name = signal.Signals(number).name
+            if first_at:
+                if now < first_at.get(number, -math.inf) + _SAME_NOTICE_SECONDS:
+                    continue
                 _say(f"{name} again: leaving immediately; the last checkpoint stands")
                 os._exit(PREEMPTED)
-            received = True
+            first_at[number] = now
             self._requests.make("stop")
-            _say(f"{name}: saving, then stopping")
+            wait = f"{_SAME_NOTICE_SECONDS:g} s"
+            _say(f"{name}: saving, then stopping; again after {wait}: leaving immediately")
 
 
 def exit_on_signals() -> None:

@@ -22,6 +22,11 @@ FLAGS = (
     *("--steps", str(STEPS), "--log-every", "1", "--checkpoint.every-steps", "5"),
     *("--checkpoint.keep-every", "40", "--health.host-timeout-seconds", "120"),
 )
+PATIENT = """
+from flaxclip.hosts import stop_signals
+
+stop_signals._SAME_NOTICE_SECONDS = 600.0
+"""
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +98,10 @@ def test_a_run_goes_on_with_other_hosts_and_devices(undisturbed, tmp_path, proce
 
 
 def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_lives(tmp_path):
-    job = Job(tmp_path, cluster_command(*FLAGS, "--steps", "100000"))
-    job.wait_for_checkpoint(5)
+    experiment = EXPERIMENT + held((7, 0)) + PATIENT
+    long = ("--health.host-timeout-seconds", "600")  # that one host may wait
+    job = Job(tmp_path, cluster_command(*FLAGS, *long), experiment=experiment)
+    job.wait_for_host_held(0)
     second = subprocess.run(
         train_command(),
         cwd=tmp_path,
@@ -105,5 +112,10 @@ def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_lives(tmp_p
     )
     assert second.returncode == 2
     assert f"run belongs to process {job.host(0)} on " in second.stderr
-    job.process.send_signal(signal.SIGTERM)
-    assert job.wait() == PREEMPTED
+    # As Ctrl-C in a terminal: to the hosts, and to the launcher, which passes it on to them.
+    os.killpg(job.process.pid, signal.SIGINT)
+    job.wait_for_text("SIGINT: saving, then stopping", times=2)
+    (tmp_path / "go").touch()
+    assert job.wait() == PREEMPTED, job.remarks()
+    assert "exit codes 75, 75" in job.text()
+    assert re.search(r"stopped after step \d+, which is saved", job.text())
