@@ -128,7 +128,7 @@ class CorpusOrder:
     """The order in each epoch, if it is the one for object storage."""
 
     def __post_init__(self) -> None:
-        # The first draw may be that of a thread, which must not import it.
+        # The first draw may be that of a thread, which must not import Grain.
         if self.config.sampling == "epochs" and self.storage is None:
             grains_shuffle()
 

@@ -9,7 +9,6 @@ processes of a group, and launchers among them pass on what they get.
 """
 
 import contextlib
-import math
 import os
 import signal
 import socket
@@ -57,18 +56,18 @@ class StopSignals:
         self._inbox.close()
 
     def _act(self) -> None:
-        first_at: dict[int, float] = {}
+        first: tuple[int, float] | None = None  # its number, and when it came
         while numbers := self._inbox.recv(1):
             (number,), now = numbers, time.monotonic()
             if number not in _SIGNALS:
                 continue
             name = signal.Signals(number).name
-            if first_at:
-                if now < first_at.get(number, -math.inf) + _SAME_NOTICE_SECONDS:
+            if first is not None:
+                if number == first[0] and now < first[1] + _SAME_NOTICE_SECONDS:
                     continue
                 _say(f"{name} again: leaving immediately; the last checkpoint stands")
                 os._exit(PREEMPTED)
-            first_at[number] = now
+            first = number, now
             self._requests.make("stop")
             wait = f"{_SAME_NOTICE_SECONDS:g} s"
             _say(f"{name}: saving, then stopping; again after {wait}: leaving immediately")
